@@ -1,0 +1,158 @@
+"""From a model's name to a directory that FMS, transformers and vLLM all read."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+EMBEDDED = "smollm2"
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# What the three readers need of a hub repository; anything in a subfolder is for others.
+HUB_FILES = ["*.json", "*.jinja", "model*.safetensors", "tokenizer.model", "merges.txt"]
+TOKENIZERS = ["tokenizer.json", "tokenizer.model", "vocab.json"]
+
+
+def model_directory(name: str = EMBEDDED) -> Path:
+    """The directory of a model: `smollm2`, a local Hugging Face directory, or a hub id.
+
+    The embedded model is unpacked into `cache_directory()` at the first call. ValueError or
+    OSError, in one line with the remedy, where the model is missing, incomplete or unreachable.
+    """
+    try:
+        if name == EMBEDDED:
+            return embedded_directory()
+        path = Path(name).expanduser()
+        if path.exists():
+            return checked(path.absolute())
+        if not HUB_ID.fullmatch(name):
+            raise ValueError(f"no such directory: {name} (nor is it a hub id or {EMBEDDED!r})")
+        return checked(hub_directory(name))
+    except ModuleNotFoundError as missing:
+        raise ValueError(
+            f"model {name!r} needs the package {missing.name}: pip install 'spyre-bench[engine]'"
+        ) from missing
+
+
+def cache_directory() -> Path:
+    """SPYRE_BENCH_CACHE, else `spyre_bench` in the user's XDG cache. It need not exist yet."""
+    if own := os.environ.get("SPYRE_BENCH_CACHE"):
+        return Path(own).expanduser().absolute()
+    xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # the XDG specification: an unset, empty or relative path means the default
+    return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "spyre_bench"
+
+
+def checked(directory: Path) -> Path:
+    """The directory itself; ValueError naming what a Hugging Face directory would also hold."""
+    if problem := missing_from(directory):
+        raise ValueError(f"{directory} is no complete Hugging Face model directory: {problem}")
+    return directory
+
+
+def missing_from(directory: Path) -> str | None:
+    """What the directory lacks, or None. Reads headers only, so it is quick for any size."""
+    if not directory.is_dir():
+        return "it is not a directory"
+    if not (directory / "config.json").is_file():
+        return "config.json is missing"
+    if not any((directory / name).is_file() for name in TOKENIZERS):
+        return f"a tokenizer is missing ({', '.join(TOKENIZERS)})"
+    shards = {path.name for path in directory.glob("*.safetensors")}
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        shards |= set(json.loads(index.read_text())["weight_map"].values())
+    if not shards:
+        return "weights in safetensors are missing (other weight formats are not read)"
+    return next(filter(None, (damage(directory / shard) for shard in sorted(shards))), None)
+
+
+def damage(shard: Path) -> str | None:
+    """What is wrong with a safetensors file: its header says how long the file must be."""
+    if not shard.is_file():
+        return f"{shard.name} is missing"
+    with shard.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        size = shard.stat().st_size
+        try:
+            header = json.loads(file.read(min(length, size)))
+        except ValueError:
+            return f"{shard.name} is damaged"
+    ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+    whole = 8 + length + max(ends, default=0)
+    return None if size == whole else f"{shard.name} has {size} bytes instead of {whole}"
+
+
+def hub_directory(name: str) -> Path:
+    """Fetch a hub repository through huggingface_hub, which keeps it in its own cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=["*/*"]))
+    except GatedRepoError as error:
+        raise OSError(
+            f"{name} is gated: accept its terms on its hub page, then run `hf auth login`"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ValueError(
+            f"{name} is no directory, and the hub knows no such model or hides it: check the "
+            "spelling, or run `hf auth login` if it is private"
+        ) from error
+    except Exception as error:  # httpx's errors are no OSErrors
+        raise OSError(
+            f"{name} is no directory, and fetching it from the hub failed "
+            f"({first_line(error)}): check the network, or give a local directory or {EMBEDDED!r}"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def embedded_directory() -> Path:
+    """The embedded model's directory, unpacked first where it is not there or not whole.
+
+    One process unpacks, others wait for it. What is half-written never bears the final name.
+    """
+    from spyre_bench.engine import embedded
+
+    cache = cache_directory()
+    # another source file is another directory, never mistaken for this one
+    target = cache / f"smollm2-135m-instruct-{embedded.SHA256[:8]}"
+    if missing_from(target) is None:
+        return target
+    from filelock import FileLock
+
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / f"{target.name}.lock"):
+            if missing_from(target) is not None:
+                unpack_into(target)
+    except OSError as error:
+        raise OSError(
+            f"cannot unpack the embedded model into {cache} ({first_line(error)}): it needs "
+            f"{embedded.UNPACKED_BYTES / 1e6:.0f} MB there; make room, or name another place by "
+            "SPYRE_BENCH_CACHE"
+        ) from error
+    return target
+
+
+def unpack_into(target: Path) -> None:
+    """Unpack beside `target`, then rename. To be called under the lock: the name is a fixed one."""
+    from safetensors import SafetensorError
+
+    from spyre_bench.engine import embedded
+
+    source = embedded.source_file()
+    half_written = target.with_name(f".{target.name}.unpacking")
+    shutil.rmtree(half_written, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(target, ignore_errors=True)  # found damaged
+    try:
+        half_written.mkdir()
+        embedded.unpack(source, half_written)
+        half_written.replace(target)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise OSError(str(error)) from error
+    finally:
+        shutil.rmtree(half_written, ignore_errors=True)
