@@ -22,3 +22,27 @@ def shared() -> Path:
             pytest.fail(f"CI is set but {SHARED} is missing")
         pytest.skip(f"{SHARED} is not here")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The embedded model's directory, unpacked at first use."""
+    from spyre_bench.engine.checkpoint import model_directory
+
+    return model_directory("smollm2")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory) -> Path:
+    """Two layers, 12 heads, a head of its own for the output."""
+    from tests.tiny_models import tiny_model
+
+    return tiny_model(tmp_path_factory.mktemp("tiny_llama"), "llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_granite(tmp_path_factory) -> Path:
+    """Two layers, 24 heads over 12 KV heads, tied embeddings, every multiplier at work."""
+    from tests.tiny_models import tiny_model
+
+    return tiny_model(tmp_path_factory.mktemp("tiny_granite"), "granite", heads=24)
