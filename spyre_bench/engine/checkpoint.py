@@ -1,13 +1,12 @@
 """From a model's name to a directory that FMS, transformers and vLLM all read."""
 
+import errno
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 
 EMBEDDED = "smollm2"
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # What the three readers need of a hub repository; anything in a subfolder is for others.
 HUB_FILES = ["*.json", "*.jinja", "model*.safetensors", "tokenizer.model", "merges.txt"]
 TOKENIZERS = ["tokenizer.json", "tokenizer.model", "vocab.json"]
@@ -22,12 +21,8 @@ def model_directory(name: str = EMBEDDED) -> Path:
     try:
         if name == EMBEDDED:
             return embedded_directory()
-        path = Path(name).expanduser()
-        if path.exists():
-            return checked(path.absolute())
-        if not HUB_ID.fullmatch(name):
-            raise ValueError(f"no such directory: {name} (nor is it a hub id or {EMBEDDED!r})")
-        return checked(hub_directory(name))
+        path = Path(os.path.expanduser(name))
+        return checked(path.absolute() if path.exists() else hub_directory(name))
     except ModuleNotFoundError as missing:
         raise ValueError(
             f"model {name!r} needs the package {missing.name}: pip install 'spyre-bench[engine]'"
@@ -54,42 +49,52 @@ def missing_from(directory: Path) -> str | None:
     """What the directory lacks, or None. Reads headers only, so it is quick for any size."""
     if not directory.is_dir():
         return "it is not a directory"
-    if not (directory / "config.json").is_file():
-        return "config.json is missing"
+    if not is_json(directory / "config.json"):
+        return "config.json is missing or no JSON"
     if not any((directory / name).is_file() for name in TOKENIZERS):
         return f"a tokenizer is missing ({', '.join(TOKENIZERS)})"
     shards = {path.name for path in directory.glob("*.safetensors")}
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        shards |= set(json.loads(index.read_text())["weight_map"].values())
+        if not is_json(index):
+            return f"{index.name} is no JSON"
+        shards |= set(json.loads(index.read_text()).get("weight_map", {}).values())
     if not shards:
         return "weights in safetensors are missing (other weight formats are not read)"
     return next(filter(None, (damage(directory / shard) for shard in sorted(shards))), None)
 
 
+def is_json(path: Path) -> bool:
+    try:
+        return isinstance(json.loads(path.read_text()), dict)
+    except (FileNotFoundError, ValueError):
+        return False
+
+
 def damage(shard: Path) -> str | None:
     """What is wrong with a safetensors file: its header says how long the file must be."""
-    if not shard.is_file():
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(shard, framework="numpy"):
+            return None
+    except FileNotFoundError:
         return f"{shard.name} is missing"
-    with shard.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        size = shard.stat().st_size
-        try:
-            header = json.loads(file.read(min(length, size)))
-        except ValueError:
-            return f"{shard.name} is damaged"
-    ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-    whole = 8 + length + max(ends, default=0)
-    return None if size == whole else f"{shard.name} has {size} bytes instead of {whole}"
+    except SafetensorError as error:
+        return f"{shard.name} is damaged ({error})"
 
 
 def hub_directory(name: str) -> Path:
     """Fetch a hub repository through huggingface_hub, which keeps it in its own cache."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=["*/*"]))
+    except HFValidationError as error:
+        raise ValueError(
+            f"{name!r} is neither a directory that exists, nor a hub id, nor {EMBEDDED!r}"
+        ) from error
     except GatedRepoError as error:
         raise OSError(
             f"{name} is gated: accept its terms on its hub page, then run `hf auth login`"
@@ -99,10 +104,14 @@ def hub_directory(name: str) -> Path:
             f"{name} is no directory, and the hub knows no such model or hides it: check the "
             "spelling, or run `hf auth login` if it is private"
         ) from error
-    except Exception as error:  # httpx's errors are no OSErrors
+    except Exception as error:  # the network's errors are not all OSErrors
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            remedy = "make room, or name another place for the hub's cache by HF_HOME"
+        else:
+            remedy = f"check the network, or give a local directory or {EMBEDDED!r}"
         raise OSError(
             f"{name} is no directory, and fetching it from the hub failed "
-            f"({first_line(error)}): check the network, or give a local directory or {EMBEDDED!r}"
+            f"({first_line(error)}): {remedy}"
         ) from error
 
 
@@ -118,8 +127,7 @@ def embedded_directory() -> Path:
     from spyre_bench.engine import embedded
 
     cache = cache_directory()
-    # another source file is another directory, never mistaken for this one
-    target = cache / f"smollm2-135m-instruct-{embedded.SHA256[:8]}"
+    target = cache / embedded.DIRECTORY
     if missing_from(target) is None:
         return target
     from filelock import FileLock

