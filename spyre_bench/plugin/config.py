@@ -1,0 +1,182 @@
+"""The configuration of the backend, read once from vLLM's `additional_config["spyre"]` and, where
+that is silent, from the environment names that deployments on Spyre already use."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spyre_bench.shapes import BucketSet
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+BACKENDS = ("eager", "inductor", "sendnn")
+SCOPES = ("layer", "model")
+
+PROMPT_LENS = "VLLM_SPYRE_WARMUP_PROMPT_LENS"
+NEW_TOKENS = "VLLM_SPYRE_WARMUP_NEW_TOKENS"
+BATCH_SIZES = "VLLM_SPYRE_WARMUP_BATCH_SIZES"
+BACKEND = "VLLM_SPYRE_DYNAMO_BACKEND"
+REQUIRE_PRECOMPILED = "VLLM_SPYRE_REQUIRE_PRECOMPILED_DECODERS"
+
+# Upstream's defaults: one bucket, small enough for a first try.
+BUCKET_LISTS = {BATCH_SIZES: "1", PROMPT_LENS: "64", NEW_TOKENS: "20"}
+ENVIRONMENT = (*BUCKET_LISTS, BACKEND, REQUIRE_PRECOMPILED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpyreConfig:
+    """What the user of the backend chooses. Every field is checked; a ValueError names the value,
+    the rule and the fix."""
+
+    buckets: BucketSet
+    compile_backend: str = "inductor"
+    compile_scope: str = "layer"
+    artefact_directory: Path | None = None
+    require_precompiled: bool = False
+    memory_bytes: int | None = None  # limit; None: what the machine has
+    pass_log: Path | None = None  # JSON lines, one a pass
+    gather_s: float = 0.02  # an idle engine waits this long for company of a first request
+
+    def __post_init__(self):
+        _require_one_of("compile_backend", self.compile_backend, BACKENDS)
+        _require_one_of("compile_scope", self.compile_scope, SCOPES)
+        if not isinstance(self.require_precompiled, bool):
+            raise _wrong("require_precompiled", self.require_precompiled, "is true or false")
+        if self.memory_bytes is not None and (
+            not _is_number(self.memory_bytes, int) or self.memory_bytes < 1
+        ):
+            raise _wrong("memory_bytes", self.memory_bytes, "is a whole number of bytes above 0")
+        if not _is_number(self.gather_s, int, float) or not 0 <= self.gather_s <= 60:
+            raise _wrong("gather_s", self.gather_s, "is a number of seconds from 0 to 60")
+
+    @classmethod
+    def of(cls, vllm_config: VllmConfig) -> SpyreConfig:
+        """The configuration of a vLLM engine, in whatever process."""
+        additional = vllm_config.additional_config
+        if not isinstance(additional, Mapping):
+            raise ValueError(
+                f"additional_config {additional!r} is not a mapping: write "
+                '{"spyre": {"buckets": [[4, 64, 32]]}}'
+            )
+        return cls.read(additional.get("spyre", {}), os.environ)
+
+    @classmethod
+    def read(cls, settings: Mapping[str, Any], environment: Mapping[str, str]) -> SpyreConfig:
+        """The settings, completed by the environment where they are silent."""
+        if not isinstance(settings, Mapping):
+            raise ValueError(
+                f'additional_config["spyre"] {settings!r} is not a mapping: write '
+                '{"buckets": [[4, 64, 32]]}'
+            )
+        _refuse_unknown(settings)
+        values = _from_environment(environment, without=settings) | dict(settings)
+        values["buckets"] = _buckets(values["buckets"])
+        for name in ("artefact_directory", "pass_log"):
+            values[name] = _path(name, values.get(name))
+        return cls(**values)
+
+    def as_settings(self) -> dict[str, Any]:
+        """The mapping, in types of JSON, that `read` turns into this configuration."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["buckets"] = [
+            [bucket.batch_size, bucket.prompt_length, bucket.new_tokens] for bucket in self.buckets
+        ]
+        return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+    def require_context(self, context_length: int) -> None:
+        """Raises ValueError for a bucket longer than the model's context, in tokens."""
+        for bucket in self.buckets:
+            if bucket.context_length > context_length:
+                raise ValueError(
+                    f"bucket {bucket} needs a context of {bucket.context_length} tokens, but the "
+                    f"model (or --max-model-len) allows {context_length}: lower its prompt length "
+                    f"or new tokens, or raise --max-model-len as far as the model goes"
+                )
+
+
+def _refuse_unknown(settings: Mapping[str, Any]) -> None:
+    known = [field.name for field in fields(SpyreConfig)]
+    for key in settings:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else "leave it out."
+            raise ValueError(
+                f'additional_config["spyre"] has an unknown key {key!r}: {hint} '
+                f"Known keys: {', '.join(known)}"
+            )
+
+
+def _from_environment(environment: Mapping[str, str], without: Mapping[str, Any]) -> dict[str, Any]:
+    """The values for the keys that `without` lacks, as far as the environment has them."""
+    values: dict[str, Any] = {}
+    if "buckets" not in without:
+        values["buckets"] = _zip_lists(environment)
+    if BACKEND in environment and "compile_backend" not in without:
+        values["compile_backend"] = environment[BACKEND]
+    if REQUIRE_PRECOMPILED in environment and "require_precompiled" not in without:
+        values["require_precompiled"] = _flag(REQUIRE_PRECOMPILED, environment)
+    return values
+
+
+def _zip_lists(environment: Mapping[str, str]) -> list[tuple[int, ...]]:
+    """Upstream's form of buckets: three lists, read in parallel."""
+    lists = {
+        name: _whole_numbers(name, environment.get(name, default))
+        for name, default in BUCKET_LISTS.items()
+    }
+    if len({len(numbers) for numbers in lists.values()}) > 1:
+        lengths = ", ".join(f"{name} has {len(numbers)}" for name, numbers in lists.items())
+        raise ValueError(
+            f"the lists of buckets are of unequal length: {lengths}; give each the same number "
+            f"of values, one for every bucket"
+        )
+    return list(zip(*lists.values(), strict=True))
+
+
+def _whole_numbers(name: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(
+            f"{name}={text!r} is not a list of whole numbers: write, for example, {name}=64,128"
+        ) from error
+
+
+def _flag(name: str, environment: Mapping[str, str]) -> bool:
+    text = environment[name].strip().lower()
+    if text not in ("0", "1", "true", "false"):
+        raise ValueError(f"{name}={environment[name]!r} is not a flag: write 0 or 1")
+    return text in ("1", "true")
+
+
+def _buckets(value: Any) -> BucketSet:
+    if not isinstance(value, (str, list, tuple)):
+        raise _wrong("buckets", value, "is a list of [batch_size, prompt_length, new_tokens]")
+    return BucketSet.parse(value)
+
+
+def _path(name: str, value: Any) -> Path | None:
+    if value is not None and not isinstance(value, (str, Path)):
+        raise _wrong(name, value, "is a path")
+    return None if value is None else Path(value).expanduser().absolute()
+
+
+def _require_one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
+    if value not in known:
+        near = difflib.get_close_matches(str(value), known, n=1)
+        raise _wrong(name, value, f"is one of {', '.join(known)}", near[0] if near else None)
+
+
+def _is_number(value: Any, *types: type) -> bool:
+    return isinstance(value, types) and not isinstance(value, bool)
+
+
+def _wrong(name: str, value: Any, rule: str, near: str | None = None) -> ValueError:
+    hint = f"; did you mean {near!r}?" if near else ""
+    return ValueError(f'additional_config["spyre"]: {name} {value!r} is wrong, it {rule}{hint}')

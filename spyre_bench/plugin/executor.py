@@ -1,0 +1,15 @@
+"""The executor for one card: vLLM's own for one process."""
+
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+from spyre_bench.plugin.shutdown_shim import make_shutdown_quiet
+
+
+class SpyreExecutor(UniProcExecutor):
+    def _init_executor(self) -> None:
+        make_shutdown_quiet()
+        super()._init_executor()
+
+    @classmethod
+    def supports_async_scheduling(cls) -> bool:
+        return False  # the next pass of a batch needs this pass's tokens

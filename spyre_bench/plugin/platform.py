@@ -1,0 +1,177 @@
+"""The platform: what vLLM asks before and beside running a model."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
+
+import psutil
+import torch
+from vllm import envs
+from vllm.logger import init_logger
+from vllm.platforms.interface import Platform, PlatformEnum
+
+from spyre_bench.plugin.config import ENVIRONMENT, SpyreConfig
+from spyre_bench.plugin.unsupported import refuse_config, refuse_request
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.inputs import EngineInput
+    from vllm.pooling_params import PoolingParams
+    from vllm.sampling_params import SamplingParams
+
+logger = init_logger("vllm.spyre_bench.platform")  # vLLM prints only loggers below its own name
+
+
+class SpyrePlatform(Platform):
+    """Spyre cards, and without them the same static shapes on the CPU.
+
+    The hooks for requests get no VllmConfig: they use the configuration of the engine built last
+    in this process. Two live engines with different buckets in one process are not supported.
+    """
+
+    # Not CPU: vLLM would then call kernels that its build without kernels lacks.
+    _enum = PlatformEnum.OOT
+    device_name = "cpu"
+    device_type = "cpu"  # becomes a torch device
+    dispatch_key = "CPU"
+    dist_backend = "gloo"
+    # For small functions of vLLM's own, such as the rank in its sampler's logprobs: not worth a
+    # C++ compilation while a request waits.
+    simple_compile_backend = "eager"
+
+    _config: ClassVar[SpyreConfig | None] = None
+
+    @property
+    def supported_dtypes(self) -> list[torch.dtype]:
+        """One only, so that `dtype auto` becomes it whatever the checkpoint says."""
+        return [torch.float32]
+
+    @classmethod
+    def pre_register_and_update(cls, parser=None) -> None:
+        """Tells vLLM our environment names, which it would warn of as unknown."""
+        for name in ENVIRONMENT:
+            envs.environment_variables.setdefault(name, lambda: None)
+
+    @classmethod
+    def apply_config_platform_defaults(cls, vllm_config: VllmConfig) -> None:
+        from vllm.config import CompilationMode
+
+        # The engine compiles; vLLM has no model code of its own here to compile.
+        vllm_config.compilation_config.mode = CompilationMode.NONE
+
+    @classmethod
+    def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
+        """Refuses what we cannot do, then makes vLLM's scheduler and cache follow the buckets."""
+        if vllm_config.model_config is None:  # as vLLM's own tools build it
+            return
+        config = cls._read_config(vllm_config)
+        cls._fit_to_buckets(vllm_config, config)
+        parallel = vllm_config.parallel_config
+        parallel.worker_cls = "spyre_bench.plugin.worker.SpyreWorker"
+        parallel.distributed_executor_backend = "spyre_bench.plugin.executor.SpyreExecutor"
+        scheduler = vllm_config.scheduler_config
+        scheduler.scheduler_cls = "spyre_bench.plugin.scheduler.SpyreScheduler"
+        scheduler.async_scheduling = False
+        if scheduler.enable_chunked_prefill or vllm_config.cache_config.enable_prefix_caching:
+            logger.info("Prefix caching and chunked prefill are off: a bucket takes whole prompts.")
+        scheduler.enable_chunked_prefill = False
+        vllm_config.cache_config.enable_prefix_caching = False
+
+    @classmethod
+    def _read_config(cls, vllm_config: VllmConfig) -> SpyreConfig:
+        model = vllm_config.model_config
+        refuse_config(vllm_config)
+        config = SpyreConfig.of(vllm_config)
+        config.require_context(model.max_model_len)
+        if model.enforce_eager and config.compile_backend != "eager":
+            logger.info("enforce_eager: compile_backend is eager, not %s.", config.compile_backend)
+            config = replace(config, compile_backend="eager")
+        if config.compile_backend == "sendnn" and model.dtype != torch.float16:
+            logger.info("The card computes in float16: dtype is that, not %s.", model.dtype)
+            model.dtype = torch.float16
+        if cls._config not in (None, config):
+            logger.info("Requests are checked against the new engine's buckets from here on.")
+        cls._config = config
+        # From here on no process depends on its own environment.
+        vllm_config.additional_config = vllm_config.additional_config | {
+            "spyre": config.as_settings()
+        }
+        return config
+
+    @staticmethod
+    def _fit_to_buckets(vllm_config: VllmConfig, config: SpyreConfig) -> None:
+        """One block holds a whole sequence, and there is one for each row of the largest bucket:
+        so vLLM's paging never decides anything."""
+        model, scheduler = vllm_config.model_config, vllm_config.scheduler_config
+        length, rows = config.buckets.max_context_length, config.buckets.max_batch_size
+        if model.max_model_len > length:
+            logger.info(
+                "max_model_len is %d, the longest bucket, not %d.", length, model.max_model_len
+            )
+        model.max_model_len = length
+        scheduler.max_num_seqs = rows
+        scheduler.max_num_batched_tokens = scheduler.max_num_scheduled_tokens = rows * length
+        cache = vllm_config.cache_config
+        cache.block_size = length
+        cache.num_gpu_blocks_override = rows + 1  # vLLM keeps one for itself
+
+    @classmethod
+    def validate_request(
+        cls, processed_inputs: EngineInput, params: SamplingParams | PoolingParams
+    ) -> None:
+        """Raises ValueError (HTTP 400) for a request that no bucket takes or that asks for what
+        we do not do."""
+        from vllm.sampling_params import SamplingParams
+
+        if cls._config is None:  # no engine of ours was built in this process
+            return
+        if not isinstance(params, SamplingParams):
+            raise ValueError("the spyre backend does not support pooling: ask for generated text")
+        refuse_request(processed_inputs["type"], params)
+        prompt_tokens = len(processed_inputs["prompt_token_ids"])
+        # Without max_tokens the answer may be as long as a bucket allows, but no shorter.
+        at_least = max(1, params.min_tokens)
+        max_tokens = at_least if params.max_tokens is None else params.max_tokens
+        cls._config.buckets.require_fit(prompt_tokens, max_tokens)
+
+    @classmethod
+    def get_max_output_tokens(cls, prompt_len: int) -> int:
+        """What the buckets allow after such a prompt; 1 where nothing fits, so that the request
+        reaches `validate_request` and its sentence."""
+        if cls._config is None:
+            return sys.maxsize
+        return max(1, cls._config.buckets.max_new_tokens(prompt_len))
+
+    @classmethod
+    def get_device_name(cls, device_id: int = 0) -> str:
+        return cls.device_name
+
+    @classmethod
+    def get_device_total_memory(cls, device_id: int = 0) -> int:
+        return psutil.virtual_memory().total
+
+    @classmethod
+    def is_pin_memory_available(cls) -> bool:
+        return False
+
+    @classmethod
+    def inference_mode(cls):
+        return torch.no_grad()
+
+    @classmethod
+    def manual_seed_all(cls, seed: int) -> None:
+        torch.manual_seed(seed)
+
+    @classmethod
+    def import_kernels(cls) -> None:
+        """vLLM's kernels are not needed."""
+
+    @classmethod
+    def import_ir_kernels(cls) -> None:
+        """vLLM's kernels are not needed."""
+
+    @classmethod
+    def update_block_size_for_backend(cls, vllm_config: VllmConfig) -> None:
+        """The block size is that of the buckets."""

@@ -1,0 +1,168 @@
+"""The runner: vLLM's requests on one side, the rows of the engine's batch on the other.
+
+A row is given at prefill and kept to the end of the batch; the row of a finished request becomes
+a dummy. vLLM's `InputBatch` closes its gaps instead, so the two orders differ: `_rows` maps them.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import torch
+from vllm.sampling_params import SamplingType
+from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
+from vllm.v1.sample.logits_processor import build_logitsprocs
+from vllm.v1.sample.sampler import Sampler
+from vllm.v1.structured_output.utils import apply_grammar_bitmask
+from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
+
+from spyre_bench.plugin.pass_log import PassLog
+from spyre_bench.shapes import Bucket
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vllm.config import VllmConfig
+    from vllm.v1.core.sched.output import GrammarOutput, NewRequestData
+
+    from spyre_bench.engine.model import SpyreCausalLM
+    from spyre_bench.plugin.scheduler import SpyreSchedulerOutput
+
+DUMMY_TOKEN = 0
+
+
+class SpyreModelRunner:
+    def __init__(self, vllm_config: VllmConfig, model: SpyreCausalLM, pass_log: PassLog):
+        self.model = model
+        self.pass_log = pass_log
+        self.sampler = Sampler(
+            vllm_config.model_config.logprobs_mode, vllm_config.model_config.use_fp64_gumbel
+        )
+        self.input_batch = _input_batch(vllm_config)
+        self._requests: dict[str, CachedRequestState] = {}
+        self._rows: dict[str, int] = {}  # every member of the running batch, also finished ones
+        self._bucket: Bucket | None = None
+        self._batches = -1
+        self._step = 0
+        self._pending: tuple[SpyreSchedulerOutput, torch.Tensor] | None = None
+
+    def execute_model(self, scheduled: SpyreSchedulerOutput) -> ModelRunnerOutput | None:
+        """One pass of the engine; None says that `sample_tokens` has its result."""
+        self._forget(scheduled.finished_req_ids)
+        if not scheduled.num_scheduled_tokens:
+            return EMPTY_MODEL_RUNNER_OUTPUT
+        if scheduled.scheduled_new_reqs:
+            logits = self._prefill(scheduled.bucket, scheduled.scheduled_new_reqs)
+        else:
+            logits = self._decode()
+        # vLLM's order; a copy, since the sampler writes into it
+        order = [self._rows[request_id] for request_id in self.input_batch.req_ids]
+        self._pending = scheduled, logits[order]
+        return None
+
+    def sample_tokens(self, grammar: GrammarOutput | None) -> ModelRunnerOutput:
+        """The next token of every unfinished row, by vLLM's sampler."""
+        assert self._pending is not None, "sample_tokens follows execute_model"
+        (scheduled, logits), self._pending = self._pending, None
+        if grammar is not None:
+            apply_grammar_bitmask(scheduled, grammar, self.input_batch, logits)
+        sampled = self.sampler(logits, self.input_batch.sampling_metadata)
+        tokens = sampled.sampled_token_ids.tolist()
+        for request_id, new in zip(self.input_batch.req_ids, tokens, strict=True):
+            self._requests[request_id].output_token_ids.extend(new)  # InputBatch shares the list
+        logprobs = sampled.logprobs_tensors
+        return ModelRunnerOutput(
+            req_ids=list(self.input_batch.req_ids),
+            req_id_to_index=dict(self.input_batch.req_id_to_index),
+            sampled_token_ids=tokens,
+            logprobs=None if logprobs is None else logprobs.tolists(),
+        )
+
+    def _forget(self, finished: set[str]) -> None:
+        for request_id in finished:
+            self.input_batch.remove_request(request_id)
+            self._requests.pop(request_id, None)
+        self.input_batch.condense()
+
+    def _prefill(self, bucket: Bucket | None, new: Sequence[NewRequestData]) -> torch.Tensor:
+        """Starts the batch of these requests; logits [rows, V]."""
+        assert bucket is not None, "the scheduler names the bucket of a new batch"
+        assert not self._requests, f"{list(self._requests)} still run: no prefill before they end"
+        self._bucket = bucket
+        self._rows = {request.req_id: row for row, request in enumerate(new)}
+        self._batches += 1
+        self._step = 0
+        for request in new:
+            state = _state(request)
+            self._requests[request.req_id] = state
+            self.input_batch.add_request(state)
+        self.input_batch.refresh_metadata()
+        self._prompt_tokens = [len(request.prompt_token_ids) for request in new]
+        return self._timed(
+            "prefill",
+            lambda: self.model.prefill(bucket, [request.prompt_token_ids for request in new]),
+        )
+
+    def _decode(self) -> torch.Tensor:
+        """One more token for every row of the running batch; logits [rows, V]."""
+        tokens = [
+            state.output_token_ids[-1] if (state := self._requests.get(request_id)) else DUMMY_TOKEN
+            for request_id in self._rows
+        ]
+        self._step += 1
+        self.input_batch.refresh_metadata()
+        return self._timed("decode", lambda: self.model.decode(tokens))
+
+    def _timed(self, kind: str, run) -> torch.Tensor:
+        start_s, start = time.time(), time.perf_counter()
+        logits = run()
+        self.pass_log.write_pass(
+            kind=kind,
+            batch=self._batches,
+            bucket=self._bucket,
+            start_s=start_s,
+            seconds=time.perf_counter() - start,
+            step=self._step,
+            requests=list(self._rows),
+            prompt_tokens=self._prompt_tokens,
+            running=len(self._requests),
+        )
+        return logits
+
+
+def _state(request: NewRequestData) -> CachedRequestState:
+    params = request.sampling_params
+    generator = None
+    if params.sampling_type == SamplingType.RANDOM_SEED:
+        # its own stream: the same tokens whatever shares the batch
+        generator = torch.Generator().manual_seed(params.seed)
+    return CachedRequestState(
+        req_id=request.req_id,
+        prompt_token_ids=request.prompt_token_ids,
+        mm_features=[],
+        sampling_params=params,
+        generator=generator,
+        block_ids=request.block_ids,
+        num_computed_tokens=request.num_computed_tokens,
+        output_token_ids=[],
+    )
+
+
+def _input_batch(vllm_config: VllmConfig) -> InputBatch:
+    """vLLM's table of the running requests' sampling parameters."""
+    model, scheduler = vllm_config.model_config, vllm_config.scheduler_config
+    custom = model.logits_processors or ()
+    device = torch.device("cpu")
+    return InputBatch(
+        max_num_reqs=scheduler.max_num_seqs,
+        max_model_len=model.max_model_len,
+        max_num_batched_tokens=scheduler.max_num_batched_tokens,
+        device=device,
+        vocab_size=model.get_vocab_size(),
+        block_sizes=[vllm_config.cache_config.block_size],
+        max_num_blocks_per_req=[1],
+        logitsprocs=build_logitsprocs(vllm_config, device, False, False, custom),
+        logitsprocs_need_output_token_ids=bool(custom),
+        reasoning_config=vllm_config.reasoning_config,
+    )

@@ -1,0 +1,114 @@
+"""vLLM's scheduler with one rule changed: nothing is prefilled until every member of the running
+batch has finished, and then `batching.next_batch` says who runs next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+from vllm.logger import init_logger
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.request_queue import create_request_queue
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request
+
+from spyre_bench.batching import Batch, next_batch
+from spyre_bench.plugin.config import SpyreConfig
+from spyre_bench.shapes import Bucket
+
+logger = init_logger("vllm.spyre_bench.scheduler")
+
+POLL_S = 0.001
+"""How long a step may sleep while a batch gathers; vLLM reads new requests between steps."""
+
+
+@dataclass
+class SpyreSchedulerOutput(SchedulerOutput):
+    """What vLLM's scheduler tells the workers, and the bucket of a batch that starts here."""
+
+    bucket: Bucket | None = None
+
+
+class WaitingRequest(NamedTuple):
+    """A request as `next_batch` sees it."""
+
+    prompt_tokens: int
+    max_tokens: int
+    arrival_s: float
+    request: Request
+
+
+class SpyreScheduler(Scheduler):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.spyre_config = SpyreConfig.of(self.vllm_config)
+        self.clock = time.monotonic
+        self._arrival_s: WeakKeyDictionary[Request, float] = WeakKeyDictionary()
+
+    def add_request(self, request: Request) -> None:
+        self._arrival_s[request] = self.clock()
+        super().add_request(request)
+        if reason := self._misfit(request):
+            logger.warning("request %s is refused: %s", request.request_id, reason)
+            # vLLM's list of requests to end with an error at the next step.
+            self.grammar_compile_error_reqs.add(request.request_id)
+            return
+        # vLLM fills a missing max_tokens with the rest of the context: the buckets allow less.
+        allowed = self.spyre_config.buckets.max_new_tokens(request.num_prompt_tokens)
+        request.max_tokens = min(request.max_tokens, allowed)
+
+    def _misfit(self, request: Request) -> str | None:
+        """Why a request that came past the platform's checks cannot run."""
+        if request.resumable:
+            return "the spyre backend does not support streaming input: send the whole prompt"
+        try:
+            self.spyre_config.buckets.require_fit(request.num_prompt_tokens, 1)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def schedule(self, throttle_prefills: bool = False) -> SpyreSchedulerOutput:
+        """The next pass: a decode of the running batch, or the prefill of the next one."""
+        batch = None if self.running else self._take_batch()
+        # The one place that touches vLLM's queue: it sees the admitted requests only.
+        waiting, self.waiting = self.waiting, create_request_queue(self.policy)
+        for member in batch.members if batch else ():
+            self.waiting.add_request(member.request)
+        output = super().schedule(throttle_prefills)
+        waiting.prepend_requests(reversed(list(self.waiting)))
+        self.waiting = waiting
+        if not output.num_scheduled_tokens and self.waiting:
+            time.sleep(POLL_S)  # a batch gathers, or a grammar compiles
+        values = {field.name: getattr(output, field.name) for field in fields(SchedulerOutput)}
+        return SpyreSchedulerOutput(**values, bucket=batch.bucket if batch else None)
+
+    def _take_batch(self) -> Batch[WaitingRequest] | None:
+        """The next batch, its members taken out of the queue; the others stay in order."""
+        read: list[Request] = []
+        batch = next_batch(
+            self._read_ready(read),
+            self.spyre_config.buckets,
+            now=self.clock(),
+            gather_s=self.spyre_config.gather_s,
+        )
+        taken = {member.request for member in batch.members} if batch else set()
+        self.waiting.prepend_requests(r for r in reversed(read) if r not in taken)
+        return batch
+
+    def _read_ready(self, read: list[Request]) -> Iterator[WaitingRequest]:
+        """Pops from the queue as far as it is asked to, into `read`; yields who could run now."""
+        while self.waiting:
+            request = self.waiting.pop_request()
+            read.append(request)
+            if request.request_id in self.grammar_compile_error_reqs:
+                continue
+            if self._handle_blocked_waiting_request(request):  # its grammar has compiled
+                yield WaitingRequest(
+                    request.num_prompt_tokens,
+                    request.max_tokens,
+                    self._arrival_s[request],
+                    request,
+                )

@@ -1,0 +1,124 @@
+"""What this backend does not do, refused at start or per request: never silently ignored."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.sampling_params import SamplingParams
+
+WHOLE = "a bucket computes whole sequences on one device"
+
+
+def refuse_config(vllm_config: VllmConfig) -> None:
+    """Raises ValueError, with the setting and what to do, for an engine we cannot be."""
+    for asked, feature, remedy in _of_engine(vllm_config):
+        if asked:
+            raise ValueError(f"the spyre backend does not support {feature}: {remedy}")
+
+
+def _of_engine(vllm_config: VllmConfig) -> list[tuple[bool, str, str]]:
+    """(is it asked for, its name, what to do)"""
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    return [
+        (
+            parallel.tensor_parallel_size > 1,
+            f"tensor_parallel_size={parallel.tensor_parallel_size} yet",
+            "leave it at 1, tensor parallel execution comes in a later step",
+        ),
+        (
+            parallel.pipeline_parallel_size > 1,
+            f"pipeline_parallel_size={parallel.pipeline_parallel_size}",
+            f"leave it at 1, {WHOLE}",
+        ),
+        (
+            parallel.data_parallel_size > 1,
+            f"data_parallel_size={parallel.data_parallel_size}",
+            "leave it at 1 and start one server for each replica",
+        ),
+        (
+            parallel.prefill_context_parallel_size * parallel.decode_context_parallel_size > 1,
+            "context parallelism",
+            f"leave it at 1, {WHOLE}",
+        ),
+        (
+            model.runner_type != "generate",
+            f"runner {model.runner_type!r}",
+            "serve a model that generates text",
+        ),
+        (
+            model.is_multimodal_model or model.is_encoder_decoder,
+            "multimodal and encoder-decoder models",
+            "serve a text-only decoder model",
+        ),
+        (
+            model.quantization is not None,
+            f"quantization {model.quantization!r}",
+            "serve an unquantised checkpoint",
+        ),
+        (
+            vllm_config.cache_config.cache_dtype not in ("auto", "float32", "float16"),
+            f"kv_cache_dtype {vllm_config.cache_config.cache_dtype!r}",
+            "leave it at auto, the cache has the model's type",
+        ),
+        (model.enable_prompt_embeds, "prompt embeds", "leave out --enable-prompt-embeds"),
+        (
+            model.revision is not None,
+            f"revision {model.revision!r}",
+            "download that revision and name its directory",
+        ),
+        (
+            bool(model.hf_overrides),
+            "hf_overrides",
+            "write the values into the config.json of a local directory",
+        ),
+        (
+            vllm_config.load_config.load_format not in ("auto", "hf", "safetensors"),
+            f"load_format {vllm_config.load_config.load_format!r}",
+            "use a directory with safetensors files and load_format auto",
+        ),
+        (vllm_config.lora_config is not None, "LoRA", "leave out --enable-lora, merge it instead"),
+        (
+            vllm_config.speculative_config is not None,
+            "speculative decoding",
+            "leave out --speculative-config, a decode graph computes one token a row",
+        ),
+        (
+            vllm_config.kv_transfer_config is not None,
+            "KV connectors",
+            "leave out --kv-transfer-config, a batch keeps its cache in its bucket",
+        ),
+        (
+            vllm_config.ec_transfer_config is not None,
+            "encoder cache connectors",
+            "leave out --ec-transfer-config",
+        ),
+        (
+            model.return_sampling_mask,
+            "sampling masks in the output",
+            "leave out --return-sampling-mask",
+        ),
+    ]
+
+
+def refuse_request(prompt_type: str, params: SamplingParams) -> None:
+    """Raises ValueError, with the parameter and what to do, for a request we cannot serve.
+
+    `prompt_type`: "token", "embeds", "multimodal" or "enc_dec", as vLLM's processed prompts say.
+    """
+    if prompt_type != "token":
+        raise ValueError(
+            f"the spyre backend does not support prompts of type {prompt_type!r}: send text or "
+            f"token ids"
+        )
+    for name, reason in {
+        "prompt_logprobs": "a prefill graph returns the logits of the last position only",
+        "prompt_logprob_token_ids": "a prefill graph returns the logits of the last position only",
+        "trace_decode_token_ids": "each token is sampled",
+    }.items():
+        if getattr(params, name) is not None:
+            raise ValueError(
+                f"the spyre backend does not support {name}={getattr(params, name)!r} ({reason}): "
+                f"leave it out"
+            )

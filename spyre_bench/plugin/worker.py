@@ -1,0 +1,129 @@
+"""The worker: one process with one device, its model and its runner."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from vllm.logger import init_logger
+from vllm.utils.torch_utils import set_random_seed
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheSpec
+from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
+
+from spyre_bench.engine.checkpoint import model_directory
+from spyre_bench.engine.model import EngineConfig, SpyreCausalLM
+from spyre_bench.engine.warmup import warm_up
+from spyre_bench.plugin.config import SpyreConfig
+from spyre_bench.plugin.pass_log import PassLog
+from spyre_bench.plugin.runner import SpyreModelRunner
+
+if TYPE_CHECKING:
+    from vllm.tasks import SupportedTask
+    from vllm.v1.core.sched.output import GrammarOutput
+    from vllm.v1.outputs import ModelRunnerOutput
+
+    from spyre_bench.plugin.scheduler import SpyreSchedulerOutput
+
+logger = init_logger("vllm.spyre_bench.worker")
+
+
+@contextmanager
+def signals_end_the_process() -> Iterator[None]:
+    """vLLM only notes signals while its engine process is being built; a model that loads and
+    compiles for minutes shall stop at once. In a user's own process Python's Ctrl-C stands."""
+    ours = (signal.SIGINT, signal.SIGTERM)
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):
+        yield
+        return
+
+    def stop(number: int, frame) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in ours}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class SpyreWorker(WorkerBase):
+    def init_device(self) -> None:
+        self.device = torch.device("cpu")
+        self.spyre_config = SpyreConfig.of(self.vllm_config)
+        set_random_seed(self.model_config.seed)
+
+    @signals_end_the_process()
+    def load_model(self, *, load_dummy_weights: bool = False) -> None:
+        config = self.spyre_config
+        self.model = SpyreCausalLM(
+            EngineConfig(
+                model_directory=model_directory(self.model_config.model),
+                buckets=config.buckets,
+                dtype=str(self.model_config.dtype).removeprefix("torch."),
+                compile_backend=config.compile_backend,
+                compile_scope=config.compile_scope,
+                artefact_directory=config.artefact_directory,
+                require_precompiled=config.require_precompiled,
+                memory_bytes=config.memory_bytes,
+            )
+        )
+        self.pass_log = PassLog(config.pass_log)
+        self.model_runner = SpyreModelRunner(self.vllm_config, self.model, self.pass_log)
+
+    def get_model(self) -> SpyreCausalLM:
+        return self.model
+
+    # --- vLLM's paged cache, which we do not have: it is told of one block for each row ----------
+    def get_kv_cache_spec(self) -> dict[str, KVCacheSpec]:
+        return {
+            "bucket": FullAttentionSpec(
+                block_size=self.cache_config.block_size,
+                num_kv_heads=1,
+                head_size=1,
+                dtype=torch.float32,
+            )
+        }
+
+    def get_supported_kv_cache_layouts(self) -> list[str]:
+        return ["LBNHC"]
+
+    def determine_available_memory(self) -> int:
+        """Enough for those blocks; the real memory was checked when the model was built."""
+        page = self.get_kv_cache_spec()["bucket"].page_size_bytes
+        return page * self.cache_config.num_gpu_blocks_override
+
+    def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
+        """The engine holds its cache by bucket."""
+
+    # --------------------------------------------------------------------------------------------
+    @signals_end_the_process()
+    def compile_or_warm_up_model(self) -> CompilationTimes:
+        start_s = time.perf_counter()
+        for row in warm_up(self.model, on_progress=logger.info):
+            self.pass_log.write_warmup(row)
+        set_random_seed(self.model_config.seed)  # as if nothing had run
+        return CompilationTimes(language_model=time.perf_counter() - start_s, encoder=0.0)
+
+    @torch.no_grad()
+    def execute_model(self, scheduler_output: SpyreSchedulerOutput) -> ModelRunnerOutput | None:
+        return self.model_runner.execute_model(scheduler_output)
+
+    @torch.no_grad()
+    def sample_tokens(self, grammar_output: GrammarOutput | None) -> ModelRunnerOutput:
+        return self.model_runner.sample_tokens(grammar_output)
+
+    def get_supported_tasks(self) -> tuple[SupportedTask, ...]:
+        return ("generate",)
+
+    def shutdown(self) -> None:
+        if self.model_runner is not None:
+            self.pass_log.close()
