@@ -1,8 +1,11 @@
 """The `spyre-bench` command. Heavy libraries are imported inside the command that needs them."""
 
 import sys
+from pathlib import Path
+from typing import Annotated
 
 import typer
+from typer.core import TyperCommand
 
 app = typer.Typer(
     help="What serving a language model from precompiled static shapes costs.",
@@ -35,3 +38,44 @@ def model(name: str = typer.Argument("smollm2", help="directory, hub id or smoll
     from spyre_bench.engine.checkpoint import model_directory
 
     typer.echo(model_directory(name))
+
+
+class PairedParameters(TyperCommand):
+    """Reads `-p name value` as papermill does, which Typer has no type for."""
+
+    def parse_args(self, ctx, args):
+        joined = []
+        words = iter(args)
+        for word in words:
+            if word in ("-p", "--parameter"):
+                name, value = next(words, None), next(words, None)
+                if value is None:
+                    raise typer.BadParameter(f"{word} takes a name and a value")
+                joined += [word, f"{name}={value}"]
+            else:
+                joined.append(word)
+        return super().parse_args(ctx, joined)
+
+
+@app.command(cls=PairedParameters)
+def run(
+    notebooks: Annotated[list[Path], typer.Argument(help="notebooks to execute")],
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("-p", "--parameter", metavar="NAME VALUE", help="may be repeated"),
+    ] = None,
+    parameters_file: Annotated[
+        Path | None, typer.Option("-f", "--parameters-file", help="YAML, one section a notebook")
+    ] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="takes one folder a run")] = Path(
+        "reports"
+    ),
+) -> None:
+    """Execute notebooks headless and strictly; prints where the report is."""
+    try:
+        from spyre_bench.headless import run_notebooks
+    except ImportError as error:
+        raise ValueError(f"{error}: pip install 'spyre-bench[notebooks]'") from error
+    pairs = dict(pair.split("=", 1) for pair in parameter or [])
+    if not run_notebooks(notebooks, output, pairs, parameters_file):
+        raise typer.Exit(1)

@@ -1,0 +1,232 @@
+"""What a notebook leaves behind: checked parameters, tables, figures, checks and an answer, with
+the machine and the versions they came from. `headless.py` executes notebooks and makes the HTML.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import make_dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+Rule = Callable[[Any], Any]
+"""Takes a parameter's value, returns what the notebook shall use; ValueError where it is bad."""
+
+KINDS = {int: "a whole number", float: "a finite number", str: "text", bool: "True or False"}
+PACKAGES = ("spyre-bench", "torch", "vllm", "ibm-fms", "transformers", "numpy", "scipy", "pandas",
+            "matplotlib", "papermill")  # fmt: skip
+
+
+def start(question: str, namespace: Mapping[str, Any], **rules: Rule) -> Run:
+    """Opens the record of a notebook that answers `question`.
+
+    The parameters are the annotated names of `namespace` (pass `globals()`): each value is held
+    against its annotation, then against its rule. Whatever set it, a wrong type or range is a
+    ValueError here. A parameter `output_directory` says where files go, "" for nowhere; `seed`
+    seeds `run.rng`.
+    """
+    kinds = dict(namespace.get("__annotations__", {}))
+    if strangers := sorted(set(rules) - set(kinds)):
+        raise ValueError(f"rules for {strangers}, but the parameters are {sorted(kinds)}")
+    raw = {name: _typed(name, namespace[name], kind) for name, kind in kinds.items()}
+    return Run(question, raw, {name: _ruled(name, raw[name], rules.get(name)) for name in raw})
+
+
+def between(low: float, high: float) -> Rule:
+    """The rule for a number from `low` to `high`, both allowed."""
+
+    def rule(value: float) -> float:
+        if not low <= value <= high:
+            raise ValueError(f"use a number from {low} to {high}")
+        return value
+
+    return rule
+
+
+def one_of(*choices: Any) -> Rule:
+    """The rule for one of a few values."""
+
+    def rule(value: Any) -> Any:
+        if value not in choices:
+            raise ValueError(f"use one of {', '.join(map(str, choices))}")
+        return value
+
+    return rule
+
+
+def _typed(name: str, value: Any, kind: type) -> Any:
+    if kind not in KINDS:
+        raise ValueError(f"parameter {name}: annotate it as int, float, str or bool, not {kind}")
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        raise ValueError(f"parameter {name} = {value!r} is not {KINDS[kind]}")
+    return value
+
+
+def _ruled(name: str, value: Any, rule: Rule | None) -> Any:
+    try:
+        return rule(value) if rule else value
+    except ValueError as error:
+        raise ValueError(f"parameter {name} = {value!r}: {error}") from error
+
+
+class Run:
+    """The record of one run of a notebook; each entry is on disk as soon as it is made."""
+
+    def __init__(self, question: str, raw: dict[str, Any], parameters: dict[str, Any]):
+        kinds = [(name, type(value)) for name, value in parameters.items()]
+        self.parameters = make_dataclass("Parameters", kinds, frozen=True)(**parameters)
+        self.rng = np.random.default_rng(raw.get("seed", 0))
+        directory = raw.get("output_directory")
+        self.directory = Path(directory).absolute() if directory else None
+        self._started = time.monotonic()
+        self._record: dict[str, Any] = {
+            "question": question,
+            "finished": False,
+            "answer": None,
+            "parameters": raw,
+            "seed": raw.get("seed"),
+            "results": {},
+            "checks": {},
+            "measurements": {},
+            "figures": {},
+            "started_at": _now(),
+            "seconds": 0.0,
+            **provenance(),
+        }
+        self._save()
+
+    def table(self, name: str, frame: pd.DataFrame) -> pd.DataFrame:
+        """Keeps a table as CSV and returns it for display. Its column `measured_at`, where it has
+        one, says when its rows were measured; otherwise that is taken to be now."""
+        times = frame.get("measured_at", pd.Series([_now()]))
+        self._record["measurements"][name] = {
+            "rows": len(frame),
+            "first_measured_at": times.min(),
+            "last_measured_at": times.max(),
+        }
+        if self.directory:
+            frame.to_csv(_folder(self.directory / "tables") / f"{name}.csv", index=False)
+        self._save()
+        return frame
+
+    def figure(self, name: str, axes: Any) -> None:
+        """Keeps the figure of a matplotlib Axes as PNG and SVG."""
+        self._record["figures"][name] = axes.get_title(loc="left") or axes.get_title()
+        if self.directory:
+            path = _folder(self.directory / "figures") / name
+            for suffix in ("png", "svg"):
+                axes.figure.savefig(f"{path}.{suffix}", dpi=150, bbox_inches="tight")
+        self._save()
+
+    def result(self, name: str, value: Any) -> Any:
+        """Keeps one figure of the answer under a name that ends in its unit; returns it."""
+        self._record["results"][name] = value
+        self._save()
+        return value
+
+    def check(self, name: str, ok: bool, evidence: str) -> None:
+        """Keeps the outcome of a check; AssertionError with the evidence where it does not hold."""
+        self._record["checks"][name] = {"ok": bool(ok), "evidence": evidence}
+        self._save()
+        assert ok, f"{name}: {evidence}"
+
+    def answer(self, markdown: str) -> Any:
+        """Keeps the answer, which ends the record; returns it for display."""
+        from IPython.display import Markdown
+
+        self._record |= {"answer": markdown, "finished": True}
+        self._save()
+        return Markdown(markdown)
+
+    def _save(self) -> None:
+        self._record["seconds"] = round(time.monotonic() - self._started, 3)
+        if self.directory:
+            path = _folder(self.directory) / "results.json"
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(_plain(self._record), indent=1) + "\n")
+            os.replace(partial, path)
+
+
+def provenance() -> dict[str, Any]:
+    """The machine, the versions and the commit that figures of this process come from."""
+    return {
+        "versions": {"python": platform.python_version()}
+        | {name: version for name in PACKAGES if (version := _version(name))},
+        **_commit(),
+        "host": platform.node(),
+        "cpu": _cpu(),
+        "threads": len(os.sched_getaffinity(0)),
+        "load": [round(value, 2) for value in os.getloadavg()],
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> dict[str, Any]:
+    """Commit of the clone that this package runs from, and whether it differs from it; None where
+    it does not run from a clone."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        except (OSError, subprocess.CalledProcessError):
+            return ""
+
+    if not git(
+        "ls-files", Path(__file__).name
+    ):  # installed, perhaps inside another project's clone
+        return {"commit": None, "dirty": None}
+    return {
+        "commit": git("rev-parse", "HEAD").strip(),
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _plain(value: Any) -> Any:
+    """The value in JSON's own types: numpy scalars unpacked, numbers that JSON lacks as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)

@@ -1,0 +1,184 @@
+"""Notebooks of a cell or two through the strict runner, by way of the command itself."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+COMMAND = (sys.executable, "-c", "from spyre_bench.cli import main; main()", "run")
+PARAMETERS = 'threads: int = 2  # threads\nname: str = "x"\noutput_directory: str = ""'
+START = """from spyre_bench import report
+run = report.start("Does it run?", globals(), threads=report.between(1, 8))"""
+
+
+def notebook(path: Path, *cells: str, kernel: str | None = "python3") -> Path:
+    """Writes a notebook of a parameters cell, the setup cell and these cells."""
+    parameters = new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    document = new_notebook(
+        cells=[
+            new_markdown_cell("# Does it run?"),
+            parameters,
+            *map(new_code_cell, (START, *cells)),
+        ]
+    )
+    if kernel:
+        document.metadata.kernelspec = {"name": kernel, "display_name": kernel}
+        document.metadata.language_info = {"name": "python"}
+    nbformat.write(document, path)
+    return path
+
+
+def spyre_bench_run(folder: Path, *words) -> tuple[int, str, Path]:
+    """Exit code, everything printed, and the folder with the report."""
+    done = subprocess.run(
+        [*COMMAND, "-o", "out", *map(str, words)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return done.returncode, done.stdout + done.stderr, folder / "out" / "latest"
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_a_good_notebook_leaves_a_report_and_says_where(tmp_path):
+    path = notebook(tmp_path / "good.ipynb", 'run.answer(f"**{run.parameters.threads}** threads")')
+    code, said, report = spyre_bench_run(tmp_path, path, "-p", "threads", "5", "-p", "name", "-7")
+    assert code == 0
+    assert f"report: {report.resolve() / 'index.html'}" in said
+    assert "100%" in said  # progress
+    kept = results(report / "good")
+    assert kept["parameters"] | {"output_directory": ""} == {
+        "threads": 5,
+        "name": "-7",
+        "output_directory": "",
+    }
+    assert kept["answer"] == "**5** threads"
+    assert "<strong>5</strong> threads" in (report / "index.html").read_text()
+    assert {path.name for path in (report / "good").iterdir()} == {
+        "notebook.ipynb",
+        "report.html",
+        "results.json",
+    }
+
+
+def test_the_page_asks_the_network_for_nothing(tmp_path):
+    path = notebook(tmp_path / "good.ipynb", "import matplotlib.pyplot as plt; plt.plot([1, 2]);")
+    _, _, report = spyre_bench_run(tmp_path, path)
+    page = (report / "good" / "report.html").read_text()
+    assert "data:image/png;base64" in page
+    fetched = re.findall(
+        r"(?:src|href)\s*=\s*[\"']?(https?:[^\"' >]+)|import\([\"'](http[^\"']+)", page
+    )
+    assert not fetched
+    assert not re.findall(r"cdnjs|unpkg|jsdelivr", page)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-p", "thread", "3"], r"has no parameter 'thread' \(did you mean threads\?\); it has"),
+        (["-p", "threads", "banana"], "parameter threads = 'banana' is not of type int"),
+        (["-p", "threads", "99"], r"In \[3\] .*parameter threads = 99: use a number from 1 to 8"),
+        (["-p", "threads"], "-p takes a name and a value"),
+        (["-f", "absent.yaml"], "No such file.*absent.yaml"),
+    ],
+)
+def test_a_bad_parameter_fails_in_one_line(tmp_path, words, message):
+    code, said, _ = spyre_bench_run(tmp_path, notebook(tmp_path / "good.ipynb"), *words)
+    assert code != 0
+    assert any(re.search(message, line) for line in said.splitlines()), said
+    assert "Traceback" not in said
+
+
+def test_a_failing_cell_names_notebook_cell_and_error_and_keeps_what_ran(tmp_path):
+    path = notebook(tmp_path / "bad.ipynb", 'run.result("found", 1)', "1 / 0", "print('never')")
+    code, said, report = spyre_bench_run(tmp_path, path)
+    assert code == 1
+    assert re.search(
+        r"bad.ipynb: cell In \[5\] \(1 / 0\): ZeroDivisionError: division by zero", said
+    )
+    assert "ZeroDivisionError" in (report / "bad" / "notebook.ipynb").read_text()
+    assert "ZeroDivisionError" in (report / "bad" / "report.html").read_text()
+    assert results(report / "bad")["results"] == {"found": 1}
+    assert results(report / "bad")["finished"] is False
+
+
+def test_a_dying_kernel_is_an_error_and_keeps_what_ran(tmp_path):
+    path = notebook(tmp_path / "bad.ipynb", "import os; os._exit(3)")
+    code, said, report = spyre_bench_run(tmp_path, path)
+    assert code == 1
+    assert re.search(r"bad.ipynb: DeadKernelError", said)
+    assert (report / "bad" / "report.html").exists()
+
+
+def test_one_failing_notebook_does_not_stop_the_others(tmp_path):
+    bad, good = notebook(tmp_path / "bad.ipynb", "1 / 0"), notebook(tmp_path / "good.ipynb")
+    code, said, report = spyre_bench_run(tmp_path, bad, tmp_path / "absent.ipynb", good)
+    assert code == 1
+    assert "absent.ipynb: there is no such notebook" in said
+    assert (report / "good" / "notebook.ipynb").exists()
+    index = (report / "index.html").read_text()
+    assert index.index("bad: failed") < index.index("absent: failed") < index.index("good: passed")
+
+
+@pytest.mark.parametrize("kernel", ["nosuch", None])
+def test_a_missing_kernel_is_named_with_those_there_are(tmp_path, kernel):
+    path = notebook(tmp_path / "good.ipynb", kernel=kernel)
+    code, said, _ = spyre_bench_run(tmp_path, path)
+    assert code == 1
+    assert f"good.ipynb: asks for kernel {kernel!r}, which is not installed; there are [" in said
+
+
+def test_a_file_that_is_no_notebook_is_refused(tmp_path):
+    (tmp_path / "some.ipynb").write_text("hello")
+    code, said, _ = spyre_bench_run(tmp_path, "some.ipynb")
+    assert code == 1
+    assert "some.ipynb: not a notebook" in said
+
+
+def test_a_file_of_parameters_has_a_section_a_notebook_and_the_command_line_wins(tmp_path):
+    path = notebook(tmp_path / "good.ipynb")
+    (tmp_path / "full.yaml").write_text("good:\n  threads: 3\n  name: '5'\n")
+    _, said, report = spyre_bench_run(tmp_path, path, "-f", "full.yaml", "-p", "threads", "4")
+    kept = results(report / "good")["parameters"]
+    assert (kept["threads"], kept["name"]) == (4, "5")
+    assert "no section" not in said
+
+
+def test_a_notebook_without_a_section_is_said_to_run_with_defaults(tmp_path):
+    path = notebook(tmp_path / "good.ipynb")
+    (tmp_path / "full.yaml").write_text("goood:\n  threads: 3\n")
+    code, said, _ = spyre_bench_run(tmp_path, path, "-f", "full.yaml")
+    assert code == 0
+    assert "full.yaml has no section good: default parameters" in said
+
+
+@pytest.mark.parametrize("text", ["a: [", "just words", "good: 3"])
+def test_a_broken_file_of_parameters_is_refused_by_name(tmp_path, text):
+    path = notebook(tmp_path / "good.ipynb")
+    (tmp_path / "full.yaml").write_text(text)
+    code, said, _ = spyre_bench_run(tmp_path, path, "-f", "full.yaml")
+    assert code == 1
+    assert "spyre-bench: full.yaml: " in said
+    assert "Traceback" not in said
+
+
+def test_plain_papermill_checks_types_and_ranges_too(tmp_path):
+    path = notebook(tmp_path / "good.ipynb")
+    papermill = [sys.executable, "-m", "papermill", path, "out.ipynb"]
+    for value, message in (("banana", "is not a whole number"), ("99", "use a number from 1 to 8")):
+        done = subprocess.run(
+            [*papermill, "-p", "threads", value],
+            cwd=tmp_path, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode != 0
+        assert message in done.stderr
