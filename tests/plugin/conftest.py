@@ -1,0 +1,88 @@
+"""One engine on a tiny model, in this process, for all tests of single parameters."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+BUCKETS = [[4, 64, 16], [2, 128, 32]]
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.vllm)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def vllm_environment():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_PLUGINS", "spyre")
+        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        patch.setenv("VLLM_LOGGING_LEVEL", "WARNING")
+        patch.setenv("VLLM_NO_USAGE_STATS", "1")
+        yield
+
+
+@pytest.fixture(scope="session")
+def pass_log(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("passes") / "passes.jsonl"
+
+
+@pytest.fixture(scope="session")
+def llm(tiny_llama, pass_log):
+    from vllm import LLM
+
+    from tests.plugin.force_token import ForceToken
+
+    return LLM(
+        str(tiny_llama),
+        logits_processors=[ForceToken],
+        additional_config={
+            "spyre": {
+                "buckets": BUCKETS,
+                "compile_backend": "eager",
+                "pass_log": str(pass_log),
+            }
+        },
+    )
+
+
+@pytest.fixture
+def new_passes(llm, pass_log) -> Callable[[], list[dict]]:
+    """The lines that the pass log gained since the test began."""
+    before = len(pass_log.read_text().splitlines())
+    return lambda: [json.loads(line) for line in pass_log.read_text().splitlines()[before:]]
+
+
+@pytest.fixture(scope="session")
+def reference(tiny_llama):
+    return Reference(tiny_llama)
+
+
+class Reference:
+    """The same model in Hugging Face transformers, token by token, without cache or padding."""
+
+    def __init__(self, directory: Path):
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.torch = torch
+        self.model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(directory)
+
+    def logits(self, tokens: list[int]):
+        with self.torch.no_grad():
+            return self.model(self.torch.tensor([tokens])).logits[0, -1]
+
+    def greedy(self, prompt: str, steps: int, change=lambda logits, output: logits) -> list[int]:
+        """The likeliest tokens, end of sequence ignored, after `change(logits, output so far)`."""
+        tokens, output = self.tokenizer(prompt)["input_ids"], []
+        for _ in range(steps):
+            output.append(int(change(self.logits(tokens + output).clone(), output).argmax()))
+        return output
+
+    def prompt_where(self, holds: Callable[[str], bool]) -> str:
+        """The first prompt of a fixed list for which a test can tell something."""
+        return next(p for p in (f"{start} prompt" for start in "abcdefghijklmnop") if holds(p))

@@ -1,0 +1,119 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spyre_bench.plugin.config import BACKENDS, SCOPES, SpyreConfig
+from spyre_bench.shapes import BucketSet
+from tests.test_shapes import bucket_sets
+
+LISTS = {
+    "VLLM_SPYRE_WARMUP_PROMPT_LENS": "64,256",
+    "VLLM_SPYRE_WARMUP_NEW_TOKENS": "32,64",
+    "VLLM_SPYRE_WARMUP_BATCH_SIZES": "4,2",
+}
+TWO = BucketSet.parse("4,64,32 2,256,64")
+
+
+def test_buckets_come_from_additional_config():
+    config = SpyreConfig.read({"buckets": [[4, 64, 32], [2, 256, 64]]}, {})
+    assert config.buckets == TWO
+
+
+def test_where_that_is_silent_they_come_from_upstreams_environment_names():
+    environment = LISTS | {
+        "VLLM_SPYRE_DYNAMO_BACKEND": "eager",
+        "VLLM_SPYRE_REQUIRE_PRECOMPILED_DECODERS": "1",
+    }
+    config = SpyreConfig.read({}, environment)
+    assert config.buckets == TWO
+    assert config.compile_backend == "eager"
+    assert config.require_precompiled is True
+
+
+def test_additional_config_wins_over_the_environment():
+    environment = LISTS | {
+        "VLLM_SPYRE_DYNAMO_BACKEND": "eager",
+        "VLLM_SPYRE_REQUIRE_PRECOMPILED_DECODERS": "1",
+    }
+    settings = {
+        "buckets": ["1,64,2"],
+        "compile_backend": "inductor",
+        "require_precompiled": False,
+    }
+    config = SpyreConfig.read(settings, environment)
+    assert config == SpyreConfig(buckets=BucketSet.parse("1,64,2"))
+
+
+def test_with_nothing_set_upstreams_default_bucket_is_compiled():
+    assert SpyreConfig.read({}, {}).buckets == BucketSet.parse("1,64,20")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"buckets": [[4, 65, 32]]}, "prompt_length 65 is not a positive multiple of 64.*use 128"),
+        ({"buckets": [[4, 64, 1]]}, "new_tokens 1 is below 2.*use 2 or more"),
+        ({"buckets": []}, "at least one, for example 4,64,32"),
+        ({"buckets": 4}, "buckets 4 is wrong, it is a list of"),
+        ({"bucket": []}, "unknown key 'bucket': did you mean 'buckets'"),
+        ({"compile_backed": "eager"}, "did you mean 'compile_backend'"),
+        ({"xyz": 1}, "unknown key 'xyz': leave it out. Known keys: buckets,"),
+        ({"compile_backend": "iductor"}, "one of eager, inductor, sendnn; did you mean 'inductor'"),
+        ({"compile_scope": "block"}, "compile_scope 'block' is wrong, it is one of layer, model"),
+        ({"require_precompiled": "yes"}, "require_precompiled 'yes' is wrong, it is true or false"),
+        ({"memory_bytes": 0}, "memory_bytes 0 is wrong, it is a whole number of bytes"),
+        ({"memory_bytes": "8G"}, "memory_bytes '8G' is wrong"),
+        ({"gather_s": -1}, "gather_s -1 is wrong, it is a number of seconds from 0 to 60"),
+        ({"gather_s": True}, "gather_s True is wrong"),
+        ({"pass_log": 7}, "pass_log 7 is wrong, it is a path"),
+        ("buckets", "'buckets' is not a mapping"),
+    ],
+)
+def test_a_wrong_setting_is_refused_with_value_rule_and_fix(settings, words):
+    with pytest.raises(ValueError, match=words):
+        SpyreConfig.read(settings, {})
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        (
+            LISTS | {"VLLM_SPYRE_WARMUP_NEW_TOKENS": "32"},
+            "unequal length.*BATCH_SIZES has 2.*PROMPT_LENS has 2.*NEW_TOKENS has 1",
+        ),
+        (LISTS | {"VLLM_SPYRE_WARMUP_PROMPT_LENS": "64,100"}, "prompt_length 100.*use 128"),
+        (LISTS | {"VLLM_SPYRE_WARMUP_NEW_TOKENS": "32,1"}, "new_tokens 1 is below 2"),
+        ({"VLLM_SPYRE_WARMUP_PROMPT_LENS": "64;128"}, "PROMPT_LENS='64;128' is not a list"),
+        ({"VLLM_SPYRE_DYNAMO_BACKEND": "sendn"}, "'sendn' is wrong.*did you mean 'sendnn'"),
+        ({"VLLM_SPYRE_REQUIRE_PRECOMPILED_DECODERS": "on"}, "'on' is not a flag: write 0 or 1"),
+    ],
+)
+def test_a_wrong_environment_is_refused_likewise(environment, words):
+    with pytest.raises(ValueError, match=words):
+        SpyreConfig.read({}, environment)
+
+
+def test_a_bucket_beyond_the_models_context_is_refused():
+    config = SpyreConfig(buckets=TWO)
+    config.require_context(320)
+    with pytest.raises(ValueError, match="bucket 2,256,64 needs a context of 320 .* allows 319"):
+        config.require_context(319)
+
+
+@given(
+    st.builds(
+        SpyreConfig,
+        buckets=bucket_sets,
+        compile_backend=st.sampled_from(BACKENDS),
+        compile_scope=st.sampled_from(SCOPES),
+        artefact_directory=st.sampled_from([None, Path("/artefacts")]),
+        require_precompiled=st.booleans(),
+        memory_bytes=st.none() | st.integers(1, 2**40),
+        pass_log=st.sampled_from([None, Path("/logs/passes.jsonl")]),
+        gather_s=st.floats(0, 60),
+    )
+)
+def test_a_configuration_survives_the_way_to_another_process(config):
+    assert SpyreConfig.read(config.as_settings(), LISTS) == config
