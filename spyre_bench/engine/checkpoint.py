@@ -9,6 +9,7 @@ from pathlib import Path
 EMBEDDED = "smollm2"
 # What the three readers need of a hub repository; anything in a subfolder is for others.
 HUB_FILES = ["*.json", "*.jinja", "model*.safetensors", "tokenizer.model", "merges.txt"]
+HUB_TIMEOUT_S = 10
 TOKENIZERS = ["tokenizer.json", "tokenizer.model", "vocab.json"]
 
 
@@ -22,7 +23,9 @@ def model_directory(name: str = EMBEDDED) -> Path:
         if name == EMBEDDED:
             return embedded_directory()
         path = Path(os.path.expanduser(name))
-        return checked(path.absolute() if path.exists() else hub_directory(name))
+        if path.exists():
+            return checked(path.absolute(), f"name another directory, a hub id, or {EMBEDDED!r}")
+        return checked(path := hub_directory(name), f"remove {path} to fetch it again")
     except ModuleNotFoundError as missing:
         raise ValueError(
             f"model {name!r} needs the package {missing.name}: pip install 'spyre-bench[engine]'"
@@ -38,10 +41,10 @@ def cache_directory() -> Path:
     return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "spyre_bench"
 
 
-def checked(directory: Path) -> Path:
+def checked(directory: Path, remedy: str) -> Path:
     """The directory itself; ValueError naming what a Hugging Face directory would also hold."""
     if problem := missing_from(directory):
-        raise ValueError(f"{directory} is no complete Hugging Face model directory: {problem}")
+        raise ValueError(f"{directory} is no Hugging Face model directory: {problem}; {remedy}")
     return directory
 
 
@@ -85,21 +88,28 @@ def damage(shard: Path) -> str | None:
 
 
 def hub_directory(name: str) -> Path:
-    """Fetch a hub repository through huggingface_hub, which keeps it in its own cache."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    """The hub's snapshot of `name` in huggingface_hub's own cache, fetched if it is not whole."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import errors as hub
 
+    files = {"allow_patterns": HUB_FILES, "ignore_patterns": ["*/*"]}
     try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=["*/*"]))
-    except HFValidationError as error:
+        return Path(snapshot_download(name, **files, local_files_only=True))
+    except hub.HFValidationError as error:
         raise ValueError(
             f"{name!r} is neither a directory that exists, nor a hub id, nor {EMBEDDED!r}"
         ) from error
-    except GatedRepoError as error:
+    except hub.LocalEntryNotFoundError:
+        pass
+    try:
+        # the look-up within snapshot_download has no time limit: ask once with one
+        HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
+        return Path(snapshot_download(name, **files))
+    except hub.GatedRepoError as error:
         raise OSError(
             f"{name} is gated: accept its terms on its hub page, then run `hf auth login`"
         ) from error
-    except RepositoryNotFoundError as error:
+    except hub.RepositoryNotFoundError as error:
         raise ValueError(
             f"{name} is no directory, and the hub knows no such model or hides it: check the "
             "spelling, or run `hf auth login` if it is private"
