@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import make_dataclass
@@ -91,6 +92,7 @@ class Run:
         self.rng = np.random.default_rng(raw.get("seed", 0))
         directory = raw.get("output_directory")
         self.directory = Path(directory).absolute() if directory else None
+        self._scratch: tempfile.TemporaryDirectory | None = None
         self._started = time.monotonic()
         self._record: dict[str, Any] = {
             "question": question,
@@ -107,6 +109,13 @@ class Run:
             **provenance(),
         }
         self._save()
+
+    def path(self, name: str) -> Path:
+        """Where a file of this run goes; where the run keeps nothing, a place that ends with it."""
+        if self.directory:
+            return _folder(self.directory) / name
+        self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="spyre_bench-")
+        return Path(self._scratch.name) / name
 
     def table(self, name: str, frame: pd.DataFrame) -> pd.DataFrame:
         """Keeps a table as CSV and returns it for display. Its column `measured_at`, where it has

@@ -106,6 +106,16 @@ def test_without_a_directory_nothing_is_written(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_goes_with_the_run_or_to_a_temporary_place(tmp_path):
+    assert start(output_directory=str(tmp_path)).path("log.jsonl") == tmp_path / "log.jsonl"
+    run = start()
+    place = run.path("log.jsonl")
+    assert place.parent.is_dir()
+    assert run.path("log.jsonl") == place
+    del run
+    assert not place.parent.exists()
+
+
 def test_a_run_leaves_its_record_tables_and_figures(tmp_path):
     from matplotlib.figure import Figure
 
