@@ -34,7 +34,7 @@ DUMMY_TOKEN = 0
 
 class SpyreModelRunner:
     def __init__(self, vllm_config: VllmConfig, model: SpyreCausalLM, pass_log: PassLog):
-        self.model = model
+        self.causal_lm = model  # not `model`: vLLM takes that for a torch module of its own
         self.pass_log = pass_log
         self.sampler = Sampler(
             vllm_config.model_config.logprobs_mode, vllm_config.model_config.use_fp64_gumbel
@@ -101,7 +101,7 @@ class SpyreModelRunner:
         self._prompt_tokens = [len(request.prompt_token_ids) for request in new]
         return self._timed(
             "prefill",
-            lambda: self.model.prefill(bucket, [request.prompt_token_ids for request in new]),
+            lambda: self.causal_lm.prefill(bucket, [request.prompt_token_ids for request in new]),
         )
 
     def _decode(self) -> torch.Tensor:
@@ -112,7 +112,7 @@ class SpyreModelRunner:
         ]
         self._step += 1
         self.input_batch.refresh_metadata()
-        return self._timed("decode", lambda: self.model.decode(tokens))
+        return self._timed("decode", lambda: self.causal_lm.decode(tokens))
 
     def _timed(self, kind: str, run) -> torch.Tensor:
         start_s, start = time.time(), time.perf_counter()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-BUCKETS = [[4, 64, 16], [2, 128, 32]]
+BUCKETS = [[4, 64, 16], [2, 192, 32]]
 
 
 def pytest_collection_modifyitems(items):

@@ -98,7 +98,7 @@ def test_a_wrong_environment_is_refused_likewise(environment, words):
 def test_a_bucket_beyond_the_models_context_is_refused():
     config = SpyreConfig(buckets=TWO)
     config.require_context(320)
-    with pytest.raises(ValueError, match="bucket 2,256,64 needs a context of 320 .* allows 319"):
+    with pytest.raises(ValueError, match=r"bucket 2,256,64 needs a context of 320 .* allows 319"):
         config.require_context(319)
 
 

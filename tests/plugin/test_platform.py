@@ -1,0 +1,149 @@
+"""What becomes of vLLM's settings, and what is refused before anything is loaded."""
+
+import json
+import shutil
+
+import pytest
+
+from spyre_bench.plugin.platform import SpyrePlatform
+
+TWO = {"buckets": [[4, 64, 32], [2, 256, 64]]}
+
+
+@pytest.fixture
+def configure(tiny_llama):
+    """vLLM's configuration for the tiny model, as its engines build it."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    before = SpyrePlatform._config
+
+    def build(spyre=TWO, **arguments):
+        arguments = {"model": str(tiny_llama)} | arguments
+        return EngineArgs(additional_config={"spyre": spyre}, **arguments).create_engine_config()
+
+    yield build
+    SpyrePlatform._config = before  # the session's engine lives on
+
+
+def token_prompt(tokens: int) -> dict:
+    return {"type": "token", "prompt_token_ids": [5] * tokens}
+
+
+def test_vllms_scheduler_and_cache_follow_the_buckets(configure):
+    config = configure()
+    assert config.model_config.max_model_len == 320
+    assert config.scheduler_config.max_num_seqs == 4
+    assert config.scheduler_config.max_num_batched_tokens == 4 * 320
+    assert config.scheduler_config.max_num_scheduled_tokens == 4 * 320
+    assert config.cache_config.block_size == 320
+
+
+def test_dtype_auto_is_float32_whatever_the_checkpoint_says(configure, tiny_llama, tmp_path):
+    import torch
+
+    directory = tmp_path / "bfloat16"
+    shutil.copytree(tiny_llama, directory)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    assert configure(model=str(directory)).model_config.dtype == torch.float32
+
+
+def test_what_vllm_has_on_by_default_and_static_shapes_cannot_do_is_off(configure, caplog):
+    with caplog.at_level("INFO", logger="vllm.spyre_bench.platform"):
+        config = configure()
+    assert not config.cache_config.enable_prefix_caching
+    assert not config.scheduler_config.enable_chunked_prefill
+    assert not config.scheduler_config.async_scheduling
+    (line,) = [line for line in caplog.messages if "Prefix caching" in line]
+    assert line == "Prefix caching and chunked prefill are off: a bucket takes whole prompts."
+
+
+def test_enforce_eager_means_the_eager_backend(configure):
+    config = configure(enforce_eager=True)
+    assert config.additional_config["spyre"]["compile_backend"] == "eager"
+
+
+def test_the_environment_is_read_once_and_travels_with_the_configuration(configure, monkeypatch):
+    monkeypatch.setenv("VLLM_SPYRE_WARMUP_PROMPT_LENS", "128")
+    config = configure(spyre={}, fail_on_environ_validation=True)
+    assert config.additional_config["spyre"]["buckets"] == [[1, 128, 20]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"spyre": {"buckets": [[1, 512, 64]]}}, "needs a context of 576 tokens.*allows 512"),
+        ({"max_model_len": 256}, "bucket 2,256,64 needs a context of 320.*allows 256"),
+        ({"spyre": {"bucket": []}}, "did you mean 'buckets'"),
+        ({"tensor_parallel_size": 2}, "not support tensor_parallel_size=2 yet.*later step"),
+        ({"pipeline_parallel_size": 2}, "pipeline_parallel_size=2: leave it at 1"),
+        ({"data_parallel_size": 2}, "data_parallel_size=2: leave it at 1 and start one server"),
+        ({"enable_lora": True}, "not support LoRA: leave out --enable-lora"),
+        ({"enable_prompt_embeds": True}, "prompt embeds: leave out --enable-prompt-embeds"),
+        ({"runner": "pooling"}, "runner 'pooling': serve a model that generates"),
+        ({"hf_overrides": {"rope_theta": 1.0}}, "hf_overrides: write the values into"),
+        ({"load_format": "dummy"}, "load_format 'dummy'"),
+        ({"revision": "v2"}, "revision 'v2': download that revision"),
+        ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype 'fp8': leave it at auto"),
+        (
+            {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
+            "speculative decoding: leave out --speculative-config",
+        ),
+        (
+            {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
+            "KV connectors: leave out --kv-transfer-config",
+        ),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_the_backend_cannot_do_is_refused_at_start(configure, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        configure(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "parameters", "words"),
+    [
+        (token_prompt(300), {}, "prompt_tokens=300 with max_tokens=16; the nearest buckets"),
+        (token_prompt(65), {"max_tokens": 65}, r"prompt_tokens=65 with max_tokens=65.*\[1, 128"),
+        (token_prompt(5), {"max_tokens": None, "min_tokens": 65}, "max_tokens=65"),
+        (token_prompt(5), {"prompt_logprobs": 1}, "prompt_logprobs=1 .*: leave it out"),
+        ({"type": "embeds"}, {}, "prompts of type 'embeds': send text or token ids"),
+        ({"type": "multimodal"}, {}, "prompts of type 'multimodal'"),
+    ],
+)
+def test_what_no_bucket_takes_is_refused_per_request(configure, prompt, parameters, words):
+    from vllm import SamplingParams
+
+    configure()
+    with pytest.raises(ValueError, match=words):
+        SpyrePlatform.validate_request(prompt, SamplingParams(**parameters))
+
+
+@pytest.mark.parametrize("parameters", [{"max_tokens": 64}, {"max_tokens": None}])
+def test_what_a_bucket_takes_is_accepted(configure, parameters):
+    from vllm import SamplingParams
+
+    configure()
+    SpyrePlatform.validate_request(token_prompt(256), SamplingParams(**parameters))
+
+
+def test_pooling_is_refused_per_request(configure):
+    from vllm import PoolingParams
+
+    configure()
+    with pytest.raises(ValueError, match="pooling: ask for generated text"):
+        SpyrePlatform.validate_request(token_prompt(5), PoolingParams())
+
+
+@pytest.mark.parametrize(("prompt_tokens", "allowed"), [(1, 64), (256, 64), (257, 1)])
+def test_the_front_end_hears_how_long_an_answer_may_be(configure, prompt_tokens, allowed):
+    configure()
+    assert SpyrePlatform.get_max_output_tokens(prompt_tokens) == allowed
+
+
+def test_the_card_computes_in_float16(configure):
+    import torch
+
+    config = configure(spyre=TWO | {"compile_backend": "sendnn"})
+    assert config.model_config.dtype == torch.float16
