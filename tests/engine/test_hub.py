@@ -5,6 +5,7 @@ import http.server
 import json
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ def hub(at_endpoint, tmp_path, tiny_llama):
     (root / "onnx").mkdir(parents=True)
     for file in tiny_llama.iterdir():
         (root / file.name).symlink_to(file)
-    for name in ["pytorch_model.bin", "onnx/model.safetensors", "consolidated.safetensors"]:
+    for name in ["pytorch_model.bin", "onnx/config.json", "consolidated.safetensors"]:
         (root / name).write_bytes(b"for others")
     handler = type("ThisHub", (Hub,), {"root": root, "fetched": set()})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -148,8 +149,10 @@ def test_a_network_that_never_answers_is_given_up(at_endpoint, monkeypatch):
     monkeypatch.setattr(checkpoint, "HUB_TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         at_endpoint(silent.getsockname()[1])
+        start = time.monotonic()
         with pytest.raises(OSError, match=r"timed out.*check the network"):
             checkpoint.model_directory("us/tiny")
+        assert time.monotonic() - start < 2
 
 
 def test_a_full_disk_of_the_hub_cache_says_how_to_move_it(hub, monkeypatch):
