@@ -79,9 +79,6 @@ class SpyreWorker(WorkerBase):
         self.pass_log = PassLog(config.pass_log)
         self.model_runner = SpyreModelRunner(self.vllm_config, self.model, self.pass_log)
 
-    def get_model(self) -> SpyreCausalLM:
-        return self.model
-
     # --- vLLM's paged cache, which we do not have: it is told of one block for each row ----------
     def get_kv_cache_spec(self) -> dict[str, KVCacheSpec]:
         return {
@@ -108,8 +105,16 @@ class SpyreWorker(WorkerBase):
     @signals_end_the_process()
     def compile_or_warm_up_model(self) -> CompilationTimes:
         start_s = time.perf_counter()
-        for row in warm_up(self.model, on_progress=logger.info):
+        for row in warm_up(self.model, progress=self.is_driver_worker):
             self.pass_log.write_warmup(row)
+            logger.info(
+                "Bucket %s: %s in %.1f s, prefill %.3f s, decode %.3f s.",
+                row.bucket,
+                "loaded" if row.was_warm else "compiled",
+                row.compile_s,
+                row.prefill_s,
+                row.decode_s,
+            )
         set_random_seed(self.model_config.seed)  # as if nothing had run
         return CompilationTimes(language_model=time.perf_counter() - start_s, encoder=0.0)
 
