@@ -79,3 +79,40 @@ def run(
     pairs = dict(pair.split("=", 1) for pair in parameter or [])
     if not run_notebooks(notebooks, output, pairs, parameters_file):
         raise typer.Exit(1)
+
+
+@app.command()
+def measure(
+    bucket: Annotated[list[str], typer.Option(help="batch_size,prompt_length,new_tokens")],
+    out: Annotated[Path, typer.Option(help="CSV; its rows are kept and not measured again")],
+    model: Annotated[str, typer.Option(help="directory, hub id or smollm2")] = "smollm2",
+    tp: Annotated[int, typer.Option(help="tensor parallel size")] = 1,
+    backend: Annotated[str, typer.Option(help="eager, inductor or sendnn")] = "inductor",
+    scope: Annotated[str, typer.Option(help="compile the layer or the whole model")] = "layer",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+    threads: Annotated[int | None, typer.Option(help="a process; default: one a core")] = None,
+    passes: Annotated[int, typer.Option(help="repetitions behind each median")] = 9,
+) -> None:
+    """Measure buckets on the real engine: compile cold and warm, load, prefill, decode."""
+    from rich.console import Console
+    from tqdm import tqdm
+
+    from spyre_bench.engine.measure import measure_table
+    from spyre_bench.shapes import BucketSet
+
+    buckets = BucketSet.parse(bucket)
+    with tqdm(total=len(buckets), desc="measure", unit="bucket") as bar:
+
+        def on_row(row) -> None:
+            bar.write(
+                f"{row.bucket}: compile {row.compile_s:.1f} s cold, {row.compile_warm_s:.2f} s "
+                f"warm; prefill {row.prefill_s * 1e3:.1f} ms, decode {row.decode_s * 1e3:.1f} ms",
+                file=sys.stderr,
+            )
+            bar.update()
+
+        rows = measure_table(
+            out, buckets, on_row, model=model, tp=tp, compile_backend=backend,
+            compile_scope=scope, dtype=dtype, threads=threads, passes=passes,
+        )  # fmt: skip
+    Console(stderr=True).print(f"{len(rows)} rows in {out}")
