@@ -24,4 +24,12 @@ TEXTS = (
 )
 
 LENGTHS = (1, 2, 7, 17, 31, 33, 50, 63, 64, 65, 80, 100, 120, 126, 127, 128)
-"""Tokens of each prompt, the i-th cut from text i modulo 4."""
+"""Tokens of each prompt: the i-th is cut from the texts in order, from text i modulo 4 on."""
+
+
+def prompts(tokenizer) -> list[list[int]]:
+    """Token ids of the prompts, each of exactly its length."""
+    return [
+        tokenizer.encode(" ".join(TEXTS[index % 4 :] + TEXTS[: index % 4]))[:length]
+        for index, length in enumerate(LENGTHS)
+    ]
