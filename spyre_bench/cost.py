@@ -5,15 +5,11 @@ The wall between torch and the core: the engine writes rows, everything else rea
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from scipy.optimize import nnls
 
 from spyre_bench.shapes import Bucket
 
@@ -87,45 +83,3 @@ def write_cost_table(path: Path, rows: list[CostRow]) -> None:
     partial = path.with_name(f".{path.name}.partial")
     pd.DataFrame([asdict(row) for row in rows], columns=COLUMNS).to_csv(partial, index=False)
     os.replace(partial, path)
-
-
-@dataclass(frozen=True)
-class StartupFit:
-    """Start-up seconds of a bucket: a fixed part, and parts that grow with the tokens its prefill
-    computes and with the KV slots its cache holds."""
-
-    fixed_s: float
-    prompt_token_s: float
-    kv_slot_s: float
-
-    @classmethod
-    def of(cls, buckets: Sequence[Bucket], seconds: Sequence[float]) -> StartupFit:
-        """Least squares over measured buckets, no part below zero: more work never costs less.
-        Raises ValueError for fewer than two buckets."""
-        if len(set(buckets)) < 2:
-            raise ValueError(f"{len(set(buckets))} bucket: growth needs two different ones or more")
-        solution, _ = nnls(np.array([_work(bucket) for bucket in buckets]), np.array(seconds))
-        return cls(*map(float, solution))
-
-    def predict(self, bucket: Bucket) -> float:
-        return float(np.dot((self.fixed_s, self.prompt_token_s, self.kv_slot_s), _work(bucket)))
-
-
-def _work(bucket: Bucket) -> tuple[float, float, float]:
-    rows = bucket.batch_size
-    return 1.0, rows * bucket.prompt_length, rows * bucket.context_length
-
-
-def request_s(bucket: Bucket, prefill_s: float, decode_s: float, output_tokens: int) -> float:
-    """Engine seconds for each request of a full batch whose answers have `output_tokens`; the
-    prefill yields the first of them."""
-    assert 1 <= output_tokens <= bucket.new_tokens
-    return (prefill_s + (output_tokens - 1) * decode_s) / bucket.batch_size
-
-
-def break_even_requests(startup_s: float, own_s: float, fallback_s: float) -> float:
-    """After how many requests the start-up of a bucket is earned back, where a request costs
-    `own_s` in it and `fallback_s` in the bucket that would serve it otherwise; infinite where
-    it saves nothing."""
-    saving_s = fallback_s - own_s
-    return startup_s / saving_s if saving_s > 0 else math.inf

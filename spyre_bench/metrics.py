@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import pandas as pd
 
 from spyre_bench.batching import WasteLedger
 from spyre_bench.shapes import Bucket
+
+WASTES = tuple(field.name for field in fields(WasteLedger) if field.name != "useful")
 
 
 def read_passes(path: Path) -> pd.DataFrame:
@@ -37,20 +39,18 @@ def read_warmup(path: Path) -> pd.DataFrame:
 
 
 def waste(passes: pd.DataFrame) -> pd.DataFrame:
-    """The waste ledger of each batch, in tokens, with its bucket and its fill."""
-    return pd.DataFrame(
-        {"batch": batch, "bucket": ledger_bucket, **asdict(ledger), "fill": ledger.fill}
-        for batch, ledger_bucket, ledger in map(
-            _ledger, *zip(*passes.groupby("batch"), strict=True)
-        )
-    )
+    """The waste ledger of each batch, in tokens, with its bucket, sum and fill."""
+    return pd.DataFrame([_ledger(some) for _, some in passes.groupby("batch")])
 
 
-def _ledger(batch: int, passes: pd.DataFrame) -> tuple[int, str, WasteLedger]:
-    bucket, prompt_tokens = passes[["bucket", "prompt_tokens"]].iloc[0]
+def _ledger(passes: pd.DataFrame) -> dict[str, Any]:
+    first = passes.iloc[0]
     # Each pass gives every running row a token; which row stopped when does not matter here.
-    outputs = [int((passes["running"] > row).sum()) for row in range(len(prompt_tokens))]
-    return batch, bucket, WasteLedger.of_batch(Bucket.parse(bucket), prompt_tokens, outputs)
+    rows = range(len(first["prompt_tokens"]))
+    outputs = [int((passes["running"] > row).sum()) for row in rows]
+    ledger = WasteLedger.of_batch(Bucket.parse(first["bucket"]), first["prompt_tokens"], outputs)
+    names = {"batch": first["batch"], "bucket": first["bucket"]}
+    return names | asdict(ledger) | {"computed": ledger.computed, "fill": ledger.fill}
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

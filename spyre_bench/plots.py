@@ -30,7 +30,6 @@ STAGES = {
     "compile_s": ("compile", ORANGE, "///"),
     "first_run_s": ("first runs", BLUE, "..."),
 }
-MARKERS = "osD^vP"
 
 
 def pass_timeline(passes: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
@@ -84,22 +83,25 @@ def startup_stages(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> A
     return _legend(ax)
 
 
-def growth(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
-    """Seconds as one dimension of a bucket grows and the others stay.
+def growth(frame: pd.DataFrame, factor: float, title: str, ax: Axes | None = None) -> Axes:
+    """By how much each stage grows as one dimension of a bucket grows by `factor`.
 
-    `frame`: dimension, multiple (of the smallest bucket's), seconds.
+    `frame`: dimension, stage, ratio.
     """
     ax = _axes(ax, title)
-    for number, (name, line) in enumerate(frame.groupby("dimension", sort=False)):
-        ax.plot(line["multiple"], line["seconds"], marker=MARKERS[number], linestyle="-",
-                color=(BLUE, ORANGE, GREEN)[number], label=name)  # fmt: skip
-    ax.set_xscale("log", base=2)
-    ticks = sorted(frame["multiple"].unique())
-    ax.set_xticks(ticks, [f"×{tick:g}" for tick in ticks])
-    ax.minorticks_off()
-    ax.set_ylim(0, 1.1 * frame["seconds"].max())
-    ax.set_xlabel("multiple of the base bucket's dimension")
-    ax.set_ylabel("seconds")
+    dimensions = list(frame["dimension"].unique())
+    styles = ((ORANGE, "///"), (SKY, "..."), (BLUE, ""))
+    for (stage, some), place, (colour, hatch) in zip(
+        frame.groupby("stage", sort=False), (-0.26, 0, 0.26), styles, strict=True
+    ):
+        places = [dimensions.index(name) + place for name in some["dimension"]]
+        ax.bar(places, some["ratio"], width=0.24, color=colour, hatch=hatch,
+               edgecolor="white", label=stage)  # fmt: skip
+    ax.axhline(1, color="black", linewidth=0.8, label="no growth")
+    ax.axhline(factor, color="black", linewidth=0.8, linestyle="--", label="in proportion")
+    ax.set_xticks(range(len(dimensions)), dimensions)
+    ax.set_xlabel(f"dimension that grows by {factor:g}")
+    ax.set_ylabel("seconds, relative to the base bucket")
     return _legend(ax)
 
 

@@ -18,6 +18,7 @@ CORE = {
     "shapes": set(),
     "workload": {"shapes"},
     "cost": {"shapes"},
+    "startup": {"shapes"},
     "batching": {"shapes", "workload", "cost"},
     "simulate": {"shapes", "workload", "cost", "batching"},
     "metrics": {"shapes", "workload", "cost", "batching", "simulate"},

@@ -58,6 +58,7 @@ def test_waste_of_a_batch_is_as_counted_by_hand(log):
         "bucket_pad": 2 * 34,
         "decode_tail": 2,
         "cap": 0,
+        "computed": 4 * 64 + 4 * 3,
         "fill": 44 / (4 * 64 + 4 * 3),
     }
 

@@ -1,6 +1,7 @@
 """Every figure draws its whole frame and says its units; what it looks like is for people."""
 
 import io
+from functools import partial
 
 import matplotlib
 import numpy as np
@@ -39,9 +40,9 @@ STAGES = pd.DataFrame(
 )
 GROWTH = pd.DataFrame(
     {
-        "dimension": ["batch size"] * 2 + ["new tokens"] * 2,
-        "multiple": [1, 2, 1, 2],
-        "seconds": [10.0, 12.0, 10.0, 11.0],
+        "dimension": ["batch size"] * 3 + ["new tokens"] * 3,
+        "stage": ["compile cold", "compile warm", "first run"] * 2,
+        "ratio": [1.1, 1.0, 2.0, 1.0, 1.2, 1.1],
     }
 )
 PREDICTED = pd.DataFrame(
@@ -63,10 +64,11 @@ FIGURES = {
     plots.pass_timeline: (PASSES, "[s]"),
     plots.waste_ledger: (LEDGER, "[tokens]"),
     plots.startup_stages: (STAGES, "seconds"),
-    plots.growth: (GROWTH, "multiple"),
+    partial(plots.growth, factor=2): (GROWTH, "grows by 2"),
     plots.predicted: (PREDICTED, "[s]"),
     plots.break_even: (BREAK_EVEN, "requests"),
 }
+NAMES = [getattr(figure, "__name__", "growth") for figure in FIGURES]
 
 
 @pytest.fixture(autouse=True)
@@ -75,11 +77,11 @@ def closed_figures():
     plt.close("all")
 
 
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.__name__)
+@pytest.mark.parametrize("figure", FIGURES, ids=NAMES)
 def test_every_figure_says_its_finding_and_its_unit_and_leaves_its_frame_alone(figure):
     frame, unit = FIGURES[figure]
     before = frame.copy()
-    ax = figure(frame, "It is so")
+    ax = figure(frame, title="It is so")
     assert ax.get_title(loc="left") == "It is so"
     assert unit in ax.get_xlabel()
     assert ax.figure.legends
@@ -87,10 +89,10 @@ def test_every_figure_says_its_finding_and_its_unit_and_leaves_its_frame_alone(f
     pd.testing.assert_frame_equal(frame, before)
 
 
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.__name__)
+@pytest.mark.parametrize("figure", FIGURES, ids=NAMES)
 def test_every_figure_draws_where_it_is_told(figure):
     ax = plt.subplots()[1]
-    assert figure(FIGURES[figure][0], "It is so", ax) is ax
+    assert figure(FIGURES[figure][0], title="It is so", ax=ax) is ax
     assert len(plt.get_fignums()) == 1
 
 

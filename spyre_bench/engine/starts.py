@@ -1,0 +1,143 @@
+"""Start-ups of an engine with several buckets, cold and warm, each in a fresh process.
+
+`measure.py` takes each bucket alone, for the cost table; a server starts with all of its buckets,
+and what every start pays once is then paid once. `python -m spyre_bench.engine.starts` is the
+child: one JSON request in, one JSON answer out; its progress bar goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from spyre_bench.shapes import Bucket, BucketSet
+
+
+def measure_starts(
+    model_directory: Path,
+    buckets: BucketSet,
+    *,
+    compile_backend: str = "inductor",
+    compile_scope: str = "layer",
+    dtype: str = "float32",
+    layers: int | None = None,
+    threads: int = 0,
+    passes: int = 5,
+) -> pd.DataFrame:
+    """One row for each bucket of a cold start and of the warm start after it, in warmup order.
+
+    `load_s` is of the whole start; `compile_s` and `first_run_s` are of the bucket, `startup_s`
+    their sum; `prefill_s` and `decode_s` are medians of `passes` passes afterwards. `layers` takes
+    only that many of the model's. `threads` are those of the process, 0 for one a core. ValueError
+    for a setting that the engine refuses.
+    """
+    setting = {
+        "compile_backend": compile_backend,
+        "compile_scope": compile_scope,
+        "dtype": dtype,
+    }
+    with tempfile.TemporaryDirectory(prefix="spyre-bench-starts-") as scratch:
+        if layers is not None:
+            from spyre_bench.engine.shallow import shallow_copy
+
+            model_directory = shallow_copy(model_directory, layers, Path(scratch) / "model")
+        request = setting | {
+            "model_directory": str(model_directory),
+            "buckets": str(buckets),
+            "artefact_directory": str(Path(scratch) / "artefacts"),
+            "threads": threads,
+            "passes": passes,
+        }
+        rows = [
+            {"start": start, **row}
+            for start in ("cold", "warm")
+            for row in _in_fresh_process(request)
+        ]
+    return pd.DataFrame(rows).assign(layers=layers, **setting)
+
+
+def _in_fresh_process(request: dict) -> list[dict]:
+    child = subprocess.run(
+        [sys.executable, "-m", "spyre_bench.engine.starts"],
+        input=json.dumps(request),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    lines = child.stdout.splitlines()
+    if child.returncode or not lines:
+        raise ValueError(
+            f"starting with buckets {request['buckets']} failed: "
+            f"{lines[-1] if lines else f'exit code {child.returncode}, its words are above'}"
+        )
+    return json.loads(lines[-1])
+
+
+def start_here(request: dict) -> list[dict]:
+    """In the child: start the engine, then time passes of each bucket."""
+    import torch
+
+    from spyre_bench.engine.model import EngineConfig, SpyreCausalLM
+    from spyre_bench.engine.warmup import warm_up
+
+    if request["threads"]:
+        torch.set_num_threads(request["threads"])
+    model = SpyreCausalLM(
+        EngineConfig(
+            model_directory=Path(request["model_directory"]),
+            buckets=BucketSet.parse(request["buckets"]),
+            dtype=request["dtype"],
+            compile_backend=request["compile_backend"],
+            compile_scope=request["compile_scope"],
+            artefact_directory=Path(request["artefact_directory"]),
+        )
+    )
+    warmed = warm_up(model)
+    measured_at = datetime.now(UTC).isoformat(timespec="seconds")
+    return [
+        {
+            "bucket": str(row.bucket),
+            "load_s": model.load_s,
+            "compile_s": row.compile_s,
+            "first_run_s": row.prefill_s + row.decode_s,
+            "startup_s": row.compile_s + row.prefill_s + row.decode_s,
+            "was_warm": row.was_warm,
+            **_time_passes(model, row.bucket, request["passes"]),
+            "threads": torch.get_num_threads(),
+            "measured_at": measured_at,
+        }
+        for row in warmed
+    ]
+
+
+def _time_passes(model, bucket: Bucket, passes: int) -> dict[str, float]:
+    prompts = [[1] * bucket.prompt_length] * bucket.batch_size
+    decodes = min(passes, bucket.new_tokens - 1)
+    prefill_s, decode_s = [], []
+    for _ in range(passes):
+        prefill_s.append(_seconds(lambda: model.prefill(bucket, prompts)))
+    for _ in range(decodes):
+        decode_s.append(_seconds(lambda: model.decode([1] * bucket.batch_size)))
+    return {"prefill_s": float(np.median(prefill_s)), "decode_s": float(np.median(decode_s))}
+
+
+def _seconds(run: Callable) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    try:
+        print(json.dumps(start_here(json.load(sys.stdin))))
+    except (ValueError, RuntimeError) as error:
+        print(" ".join(str(error).split()))
+        sys.exit(1)
