@@ -104,7 +104,7 @@ class SpyreCausalLM:
                 layers[index] = _SwitchedLayer(layer, self)
         self._caches = self._allocate()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def prefill(self, bucket: Bucket, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Starts a batch: logits [len(prompts), V] in float32 after each prompt.
 
@@ -127,7 +127,7 @@ class SpyreCausalLM:
         self._batch = batch
         return logits[: batch.rows].float()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, tokens: Sequence[int]) -> Tensor:
         """One step of the running batch: the next token of each row in, logits
         [len(tokens), V] in float32 out. Finished rows may be given any token.

@@ -23,9 +23,7 @@ def engine(tmp_path_factory):
         key = (directory, buckets, *sorted(setting.items()))
         if key not in made:
             model = SpyreCausalLM(
-                EngineConfig(
-                    model_directory=directory, buckets=BucketSet.parse(buckets), **setting
-                )
+                EngineConfig(model_directory=directory, buckets=BucketSet.parse(buckets), **setting)
             )
             warm_up(model, progress=False)
             made[key] = model

@@ -45,9 +45,7 @@ def test_padded_equals_unpadded_for_every_bucket_and_fill_whatever_fills_the_res
     import torch
 
     directory = request.getfixturevalue(architecture)
-    model = engine(
-        directory, BUCKETS, compile_backend=compile_backend, compile_scope=compile_scope
-    )
+    model = engine(directory, BUCKETS, compile_backend=compile_backend, compile_scope=compile_scope)
     for bucket in model.buckets:
         lengths = (bucket.prompt_length - 1, 1, bucket.prompt_length)
         for fill in range(1, bucket.batch_size + 1):

@@ -1,0 +1,195 @@
+"""Warmup compiles one prefill and one decode graph a bucket; serving compiles nothing."""
+
+import sys
+import types
+from contextlib import contextmanager
+
+import pytest
+
+pytestmark = pytest.mark.engine
+
+BUCKETS = "1,64,4 2,128,3"
+
+
+@pytest.fixture
+def fresh(tiny_llama):
+    """fresh(**setting): an engine that is not warmed, of this test alone."""
+    from spyre_bench.engine.model import EngineConfig, SpyreCausalLM
+    from spyre_bench.shapes import BucketSet
+
+    def make(**setting):
+        setting = {"compile_backend": "eager", "buckets": BucketSet.parse(BUCKETS)} | setting
+        return SpyreCausalLM(EngineConfig(model_directory=tiny_llama, **setting))
+
+    return make
+
+
+def serve(model) -> None:
+    """Every fill of every bucket, to the last token."""
+    for bucket in model.buckets:
+        for fill in range(1, bucket.batch_size + 1):
+            model.prefill(bucket, [[5] * (row + 1) for row in range(fill)])
+            for _ in range(bucket.new_tokens - 1):
+                model.decode([6] * fill)
+
+
+@pytest.mark.parametrize("compile_scope", ["layer", "model"])
+def test_warmup_raises_the_graph_count_by_two_a_bucket_and_serving_by_none(fresh, compile_scope):
+    from spyre_bench.engine.compile import unique_graphs
+    from spyre_bench.engine.warmup import warm_up
+
+    model = fresh(compile_scope=compile_scope)
+    before = unique_graphs()
+    rows = warm_up(model, progress=False)
+    assert [row.graphs for row in rows] == [2, 2]
+    assert unique_graphs() - before == 4
+    serve(model)
+    assert unique_graphs() - before == 4
+
+
+@pytest.mark.parametrize(("compile_scope", "calls"), [("layer", 2), ("model", 1)])
+def test_the_served_pass_is_the_compiled_one(fresh, monkeypatch, compile_scope, calls):
+    from spyre_bench.engine import model as module
+    from spyre_bench.engine.warmup import warm_up
+
+    ran = []
+
+    def recording(graph, inputs):
+        return lambda *args: (ran.append(graph), graph(*args))[1]
+
+    def compile_pass(function, name, backend):
+        return original(function, name, recording)
+
+    original = module.compile_pass
+    monkeypatch.setattr(module, "compile_pass", compile_pass)
+    model = fresh(compile_scope=compile_scope)
+    warm_up(model, progress=False)
+    compiled = set(ran)
+    assert len(compiled) == 4  # a prefill and a decode for each of two buckets
+    for bucket in model.buckets:
+        ran.clear()
+        model.prefill(bucket, [[5]])
+        assert len(ran) == calls  # the tiny model has two layers
+        model.decode([6])
+        assert len(ran) == 2 * calls
+        assert set(ran) < compiled
+
+
+def test_the_largest_bucket_is_warmed_first(fresh):
+    from spyre_bench.engine.warmup import warm_up
+
+    rows = warm_up(fresh(), progress=False)
+    assert [str(row.bucket) for row in rows] == ["2,128,3", "1,64,4"]
+    assert all(row.compile_s >= 0 and row.prefill_s > 0 and row.decode_s > 0 for row in rows)
+
+
+def test_the_bar_names_the_bucket_and_the_time_left(fresh, capfd):
+    from spyre_bench.engine.warmup import warm_up
+
+    warm_up(fresh(), progress=True)
+    text = capfd.readouterr().err
+    assert "bucket 2,128,3" in text
+    assert "bucket 1,64,4" in text
+    assert "<" in text  # elapsed<left
+
+
+def test_a_pass_that_would_compile_while_serving_raises(fresh):
+    from spyre_bench.engine.warmup import warm_up
+
+    model = fresh()
+    warm_up(model, progress=False)
+    bucket = model.buckets.buckets[0]
+    model._caches[bucket] = [(k[..., :4], v[..., :4]) for k, v in model._caches[bucket]]
+    with pytest.raises(RuntimeError, match="recompile"):
+        model.prefill(bucket, [[5]])
+
+
+def test_others_may_compile_between_our_passes(fresh):
+    import torch
+
+    from spyre_bench.engine.warmup import warm_up
+
+    model = fresh()
+    warm_up(model, progress=False)
+    model.prefill(model.buckets.buckets[0], [[5]])
+
+    @torch.compile(backend="eager")
+    def others(x):
+        return x + 1
+
+    assert others(torch.zeros(1)).item() == 1
+    model.decode([6])
+
+
+@pytest.fixture
+def fake_sendnn(monkeypatch):
+    """A `torch_sendnn` that records its warmup phases and how many compiles fall in each."""
+    import torch
+
+    log = []
+
+    @contextmanager
+    def warmup_mode():
+        log.append("enter")
+        yield
+        log.append("exit")
+
+    def sendnn(graph, inputs):
+        log.append("compile")
+        for tensor in inputs:
+            dims = getattr(tensor, "_dynamo_static_indices", None)
+            if isinstance(tensor, torch.Tensor) and dims is not None:
+                log.append("static")
+
+        def run(*args):
+            log.append("run")
+            return graph(*args)
+
+        return run
+
+    module = types.SimpleNamespace(warmup_mode=warmup_mode)
+    monkeypatch.setitem(sys.modules, "torch_sendnn", module)
+    torch._dynamo.register_backend(sendnn, name="sendnn")
+    yield log
+    torch._dynamo.backends.registry._COMPILER_FNS.pop("sendnn")
+    torch._dynamo.backends.registry._BACKENDS.pop("sendnn", None)
+
+
+def test_sendnn_compiles_inside_its_warmup_mode_and_deploys_outside_in_fp16(fresh, fake_sendnn):
+    import torch
+
+    from spyre_bench.engine.warmup import warm_up
+    from spyre_bench.shapes import BucketSet
+
+    model = fresh(
+        compile_backend="sendnn",
+        compile_scope="model",
+        dtype="float16",
+        buckets=BucketSet.parse("2,64,3"),
+    )
+    assert {parameter.dtype for parameter in model._model.parameters()} == {torch.float16}
+    warm_up(model, progress=False)
+    phases = [word for word in fake_sendnn if word != "static"]
+    assert phases == ["enter", "compile", "run", "compile", "run", "exit", "run", "run"]
+    assert "static" in fake_sendnn
+    fake_sendnn.clear()
+    model.prefill(model.buckets.buckets[0], [[5]])
+    model.decode([6])
+    assert fake_sendnn == ["run", "run"]
+
+
+def test_sendnn_refuses_a_dtype_that_the_card_does_not_run(fresh, fake_sendnn):
+    with pytest.raises(ValueError, match="'float32' does not run on sendnn: use float16"):
+        fresh(compile_backend="sendnn", dtype="float32")
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 9])
+@pytest.mark.parametrize("outputs", [12, 10, 7])
+def test_a_streamed_product_equals_the_librarys(rows, outputs):
+    import torch
+
+    from spyre_bench.engine.linear import streamed_product
+
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(rows, 5, generator=generator), torch.randn(outputs, 5)
+    torch.testing.assert_close(streamed_product(x, weight), x @ weight.T)
