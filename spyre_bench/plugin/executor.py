@@ -2,7 +2,7 @@
 
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from spyre_bench.plugin.shutdown_shim import make_shutdown_quiet
+from spyre_bench.plugin.shims import make_shutdown_quiet
 
 
 class SpyreExecutor(UniProcExecutor):

@@ -13,6 +13,7 @@ from vllm.logger import init_logger
 from vllm.platforms.interface import Platform, PlatformEnum
 
 from spyre_bench.plugin.config import ENVIRONMENT, SpyreConfig
+from spyre_bench.plugin.shims import let_ctrl_c_through
 from spyre_bench.plugin.unsupported import refuse_config, refuse_request
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class SpyrePlatform(Platform):
         """Refuses what we cannot do, then makes vLLM's scheduler and cache follow the buckets."""
         if vllm_config.model_config is None:  # as vLLM's own tools build it
             return
+        let_ctrl_c_through()
         config = cls._read_config(vllm_config)
         cls._fit_to_buckets(vllm_config, config)
         parallel = vllm_config.parallel_config

@@ -1,0 +1,55 @@
+"""Each shim still has its reason. A test that fails here says what can be deleted."""
+
+import subprocess
+import sys
+
+import pytest
+import zmq
+
+
+def ends_quietly(preparation: str) -> bool:
+    """Whether vLLM's clean-up of an engine passes in a fresh process, after some preparation."""
+    code = (
+        f"from spyre_bench.plugin import shims\n{preparation}\n"
+        "from vllm.distributed.parallel_state import cleanup_dist_env_and_memory\n"
+        "cleanup_dist_env_and_memory()"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_without_the_shim_an_engine_ends_with_an_error():
+    import torch
+
+    if torch.accelerator.is_available():
+        pytest.skip("this machine has an accelerator: the shim does nothing here")
+    assert ends_quietly("shims.make_shutdown_quiet()")
+    assert not ends_quietly(""), "vLLM mended it: delete make_shutdown_quiet and its call"
+
+
+@pytest.fixture
+def address(tmp_path) -> str:
+    return f"ipc://{tmp_path}/socket"
+
+
+def test_without_the_shim_ctrl_c_is_swallowed_while_the_engine_starts(address):
+    from vllm.utils.network_utils import zmq_socket_ctx
+
+    swallowed = False
+    with zmq_socket_ctx(address, zmq.ROUTER, bind=True):
+        swallowed = True
+        raise KeyboardInterrupt
+    assert swallowed, "vLLM mended it: delete let_ctrl_c_through and its call"
+
+
+def test_with_the_shim_ctrl_c_gets_through(address, monkeypatch):
+    from vllm.v1.engine import utils
+
+    from spyre_bench.plugin.shims import let_ctrl_c_through
+
+    monkeypatch.setattr(utils, "zmq_socket_ctx", utils.zmq_socket_ctx)  # put back afterwards
+    let_ctrl_c_through()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        utils.zmq_socket_ctx(address, zmq.ROUTER, bind=True),
+    ):
+        raise KeyboardInterrupt
