@@ -108,17 +108,17 @@ def growth(frame: pd.DataFrame, factor: float, title: str, ax: Axes | None = Non
 def predicted(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     """Predicted beside measured seconds, one line a bucket.
 
-    `frame`: label, role ("fitted" or "held out"), measured_s, predicted_s.
+    `frame`: bucket, role ("fitted" or "held out"), startup_s (measured), predicted_s.
     """
     ax = _axes(ax, title, height=1.6 + 0.4 * len(frame))
     places = np.arange(len(frame))
-    ax.hlines(places, frame["measured_s"], frame["predicted_s"], color=GREY, linewidth=3)
-    ax.plot(frame["measured_s"], places, "o", color=BLUE, markersize=8, label="measured")
+    ax.hlines(places, frame["startup_s"], frame["predicted_s"], color=GREY, linewidth=3)
+    ax.plot(frame["startup_s"], places, "o", color=BLUE, markersize=8, label="measured")
     ax.plot(frame["predicted_s"], places, "D", color=RED, markersize=8, fillstyle="none",
             markeredgewidth=1.5, label="predicted")  # fmt: skip
-    ax.set_yticks(places, frame["label"] + "\n" + frame["role"])
+    ax.set_yticks(places, frame["bucket"] + "\n" + frame["role"])
     ax.set_ylim(len(frame) - 0.5, -0.5)
-    ax.set_xlim(0, 1.1 * frame[["measured_s", "predicted_s"]].to_numpy().max())
+    ax.set_xlim(0, 1.1 * frame[["startup_s", "predicted_s"]].to_numpy().max())
     ax.set_xlabel("start-up [s]")
     ax.set_ylabel("bucket B,P,N")
     return _legend(ax)
@@ -127,13 +127,13 @@ def predicted(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
 def break_even(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     """After how many requests each bucket has paid for itself; no bar where it never does.
 
-    `frame`: label, start ("cold" or "warm"), requests (infinite: never).
+    `frame`: bucket, start ("cold" or "warm"), requests (infinite: never).
     """
-    labels = list(dict.fromkeys(frame["label"]))
+    labels = list(dict.fromkeys(frame["bucket"]))
     ax = _axes(ax, title, height=1.6 + 0.6 * len(labels))
     for offset, start, colour, hatch in ((-0.2, "cold", BLUE, "///"), (0.2, "warm", ORANGE, "")):
         some = frame[frame["start"] == start]
-        places = [labels.index(label) + offset for label in some["label"]]
+        places = [labels.index(label) + offset for label in some["bucket"]]
         requests = some["requests"].replace(np.inf, np.nan)
         bars = ax.barh(places, requests, height=0.38, color=colour, hatch=hatch,
                        edgecolor="white", label=f"{start} start")  # fmt: skip

@@ -66,6 +66,17 @@ def one_of(*choices: Any) -> Rule:
     return rule
 
 
+def several(rule: Rule) -> Rule:
+    """The rule for a text of one or more words, each of which obeys `rule`; reads as a list."""
+
+    def each(value: str) -> list[Any]:
+        if not value.split():
+            raise ValueError("name one or more, separated by spaces")
+        return [rule(word) for word in value.split()]
+
+    return each
+
+
 def _typed(name: str, value: Any, kind: type) -> Any:
     if kind not in KINDS:
         raise ValueError(f"parameter {name}: annotate it as int, float, str or bool, not {kind}")

@@ -47,15 +47,15 @@ GROWTH = pd.DataFrame(
 )
 PREDICTED = pd.DataFrame(
     {
-        "label": ["4,64,32", "8,64,32"],
+        "bucket": ["4,64,32", "8,64,32"],
         "role": ["fitted", "held out"],
-        "measured_s": [10.0, 20.0],
+        "startup_s": [10.0, 20.0],
         "predicted_s": [11.0, 18.0],
     }
 )
 BREAK_EVEN = pd.DataFrame(
     {
-        "label": ["a", "a", "b", "b"],
+        "bucket": ["a", "a", "b", "b"],
         "start": ["cold", "warm"] * 2,
         "requests": [1200.0, 12.0, np.inf, np.inf],
     }

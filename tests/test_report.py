@@ -89,6 +89,13 @@ def test_both_ends_of_a_range_are_in_it():
     assert [report.between(1, 3)(value) for value in (1, 3)] == [1, 3]
 
 
+def test_several_words_read_as_a_list_and_none_is_refused():
+    rule = report.several(report.one_of("a", "b"))
+    assert rule("b  a") == ["b", "a"]
+    with pytest.raises(ValueError, match="one or more"):
+        rule(" ")
+
+
 def test_a_parameter_that_is_no_plain_value_is_refused():
     with pytest.raises(ValueError, match="some: annotate it as int, float, str or bool"):
         report.start("?", {"__annotations__": {"some": list}, "some": []})
