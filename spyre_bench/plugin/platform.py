@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import psutil
 import torch
 from vllm import envs
+from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
 from vllm.platforms.interface import Platform, PlatformEnum
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
 
 logger = init_logger("vllm.spyre_bench.platform")  # vLLM prints only loggers below its own name
+
+
+class RefusedRequest(VLLMValidationError, ValueError):
+    """A ValueError for callers, and the kind of error that vLLM's server answers with 400."""
 
 
 class SpyrePlatform(Platform):
@@ -125,18 +130,17 @@ class SpyrePlatform(Platform):
     ) -> None:
         """Raises ValueError (HTTP 400) for a request that no bucket takes or that asks for what
         we do not do."""
-        from vllm.sampling_params import SamplingParams
-
         if cls._config is None:  # no engine of ours was built in this process
             return
-        if not isinstance(params, SamplingParams):
-            raise ValueError("the spyre backend does not support pooling: ask for generated text")
-        refuse_request(processed_inputs["type"], params)
-        prompt_tokens = len(processed_inputs["prompt_token_ids"])
-        # Without max_tokens the answer may be as long as a bucket allows, but no shorter.
-        at_least = max(1, params.min_tokens)
-        max_tokens = at_least if params.max_tokens is None else params.max_tokens
-        cls._config.buckets.require_fit(prompt_tokens, max_tokens)
+        try:
+            refuse_request(processed_inputs["type"], params)
+            prompt_tokens = len(processed_inputs["prompt_token_ids"])
+            # Without max_tokens the answer may be as long as a bucket allows, but no shorter.
+            at_least = max(1, params.min_tokens)
+            max_tokens = at_least if params.max_tokens is None else params.max_tokens
+            cls._config.buckets.require_fit(prompt_tokens, max_tokens)
+        except ValueError as error:
+            raise RefusedRequest(str(error)) from None
 
     @classmethod
     def get_max_output_tokens(cls, prompt_len: int) -> int:

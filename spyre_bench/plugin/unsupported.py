@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.pooling_params import PoolingParams
     from vllm.sampling_params import SamplingParams
 
 WHOLE = "a bucket computes whole sequences on one device"
@@ -102,11 +103,15 @@ def _of_engine(vllm_config: VllmConfig) -> list[tuple[bool, str, str]]:
     ]
 
 
-def refuse_request(prompt_type: str, params: SamplingParams) -> None:
+def refuse_request(prompt_type: str, params: SamplingParams | PoolingParams) -> None:
     """Raises ValueError, with the parameter and what to do, for a request we cannot serve.
 
     `prompt_type`: "token", "embeds", "multimodal" or "enc_dec", as vLLM's processed prompts say.
     """
+    from vllm import sampling_params  # at the top it would be a circle: vLLM imports us first
+
+    if not isinstance(params, sampling_params.SamplingParams):
+        raise ValueError("the spyre backend does not support pooling: ask for generated text")
     if prompt_type != "token":
         raise ValueError(
             f"the spyre backend does not support prompts of type {prompt_type!r}: send text or "
