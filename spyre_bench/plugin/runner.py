@@ -47,6 +47,12 @@ class SpyreModelRunner:
         self._step = 0
         self._pending: tuple[SpyreSchedulerOutput, torch.Tensor] | None = None
 
+    @torch.no_grad()
+    def warm_up_sampler(self) -> None:
+        """vLLM's sampler compiles a function with the first request for logprobs: do it now."""
+        logprobs = torch.zeros(2, self.causal_lm.vocab_size)
+        self.sampler.gather_logprobs(logprobs, 1, torch.zeros(2, dtype=torch.long))
+
     def execute_model(self, scheduled: SpyreSchedulerOutput) -> ModelRunnerOutput | None:
         """One pass of the engine; None says that `sample_tokens` has its result."""
         self._forget(scheduled.finished_req_ids)

@@ -115,6 +115,7 @@ class SpyreWorker(WorkerBase):
                 row.prefill_s,
                 row.decode_s,
             )
+        self.model_runner.warm_up_sampler()
         set_random_seed(self.model_config.seed)  # as if nothing had run
         return CompilationTimes(language_model=time.perf_counter() - start_s, encoder=0.0)
 

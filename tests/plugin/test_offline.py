@@ -18,6 +18,26 @@ def prefills(lines: list[dict]) -> list[dict]:
     return [line for line in lines if line["kind"] == "prefill"]
 
 
+def test_nothing_compiles_while_serving(llm, sampling):
+    from vllm.sampling_params import StructuredOutputsParams
+
+    from spyre_bench.engine.compile import unique_graphs
+
+    before = unique_graphs()
+    random = {"temperature": 1.0, "seed": 1, "top_k": 5, "top_p": 0.9, "min_p": 0.01}
+    digits = StructuredOutputsParams(regex="[0-9]+")
+    every = [
+        {"logprobs": 2},
+        random,
+        {"structured_outputs": digits, "presence_penalty": 1.0},
+        {"logit_bias": {5: 1.0}, "bad_words": ["x"], "min_tokens": 2},
+    ]
+    llm.generate(PROMPTS[:4], [sampling(**chosen) for chosen in every], use_tqdm=False)
+    llm.generate(PROMPTS[0], sampling(logprobs=1), use_tqdm=False)
+    assert before > 0
+    assert unique_graphs() == before
+
+
 def test_simultaneous_prompts_share_full_batches_in_order(llm, sampling, reference, new_passes):
     results = llm.generate(PROMPTS, sampling(), use_tqdm=False)
     for prompt, result in zip(PROMPTS, results, strict=True):

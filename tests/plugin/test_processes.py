@@ -118,12 +118,18 @@ def expected(smollm2) -> list[list[int]]:
     return [answer(prompt) for prompt in PROMPTS]
 
 
-def test_an_offline_script_says_what_hugging_face_says_and_ends_cleanly(start, smollm2, expected):
-    arguments = json.dumps([str(smollm2), SPYRE, PROMPTS, 16])
+def test_an_offline_script_says_what_hugging_face_says_and_ends_cleanly(
+    start, smollm2, expected, tmp_path
+):
+    log = tmp_path / "passes.jsonl"
+    arguments = json.dumps([str(smollm2), SPYRE | {"pass_log": str(log)}, PROMPTS, 16])
     run = start(sys.executable, str(SCRIPT), arguments)
     assert run.process.wait(180) == 0, run.output()
     (answers,) = [json.loads(line) for line in run.output().splitlines() if line.startswith("[[")]
     assert answers == expected
+    passes = [json.loads(line) for line in log.read_text().splitlines()]
+    rows = [line["running"] for line in passes if line["kind"] == "prefill"]
+    assert rows == [4, 2], "prompts that arrive together share a batch"
     assert "Traceback" not in run.output()
     run.require_nothing_left()
 
