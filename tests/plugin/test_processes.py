@@ -31,7 +31,9 @@ SCRIPT = Path(__file__).parent / "offline_script.py"
 
 
 class Run:
-    """A process of ours with all that it starts, found again by a mark in the environment."""
+    """A process of ours with all that it starts, found again by its session, or by a mark in the
+    environment where a compile worker has a session of its own. (vLLM's engine process overwrites
+    its environment with its title.)"""
 
     def __init__(self, command: list[str], log: Path):
         self.mark = uuid.uuid4().hex
@@ -70,8 +72,11 @@ class Run:
     def left(self) -> list[psutil.Process]:
         found = []
         for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get("SPYRE_TEST_MARK") == self.mark:
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                if (
+                    os.getsid(process.pid) == self.process.pid
+                    or process.environ().get("SPYRE_TEST_MARK") == self.mark
+                ):
                     found.append(process)
         return found
 
