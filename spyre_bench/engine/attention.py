@@ -5,7 +5,6 @@ P bucket prompt, T = P + N cache slots, H KV heads on this rank, G query heads a
 D head dim.
 """
 
-import torch
 from fms.modules.attention import register_attention_op
 from torch.nn import functional as F
 
@@ -13,53 +12,44 @@ SPYRE_STATIC = "spyre_static"
 """Pass as `attn_name`, with `mask` and `slot`, to an FMS model."""
 
 
-def _store(keys, values, key_cache, value_cache, **attn_kwargs):
-    """Hands cache and new tokens on together.
+def _store(keys, values, key_cache, value_cache, *, slot=None, **attn_kwargs):
+    """Writes the new tokens [B, Q, H, D] into the caches [B, H, T, D], in place.
 
-    The cache is written after attending, in `_prefill` and `_decode`: a graph whose last act
-    is the write updates the cache in place, one that reads it again works on a copy.
+    Returns what to attend over, the prompt itself in prefill and the whole cache in decode
+    (both [B, H, slots, D]), and the caches.
     """
-    return (key_cache, keys), (value_cache, values), key_cache, value_cache
+    keys, values = keys.transpose(1, 2), values.transpose(1, 2)
+    # before anything reads the caches: Inductor then writes in place, else it copies them
+    if slot is None:
+        key_cache[:, :, : keys.shape[2]] = keys
+        value_cache[:, :, : values.shape[2]] = values
+        return keys, values, key_cache, value_cache
+    key_cache[:, :, slot] = keys
+    value_cache[:, :, slot] = values
+    return key_cache, value_cache, key_cache, value_cache
 
 
 def _prefill(query, keys, values, heads, kv_heads, dropout, scale, *, mask, **attn_kwargs):
-    """Attention of the prompt over itself.
-
-    query [B, P, H·G, D]; keys and values: (cache [B, H, T, D], new [B, P, H, D]);
-    mask [B, 1, P, P], added. Returns [B, P, H·G, D].
-    """
-    (key_cache, key), (value_cache, value) = keys, values
-    key, value = key.transpose(1, 2), value.transpose(1, 2)
+    """Attention of the prompt over itself: query [B, P, H·G, D], keys and values
+    [B, H, P, D], mask [B, 1, P, P], added. Returns [B, P, H·G, D]."""
     out = F.scaled_dot_product_attention(
         query.transpose(1, 2),
-        key.repeat_interleave(heads // kv_heads, 1),
-        value.repeat_interleave(heads // kv_heads, 1),
+        keys.repeat_interleave(heads // kv_heads, 1),
+        values.repeat_interleave(heads // kv_heads, 1),
         attn_mask=mask,
         scale=scale,
     )
-    key_cache[:, :, : key.shape[2]] = key
-    value_cache[:, :, : value.shape[2]] = value
     return out.transpose(1, 2).contiguous()
 
 
-def _decode(query, keys, values, heads, kv_heads, dropout, scale, *, mask, slot, **attn_kwargs):
-    """Attention of one new token over the cache and itself.
-
-    query [B, 1, H·G, D]; keys and values: (cache [B, H, T, D], new [B, 1, H, D]);
-    mask [B, 1, 1, T], added, which hides the new token's own slot; slot [1], shared by all
-    rows. Returns [B, 1, H·G, D].
-    """
-    (key_cache, key), (value_cache, value) = keys, values
+def _decode(query, keys, values, heads, kv_heads, dropout, scale, *, mask, **attn_kwargs):
+    """Attention of one token over the cache: query [B, 1, H·G, D], keys and values
+    [B, H, T, D], mask [B, 1, 1, T], added. Returns [B, 1, H·G, D]."""
     batch, _, _, head_dim = query.shape
     scale = head_dim**-0.5 if scale is None else scale
     query = query.view(batch, kv_heads, heads // kv_heads, head_dim) * scale
-    key, value = key.transpose(1, 2), value.transpose(1, 2)
-    past = query @ key_cache.transpose(-1, -2) + mask
-    weights = torch.cat([past, query @ key.transpose(-1, -2)], -1).softmax(-1)
-    out = weights[..., :-1] @ value_cache + weights[..., -1:] * value
-    key_cache.index_copy_(2, slot, key)
-    value_cache.index_copy_(2, slot, value)
-    return out.view(batch, 1, heads, head_dim)
+    weights = (query @ keys.transpose(-1, -2) + mask).softmax(-1)
+    return (weights @ values).view(batch, 1, heads, head_dim)
 
 
 def _is_prefill(slot=None, **attn_kwargs) -> bool:

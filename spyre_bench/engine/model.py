@@ -148,9 +148,9 @@ class SpyreCausalLM:
         column = torch.full((batch.bucket.batch_size, 1), self.pad_token)
         column[: batch.rows, 0] = torch.tensor(tokens)
         batch.positions += 1
+        batch.mask[..., batch.slot] = 0
         slot = torch.tensor([batch.slot])
         logits = self._run(batch.bucket, column, batch.positions, batch.mask, slot)
-        batch.mask[..., batch.slot] = 0
         batch.step += 1
         return logits[: batch.rows].float()
 

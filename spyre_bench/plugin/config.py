@@ -37,7 +37,7 @@ class SpyreConfig:
     buckets: BucketSet
     compile_backend: str = "inductor"
     compile_scope: str = "layer"
-    artefact_directory: Path | None = None
+    artefact_directory: Path | None = None  # compiled code; None: in the cache directory
     require_precompiled: bool = False
     memory_bytes: int | None = None  # limit; None: what the machine has
     pass_log: Path | None = None  # JSON lines, one a pass

@@ -15,7 +15,7 @@ from vllm.utils.torch_utils import set_random_seed
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheSpec
 from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
 
-from spyre_bench.engine.checkpoint import model_directory
+from spyre_bench.engine.checkpoint import cache_directory, model_directory
 from spyre_bench.engine.model import EngineConfig, SpyreCausalLM
 from spyre_bench.engine.warmup import warm_up
 from spyre_bench.plugin.config import SpyreConfig
@@ -71,7 +71,7 @@ class SpyreWorker(WorkerBase):
                 dtype=str(self.model_config.dtype).removeprefix("torch."),
                 compile_backend=config.compile_backend,
                 compile_scope=config.compile_scope,
-                artefact_directory=config.artefact_directory,
+                artefact_directory=config.artefact_directory or cache_directory() / "artefacts",
                 require_precompiled=config.require_precompiled,
                 memory_bytes=config.memory_bytes,
             )
