@@ -61,6 +61,7 @@ def waste_ledger(ledger: pd.DataFrame, title: str, ax: Axes | None = None) -> Ax
             ax.barh(ledger["batch"], tokens, left=left, height=0.6, color=colour, hatch=hatch,
                     edgecolor="white", linewidth=0.6, label=label)  # fmt: skip
         left += tokens
+    ax.set_xlim(0, 1.02 * left.max())
     _name_batches(ax, ledger)
     ax.set_xlabel("token slots computed [tokens]")
     return _legend(ax, columns=2)
