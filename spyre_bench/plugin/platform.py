@@ -15,7 +15,7 @@ from vllm.platforms.interface import Platform, PlatformEnum
 
 from spyre_bench.plugin.config import ENVIRONMENT, SpyreConfig
 from spyre_bench.plugin.shims import let_ctrl_c_through
-from spyre_bench.plugin.unsupported import refuse_config, refuse_request
+from spyre_bench.plugin.unsupported import refuse_config, refuse_quantization, refuse_request
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -59,6 +59,10 @@ class SpyrePlatform(Platform):
         """Tells vLLM our environment names, which it would warn of as unknown."""
         for name in ENVIRONMENT:
             envs.environment_variables.setdefault(name, lambda: None)
+
+    @classmethod
+    def verify_quantization(cls, quant: str) -> None:
+        refuse_quantization(quant)
 
     @classmethod
     def apply_config_platform_defaults(cls, vllm_config: VllmConfig) -> None:

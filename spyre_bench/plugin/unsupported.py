@@ -39,7 +39,8 @@ def _of_engine(vllm_config: VllmConfig) -> list[tuple[bool, str, str]]:
             "leave it at 1 and start one server for each replica",
         ),
         (
-            parallel.prefill_context_parallel_size * parallel.decode_context_parallel_size > 1,
+            # the decode kind needs tensor parallelism, refused above
+            parallel.prefill_context_parallel_size > 1,
             "context parallelism",
             f"leave it at 1, {WHOLE}",
         ),
@@ -52,11 +53,6 @@ def _of_engine(vllm_config: VllmConfig) -> list[tuple[bool, str, str]]:
             model.is_multimodal_model or model.is_encoder_decoder,
             "multimodal and encoder-decoder models",
             "serve a text-only decoder model",
-        ),
-        (
-            model.quantization is not None,
-            f"quantization {model.quantization!r}",
-            "serve an unquantised checkpoint",
         ),
         (
             vllm_config.cache_config.cache_dtype not in ("auto", "float32", "float16"),
@@ -100,7 +96,25 @@ def _of_engine(vllm_config: VllmConfig) -> list[tuple[bool, str, str]]:
             "sampling masks in the output",
             "leave out --return-sampling-mask",
         ),
+        (
+            model.enable_trace_replay,
+            "trace replay",
+            "leave out --enable-trace-replay, each token is sampled",
+        ),
+        (
+            vllm_config.watermark_config is not None,
+            "watermarking",
+            "leave out --watermark-config",
+        ),
     ]
+
+
+def refuse_quantization(quantization: str) -> None:
+    """Apart from the others: vLLM would blame the dtype before it asks about the rest."""
+    raise ValueError(
+        f"the spyre backend does not support quantization {quantization!r}: serve an unquantised "
+        f"checkpoint"
+    )
 
 
 def refuse_request(prompt_type: str, params: SamplingParams | PoolingParams) -> None:
@@ -117,13 +131,9 @@ def refuse_request(prompt_type: str, params: SamplingParams | PoolingParams) -> 
             f"the spyre backend does not support prompts of type {prompt_type!r}: send text or "
             f"token ids"
         )
-    for name, reason in {
-        "prompt_logprobs": "a prefill graph returns the logits of the last position only",
-        "prompt_logprob_token_ids": "a prefill graph returns the logits of the last position only",
-        "trace_decode_token_ids": "each token is sampled",
-    }.items():
+    for name in ("prompt_logprobs", "prompt_logprob_token_ids"):
         if getattr(params, name) is not None:
             raise ValueError(
-                f"the spyre backend does not support {name}={getattr(params, name)!r} ({reason}): "
-                f"leave it out"
+                f"the spyre backend does not support {name}={getattr(params, name)!r} (a prefill "
+                f"graph returns the logits of the last position only): leave it out"
             )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -41,10 +42,7 @@ def test_vllms_scheduler_and_cache_follow_the_buckets(configure):
 def test_dtype_auto_is_float32_whatever_the_checkpoint_says(configure, tiny_llama, tmp_path):
     import torch
 
-    directory = tmp_path / "bfloat16"
-    shutil.copytree(tiny_llama, directory)
-    config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    directory = changed_copy(tiny_llama, tmp_path / "bfloat16", {"dtype": "bfloat16"})
     assert configure(model=str(directory)).model_config.dtype == torch.float32
 
 
@@ -85,6 +83,18 @@ def test_the_environment_is_read_once_and_travels_with_the_configuration(configu
         ({"load_format": "dummy"}, "load_format 'dummy'"),
         ({"revision": "v2"}, "revision 'v2': download that revision"),
         ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype 'fp8': leave it at auto"),
+        ({"quantization": "fp8"}, "quantization 'fp8': serve an unquantised checkpoint"),
+        ({"prefill_context_parallel_size": 2}, "context parallelism: leave it at 1"),
+        (
+            {
+                "ec_transfer_config": {
+                    "ec_connector": "ECExampleConnector",
+                    "ec_role": "ec_consumer",
+                }
+            },
+            "encoder cache connectors: leave out --ec-transfer-config",
+        ),
+        ({"watermark_config": {"key": 1}}, "watermarking: leave out --watermark-config"),
         (
             {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
             "speculative decoding: leave out --speculative-config",
@@ -102,14 +112,69 @@ def test_what_the_backend_cannot_do_is_refused_at_start(configure, arguments, wo
 
 
 @pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            {"return_sampling_mask": True, "logprobs_mode": "processed_logprobs"},
+            "sampling masks in the output: leave out --return-sampling-mask",
+        ),
+        ({"enable_trace_replay": True}, "trace replay: leave out --enable-trace-replay"),
+    ],
+)
+def test_what_only_vllms_second_runner_can_do_is_refused_where_vllm_would_let_it_pass(
+    configure, monkeypatch, arguments, words
+):
+    from vllm.config import VllmConfig
+
+    monkeypatch.setattr(VllmConfig, "use_v2_model_runner", True)  # as where Triton is installed
+    with pytest.raises(ValueError, match=words):
+        configure(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"architectures": ["WhisperForConditionalGeneration"], "model_type": "whisper"},
+            "multimodal and encoder-decoder models: serve a text-only decoder model",
+        ),
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128,
+                                     "desc_act": False, "sym": True}},
+            "quantization '.*gptq.*': serve an unquantised checkpoint",
+        ),
+    ],
+    ids=["whisper", "gptq"],
+)  # fmt: skip
+def test_a_checkpoint_that_the_backend_cannot_serve_is_refused_at_start(
+    configure, tiny_llama, tmp_path, changes, words
+):
+    with pytest.raises(ValueError, match=words):
+        configure(model=str(changed_copy(tiny_llama, tmp_path / "changed", changes)))
+
+
+def changed_copy(model: Path, directory: Path, changes: dict) -> Path:
+    shutil.copytree(model, directory)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | changes))
+    return directory
+
+
+@pytest.mark.parametrize(
     ("prompt", "parameters", "words"),
     [
         (token_prompt(300), {}, "prompt_tokens=300 with max_tokens=16; the nearest buckets"),
         (token_prompt(65), {"max_tokens": 65}, r"prompt_tokens=65 with max_tokens=65.*\[1, 128"),
         (token_prompt(5), {"max_tokens": None, "min_tokens": 65}, "max_tokens=65"),
         (token_prompt(5), {"prompt_logprobs": 1}, "prompt_logprobs=1 .*: leave it out"),
+        (
+            token_prompt(5),
+            {"prompt_logprob_token_ids": [[7]]},
+            "prompt_logprob_token_ids=.*leave it",
+        ),
         ({"type": "embeds"}, {}, "prompts of type 'embeds': send text or token ids"),
         ({"type": "multimodal"}, {}, "prompts of type 'multimodal'"),
+        ({"type": "enc_dec"}, {}, "prompts of type 'enc_dec'"),
     ],
 )
 def test_what_no_bucket_takes_is_refused_per_request(configure, prompt, parameters, words):
