@@ -60,6 +60,18 @@ class SpyreScheduler(Scheduler):
         allowed = self.spyre_config.buckets.max_new_tokens(request.num_prompt_tokens)
         request.max_tokens = min(request.max_tokens, allowed)
 
+    def reset_prefix_cache(
+        self, reset_running_requests: bool = False, reset_connector: bool = False
+    ) -> bool:
+        """As vLLM's, with no prefixes to forget. Raises ValueError where a running batch would have
+        to be prefilled again: its answers so far may be longer than its bucket's prompts."""
+        if reset_running_requests and self.running:
+            raise ValueError(
+                f"the spyre backend cannot reset the {len(self.running)} running requests, a batch "
+                f"is prefilled once: wait for their end or abort them first"
+            )
+        return super().reset_prefix_cache(reset_running_requests, reset_connector)
+
     def _misfit(self, request: Request) -> str | None:
         """Why a request that came past the platform's checks cannot run."""
         if request.resumable:

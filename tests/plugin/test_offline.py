@@ -108,6 +108,40 @@ def test_a_refused_request_is_an_error_and_the_next_one_is_served(
     assert llm.generate("x", sampling(), use_tqdm=False)[0].finished
 
 
+@pytest.mark.parametrize("chosen", [{}, {"temperature": 1.0, "seed": 11}], ids=["greedy", "seed"])
+def test_in_another_bucket_only_near_ties_may_fall_otherwise(
+    llm, sampling, reference, new_passes, chosen
+):
+    asked = sampling(max_tokens=16, **chosen)
+    small = llm.generate(PROMPTS, asked, use_tqdm=False)
+    near_ties = []
+    for prompt, alone in zip(PROMPTS, small, strict=True):
+        # the long prompt takes the short one with it into the larger bucket
+        beside, _ = llm.generate([prompt, "l" * 100], asked, use_tqdm=False)
+        one, other = (list(result.outputs[0].token_ids) for result in (alone, beside))
+        if one != other:
+            step = next(step for step in range(16) if one[step] != other[step])
+            likeliest = reference.logits(alone.prompt_token_ids + one[:step]).topk(2).values
+            near_ties.append((prompt, step, float(likeliest[0] - likeliest[1])))
+    buckets = [line["bucket"] for line in prefills(new_passes())]
+    assert buckets == [[4, 64, 16]] * 2 + [[2, 192, 32]] * 8
+    assert all(margin < 1e-4 for *_, margin in near_ties), (
+        f"tokens differ at (prompt, step, top-2 margin): {near_ties}"
+    )
+
+
+def test_running_requests_cannot_be_reset_and_go_on_unharmed(llm, sampling, reference, new_passes):
+    engine, said = llm.llm_engine, []
+    engine.add_request("reset", PROMPTS[0], sampling(max_tokens=8))
+    while engine.has_unfinished_requests():
+        said = [output.outputs[0].token_ids for output in engine.step()] or said
+        if len(new_passes()) == 3:
+            with pytest.raises(ValueError, match=r"cannot reset the 1 running.*abort them first"):
+                llm.reset_prefix_cache(reset_running_requests=True)
+    assert said == [reference.greedy(PROMPTS[0], 8)]
+    assert llm.reset_prefix_cache(reset_running_requests=True)
+
+
 def test_beam_search_works_within_the_buckets(llm, reference):
     from vllm.sampling_params import BeamSearchParams
 
