@@ -39,6 +39,7 @@ def llm(tiny_llama, pass_log):
     return LLM(
         str(tiny_llama),
         logits_processors=[ForceToken],
+        reasoning_config={"reasoning_start_str": "[", "reasoning_end_str": "]"},
         additional_config={
             "spyre": {
                 "buckets": BUCKETS,

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -136,6 +137,18 @@ def test_an_offline_script_says_what_hugging_face_says_and_ends_cleanly(
     rows = [line["running"] for line in passes if line["kind"] == "prefill"]
     assert rows == [4, 2], "prompts that arrive together share a batch"
     assert "Traceback" not in run.output()
+    run.require_nothing_left()
+
+
+def test_a_model_that_does_not_fit_the_memory_ends_with_one_sentence(start, smollm2):
+    arguments = json.dumps([str(smollm2), SPYRE | {"memory_bytes": 10**8}, PROMPTS, 16])
+    run = start(sys.executable, str(SCRIPT), arguments)
+    assert run.process.wait(60) > 0
+    assert re.search(
+        r"ValueError: bucket \S+ needs \S+ bytes in float32 .* there are 100,000,000: not even "
+        r"batch_size 1 fits: use shorter lengths or a smaller model",
+        run.output(),
+    ), run.output()
     run.require_nothing_left()
 
 

@@ -156,6 +156,17 @@ def test_logprobs_in_a_batch_belong_to_their_own_request(generate, reference):
         )
 
 
+def test_logprobs_of_chosen_tokens_are_those_of_the_reference(generate, reference):
+    chosen, other = generate([("a prompt", {"logprob_token_ids": [40, 50]}), ("b", {})])
+    assert other.outputs[0].logprobs is None
+    said, prompt_ids = tokens(chosen.outputs[0]), reference.tokenizer("a prompt")["input_ids"]
+    for step, given in enumerate(chosen.outputs[0].logprobs):
+        expected = reference.logits(prompt_ids + said[:step]).log_softmax(-1)
+        assert set(given) == {40, 50, said[step]}
+        for token, entry in given.items():
+            assert entry.logprob == pytest.approx(float(expected[token]), abs=1e-3)
+
+
 def test_logit_bias_moves_the_choice(generate):
     assert tokens(generate("a prompt", logit_bias={77: 100.0})) == [77] * 8
 
@@ -189,6 +200,24 @@ def test_a_stop_string_ends_the_answer(generate, reference):
     output = generate("a prompt", logit_bias=word, stop="xxx")
     assert (output.text, output.finish_reason, output.stop_reason) == ("", "stop", "xxx")
     assert len(output.token_ids) == 3
+
+
+def test_a_repeated_pattern_ends_the_answer(generate):
+    from vllm.sampling_params import RepetitionDetectionParams
+
+    repetition = RepetitionDetectionParams(max_pattern_size=1, min_count=3)
+    output = generate("a prompt", logit_bias={77: 100.0}, repetition_detection=repetition)
+    assert tokens(output) == [77] * 3
+    assert (output.finish_reason, output.stop_reason) == ("repetition", "repetition_detected")
+
+
+@pytest.mark.parametrize("budget", [1, 3])
+def test_thinking_ends_with_its_budget(generate, reference, budget):
+    (end,) = reference.tokenizer("]")["input_ids"]
+    free = reference.greedy("a prompt [", 8)
+    assert end not in free
+    said = tokens(generate("a prompt [", thinking_token_budget=budget))
+    assert said[: budget + 1] == [*free[:budget], end]
 
 
 def test_min_tokens_holds_the_end_back(generate, greedy):
