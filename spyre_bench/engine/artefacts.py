@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from torch._inductor import config as inductor_config
 from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
 
 from spyre_bench.engine.compile import cache_misses
@@ -175,7 +176,9 @@ def code_cache(config) -> Iterator[CodeCache]:
             )
         cache = CodeCache(directory)
         before = cache.work()
-        with temporary_cache_dir(str(directory)):
+        # The instruction set is part of the identity: without this, every start would try it
+        # out again, in a process of its own that imports torch.
+        with temporary_cache_dir(str(directory)), inductor_config.patch("cpp.vec_isa_ok", True):
             yield cache
         work = cache.work() - before
         if work.is_none:
