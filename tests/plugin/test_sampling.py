@@ -159,6 +159,7 @@ def test_logprobs_in_a_batch_belong_to_their_own_request(generate, reference):
 def test_logprobs_of_chosen_tokens_are_those_of_the_reference(generate, reference):
     chosen, other = generate([("a prompt", {"logprob_token_ids": [40, 50]}), ("b", {})])
     assert other.outputs[0].logprobs is None
+    assert len(chosen.outputs[0].logprobs) == 8
     said, prompt_ids = tokens(chosen.outputs[0]), reference.tokenizer("a prompt")["input_ids"]
     for step, given in enumerate(chosen.outputs[0].logprobs):
         expected = reference.logits(prompt_ids + said[:step]).log_softmax(-1)
