@@ -10,13 +10,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spyre_bench.engine.compile import COMPILE_BACKENDS, COMPILE_SCOPES
 from spyre_bench.shapes import BucketSet
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-
-BACKENDS = ("eager", "inductor", "sendnn")
-SCOPES = ("layer", "model")
 
 PROMPT_LENS = "VLLM_SPYRE_WARMUP_PROMPT_LENS"
 NEW_TOKENS = "VLLM_SPYRE_WARMUP_NEW_TOKENS"
@@ -44,8 +42,8 @@ class SpyreConfig:
     gather_s: float = 0.02  # an idle engine waits this long for company of a first request
 
     def __post_init__(self):
-        _require_one_of("compile_backend", self.compile_backend, BACKENDS)
-        _require_one_of("compile_scope", self.compile_scope, SCOPES)
+        _require_one_of("compile_backend", self.compile_backend, COMPILE_BACKENDS)
+        _require_one_of("compile_scope", self.compile_scope, COMPILE_SCOPES)
         if not isinstance(self.require_precompiled, bool):
             raise _wrong("require_precompiled", self.require_precompiled, "is true or false")
         if self.memory_bytes is not None and (

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spyre_bench.plugin.config import BACKENDS, SCOPES, SpyreConfig
+from spyre_bench.engine.compile import COMPILE_BACKENDS, COMPILE_SCOPES
+from spyre_bench.plugin.config import SpyreConfig
 from spyre_bench.shapes import BucketSet
 from tests.test_shapes import bucket_sets
 
@@ -106,8 +107,8 @@ def test_a_bucket_beyond_the_models_context_is_refused():
     st.builds(
         SpyreConfig,
         buckets=bucket_sets,
-        compile_backend=st.sampled_from(BACKENDS),
-        compile_scope=st.sampled_from(SCOPES),
+        compile_backend=st.sampled_from(COMPILE_BACKENDS),
+        compile_scope=st.sampled_from(COMPILE_SCOPES),
         artefact_directory=st.sampled_from([None, Path("/artefacts")]),
         require_precompiled=st.booleans(),
         memory_bytes=st.none() | st.integers(1, 2**40),
