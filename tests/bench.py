@@ -206,7 +206,8 @@ def main(names: list[str]) -> None:
             )  # fmt: skip
             if done.returncode:
                 sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
-            print(done.stdout.strip().splitlines()[-1], flush=True)
+            # vLLM logs to stdout too
+            print(*(s for s in done.stdout.splitlines() if s.startswith("{")), flush=True)
 
 
 if __name__ == "__main__":
