@@ -109,7 +109,8 @@ def predict(starts: pd.DataFrame) -> pd.DataFrame:
             done.append(
                 rows.assign(
                     predicted_s=fit.predict(buckets[role]),
-                    marginal_s=rows["startup_s"] - once_s,
+                    # noise can put more into what is paid once than this start took in all
+                    marginal_s=(rows["startup_s"] - once_s).clip(lower=0.0),
                 )
             )
     frame = pd.concat(done)

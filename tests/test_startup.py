@@ -62,6 +62,17 @@ def test_held_out_buckets_are_predicted_and_what_is_paid_once_is_taken_off_the_f
     assert len(frame) == 16
 
 
+def test_a_start_quicker_than_what_is_paid_once_adds_no_negative_seconds():
+    """The first held-out bucket, 2,128,32, is disturbed: it starts in a tenth of a second."""
+
+    def disturbed(bucket, first):
+        quick = first and bucket == Bucket(2, 128, 32)
+        return 0.1 if quick else linear(bucket, first)
+
+    frame = predict(starts(disturbed)).set_index(["bucket", "start"])
+    assert frame.at[("2,128,32", "cold"), "marginal_s"] == 0
+
+
 def test_every_bucket_but_the_fallback_is_weighed_against_it():
     """Prompts of 64 instead of 128 save one second a batch, of which the start-up cost six."""
     frame = predict(starts(lambda bucket, first: 6.0))
