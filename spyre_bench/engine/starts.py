@@ -1,13 +1,16 @@
 """Start-ups of an engine with several buckets, cold and warm, each in a fresh process.
 
-`measure.py` takes each bucket alone, for the cost table; a server starts with all of its buckets,
-and what every start pays once is then paid once. `python -m spyre_bench.engine.starts` is the
-child: one JSON request in, one JSON answer out; its progress bar goes to stderr.
+A server starts with all of its buckets, and what every start pays once is then paid once;
+`measure.py` starts with each bucket alone, for the cost table.
+
+`python -m spyre_bench.engine.starts` is the child: one JSON request in, one JSON answer out; its
+progress bar goes to stderr.
 """
 
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 import tempfile
@@ -36,7 +39,8 @@ def measure_starts(
     """One row for each bucket of a cold start and of the warm start after it, in warmup order.
 
     `load_s` is of the whole start; `compile_s` and `first_run_s` are of the bucket, `startup_s`
-    their sum; `prefill_s` and `decode_s` are medians of `passes` passes afterwards. `layers` takes
+    their sum; `prefill_s` and `decode_s` are medians of at least `passes` passes afterwards, the
+    `_iqr_s` their interquartile ranges; `memory_bytes` is the engine's. `layers` takes
     only that many of the model's. `threads` are those of the process, 0 for one a core. ValueError
     for a setting that the engine refuses.
     """
@@ -111,7 +115,9 @@ def start_here(request: dict) -> list[dict]:
             "startup_s": row.compile_s + row.prefill_s + row.decode_s,
             "was_warm": row.was_warm,
             **_time_passes(model, row.bucket, request["passes"]),
+            "memory_bytes": model.memory_bytes,
             "threads": torch.get_num_threads(),
+            "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
             "measured_at": measured_at,
         }
         for row in warmed
@@ -119,14 +125,25 @@ def start_here(request: dict) -> list[dict]:
 
 
 def _time_passes(model, bucket: Bucket, passes: int) -> dict[str, float]:
+    """Medians and spreads of full batches; the decodes follow a prefill in runs of the bucket's
+    length, since a step's cost may grow with its slot."""
     prompts = [[1] * bucket.prompt_length] * bucket.batch_size
-    decodes = min(passes, bucket.new_tokens - 1)
+    tokens = [1] * bucket.batch_size
     prefill_s, decode_s = [], []
-    for _ in range(passes):
+    while len(prefill_s) < passes or len(decode_s) < passes:
         prefill_s.append(_seconds(lambda: model.prefill(bucket, prompts)))
-    for _ in range(decodes):
-        decode_s.append(_seconds(lambda: model.decode([1] * bucket.batch_size)))
-    return {"prefill_s": float(np.median(prefill_s)), "decode_s": float(np.median(decode_s))}
+        for _ in range(min(bucket.new_tokens - 1, passes)):
+            decode_s.append(_seconds(lambda: model.decode(tokens)))
+    return {
+        "prefill_s": float(np.median(prefill_s)),
+        "prefill_iqr_s": _interquartile_range(prefill_s),
+        "decode_s": float(np.median(decode_s)),
+        "decode_iqr_s": _interquartile_range(decode_s),
+    }
+
+
+def _interquartile_range(seconds: list[float]) -> float:
+    return float(np.subtract(*np.percentile(seconds, [75, 25])))
 
 
 def _seconds(run: Callable) -> float:

@@ -58,7 +58,10 @@ def test_an_interrupted_run_keeps_its_rows_and_goes_on(tiny_llama, tmp_path, mon
     [
         ({"tp": 2}, "tp 2 cannot be measured yet"),
         ({"passes": 0}, "passes 0 is below 1"),
-        ({"compile_backend": "x"}, "measuring 1,64,3 failed: compile_backend 'x' is unknown"),
+        (
+            {"compile_backend": "x"},
+            "starting with buckets 1,64,3 failed: compile_backend 'x' is unknown",
+        ),
     ],
 )
 def test_a_setting_that_cannot_be_measured_is_refused_in_the_engines_words(
