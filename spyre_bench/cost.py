@@ -1,17 +1,27 @@
-"""The cost table: measured seconds of a bucket as rows of a CSV file.
+"""What a bucket costs: the cost table as a CSV file, and the models that read it.
 
-The wall between torch and the core: the engine writes rows, everything else reads them.
+The table is the wall between torch and the core: the engine writes rows, everything else reads
+them. A cost model answers `of(bucket)`; the measured table and a closed form are two.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 import pandas as pd
+from scipy.interpolate import LinearNDInterpolator
+from scipy.optimize import nnls
+from scipy.spatial import QhullError
 
 from spyre_bench.shapes import Bucket
+
+SHIPPED = Path(__file__).parent / "data" / "cost.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,3 +93,232 @@ def write_cost_table(path: Path, rows: list[CostRow]) -> None:
     partial = path.with_name(f".{path.name}.partial")
     pd.DataFrame([asdict(row) for row in rows], columns=COLUMNS).to_csv(partial, index=False)
     os.replace(partial, path)
+
+
+# --- what a bucket costs: one interface, several sources ------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BucketCost:
+    """What one bucket costs on one engine, in seconds and bytes."""
+
+    bucket: Bucket
+    prefill_s: float  # one prefill pass: B x P tokens, yields every row's first token
+    decode_s: float  # one decode pass: a token for each of B rows
+    compile_s: float = 0.0  # cold, once a start
+    memory_bytes: int = 0  # an engine with this bucket alone
+    extrapolated: bool = False  # outside of what was measured
+
+    def batch_s(self, passes: int) -> float:
+        """Engine seconds of a batch whose longest answer has `passes` tokens."""
+        return self.prefill_s + (passes - 1) * self.decode_s
+
+    @property
+    def warmup_s(self) -> float:
+        """Cold compile and one run of each pass, before the server is ready."""
+        return self.compile_s + self.prefill_s + self.decode_s
+
+
+class CostModel(Protocol):
+    """A source of costs. `of` raises ValueError for a bucket that it has no figure for."""
+
+    def of(self, bucket: Bucket) -> BucketCost: ...
+
+
+def price(buckets: Iterable[Bucket], model: CostModel) -> tuple[BucketCost, ...]:
+    """The costs of the buckets, in ascending order of bucket."""
+    return tuple(model.of(bucket) for bucket in sorted(set(buckets)))
+
+
+# Each quantity as a sum of parts that are never negative; K = P + N are the slots of the KV cache.
+FORMS: dict[str, tuple[str, Callable[[int, int, int], tuple[float, ...]]]] = {
+    "prefill_s": ("a0 + a1·B·P", lambda b, p, n: (1, b * p)),
+    "decode_s": ("d0 + d1·B + d2·B·K", lambda b, p, n: (1, b, b * (p + n))),
+    "compile_s": ("c0 + c1·B·P", lambda b, p, n: (1, b * p)),
+    "memory_bytes": (
+        "m0 + m1·B·K + m2·B·P·K",
+        lambda b, p, n: (1, b * (p + n), b * p * (p + n)),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class FittedCost:
+    """A closed form: `prefill = a0 + a1·B·P`, `decode = d0 + d1·B + d2·B·K`, so a batch of S passes
+    takes `a0 + a1·B·P + (S-1)·(d0 + d1·B + d2·B·K)` seconds."""
+
+    prefill_s: tuple[float, float]
+    decode_s: tuple[float, float, float]
+    compile_s: tuple[float, float] = (0.0, 0.0)
+    memory_bytes: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    @classmethod
+    def fit(cls, rows: Sequence[CostRow]) -> FittedCost:
+        """Non-negative least squares of the relative error, so that small buckets count as much
+        as large ones. Raises ValueError for fewer than three buckets."""
+        if len({row.bucket for row in rows}) < 3:
+            raise ValueError(
+                f"{len(rows)} rows of a cost table are too few for a fit: measure three buckets or "
+                f"more with `spyre-bench measure`"
+            )
+        return cls(**{name: _relative_fit(rows, name) for name in FORMS})
+
+    def of(self, bucket: Bucket) -> BucketCost:
+        values = {name: self._value(name, bucket) for name in FORMS}
+        return BucketCost(bucket, **values | {"memory_bytes": round(values["memory_bytes"])})
+
+    def residuals(self, rows: Iterable[CostRow]) -> pd.DataFrame:
+        """bucket, quantity, measured, predicted and the relative error of each row."""
+        return _errors((row, row.bucket, self.of(row.bucket)) for row in rows)
+
+    def _value(self, name: str, bucket: Bucket) -> float:
+        return float(np.dot(getattr(self, name), _parts(name, bucket)))
+
+
+@dataclass(frozen=True)
+class MeasuredCost:
+    """The cost table of one engine: exact for a measured bucket, interpolated between them.
+
+    Interpolation is of the ratio of measured to fitted, linear in the logarithms of B, P and N
+    between the nearest measured buckets (Delaunay), so that the closed form carries the growth
+    and the measurements its error. A bucket outside of the measured range is a ValueError, or,
+    with `extrapolate`, takes the ratio of the nearest measured bucket and is marked.
+    """
+
+    rows: tuple[CostRow, ...]
+    extrapolate: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "rows", tuple(self.rows))
+        if not self.rows:
+            raise ValueError("the cost table has no row: add some with `spyre-bench measure`")
+        for name in ("model", "tp", "compile_backend", "compile_scope", "dtype", "threads", "cpu"):
+            values = sorted({str(getattr(row, name)) for row in self.rows})
+            if len(values) > 1:
+                raise ValueError(
+                    f"the cost table mixes engines, its {name} is {' and '.join(values)}: keep the "
+                    f"rows of one in a file of their own"
+                )
+        if len(self._measured) < len(self.rows):
+            raise ValueError("the cost table holds a bucket twice: keep one of its rows")
+
+    def of(self, bucket: Bucket) -> BucketCost:
+        if bucket in self._measured:
+            return _exact(self._measured[bucket])
+        ratios, outside = self._ratios(bucket)
+        if outside and not self.extrapolate:
+            raise ValueError(
+                f"bucket {bucket} is outside of the cost table, which spans {self.span}: measure "
+                f"it with `spyre-bench measure --bucket {bucket}`, or extrapolate (--extrapolate)"
+            )
+        fitted = self._fitted.of(bucket)
+        values = {name: getattr(fitted, name) * ratio for name, ratio in ratios.items()}
+        values["memory_bytes"] = round(values["memory_bytes"])
+        return BucketCost(bucket, **values, extrapolated=outside)
+
+    @property
+    def span(self) -> str:
+        sizes = np.array([_sizes(row.bucket) for row in self.rows])
+        ranges = zip("BPN", sizes.min(axis=0), sizes.max(axis=0), strict=True)
+        return ", ".join(f"{name} {low} to {high}" for name, low, high in ranges)
+
+    def leave_one_out(self) -> pd.DataFrame:
+        """What the table without a row says of that row: bucket, quantity, measured, predicted and
+        relative error. Rows at a corner of the range are left out: nothing surrounds them."""
+        found = []
+        for row in self.rows:
+            rest = tuple(other for other in self.rows if other is not row)
+            try:
+                found.append((row, row.bucket, MeasuredCost(rest).of(row.bucket)))
+            except ValueError:
+                continue
+        return _errors(found)
+
+    @cached_property
+    def _measured(self) -> dict[Bucket, CostRow]:
+        return {row.bucket: row for row in self.rows}
+
+    @cached_property
+    def _fitted(self) -> FittedCost:
+        return FittedCost.fit(self.rows)
+
+    @cached_property
+    def _table(self) -> tuple[np.ndarray, np.ndarray, LinearNDInterpolator | None]:
+        """log2 of (B, P, N) of each row [rows, 3], measured over fitted [rows, quantities], and the
+        interpolator between them over the dimensions that vary; None where they span no volume."""
+        points = np.log2([_sizes(row.bucket) for row in self.rows])
+        fitted = [self._fitted.of(row.bucket) for row in self.rows]
+        ratios = np.array(
+            [
+                [_over(getattr(row, name), getattr(cost, name)) for name in FORMS]
+                for row, cost in zip(self.rows, fitted, strict=True)
+            ]
+        )
+        varied = points[:, np.ptp(points, axis=0) > 0]
+        try:
+            return points, ratios, LinearNDInterpolator(varied, ratios) if varied.size else None
+        except (QhullError, ValueError):  # all on a line or a plane
+            return points, ratios, None
+
+    def _ratios(self, bucket: Bucket) -> tuple[dict[str, float], bool]:
+        """Measured over fitted of each quantity there, and whether that is outside the range."""
+        points, ratios, between = self._table
+        point = np.log2(_sizes(bucket))
+        varies = np.ptp(points, axis=0) > 0
+        found = np.full(len(FORMS), np.nan)
+        if between is not None and np.array_equal(point[~varies], points[0, ~varies]):
+            found = between(point[varies])[0]
+        outside = bool(np.isnan(found).any())
+        if outside:
+            found = ratios[np.argmin(((points - point) ** 2).sum(axis=1))]
+        return dict(zip(FORMS, map(float, found), strict=True)), outside
+
+
+def load_cost(path: Path | None = None, *, extrapolate: bool = False) -> MeasuredCost:
+    """The cost table of a file, or the one that ships with the package: SmolLM2-135M on one CPU
+    thread, B 1 to 8, P 64 to 2048, N 2 to 1024."""
+    return MeasuredCost(tuple(read_cost_table(path or SHIPPED)), extrapolate=extrapolate)
+
+
+def _sizes(bucket: Bucket) -> tuple[int, int, int]:
+    return bucket.batch_size, bucket.prompt_length, bucket.new_tokens
+
+
+def _parts(name: str, bucket: Bucket) -> tuple[float, ...]:
+    return FORMS[name][1](*_sizes(bucket))
+
+
+def _relative_fit(rows: Sequence[CostRow], name: str) -> tuple[float, ...]:
+    values = np.array([getattr(row, name) for row in rows], dtype=float)
+    parts = np.array([_parts(name, row.bucket) for row in rows], dtype=float)
+    scale = np.maximum(parts.max(axis=0), 1)  # keeps the problem well conditioned
+    known = values > 0
+    if not known.any():
+        return (0.0,) * parts.shape[1]
+    solution, _ = nnls(parts[known] / scale / values[known, None], np.ones(known.sum()))
+    return tuple(map(float, solution / scale))
+
+
+def _exact(row: CostRow) -> BucketCost:
+    return BucketCost(row.bucket, **{name: getattr(row, name) for name in FORMS})
+
+
+def _over(measured: float, fitted: float) -> float:
+    return measured / fitted if fitted else 1.0
+
+
+def _errors(found: Iterable[tuple[CostRow, Bucket, BucketCost]]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "bucket": str(bucket),
+                "quantity": name,
+                "measured": getattr(row, name),
+                "predicted": getattr(cost, name),
+                "error": _over(getattr(cost, name), getattr(row, name)) - 1,
+            }
+            for row, bucket, cost in found
+            for name in FORMS
+        ],
+        columns=["bucket", "quantity", "measured", "predicted", "error"],
+    )
