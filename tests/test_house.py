@@ -16,7 +16,10 @@ PACKAGE = ROOT / "spyre_bench"
 # room -> what its modules may import of this package
 CORE = {
     "shapes": set(),
-    "workload": {"shapes"},
+    "traces": set(),
+    "arrivals": set(),
+    "lengths": {"traces"},
+    "workload": {"shapes", "traces", "arrivals", "lengths"},
     "cost": {"shapes"},
     "startup": {"shapes"},
     "batching": {"shapes", "workload", "cost"},

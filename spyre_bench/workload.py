@@ -1,0 +1,365 @@
+"""Workloads: which requests come when, as columns; from traces, from shipped tables, drawn anew."""
+
+from __future__ import annotations
+
+import difflib
+import gzip
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol, TextIO
+
+import numpy as np
+import pandas as pd
+
+from spyre_bench.arrivals import AllAtOnce, Poisson, Process, Replay, parse_arrivals, parse_choice
+from spyre_bench.lengths import WORKLOADS, LengthTable, attribution, is_length_table, shipped_table
+from spyre_bench.traces import MAX_TOKENS, is_jsonl, read_trace
+
+__all__ = [
+    "WORKLOADS",
+    "Exact",
+    "Fixed",
+    "MaxTokens",
+    "Multiple",
+    "Quantile",
+    "Workload",
+    "attribution",
+    "load_workload",
+    "named_workload",
+    "parse_max_tokens",
+]
+
+COLUMNS = {
+    "arrival_s": np.float64,
+    "prompt_tokens": np.int32,
+    "output_tokens": np.int32,
+    "max_tokens": np.int32,
+}
+
+NAMED_REQUESTS = 10_000
+
+
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """Requests in order of arrival, as read-only columns, one element a request.
+
+    A scheduler may see `max_tokens`, what the client asked for, and never `output_tokens`, where
+    the answer really ends: at `max_tokens` at the latest, since a server stops there.
+    """
+
+    name: str
+    arrival_s: np.ndarray  # float64, >= 0, ascending
+    prompt_tokens: np.ndarray  # int32, >= 1
+    output_tokens: np.ndarray  # int32, >= 1
+    max_tokens: np.ndarray  # int32, >= output_tokens
+    note: str = ""  # what a reader should know, such as requests that were left out
+
+    def __post_init__(self):
+        for name, kind in COLUMNS.items():
+            column = np.asarray(getattr(self, name))
+            if column.dtype != kind:
+                self._refuse(name, ~_representable(column, kind), f"a value of {kind.__name__}")
+            column = column.astype(kind, copy=False).view()
+            column.flags.writeable = False
+            object.__setattr__(self, name, column)
+        sizes = {len(getattr(self, name)) for name in COLUMNS}
+        if len(sizes) != 1 or 0 in sizes:
+            raise ValueError(
+                f"workload {self.name}: columns of {sorted(sizes)} requests: give all of them the "
+                f"same length, 1 or more"
+            )
+        arrival_s = self.arrival_s
+        self._refuse("arrival_s", ~(np.isfinite(arrival_s) & (arrival_s >= 0)), "0 s or later")
+        backwards = np.diff(arrival_s, prepend=0) < 0
+        self._refuse("arrival_s", backwards, "in ascending order: sort the requests by time")
+        self._refuse("prompt_tokens", self.prompt_tokens < 1, "1 token or more")
+        self._refuse("output_tokens", self.output_tokens < 1, "1 token or more")
+        too_long = self.output_tokens > self.max_tokens
+        self._refuse("output_tokens", too_long, "at most its max_tokens: a server stops there")
+
+    def _refuse(self, name: str, bad: np.ndarray, rule: str) -> None:
+        if bad.any():
+            at = int(np.argmax(bad))
+            value = np.asarray(getattr(self, name))[at]
+            raise ValueError(
+                f"workload {self.name}: {name} {value} of request {at} (counted from 0) must be "
+                f"{rule}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+    @property
+    def requests_per_s(self) -> float:
+        """Mean arrival rate, from 0 to the last arrival; infinite if all come at 0."""
+        return len(self) / self.arrival_s[-1] if self.arrival_s[-1] > 0 else math.inf
+
+    # --- files
+
+    @classmethod
+    def read(cls, path: str | Path) -> Workload:
+        """A trace file of any known format (see `traces.FORMATS`), found by its columns.
+
+        Without times, all requests come at 0; without max_tokens, the client knew the length of
+        its answer (`Exact`). BurstGPT's failed requests (no response) are left out, and the note
+        counts them. Raises ValueError with file and line for what cannot be a trace.
+        """
+        columns = read_trace(path)
+        output, max_tokens = columns.output_tokens, columns.max_tokens
+        arrival_s = np.zeros(len(output)) if columns.arrival_s is None else columns.arrival_s
+        return cls(
+            _stem(path),
+            arrival_s,
+            columns.prompt_tokens,
+            output,
+            output if max_tokens is None else max_tokens,
+            f"{columns.failed} failed requests left out" if columns.failed else "",
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Writes `.csv` or `.jsonl`, plain or `.gz`; `read` gives back the very same columns."""
+        path = Path(path)
+        if not path.name.removesuffix(".gz").endswith((".csv", ".jsonl")):
+            raise ValueError(f"{path} has no known suffix: use .csv or .jsonl, with or without .gz")
+        partial = path.with_name(f".{path.name}.partial")
+        with _create_text(partial, compressed=path.suffix == ".gz") as file:
+            if is_jsonl(path):
+                file.writelines(self._json_lines())
+            else:
+                self.frame().to_csv(file, index=False, lineterminator="\n")
+        os.replace(partial, path)
+
+    def _json_lines(self) -> Iterator[str]:
+        line = ", ".join(f'"{name}": {{}}' for name in COLUMNS)
+        columns = (getattr(self, name) for name in COLUMNS)
+        return (f"{{{line.format(*row)}}}\n" for row in zip(*columns, strict=True))
+
+    def frame(self) -> pd.DataFrame:
+        """One row a request, the four columns."""
+        return pd.DataFrame({name: getattr(self, name) for name in COLUMNS})
+
+    # --- parts
+
+    def take(self, index) -> Workload:
+        """The requests of an ascending index, a slice or a mask, at their own times."""
+        return replace(self, **{name: getattr(self, name)[index] for name in COLUMNS})
+
+    def head(self, requests: int) -> Workload:
+        """The first requests; ValueError if there are fewer."""
+        if not 1 <= requests <= len(self):
+            raise ValueError(
+                f"workload {self.name} has {len(self)} requests: {requests} cannot be taken"
+            )
+        return self.take(slice(requests))
+
+    def halves(self) -> tuple[Workload, Workload]:
+        """The earlier half to fit on, and the later half, its time starting anew at 0, to test
+        on."""
+        if len(self) < 2:
+            raise ValueError(f"workload {self.name} has 1 request: it cannot be halved")
+        middle = len(self) // 2
+        later = self.take(slice(middle, None))
+        return self.take(slice(middle)), replace(
+            later, arrival_s=later.arrival_s - later.arrival_s[0]
+        )
+
+    # --- the same requests under other circumstances
+
+    def with_arrivals(
+        self, process: Process | str, rng: np.random.Generator | None = None
+    ) -> Workload:
+        """The same requests, in the same order, at other times."""
+        process = parse_arrivals(process)
+        if isinstance(process, Replay):
+            return self
+        return replace(self, arrival_s=process.times(len(self), rng))
+
+    def with_max_tokens(self, policy: MaxTokens | str) -> Workload:
+        """The same requests with another max_tokens. Longer answers are cut there, as a server
+        stops: a policy can shorten answers, and a second one does not bring them back."""
+        max_tokens = parse_max_tokens(policy).of(self.output_tokens)
+        return replace(
+            self, max_tokens=max_tokens, output_tokens=np.minimum(self.output_tokens, max_tokens)
+        )
+
+    def scaled(self, lengths: float = 1.0, rate: float = 1.0) -> Workload:
+        """A workload for a smaller machine: all lengths, max_tokens too, times `lengths` and
+        rounded up; `rate` times as many requests a second."""
+        for name, factor in (("lengths", lengths), ("rate", rate)):
+            if not 0 < factor < math.inf:
+                raise ValueError(f"scaled {name} {factor} is not a positive number")
+        columns = {name: _times(getattr(self, name), lengths) for name in list(COLUMNS)[1:]}
+        return replace(self, arrival_s=self.arrival_s / rate, **columns)
+
+
+def _representable(column: np.ndarray, kind: type) -> np.ndarray:
+    """Which values the type can hold without loss; no fractions of a token."""
+    if column.dtype.kind not in "iuf":
+        return np.zeros(column.shape, bool)
+    if kind is np.float64:
+        return np.ones(column.shape, bool)
+    return (np.abs(column) <= MAX_TOKENS) & (column == np.floor(column))
+
+
+def _times(tokens: np.ndarray, factor: float) -> np.ndarray:
+    """Tokens times a factor, rounded up; 30 × 0.1 is 3, not 4 for a rounding error."""
+    return np.ceil(np.round(tokens * factor, 6)).clip(1)
+
+
+def _stem(path: str | Path) -> str:
+    name = Path(path).name.removesuffix(".gz")
+    return Path(name).stem
+
+
+def _create_text(path: Path, compressed: bool) -> TextIO:
+    if compressed:
+        return gzip.open(path, "wt", encoding="utf-8", compresslevel=6)  # 9 is slow, little gained
+    return open(path, "w", encoding="utf-8")
+
+
+# --- what clients ask for -------------------------------------------------------------------------
+
+
+class MaxTokens(Protocol):
+    def of(self, output_tokens: np.ndarray) -> np.ndarray:
+        """The max_tokens of each request, from the lengths of the answers."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """Clients know the length of their answer."""
+
+    def of(self, output_tokens: np.ndarray) -> np.ndarray:
+        return output_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """Every client asks for the same."""
+
+    tokens: int
+
+    def __post_init__(self):
+        if not (1 <= self.tokens <= MAX_TOKENS and self.tokens == int(self.tokens)):
+            raise ValueError(f"Fixed tokens {self.tokens} is not a whole number, 1 or more")
+
+    def of(self, output_tokens: np.ndarray) -> np.ndarray:
+        return np.full(len(output_tokens), int(self.tokens), np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class Multiple:
+    """Clients overestimate their answer by the same factor; rounded up."""
+
+    factor: float
+
+    def __post_init__(self):
+        if not 1 <= self.factor < math.inf:
+            raise ValueError(f"Multiple factor {self.factor} is below 1, or not a number")
+
+    def of(self, output_tokens: np.ndarray) -> np.ndarray:
+        return _times(output_tokens, self.factor)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantile:
+    """Every client asks for this quantile of the workload's answers; the longer ones are cut."""
+
+    q: float
+
+    def __post_init__(self):
+        if not 0 <= self.q <= 1:
+            raise ValueError(f"Quantile q {self.q} is not within 0 and 1")
+
+    def of(self, output_tokens: np.ndarray) -> np.ndarray:
+        tokens = np.quantile(output_tokens, self.q, method="higher")
+        return np.full(len(output_tokens), tokens, np.int32)
+
+
+POLICIES: dict[str, tuple[Callable[..., MaxTokens], str]] = {
+    "exact": (Exact, "exact"),
+    "fixed": (Fixed, "fixed:256"),
+    "multiple": (Multiple, "multiple:2"),
+    "quantile": (Quantile, "quantile:0.99"),
+}
+
+
+def parse_max_tokens(value: str | MaxTokens) -> MaxTokens:
+    """A policy from text: `exact`, `fixed:TOKENS`, `multiple:FACTOR` or `quantile:Q`."""
+    return parse_choice("max_tokens", value, POLICIES) if isinstance(value, str) else value
+
+
+# --- by name --------------------------------------------------------------------------------------
+
+
+def named_workload(
+    name: str,
+    requests: int,
+    rng: np.random.Generator | None,
+    arrivals: Process | str | None = None,
+) -> Workload:
+    """New requests after a shipped table of lengths, one of `WORKLOADS`.
+
+    They arrive as a Poisson process at the mean rate of the trace, or all at once where the trace
+    has no times, unless told otherwise. The same seed gives the same lengths at any arrivals.
+    """
+    if name not in WORKLOADS:
+        near = difflib.get_close_matches(name, WORKLOADS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(
+            f"workload {name!r} is unknown, and there is no such file: {hint}The named ones are "
+            f"{', '.join(WORKLOADS)}"
+        )
+    return _sampled(name, shipped_table(name), requests, rng, arrivals)
+
+
+def _sampled(
+    name: str,
+    table: LengthTable,
+    requests: int,
+    rng: np.random.Generator | None,
+    arrivals: Process | str | None,
+) -> Workload:
+    if requests < 1:
+        raise ValueError(f"workload {name}: {requests} requests are too few: ask for 1 or more")
+    if rng is None:
+        raise ValueError(
+            f"workload {name} is drawn at random: pass rng=numpy.random.default_rng(seed)"
+        )
+    if arrivals is None:
+        arrivals = AllAtOnce() if table.requests_per_s is None else Poisson(table.requests_per_s)
+    prompt_tokens, output_tokens = table.sample(requests, rng)
+    arrival_s = parse_arrivals(arrivals).times(requests, rng)
+    return Workload(name, arrival_s, prompt_tokens, output_tokens, output_tokens)
+
+
+def load_workload(
+    name_or_file: str | Path,
+    *,
+    requests: int | None = None,
+    rng: np.random.Generator | None = None,
+    arrivals: Process | str | None = None,
+    max_tokens: MaxTokens | str | None = None,
+) -> Workload:
+    """A workload by name or from a file, as the command line takes it.
+
+    A name means `requests` new draws (10,000 unless told) from a shipped table, and a table file
+    of your own likewise. A trace file means its first `requests` (all unless told), at their own
+    times and with their own max_tokens unless told otherwise. A known name goes before a file of
+    that name: write `./azure_conv` for the file.
+    """
+    path = Path(name_or_file)
+    drawn = requests if requests is not None else NAMED_REQUESTS
+    if str(name_or_file) in WORKLOADS or not path.is_file():
+        workload = named_workload(str(name_or_file), drawn, rng, arrivals)
+    elif is_length_table(path):
+        workload = _sampled(_stem(path), LengthTable.read(path), drawn, rng, arrivals)
+    else:
+        workload = Workload.read(path)
+        workload = workload if requests is None else workload.head(requests)
+        workload = workload if arrivals is None else workload.with_arrivals(arrivals, rng)
+    return workload if max_tokens is None else workload.with_max_tokens(max_tokens)
