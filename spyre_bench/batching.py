@@ -6,12 +6,18 @@ both count waste with `WasteLedger`.
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
+from spyre_bench.cost import BucketCost
 from spyre_bench.shapes import Bucket, BucketSet
+
+LOOK_AHEAD = 64
+"""How many full batches of waiting requests `length_aware` looks at."""
 
 
 class Waiting(Protocol):
@@ -28,65 +34,244 @@ class Waiting(Protocol):
 R = TypeVar("R", bound=Waiting)
 
 
-@dataclass(frozen=True, slots=True)
-class Batch(Generic[R]):
+class Batch(NamedTuple, Generic[R]):
     """The members run together in the bucket, row by row in this order."""
 
-    bucket: Bucket
+    cost: BucketCost
     members: tuple[R, ...]
+
+    @property
+    def bucket(self) -> Bucket:
+        return self.cost.bucket
+
+
+class Hold(NamedTuple):
+    """No batch yet: ask again at the next arrival, at the latest at `until_s`."""
+
+    until_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How batches are formed.
+
+    - `fcfs`: the head of the queue and those right behind it, as long as one bucket takes them all;
+      the first misfit ends the batch.
+    - `skip`: the same, but a misfit is passed over and keeps its place (vLLM-Spyre's rule).
+    - `best_fit`: every bucket that the head fits is filled from the queue; the one that costs least
+      a member runs.
+    - `length_aware`: for every bucket, the largest of the waiting requests that fit it; the batch
+      that comes nearest to the shape bound runs. Not head first, hence `max_age_s`.
+
+    A batch that later arrivals could still join is held: until its oldest member has waited
+    `gather_s`, so that simultaneous arrivals share it, and, while its bucket has a free row, until
+    it has waited `max_wait_s`.
+
+    Nobody starves. Except for `length_aware` the head is always a member, so a request waits for at
+    most as many batches as requests were before it. With `length_aware` that holds from the moment
+    when the head has waited `max_age_s`: it is then a member of the next batch.
+    """
+
+    name: str = "best_fit"
+    max_wait_s: float = 0.0
+    gather_s: float = 0.0
+    max_age_s: float = 60.0
+
+    def __post_init__(self):
+        if self.name not in POLICIES:
+            raise ValueError(f"policy {self.name!r} is not known: use one of {', '.join(POLICIES)}")
+        for name in ("max_wait_s", "gather_s", "max_age_s"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} {getattr(self, name)} is not a number of seconds >= 0")
+
+
+class Formed(NamedTuple, Generic[R]):
+    """A batch as a policy would form it now; `open` where a later arrival could change it."""
+
+    cost: BucketCost
+    members: list[R]
+    open: bool
 
 
 def next_batch(
-    waiting: Iterable[R], buckets: BucketSet, *, now: float = math.inf, gather_s: float = 0.0
-) -> Batch[R] | None:
-    """The batch that an idle engine runs next; None while there is none to run yet.
+    waiting: Iterable[R],
+    costs: Sequence[BucketCost],
+    policy: Policy | None = None,
+    now: float = math.inf,
+) -> Batch[R] | Hold | None:
+    """The batch that an idle engine runs next; None for an empty queue.
 
-    `waiting` is in the order of service. Its head is always a member, so nobody starves: each
-    batch serves the request that waits longest. Every bucket that fits the head is filled from
-    the queue, in order, with what fits it; most members win, then the fewest padded tokens, then
-    the smaller bucket. The queue is read only until every such bucket is full.
+    `waiting` is in the order of service, `costs` has one entry a compiled bucket, in the order that
+    breaks ties, and `now` is of the clock of `arrival_s` (left out, everybody has arrived long
+    ago). Expected seconds count every answer at its `max_tokens`. Members keep the order of the
+    queue.
 
-    A batch that later arrivals could still join is held until `gather_s` seconds after the
-    oldest arrival, so that simultaneous requests share it. `now` is of the clock of `arrival_s`;
-    left out, everybody has arrived long ago.
+    `waiting` is read lazily: by `fcfs`, `skip` and `best_fit` no further than until every bucket
+    that could run is full, by `length_aware` no further than `LOOK_AHEAD` full batches.
 
-    Raises ValueError for a head that fits no bucket: such a request must be refused before.
+    Raises ValueError for a request that fits no bucket where it would have to be served: such a
+    request must be refused before.
     """
+    policy = policy or Policy()
     queue = iter(waiting)
     head = next(queue, None)
     if head is None:
         return None
-    buckets.require_fit(head.prompt_tokens, head.max_tokens)
-    filled = {bucket: [head] for bucket in buckets.fitting(head.prompt_tokens, head.max_tokens)}
-    oldest_s = head.arrival_s
-    for request in _until_full(queue, filled):
-        oldest_s = min(oldest_s, request.arrival_s)
-        for bucket, members in filled.items():
-            if len(members) < bucket.batch_size and bucket.fits(
-                request.prompt_tokens, request.max_tokens
-            ):
+    cost, members, growing = POLICIES[policy.name](head, queue, costs, policy, now)
+    if growing:
+        free = len(members) < cost.bucket.batch_size
+        hold_s = max(policy.gather_s, policy.max_wait_s) if free else policy.gather_s
+        if hold_s:
+            until_s = min([member.arrival_s for member in members]) + hold_s
+            if now < until_s:
+                return Hold(until_s)
+    return Batch(cost, tuple(members))
+
+
+def _in_order(head: R, queue: Iterator[R], costs: Sequence[BucketCost], passing: bool) -> Formed[R]:
+    """The head and what shares a bucket with all members so far; a misfit is passed over, or ends
+    the batch."""
+    feasible = _fitting(head, costs)
+    members, room = [head], max([cost.bucket.batch_size for cost in feasible])
+    while len(members) < room:
+        request = next(queue, None)
+        if request is None:
+            break
+        taking = [
+            cost
+            for cost in feasible
+            if request.prompt_tokens <= cost.bucket.prompt_length
+            and request.max_tokens <= cost.bucket.new_tokens
+            and len(members) < cost.bucket.batch_size
+        ]
+        if taking:
+            members.append(request)
+            feasible = taking
+            room = max([cost.bucket.batch_size for cost in feasible])
+        elif not passing:
+            return Formed(_cheapest(feasible, members), members, open=False)
+    return Formed(_cheapest(feasible, members), members, open=len(members) < room)
+
+
+def _fcfs(head: R, queue: Iterator[R], costs: Sequence[BucketCost], *_) -> Formed[R]:
+    return _in_order(head, queue, costs, passing=False)
+
+
+def _skip(head: R, queue: Iterator[R], costs: Sequence[BucketCost], *_) -> Formed[R]:
+    return _in_order(head, queue, costs, passing=True)
+
+
+def _best_fit(head: R, queue: Iterator[R], costs: Sequence[BucketCost], *_) -> Formed[R]:
+    """Every bucket that the head fits, filled from the queue; least expected seconds a member."""
+    filling = [(cost, cost.bucket, [head]) for cost in _fitting(head, costs)]
+    unfilled = [
+        (bucket.prompt_length, bucket.new_tokens, bucket.batch_size, members)
+        for _, bucket, members in filling
+        if bucket.batch_size > 1
+    ]
+    while unfilled:
+        request = next(queue, None)
+        if request is None:
+            break
+        prompt_tokens, max_tokens = request.prompt_tokens, request.max_tokens
+        filled = False
+        for prompt_length, new_tokens, batch_size, members in unfilled:
+            if prompt_tokens <= prompt_length and max_tokens <= new_tokens:
                 members.append(request)
-    bucket = min(filled, key=lambda bucket: _preference(bucket, filled[bucket]))
-    if not _all_full(filled) and now < oldest_s + gather_s:
-        return None
-    return Batch(bucket, tuple(filled[bucket]))
-
-
-def _all_full(filled: dict[Bucket, list[R]]) -> bool:
-    return all(len(members) == bucket.batch_size for bucket, members in filled.items())
-
-
-def _until_full(queue: Iterator[R], filled: dict[Bucket, list[R]]) -> Iterator[R]:
-    while not _all_full(filled) and (request := next(queue, None)) is not None:
-        yield request
-
-
-def _preference(bucket: Bucket, members: Sequence[R]) -> tuple[int, int, Bucket]:
-    """Sorts the better batch first; padding is counted as if every answer ran to its maximum."""
-    ledger = WasteLedger.of_batch(
-        bucket, [r.prompt_tokens for r in members], [r.max_tokens for r in members]
+                filled = filled or len(members) == batch_size
+        if filled:
+            unfilled = [entry for entry in unfilled if len(entry[3]) < entry[2]]
+    cost, _, members = (
+        filling[0] if len(filling) == 1 else min(filling, key=_expected_seconds_a_member)
     )
-    return -len(members), ledger.wasted, bucket
+    return Formed(cost, members, open=bool(unfilled))
+
+
+def _expected_seconds_a_member(filling: tuple[BucketCost, Bucket, list[R]]) -> float:
+    cost, _, members = filling
+    return cost.batch_s(max([r.max_tokens for r in members])) / len(members)
+
+
+def _length_aware(
+    head: R, queue: Iterator[R], costs: Sequence[BucketCost], policy: Policy, now: float
+) -> Formed[R]:
+    """The largest requests that fit each bucket; the batch nearest to the shape bound.
+
+    A request's bound is its share of a full batch of its own kind, in its cheapest bucket; a batch
+    of expected seconds T whose members' bounds sum to T wastes nothing. Longer prompts first among
+    equals, since answers to prompts of like length end more nearly together. A head older than
+    `max_age_s` must be a member, with the requests next to it in size.
+    """
+    window = LOOK_AHEAD * max([cost.bucket.batch_size for cost in costs])
+    read = [head, *itertools.islice(queue, window - 1)]
+    fitting = [(cost, []) for cost in costs]  # rows: (bound, prompt tokens, -place in the queue)
+    shares = [(rows, cost.bucket.prompt_length, cost.bucket.new_tokens,
+               cost.prefill_s / cost.bucket.batch_size, cost.decode_s / cost.bucket.batch_size)
+              for cost, rows in fitting]  # fmt: skip
+    for place, request in enumerate(read):
+        prompt_tokens, max_tokens = request.prompt_tokens, request.max_tokens
+        taking = [s for s in shares if prompt_tokens <= s[1] and max_tokens <= s[2]]
+        if not taking:
+            _fitting(request, costs)  # says why
+        bound_s = min([prefill_s + (max_tokens - 1) * decode_s
+                       for _, _, _, prefill_s, decode_s in taking])  # fmt: skip
+        for rows, *_ in taking:
+            rows.append((bound_s, prompt_tokens, -place))
+    anchored = math.isfinite(now) and now - head.arrival_s >= policy.max_age_s
+    choices = [
+        (cost, rows)
+        for cost, some in fitting
+        for rows in _groups(some, cost.bucket.batch_size, anchored)
+    ]
+    cost, rows = max(choices, key=lambda choice: _efficiency(*choice, read))
+    members = [read[place] for place in sorted(-place for _, _, place in rows)]
+    return Formed(cost, members, open=len(members) < cost.bucket.batch_size)
+
+
+def _groups(rows: list[tuple], size: int, anchored: bool) -> list[list[tuple]]:
+    """The rows that could run together: the `size` largest, or, where the head (place 0) must be
+    with them, every run of `size` in the order of their size that has it."""
+    if not anchored:
+        return [heapq.nlargest(size, rows)] if rows else []
+    rows = sorted(rows, reverse=True)
+    at = next((index for index, row in enumerate(rows) if row[2] == 0), None)
+    if at is None:
+        return []
+    first, last = max(0, at - size + 1), max(0, min(at, len(rows) - size))
+    return [rows[start : start + size] for start in range(min(first, last), last + 1)]
+
+
+def _efficiency(cost: BucketCost, rows: list[tuple], read: list[R]) -> float:
+    """The members' shape bounds over the expected seconds of the batch, at most 1."""
+    expected_s = cost.batch_s(max([read[-place].max_tokens for _, _, place in rows]))
+    return sum([bound_s for bound_s, _, _ in rows]) / expected_s
+
+
+POLICIES: dict[str, Callable[..., Formed]] = {
+    "best_fit": _best_fit,
+    "skip": _skip,
+    "fcfs": _fcfs,
+    "length_aware": _length_aware,
+}
+
+
+def _fitting(request: R, costs: Sequence[BucketCost]) -> list[BucketCost]:
+    prompt_tokens, max_tokens = request.prompt_tokens, request.max_tokens
+    fitting = [
+        cost
+        for cost in costs
+        if prompt_tokens <= cost.bucket.prompt_length and max_tokens <= cost.bucket.new_tokens
+    ]
+    if not fitting:
+        BucketSet(tuple(cost.bucket for cost in costs)).require_fit(prompt_tokens, max_tokens)
+    return fitting
+
+
+def _cheapest(costs: Sequence[BucketCost], members: Sequence[R]) -> BucketCost:
+    if len(costs) == 1:
+        return costs[0]
+    passes = max([member.max_tokens for member in members])
+    return min(costs, key=lambda cost: cost.batch_s(passes))
 
 
 @dataclass(frozen=True, slots=True)

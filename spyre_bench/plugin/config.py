@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spyre_bench.engine.compile import COMPILE_BACKENDS, COMPILE_SCOPES
+from spyre_bench.cost import BucketCost
 from spyre_bench.shapes import BucketSet
 
 if TYPE_CHECKING:
@@ -96,6 +97,21 @@ class SpyreConfig:
                     f"model (or --max-model-len) allows {context_length}: lower its prompt length "
                     f"or new tokens, or raise --max-model-len as far as the model goes"
                 )
+
+
+COSTS = "spyre_costs"
+"""Where the executor leaves the seconds of the engine's warmup for the scheduler: of vLLM's objects
+only the configuration reaches both."""
+
+
+def note_costs(vllm_config: VllmConfig, costs: Iterable[BucketCost]) -> None:
+    """Keeps the measured costs of the engine's buckets with its configuration."""
+    vllm_config.additional_config[COSTS] = sorted(costs, key=lambda cost: cost.bucket)
+
+
+def noted_costs(vllm_config: VllmConfig) -> tuple[BucketCost, ...]:
+    """The costs of the engine's buckets, in ascending order; the engine has been warmed up."""
+    return tuple(vllm_config.additional_config[COSTS])
 
 
 def _refuse_unknown(settings: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
+from spyre_bench.plugin.config import note_costs
 from spyre_bench.plugin.shims import make_shutdown_quiet
 
 
@@ -9,6 +10,10 @@ class SpyreExecutor(UniProcExecutor):
     def _init_executor(self) -> None:
         make_shutdown_quiet()
         super()._init_executor()
+
+    def compile_or_warm_up_model(self) -> None:
+        super().compile_or_warm_up_model()
+        note_costs(self.vllm_config, self.collective_rpc("bucket_costs")[0])
 
     @classmethod
     def supports_async_scheduling(cls) -> bool:

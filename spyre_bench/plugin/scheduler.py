@@ -15,8 +15,8 @@ from vllm.v1.core.sched.request_queue import create_request_queue
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
-from spyre_bench.batching import Batch, next_batch
-from spyre_bench.plugin.config import SpyreConfig
+from spyre_bench.batching import Batch, Policy, next_batch
+from spyre_bench.plugin.config import SpyreConfig, noted_costs
 from spyre_bench.shapes import Bucket
 
 logger = init_logger("vllm.spyre_bench.scheduler")
@@ -45,6 +45,7 @@ class SpyreScheduler(Scheduler):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.spyre_config = SpyreConfig.of(self.vllm_config)
+        self.costs = noted_costs(self.vllm_config)
         self.clock = time.monotonic
         self._arrival_s: WeakKeyDictionary[Request, float] = WeakKeyDictionary()
 
@@ -100,12 +101,9 @@ class SpyreScheduler(Scheduler):
     def _take_batch(self) -> Batch[WaitingRequest] | None:
         """The next batch, its members taken out of the queue; the others stay in order."""
         read: list[Request] = []
-        batch = next_batch(
-            self._read_ready(read),
-            self.spyre_config.buckets,
-            now=self.clock(),
-            gather_s=self.spyre_config.gather_s,
-        )
+        policy = Policy(gather_s=self.spyre_config.gather_s)
+        decision = next_batch(self._read_ready(read), self.costs, policy, self.clock())
+        batch = decision if isinstance(decision, Batch) else None
         taken = {member.request for member in batch.members} if batch else set()
         self.waiting.prepend_requests(r for r in reversed(read) if r not in taken)
         return batch

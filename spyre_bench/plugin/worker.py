@@ -15,6 +15,7 @@ from vllm.utils.torch_utils import set_random_seed
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheSpec
 from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
 
+from spyre_bench.cost import BucketCost
 from spyre_bench.engine.checkpoint import cache_directory, model_directory
 from spyre_bench.engine.model import EngineConfig, SpyreCausalLM
 from spyre_bench.engine.warmup import warm_up
@@ -105,7 +106,8 @@ class SpyreWorker(WorkerBase):
     @signals_end_the_process()
     def compile_or_warm_up_model(self) -> CompilationTimes:
         start_s = time.perf_counter()
-        for row in warm_up(self.model, progress=self.is_driver_worker):
+        self.warmup = warm_up(self.model, progress=self.is_driver_worker)
+        for row in self.warmup:
             self.pass_log.write_warmup(row)
             logger.info(
                 "Bucket %s: %s in %.1f s, prefill %.3f s, decode %.3f s.",
@@ -118,6 +120,13 @@ class SpyreWorker(WorkerBase):
         self.model_runner.warm_up_sampler()
         set_random_seed(self.model_config.seed)  # as if nothing had run
         return CompilationTimes(language_model=time.perf_counter() - start_s, encoder=0.0)
+
+    def bucket_costs(self) -> list[BucketCost]:
+        """What warmup measured, for the scheduler's choice between buckets."""
+        return [
+            BucketCost(row.bucket, row.prefill_s, row.decode_s, row.compile_s)
+            for row in self.warmup
+        ]
 
     @torch.no_grad()
     def execute_model(self, scheduler_output: SpyreSchedulerOutput) -> ModelRunnerOutput | None:

@@ -38,8 +38,18 @@ class Host:
         from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
         from vllm.v1.structured_output import StructuredOutputManager
 
+        from spyre_bench.cost import BucketCost
+        from spyre_bench.plugin.config import note_costs
         from spyre_bench.plugin.scheduler import SpyreScheduler
 
+        # as if warmed up on a machine that takes a millisecond a slot
+        note_costs(
+            vllm_config,
+            [
+                BucketCost(bucket, 1e-3 * bucket.batch_size * bucket.prompt_length, 1e-3)
+                for bucket in (SMALL, LARGE)
+            ],
+        )
         cache = vllm_config.cache_config
         cache.num_gpu_blocks = cache.num_gpu_blocks_override
         spec = FullAttentionSpec(

@@ -1,0 +1,299 @@
+"""What a static batching engine would do with a workload: exact event times, no randomness.
+
+An idle engine asks `batching.next_batch` who runs; a batch whose longest answer has S tokens runs
+one prefill, which yields every member's first token, and S - 1 decode passes, and then the engine
+is idle again. Nothing joins or leaves a running batch. At equal times arrivals come before
+decisions.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from spyre_bench.batching import Batch, Hold, Policy, next_batch
+from spyre_bench.cost import BucketCost
+from spyre_bench.workload import Workload
+
+REJECTIONS = ("prompt_too_long", "max_tokens_too_large", "no_bucket_takes_both")
+ROUTERS = ("round_robin", "least_loaded")
+CHUNK = 8192  # requests that exist as Python objects at a time
+
+
+class Request(NamedTuple):
+    """A row of the workload as the policy sees it, and the answer's true length, which it does
+    not use."""
+
+    arrival_s: float
+    prompt_tokens: int
+    max_tokens: int
+    output_tokens: int
+    row: int
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What happened: for each of n requests its batch, for each of b batches what it ran.
+
+    Batches are in the order of their start (ties: of their replica). Times are in seconds of the
+    workload's clock.
+    """
+
+    workload: Workload
+    costs: tuple[BucketCost, ...]
+    policy: Policy
+    replicas: int
+    ready_s: float
+    batch: np.ndarray  # int32 [n], index of the request's batch, -1 where rejected
+    rejected: np.ndarray  # int8 [n], 0 where served, otherwise 1 + index into REJECTIONS
+    batch_bucket: np.ndarray  # int16 [b], index into costs
+    batch_start_s: np.ndarray  # float64 [b]
+    batch_passes: np.ndarray  # int32 [b], S, prefill included
+    batch_rows: np.ndarray  # int32 [b]
+    batch_replica: np.ndarray  # int16 [b]
+
+    @property
+    def served(self) -> np.ndarray:
+        """bool [n]"""
+        return self.batch >= 0
+
+    @cached_property
+    def batch_seconds(self) -> np.ndarray:
+        """float64 [b], from the start of the prefill to the end of the last decode pass."""
+        return self._prefill_s + (self.batch_passes - 1) * self._decode_s
+
+    @property
+    def start_s(self) -> np.ndarray:
+        """float64 [n], when the request's batch started; nan where rejected."""
+        return self._of_batch(self.batch_start_s)
+
+    @property
+    def first_token_s(self) -> np.ndarray:
+        """float64 [n], when the request's prefill ended; nan where rejected."""
+        return self._of_batch(self.batch_start_s + self._prefill_s)
+
+    @property
+    def finish_s(self) -> np.ndarray:
+        """float64 [n], when the request's own last token came; nan where rejected."""
+        decode_s = self._of_batch(self._decode_s)
+        return self.first_token_s + (self.workload.output_tokens - 1) * decode_s
+
+    @property
+    def decode_s(self) -> np.ndarray:
+        """float64 [n], seconds of one decode pass of the request's batch; nan where rejected."""
+        return self._of_batch(self._decode_s)
+
+    @cached_property
+    def _prefill_s(self) -> np.ndarray:
+        return np.array([cost.prefill_s for cost in self.costs])[self.batch_bucket]
+
+    @cached_property
+    def _decode_s(self) -> np.ndarray:
+        return np.array([cost.decode_s for cost in self.costs])[self.batch_bucket]
+
+    def _of_batch(self, values: np.ndarray) -> np.ndarray:
+        """A value of each batch [b] as one of each request [n]."""
+        return np.append(values, np.nan)[self.batch]
+
+
+def simulate(
+    workload: Workload,
+    costs: Sequence[BucketCost],
+    policy: Policy | None = None,
+    *,
+    replicas: int = 1,
+    router: str = "round_robin",
+    ready_s: float = 0.0,
+) -> Trace:
+    """Serves the workload on engines that have the buckets of `costs` compiled.
+
+    Every replica starts its first batch at `ready_s` at the earliest (a start-up's warmup, 0 for
+    engines that are ready); requests wait until then. A request that fits no bucket is rejected
+    before it reaches a router. `round_robin` deals the others out in turn; `least_loaded` sends
+    each to the replica with the fewest unfinished requests, ties to the first.
+
+    Raises ValueError for no bucket, a replica count below 1, an unknown router, a negative time.
+    """
+    costs = tuple(costs)
+    _require(len(costs) > 0, "costs is empty: price at least one bucket")
+    _require(replicas >= 1, f"replicas {replicas} is below 1: use 1 or more")
+    _require(router in ROUTERS, f"router {router!r} is not known: use one of {', '.join(ROUTERS)}")
+    _require(ready_s >= 0, f"ready_s {ready_s} is negative: use 0 for a ready engine")
+    policy = policy or Policy()
+    rejected = _rejections(workload, costs)
+    rows = np.flatnonzero(rejected == 0)
+    engines = [_Engine(costs, policy, ready_s) for _ in range(replicas)]
+    if router == "least_loaded" and replicas > 1:
+        _route_to_the_least_loaded(engines, _requests(workload, rows))
+    else:
+        for index, engine in enumerate(engines):
+            engine.serve(_requests(workload, rows[index::replicas]))
+    return _trace(workload, costs, policy, ready_s, rejected, engines)
+
+
+class _Engine:
+    """One replica: its queue, its clock and the log of its batches."""
+
+    def __init__(self, costs: tuple[BucketCost, ...], policy: Policy, ready_s: float):
+        self.costs, self.policy = costs, policy
+        self.free_s = ready_s  # the running batch ends
+        self.look_s = 0.0  # nothing can happen before
+        self.queue: deque[Request] = deque()  # arrived and passed over, then those to come
+        self.running: Batch[Request] | None = None
+        self._upcoming: Iterator[Request] = iter(())
+        self._read: list[Request] = []
+        self._index = {id(cost): index for index, cost in enumerate(costs)}
+        self.bucket, self.start_s, self.passes = array("h"), array("d"), array("i")
+        self.rows, self.members = array("i"), array("q")
+
+    def serve(self, requests: Iterator[Request]) -> None:
+        """Runs everything, with few of the requests in memory at a time."""
+        self._upcoming = requests
+        self.advance(math.inf)
+
+    def push(self, request: Request) -> None:
+        """Takes a request at its arrival; the clock must have been advanced to there."""
+        self.queue.append(request)
+        self.look_s = min(self.look_s, request.arrival_s)
+
+    def advance(self, until_s: float) -> None:
+        """Starts every batch that starts before `until_s`."""
+        while self.queue or self._refill():
+            now = max(self.free_s, self.queue[0].arrival_s, self.look_s)
+            if now >= until_s:
+                return
+            decision = next_batch(self._waiting(now), self.costs, self.policy, now)
+            if isinstance(decision, Hold):
+                self._put_back(())
+                self.look_s = min(decision.until_s, self._next_arrival_s(now))
+            else:
+                self._start(decision, now)
+
+    def unfinished(self, now: float) -> int:
+        """Requests here that have not got their last token by `now`; `now` is not before the
+        start of the running batch."""
+        if self.running is None or now >= self.free_s:
+            return len(self.queue)
+        cost = self.running.cost
+        first_s = self.start_s[-1] + cost.prefill_s
+        return len(self.queue) + sum(
+            first_s + (member.output_tokens - 1) * cost.decode_s > now
+            for member in self.running.members
+        )
+
+    def _waiting(self, now: float) -> Iterator[Request]:
+        """Takes from the queue what has arrived by `now`, as far as it is asked to."""
+        queue, read = self.queue, self._read
+        while (queue or self._refill()) and queue[0].arrival_s <= now:
+            request = queue.popleft()
+            read.append(request)
+            yield request
+
+    def _start(self, batch: Batch[Request], now: float) -> None:
+        cost, members = batch
+        passes = max([member.output_tokens for member in members])
+        rows = [member.row for member in members]
+        self.running = batch
+        self.free_s = now + cost.prefill_s + (passes - 1) * cost.decode_s
+        self.look_s = 0.0
+        self.bucket.append(self._index[id(cost)])
+        self.start_s.append(now)
+        self.passes.append(passes)
+        self.rows.append(len(rows))
+        self.members.extend(rows)
+        self._put_back(rows)
+
+    def _put_back(self, taken: Sequence[int]) -> None:
+        """What the policy has read and not taken goes back to its place in the queue."""
+        read = self._read
+        if len(read) > len(taken):
+            taken = set(taken)
+            self.queue.extendleft([r for r in reversed(read) if r.row not in taken])
+        read.clear()
+
+    def _next_arrival_s(self, now: float) -> float:
+        later = (request.arrival_s for request in self.queue if request.arrival_s > now)
+        return next(later, math.inf)
+
+    def _refill(self) -> bool:
+        """Fetches a request to come, if there is one."""
+        request = next(self._upcoming, None)
+        if request is None:
+            return False
+        self.queue.append(request)
+        return True
+
+
+def _route_to_the_least_loaded(engines: Sequence[_Engine], requests: Iterator[Request]) -> None:
+    for request in requests:
+        for engine in engines:
+            engine.advance(request.arrival_s)
+        min(engines, key=lambda engine: engine.unfinished(request.arrival_s)).push(request)
+    for engine in engines:
+        engine.advance(math.inf)
+
+
+def _rejections(workload: Workload, costs: Sequence[BucketCost]) -> np.ndarray:
+    """int8 [n], why no bucket takes each request: 0 where one does."""
+    prompt_tokens, max_tokens = workload.prompt_tokens, workload.max_tokens
+    taken = np.zeros(len(workload), dtype=bool)
+    for bucket in {cost.bucket for cost in costs}:
+        taken |= (prompt_tokens <= bucket.prompt_length) & (max_tokens <= bucket.new_tokens)
+    too_long = prompt_tokens > max(cost.bucket.prompt_length for cost in costs)
+    too_large = max_tokens > max(cost.bucket.new_tokens for cost in costs)
+    return np.select([taken, too_long, too_large], [0, 1, 2], 3).astype(np.int8)
+
+
+def _requests(workload: Workload, rows: np.ndarray) -> Iterator[Request]:
+    """The rows of the workload one by one, turned into Python's numbers a chunk at a time."""
+    columns = (
+        workload.arrival_s,
+        workload.prompt_tokens,
+        workload.max_tokens,
+        workload.output_tokens,
+    )
+    for first in range(0, len(rows), CHUNK):
+        some = rows[first : first + CHUNK]
+        yield from map(Request, *(column[some].tolist() for column in columns), some.tolist())
+
+
+def _trace(workload, costs, policy, ready_s, rejected, engines: Sequence[_Engine]) -> Trace:
+    """The engines' logs as one, batches in the order of their start."""
+
+    def joined(of: Callable[[_Engine], array], dtype) -> np.ndarray:
+        return np.concatenate([np.array(of(engine), dtype) for engine in engines])
+
+    rows = joined(lambda engine: engine.rows, np.int32)
+    start_s = joined(lambda engine: engine.start_s, np.float64)
+    replica = np.repeat(np.arange(len(engines), dtype=np.int16), [len(e.rows) for e in engines])
+    order = np.lexsort((replica, start_s))
+    number = np.empty(len(order), dtype=np.int32)
+    number[order] = np.arange(len(order))
+    batch = np.full(len(workload), -1, dtype=np.int32)
+    batch[joined(lambda engine: engine.members, np.int64)] = np.repeat(number, rows)
+    return Trace(
+        workload=workload,
+        costs=costs,
+        policy=policy,
+        replicas=len(engines),
+        ready_s=ready_s,
+        batch=batch,
+        rejected=rejected,
+        batch_bucket=joined(lambda engine: engine.bucket, np.int16)[order],
+        batch_start_s=start_s[order],
+        batch_passes=joined(lambda engine: engine.passes, np.int32)[order],
+        batch_rows=rows[order],
+        batch_replica=replica[order],
+    )
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
