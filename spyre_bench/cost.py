@@ -130,6 +130,7 @@ def price(buckets: Iterable[Bucket], model: CostModel) -> tuple[BucketCost, ...]
     return tuple(model.of(bucket) for bucket in sorted(set(buckets)))
 
 
+FEWEST = 3  # buckets behind a fit
 # Each quantity as a sum of parts that are never negative; K = P + N are the slots of the KV cache.
 FORMS: dict[str, tuple[str, Callable[[int, int, int], tuple[float, ...]]]] = {
     "prefill_s": ("a0 + a1·B·P", lambda b, p, n: (1, b * p)),
@@ -156,7 +157,7 @@ class FittedCost:
     def fit(cls, rows: Sequence[CostRow]) -> FittedCost:
         """Non-negative least squares of the relative error, so that small buckets count as much
         as large ones. Raises ValueError for fewer than three buckets."""
-        if len({row.bucket for row in rows}) < 3:
+        if len({row.bucket for row in rows}) < FEWEST:
             raise ValueError(
                 f"{len(rows)} rows of a cost table are too few for a fit: measure three buckets or "
                 f"more with `spyre-bench measure`"
@@ -205,7 +206,8 @@ class MeasuredCost:
     def of(self, bucket: Bucket) -> BucketCost:
         if bucket in self._measured:
             return _exact(self._measured[bucket])
-        ratios, outside = self._ratios(bucket)
+        fits = self.extrapolate or len(self._measured) >= FEWEST
+        ratios, outside = self._ratios(bucket) if fits else ({}, True)
         if outside and not self.extrapolate:
             raise ValueError(
                 f"bucket {bucket} is outside of the cost table, which spans {self.span}: measure "

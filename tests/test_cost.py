@@ -1,6 +1,22 @@
-import pytest
+from dataclasses import replace
 
-from spyre_bench.cost import COLUMNS, CostRow, read_cost_table, write_cost_table
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spyre_bench.cost import (
+    COLUMNS,
+    BucketCost,
+    CostRow,
+    FittedCost,
+    MeasuredCost,
+    load_cost,
+    price,
+    read_cost_table,
+    write_cost_table,
+)
+from spyre_bench.shapes import Bucket, BucketSet
 
 
 def row(**changed) -> CostRow:
@@ -30,3 +46,148 @@ def test_a_broken_table_is_refused_by_name(tmp_path, text, words):
     path.write_text(text)
     with pytest.raises(ValueError, match=f"cost.csv.*{words}"):
         read_cost_table(path)
+
+
+def machine(*buckets: str, **changed) -> list[CostRow]:
+    """Rows of a machine that obeys the closed form: prefill 0.1 + 0.001·B·P, decode
+    0.05 + 0.01·B + 1e-5·B·(P + N) s."""
+    rows = []
+    for text in buckets:
+        b, p, n = map(int, text.split(","))
+        rows.append(
+            row(
+                batch_size=b, prompt_length=p, new_tokens=n, compile_s=10.0,
+                prefill_s=0.1 + 1e-3 * b * p, decode_s=0.05 + 0.01 * b + 1e-5 * b * (p + n),
+                memory_bytes=1000 + 2 * b * (p + n) + b * p * (p + n), **changed,
+            )
+        )  # fmt: skip
+    return rows
+
+
+CORNERS = [f"{b},{p},{n}" for b in (1, 8) for p in (64, 1024) for n in (2, 512)]
+
+
+def test_a_batch_takes_one_prefill_and_a_decode_for_each_further_token():
+    cost = BucketCost(Bucket(4, 64, 32), prefill_s=0.5, decode_s=0.125, compile_s=3.0)
+    assert cost.batch_s(1) == 0.5
+    assert cost.batch_s(5) == 1.0
+    assert cost.warmup_s == 3.625
+
+
+def test_a_measured_bucket_costs_exactly_what_was_measured():
+    rows = machine(*CORNERS)
+    rows[3] = replace(rows[3], prefill_s=123.0, decode_s=4.5, compile_s=6.0, memory_bytes=7)
+    cost = MeasuredCost(rows).of(rows[3].bucket)
+    assert cost == BucketCost(rows[3].bucket, 123.0, 4.5, 6.0, 7)
+
+
+@given(st.integers(1, 8), st.integers(1, 16), st.integers(2, 512))
+def test_between_measured_buckets_a_machine_of_the_closed_form_is_found_again(b, sticks, new):
+    bucket = Bucket(b, 64 * sticks, new)
+    (truth,) = machine(str(bucket))
+    cost = MeasuredCost(machine(*CORNERS, "2,256,64")).of(bucket)
+    assert cost.prefill_s == pytest.approx(truth.prefill_s)
+    assert cost.decode_s == pytest.approx(truth.decode_s)
+    assert cost.memory_bytes == pytest.approx(truth.memory_bytes, abs=1)
+    assert not cost.extrapolated
+
+
+def test_between_two_buckets_that_are_off_the_form_the_ratio_is_interpolated():
+    rows = machine(*CORNERS)
+    slower = [replace(r, decode_s=r.decode_s * (2 if r.batch_size == 8 else 1)) for r in rows]
+    fitted = FittedCost.fit(slower)
+    at = Bucket(3, 256, 32)
+    ratio = {
+        b: np.mean([r.decode_s / fitted.of(r.bucket).decode_s for r in slower if r.batch_size == b])
+        for b in (1, 8)
+    }
+    found = MeasuredCost(slower).of(at).decode_s / fitted.of(at).decode_s
+    assert min(ratio.values()) * 0.9 < found < max(ratio.values()) * 1.1
+
+
+@pytest.mark.parametrize("bucket", ["16,64,32", "4,2048,32", "4,64,1024"])
+def test_outside_the_measured_range_there_is_no_figure_unless_asked_for(bucket):
+    rows, bucket = machine(*CORNERS), Bucket.parse(bucket)
+    with pytest.raises(ValueError, match=f"bucket {bucket} is outside of the cost table, which "
+                       "spans B 1 to 8, P 64 to 1024, N 2 to 512: measure it"):  # fmt: skip
+        MeasuredCost(rows).of(bucket)
+    cost = MeasuredCost(rows, extrapolate=True).of(bucket)
+    assert cost.extrapolated
+    assert cost.decode_s == pytest.approx(machine(str(bucket))[0].decode_s)
+
+
+def test_a_table_with_one_length_of_answer_says_nothing_of_others():
+    rows = machine("1,64,32", "8,64,32", "1,256,32", "8,256,32")
+    assert not MeasuredCost(rows).of(Bucket(4, 128, 32)).extrapolated
+    with pytest.raises(ValueError, match="N 32 to 32"):
+        MeasuredCost(rows).of(Bucket(4, 128, 64))
+
+
+def test_a_single_row_prices_its_own_bucket():
+    (only,) = machine("4,64,32")
+    assert MeasuredCost([only]).of(only.bucket).prefill_s == only.prefill_s
+    with pytest.raises(ValueError, match="outside of the cost table"):
+        MeasuredCost([only]).of(Bucket(2, 64, 32))
+
+
+def test_leaving_one_out_states_the_error_of_the_interpolation():
+    rows = machine(*CORNERS, "2,256,64")
+    wrong = replace(rows[-1], decode_s=rows[-1].decode_s * 2)
+    found = MeasuredCost([*rows[:-1], wrong]).leave_one_out()
+    assert set(found["bucket"]) == {"2,256,64"}, "corners have no surroundings"
+    errors = found.set_index("quantity")["error"]
+    assert errors["decode_s"] == pytest.approx(-0.5, abs=1e-6)
+    assert errors["prefill_s"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_fit_finds_the_constants_again_and_has_no_residuals():
+    rows = machine(*CORNERS, "2,256,64")
+    fit = FittedCost.fit(rows)
+    assert fit.prefill_s == pytest.approx((0.1, 1e-3))
+    assert fit.decode_s == pytest.approx((0.05, 0.01, 1e-5))
+    assert fit.memory_bytes == pytest.approx((1000, 2, 1))
+    assert fit.residuals(rows)["error"].abs().max() < 1e-6
+
+
+def test_noise_never_makes_more_work_cost_less():
+    rows = machine(*CORNERS)
+    noisy = [replace(r, prefill_s=1.0 / r.bucket.batch_size) for r in rows]
+    assert min(FittedCost.fit(noisy).prefill_s) >= 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([], "the cost table has no row"),
+        (machine("1,64,2") + machine("1,64,2"), "holds a bucket twice"),
+        (machine("1,64,2") + machine("2,64,2", threads=7), "mixes engines, its threads is 1 and 7"),
+    ],
+)
+def test_a_table_that_is_not_of_one_engine_is_refused(rows, words):
+    with pytest.raises(ValueError, match=words):
+        MeasuredCost(rows)
+
+
+def test_prices_come_in_the_order_of_the_buckets():
+    buckets = BucketSet.parse("8,64,32 1,1024,2 1,64,32")
+    costs = price(buckets, MeasuredCost(machine(*CORNERS)))
+    assert [cost.bucket for cost in costs] == list(buckets)
+
+
+def test_the_shipped_table_spans_what_it_promises_and_states_a_small_error():
+    table = load_cost()
+    for bucket in ("1,64,2", "8,64,2", "1,2048,1024", "8,2048,1024", "3,192,20", "8,1920,1000"):
+        assert not table.of(Bucket.parse(bucket)).extrapolated
+    errors = table.leave_one_out()
+    assert len(errors["bucket"].unique()) >= 20
+    worst = errors.groupby("quantity")["error"].agg(lambda error: error.abs().max())
+    assert worst["prefill_s"] < 0.2
+    assert worst["decode_s"] < 0.1
+
+
+def test_more_work_never_costs_less_in_the_shipped_table():
+    table = load_cost()
+    for small, large in (("1,64,32", "8,64,32"), ("4,64,32", "4,2048,32"), ("4,64,2", "4,64,1024")):
+        small, large = (table.of(Bucket.parse(text)) for text in (small, large))
+        assert small.prefill_s <= large.prefill_s * 1.05
+        assert small.decode_s <= large.decode_s * 1.05

@@ -1,0 +1,291 @@
+"""The simulator against event logs worked out by hand, and its laws."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spyre_bench.batching import POLICIES, Policy, next_batch
+from spyre_bench.cost import BucketCost
+from spyre_bench.shapes import Bucket, BucketSet
+from spyre_bench.simulate import REJECTIONS, Trace, simulate
+from spyre_bench.workload import Workload
+
+# prefill 1 s and decode 0.5 s in the small bucket, 4 s and 1 s in the large one
+SMALL, LARGE = Bucket(2, 64, 8), Bucket(2, 256, 8)
+COSTS = (BucketCost(SMALL, 1.0, 0.5), BucketCost(LARGE, 4.0, 1.0))
+
+
+def workload(*requests: tuple) -> Workload:
+    """Requests as (arrival_s, prompt_tokens, output_tokens) and, where it differs, max_tokens."""
+    rows = [(*row, row[2])[:4] for row in requests]
+    columns = (np.array(column) for column in zip(*rows, strict=True))
+    return Workload("by hand", *columns)
+
+
+def log(trace: Trace) -> list[tuple]:
+    """(start, replica, bucket, members, seconds) of each batch."""
+    return [
+        (
+            float(trace.batch_start_s[b]),
+            int(trace.batch_replica[b]),
+            trace.costs[trace.batch_bucket[b]].bucket,
+            np.flatnonzero(trace.batch == b).tolist(),
+            float(trace.batch_seconds[b]),
+        )
+        for b in range(len(trace.batch_rows))
+    ]
+
+
+def test_a_batch_runs_one_prefill_and_a_decode_for_every_further_token_of_its_longest_answer():
+    trace = simulate(workload((0.0, 10, 3), (0.0, 20, 5)), COSTS)
+    assert log(trace) == [(0.0, 0, SMALL, [0, 1], 1.0 + 4 * 0.5)]
+    assert trace.first_token_s.tolist() == [1.0, 1.0]
+    assert trace.finish_s.tolist() == [2.0, 3.0], "each ends with its own last token"
+
+
+def test_an_answer_of_one_token_needs_no_decode_pass():
+    trace = simulate(workload((0.0, 10, 1)), COSTS)
+    assert log(trace) == [(0.0, 0, SMALL, [0], 1.0)]
+    assert trace.finish_s.tolist() == [1.0]
+
+
+def test_nothing_joins_a_running_batch_even_if_a_row_is_free():
+    trace = simulate(workload((0.0, 10, 5), (0.5, 10, 1), (2.0, 10, 1)), COSTS)
+    assert log(trace) == [(0.0, 0, SMALL, [0], 3.0), (3.0, 0, SMALL, [1, 2], 1.0)]
+    assert trace.start_s.tolist() == [0.0, 3.0, 3.0]
+
+
+def test_an_idle_engine_starts_at_the_arrival():
+    trace = simulate(workload((0.0, 10, 1), (7.25, 10, 1)), COSTS)
+    assert [start for start, *_ in log(trace)] == [0.0, 7.25]
+
+
+def test_an_arrival_at_the_very_end_of_a_batch_is_in_the_next_one():
+    trace = simulate(workload((0.0, 10, 1), (0.5, 10, 1), (1.0, 10, 1)), COSTS)
+    assert log(trace)[1] == (1.0, 0, SMALL, [1, 2], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "batches"),
+    [
+        ("fcfs", [(0.0, [0]), (4.0, [1, 2]), (8.0, [3])]),
+        ("skip", [(0.0, [0]), (4.0, [1, 2]), (8.0, [3])]),
+        # 1 and 3 in the small bucket cost 0.5 s each, 1 and 2 in the large one 2 s each
+        ("best_fit", [(0.0, [0]), (4.0, [1, 3]), (5.0, [2])]),
+        ("length_aware", [(0.0, [0]), (4.0, [1, 3]), (5.0, [2])]),
+    ],
+)
+def test_the_same_arrivals_under_each_policy(name, batches):
+    some = workload((0.0, 200, 1), (1.0, 10, 1), (2.0, 200, 1), (3.0, 10, 1))
+    found = [(start, rows) for start, _, _, rows, _ in log(simulate(some, COSTS, Policy(name)))]
+    assert found == batches
+
+
+def test_the_policy_sees_what_the_client_asked_for_and_the_batch_ends_with_the_real_answer():
+    # by max_tokens the large bucket (1 s prefill, 0.1 s a pass) is cheaper: 1.7 against 2 s
+    costs = (BucketCost(SMALL, 0.6, 0.2), BucketCost(LARGE, 1.0, 0.1))
+    asked = workload((0.0, 10, 2, 8))
+    assert log(simulate(asked, costs)) == [(0.0, 0, LARGE, [0], 1.1)]
+    exact = workload((0.0, 10, 2, 2))
+    assert log(simulate(exact, costs)) == [(0.0, 0, SMALL, [0], 0.8)]
+
+
+def test_warmup_comes_before_the_first_batch():
+    trace = simulate(workload((0.0, 10, 1), (5.0, 10, 1)), COSTS, ready_s=30.0)
+    assert log(trace) == [(30.0, 0, SMALL, [0, 1], 1.0)]
+    assert trace.start_s.tolist() == [30.0, 30.0]
+
+
+def test_a_hold_ends_with_its_time_or_with_a_full_bucket():
+    hold = Policy(max_wait_s=2.0)
+    alone = simulate(workload((0.0, 10, 1), (9.0, 10, 1)), COSTS[:1], hold)
+    assert log(alone) == [(2.0, 0, SMALL, [0], 1.0), (11.0, 0, SMALL, [1], 1.0)]
+    joined = simulate(workload((0.0, 10, 1), (1.25, 10, 1)), COSTS[:1], hold)
+    assert log(joined) == [(1.25, 0, SMALL, [0, 1], 1.0)]
+
+
+def test_simultaneous_arrivals_share_a_batch_when_an_idle_engine_gathers():
+    some = workload((0.0, 10, 1), (0.01, 10, 1))
+    costs = (BucketCost(Bucket(4, 64, 8), 1.0, 0.5),)
+    assert len(log(simulate(some, costs))) == 2
+    gathered = simulate(some, costs, Policy(gather_s=0.02))
+    assert log(gathered) == [(0.02, 0, costs[0].bucket, [0, 1], 1.0)]
+
+
+def test_what_fits_no_bucket_is_rejected_with_its_reason_and_delays_nobody():
+    costs = (BucketCost(Bucket(2, 64, 64), 1.0, 0.5), COSTS[1])
+    some = workload((0.0, 300, 1), (0.0, 10, 100), (0.0, 200, 9), (0.0, 10, 1))
+    trace = simulate(some, costs)
+    assert [REJECTIONS[reason - 1] if reason else "" for reason in trace.rejected] == [
+        "prompt_too_long",
+        "max_tokens_too_large",
+        "no_bucket_takes_both",
+        "",
+    ]
+    assert log(trace) == [(0.0, 0, costs[0].bucket, [3], 1.0)]
+    assert np.isnan(trace.finish_s[:3]).all()
+
+
+def test_if_everything_is_rejected_nothing_runs():
+    trace = simulate(workload((0.0, 300, 1)), COSTS)
+    assert log(trace) == []
+    assert trace.batch.tolist() == [-1]
+
+
+def test_round_robin_deals_the_requests_out_in_turn():
+    some = workload(*((0.0, 10, 1) for _ in range(5)))
+    assert log(simulate(some, COSTS[:1], replicas=2)) == [
+        (0.0, 0, SMALL, [0, 2], 1.0),
+        (0.0, 1, SMALL, [1, 3], 1.0),
+        (1.0, 0, SMALL, [4], 1.0),
+    ]
+
+
+def test_least_loaded_sends_to_the_replica_with_fewest_unfinished_requests():
+    # 0 runs 3 s on the first; 1 and 2 run on the second until 2 s; at 2.5 s only 0 is unfinished
+    some = workload((0.0, 10, 5), (0.1, 10, 1), (0.2, 10, 1), (2.5, 10, 1))
+    found = log(simulate(some, COSTS[:1], replicas=2, router="least_loaded"))
+    assert found == [
+        (0.0, 0, SMALL, [0], 3.0),
+        (0.1, 1, SMALL, [1], 1.0),
+        (2.5, 1, SMALL, [3], 1.0),
+        (3.0, 0, SMALL, [2], 1.0),
+    ]
+
+
+def test_least_loaded_counts_rows_that_have_ended_as_done():
+    # the first replica's batch runs until 4 s, but one of its two rows has ended by 1.5 s
+    some = workload((0.0, 10, 7), (0.0, 10, 7), (0.0, 10, 1), (0.0, 10, 7), (1.5, 10, 1))
+    trace = simulate(some, COSTS[:1], replicas=2, router="least_loaded")
+    assert log(trace)[:2] == [(0.0, 0, SMALL, [0, 2], 4.0), (0.0, 1, SMALL, [1, 3], 4.0)]
+    assert log(trace)[2] == (4.0, 0, SMALL, [4], 1.0)
+
+
+def test_a_hold_of_an_unrouted_replica_is_cut_short_by_a_push():
+    some = workload((0.0, 10, 1), (0.5, 10, 1), (1.0, 10, 1), (1.5, 10, 1))
+    hold = Policy(max_wait_s=5.0)
+    found = log(simulate(some, COSTS[:1], hold, replicas=2, router="least_loaded"))
+    assert found == [(1.0, 0, SMALL, [0, 2], 1.0), (1.5, 1, SMALL, [1, 3], 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        ({"replicas": 0}, "replicas 0 is below 1"),
+        ({"router": "random"}, "router 'random' is not known: use one of round_robin"),
+        ({"ready_s": -1.0}, "ready_s -1.0 is negative"),
+        ({"costs": ()}, "costs is empty"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(chosen, words):
+    costs = chosen.pop("costs", COSTS)
+    with pytest.raises(ValueError, match=words):
+        simulate(workload((0.0, 10, 1)), costs, **chosen)
+
+
+# --- laws -----------------------------------------------------------------------------------------
+
+
+@st.composite
+def runs(draw):
+    """Any workload, some of it too large, on any buckets, policy and number of replicas."""
+    buckets = BucketSet(
+        tuple(
+            Bucket(draw(st.integers(1, 4)), 64 * draw(st.integers(1, 3)), draw(st.integers(2, 9)))
+            for _ in range(draw(st.integers(1, 3)))
+        )
+    )
+    seconds = st.floats(0.01, 2)
+    costs = tuple(BucketCost(bucket, draw(seconds), draw(seconds)) for bucket in buckets)
+    rows = draw(
+        st.lists(
+            st.tuples(st.floats(0, 20), st.integers(1, 200), st.integers(1, 10)),
+            min_size=1,
+            max_size=40,
+        )
+    )
+    rows = [(*row, row[2] + draw(st.integers(0, 2))) for row in sorted(rows)]
+    policy = Policy(
+        draw(st.sampled_from(sorted(POLICIES))),
+        max_wait_s=draw(st.sampled_from([0.0, 0.5])),
+        gather_s=draw(st.sampled_from([0.0, 0.1])),
+        max_age_s=draw(st.sampled_from([0.0, 1.0, 60.0])),
+    )
+    replicas = {
+        "replicas": draw(st.integers(1, 3)),
+        "router": draw(st.sampled_from(["round_robin", "least_loaded"])),
+    }
+    return workload(*rows), costs, policy, replicas
+
+
+@given(runs())
+def test_every_request_is_served_exactly_once_or_rejected_and_batches_obey_their_bucket(run):
+    some, costs, policy, replicas = run
+    trace = simulate(some, costs, policy, **replicas)
+    assert ((trace.batch >= 0) == (trace.rejected == 0)).all()
+    assert trace.batch_rows.sum() == trace.served.sum()
+    for index, (_, _, bucket, rows, _) in enumerate(log(trace)):
+        assert len(rows) == trace.batch_rows[index]
+        assert 1 <= len(rows) <= bucket.batch_size
+        assert all(bucket.fits(some.prompt_tokens[row], some.max_tokens[row]) for row in rows)
+        assert trace.batch_passes[index] == some.output_tokens[rows].max()
+
+
+@given(runs())
+def test_a_replica_runs_one_batch_at_a_time_and_none_before_its_members_are_there(run):
+    some, costs, policy, replicas = run
+    trace = simulate(some, costs, policy, ready_s=1.5, **replicas)
+    assert (np.diff(trace.batch_start_s) >= 0).all()
+    served = trace.served
+    assert (trace.start_s[served] >= some.arrival_s[served]).all()
+    assert (trace.batch_start_s >= 1.5).all()
+    for replica in range(trace.replicas):
+        own = trace.batch_replica == replica
+        end_s = trace.batch_start_s[own] + trace.batch_seconds[own]
+        assert (trace.batch_start_s[own][1:] >= end_s[:-1] - 1e-9).all()
+
+
+@given(runs())
+def test_the_same_run_twice_is_the_same_to_the_last_bit(run):
+    some, costs, policy, replicas = run
+    one, two = (simulate(some, costs, policy, **replicas) for _ in range(2))
+    for name in ("batch", "batch_start_s", "batch_bucket", "batch_passes", "batch_replica"):
+        assert np.array_equal(getattr(one, name), getattr(two, name))
+
+
+@settings(deadline=None)
+@given(runs())
+def test_it_does_what_next_batch_says_on_the_whole_queue(run):
+    """A second simulator, as plain as can be, for one replica without holding."""
+    some, costs, policy, _ = run
+    policy = Policy(policy.name, max_age_s=policy.max_age_s)
+    trace = simulate(some, costs, policy)
+    waiting = [
+        Plain(row, *values)
+        for row, values in enumerate(
+            zip(
+                some.arrival_s.tolist(),
+                some.prompt_tokens.tolist(),
+                some.max_tokens.tolist(),
+                some.output_tokens.tolist(),
+                strict=True,
+            )
+        )
+        if not trace.rejected[row]
+    ]
+    now, found = 0.0, []
+    while waiting:
+        now = max(now, waiting[0].arrival_s)
+        batch = next_batch([r for r in waiting if r.arrival_s <= now], costs, policy, now)
+        found.append((now, batch.bucket, [r.row for r in batch.members]))
+        passes = max(r.output_tokens for r in batch.members)
+        now = now + batch.cost.prefill_s + (passes - 1) * batch.cost.decode_s
+        waiting = [r for r in waiting if r not in batch.members]
+    assert [(start, bucket, rows) for start, _, bucket, rows, _ in log(trace)] == found
+
+
+class Plain:
+    def __init__(self, row, arrival_s, prompt_tokens, max_tokens, output_tokens):
+        self.row, self.arrival_s, self.prompt_tokens = row, arrival_s, prompt_tokens
+        self.max_tokens, self.output_tokens = max_tokens, output_tokens
