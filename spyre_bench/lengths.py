@@ -90,51 +90,48 @@ class LengthTable:
     @classmethod
     def read(cls, path: str | Path) -> LengthTable:
         """Reads what `write` wrote; ValueError for anything else."""
-        frame = pd.read_csv(path)
-        prompt = [name for name in frame if name.startswith("prompt_q")]
-        output = [name for name in frame if name.startswith("output_q")]
-        if not is_length_table(path) or len(prompt) < 2 or len(output) < 2 or frame.empty:
+        try:
+            frame = pd.read_csv(path).astype(np.float64)
+            prompt_levels, prompt_quantiles = _read_levels(frame, "prompt_q")
+            output_levels, output_quantiles = _read_levels(frame, "output_q")
+            requests, rates = frame[COUNT].to_numpy(), frame[RATE].dropna().unique()
+        except (ValueError, KeyError) as error:
             raise ValueError(
-                f"{path} is no length table: it needs the columns {COUNT}, {RATE}, prompt_q0 … "
-                f"prompt_q1 and output_q0 … output_q1, and a line of values or more"
-            )
-        rate = frame[RATE].iloc[0]
+                f"{path} is no length table ({error}): it needs the columns {COUNT}, {RATE}, "
+                f"prompt_q0 … prompt_q1 and output_q0 … output_q1, all numbers"
+            ) from error
         table = cls(
-            frame[COUNT].to_numpy(),
-            frame[prompt].to_numpy(),
-            frame[output].to_numpy(),
-            np.array([float(name.removeprefix("prompt_q")) for name in prompt]),
-            np.array([float(name.removeprefix("output_q")) for name in output]),
-            None if pd.isna(rate) else float(rate),
+            requests,
+            prompt_quantiles,
+            output_quantiles,
+            prompt_levels,
+            output_levels,
+            float(rates[0]) if len(rates) else None,
         )
         table._check(path)
         return table
 
     def _check(self, path: str | Path) -> None:
-        good = (self.requests > 0).astype(bool)
+        good = self.requests >= 1
         for levels, quantiles in (
             (self.prompt_levels, self.prompt_quantiles),
             (self.output_levels, self.output_quantiles),
         ):
             if levels[0] != 0 or levels[-1] != 1 or (np.diff(levels) <= 0).any():
-                raise ValueError(f"{path}: quantile columns must ascend from q0 to q1")
-            good &= (quantiles[:, 0] >= 1) & (np.diff(quantiles) >= 0).all(axis=1)
+                raise ValueError(f"{path}: the quantile columns must ascend from q0 to q1")
+            good = good & (quantiles[:, 0] >= 1) & (np.diff(quantiles) >= 0).all(axis=1)
         if not good.all():
             raise ValueError(
-                f"{path} line {int(np.argmin(good)) + 2}: a group has 1 or more requests, and "
-                f"quantiles that ascend from 1 or more tokens"
+                f"{path} line {int(np.argmin(good)) + 2}: a group has 1 request or more, and "
+                f"quantiles that ascend from 1 token or more"
             )
 
     def write(self, path: str | Path) -> None:
-        frame = pd.DataFrame({COUNT: self.requests, RATE: self.requests_per_s})
         prompt = [f"prompt_q{level:.6g}" for level in self.prompt_levels]
         output = [f"output_q{level:.6g}" for level in self.output_levels]
-        frame = frame.join(
-            [
-                pd.DataFrame(self.prompt_quantiles, columns=prompt),
-                pd.DataFrame(self.output_quantiles, columns=output),
-            ]
-        )
+        tokens = np.column_stack([self.requests, self.prompt_quantiles, self.output_quantiles])
+        frame = pd.DataFrame(tokens.astype(np.int64), columns=[COUNT, *prompt, *output])
+        frame.insert(1, RATE, self.requests_per_s)
         frame.to_csv(path, index=False, lineterminator="\n")
 
 
@@ -149,6 +146,15 @@ def is_length_table(path: str | Path) -> bool:
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error):
         return False
     return {COUNT, RATE, "prompt_q0", "output_q0"} <= set(names)
+
+
+def _read_levels(frame: pd.DataFrame, prefix: str) -> tuple[np.ndarray, np.ndarray]:
+    """Levels and quantiles by the names of the columns."""
+    names = [name for name in frame if name.startswith(prefix)]
+    if len(names) < 2 or frame.empty:
+        raise ValueError(f"{len(frame)} lines of {len(names)} columns {prefix}…")
+    levels = np.array([float(name.removeprefix(prefix)) for name in names])
+    return levels, frame[names].to_numpy()
 
 
 def _group_edges(prompts: np.ndarray) -> np.ndarray:

@@ -168,7 +168,6 @@ def _read_csv(path: Path, file: TextIO) -> tuple[pd.DataFrame, Format]:
                 na_values=[""],
                 skip_blank_lines=False,  # so that lines are counted right
                 low_memory=False,
-                float_precision="round_trip",
             )
     except pd.errors.EmptyDataError as error:
         raise ValueError(f"{path} is empty: it needs a line of column names") from error
@@ -245,11 +244,14 @@ def _refuse(path: Path, column: pd.Series, bad: np.ndarray, words: str) -> None:
     if bad.any():
         at = int(np.argmax(bad))
         value = column.iloc[at]
-        shown = "is empty, but" if pd.isna(value) else f"{value!s} is wrong:"
+        text = f"{value:.15g}" if isinstance(value, float) else value
+        shown = "is empty, but" if pd.isna(value) else f"{text} is wrong:"
         raise ValueError(f"{path} line {column.index[at]}: {column.name} {shown} {words}")
 
 
 def _numbers(column: pd.Series) -> np.ndarray:
+    if column.dtype == bool:  # True is no length of 1
+        column = column.astype(str)
     return pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
 
 
@@ -292,5 +294,6 @@ def _arrivals(path: Path, frame: pd.DataFrame, form: Format) -> np.ndarray | Non
 
 def _seconds(column: pd.Series) -> np.ndarray:
     """Seconds since the first date; nan for what is no date."""
-    dates = pd.to_datetime(column, format="ISO8601", utc=True, errors="coerce")
+    # As text: pandas takes a bare number for nanoseconds.
+    dates = pd.to_datetime(column.astype(str), format="ISO8601", utc=True, errors="coerce")
     return (dates - dates.iloc[0]).dt.total_seconds().to_numpy(np.float64)
