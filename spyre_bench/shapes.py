@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 STICK_TOKENS = 64
 """Prompt lengths are multiples of this: a Spyre stick is 128 bytes, 64 fp16 elements."""
+
+# Upstream's names, in the order of a bucket, and its defaults: one bucket, for a first try.
+BUCKET_LISTS = {
+    "VLLM_SPYRE_WARMUP_BATCH_SIZES": "1",
+    "VLLM_SPYRE_WARMUP_PROMPT_LENS": "64",
+    "VLLM_SPYRE_WARMUP_NEW_TOKENS": "20",
+}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -81,6 +89,24 @@ def _not_a_bucket(value) -> ValueError:
     )
 
 
+def _json(text: str) -> list:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"buckets {text!r} are not JSON: write [[4, 64, 32], [2, 256, 64]]"
+        ) from error
+
+
+def _whole_numbers(name: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(
+            f"{name}={text!r} is not a list of whole numbers: write, for example, {name}=64,128"
+        ) from error
+
+
 @dataclass(frozen=True)
 class BucketSet:
     """The buckets of one engine: immutable, without duplicates, in ascending order."""
@@ -93,10 +119,28 @@ class BucketSet:
         object.__setattr__(self, "buckets", tuple(sorted(set(self.buckets))))
 
     @classmethod
-    def parse(cls, values: Iterable[Bucket | str | Sequence[int]]) -> BucketSet:
-        if isinstance(values, str):  # "4,64,32 2,256,64"
-            values = values.replace(";", " ").split()
+    def parse(cls, values: str | Iterable[Bucket | str | Sequence[int]]) -> BucketSet:
+        """Buckets from `"4,64,32 2,256,64"`, from JSON, `"[[4, 64, 32], [2, 256, 64]]"`, or from a
+        list of whatever `Bucket.parse` reads."""
+        if isinstance(values, str):
+            values = _json(values) if "[" in values else values.replace(";", " ").split()
         return cls(tuple(Bucket.parse(value) for value in values))
+
+    @classmethod
+    def from_lists(cls, variables: Mapping[str, str]) -> BucketSet:
+        """Buckets in the form of existing Spyre deployments: three lists in environment variables,
+        read in parallel. Missing ones have upstream's defaults."""
+        lists = {
+            name: _whole_numbers(name, variables.get(name, default))
+            for name, default in BUCKET_LISTS.items()
+        }
+        if len({len(numbers) for numbers in lists.values()}) > 1:
+            lengths = ", ".join(f"{name} has {len(numbers)}" for name, numbers in lists.items())
+            raise ValueError(
+                f"the lists of buckets are of unequal length: {lengths}; give each the same number "
+                f"of values, one for every bucket"
+            )
+        return cls.parse(zip(*lists.values(), strict=True))
 
     def __iter__(self) -> Iterator[Bucket]:
         return iter(self.buckets)

@@ -77,3 +77,36 @@ def test_a_dominating_bucket_takes_all_that_the_other_takes(one, other):
         assert one.fits(other.prompt_length, other.new_tokens)
         assert one.batch_size >= other.batch_size
         assert not other.dominates(one)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "4,64,32 2,256,64",
+        "4,64,32; 2x256x64",
+        "[[4, 64, 32], [2, 256, 64]]",
+        '["4,64,32", [2, 256, 64]]',
+    ],
+)
+def test_a_set_reads_from_text_and_from_json(text):
+    assert list(BucketSet.parse(text)) == [Bucket(2, 256, 64), Bucket(4, 64, 32)]
+
+
+@pytest.mark.parametrize("text", ["[[4, 64, 32]", "[[4, 64]]", "[4, 64, 32]", "4 64 32"])
+def test_a_set_that_is_not_one_is_refused(text):
+    with pytest.raises(ValueError, match="bucket"):
+        BucketSet.parse(text)
+
+
+def test_a_set_reads_from_the_lists_of_existing_deployments():
+    lists = {
+        "VLLM_SPYRE_WARMUP_BATCH_SIZES": "4,2",
+        "VLLM_SPYRE_WARMUP_PROMPT_LENS": "64,256",
+        "VLLM_SPYRE_WARMUP_NEW_TOKENS": "32,64",
+    }
+    assert BucketSet.from_lists(lists) == BucketSet.parse("4,64,32 2,256,64")
+    assert BucketSet.from_lists({}) == BucketSet.parse("1,64,20")
+    with pytest.raises(ValueError, match=r"unequal length: .*BATCH_SIZES has 1"):
+        BucketSet.from_lists(lists | {"VLLM_SPYRE_WARMUP_BATCH_SIZES": "4"})
+    with pytest.raises(ValueError, match="BATCH_SIZES='four,2' is not a list of whole numbers"):
+        BucketSet.from_lists(lists | {"VLLM_SPYRE_WARMUP_BATCH_SIZES": "four,2"})

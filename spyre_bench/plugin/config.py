@@ -10,21 +10,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spyre_bench.engine.compile import COMPILE_BACKENDS, COMPILE_SCOPES
 from spyre_bench.cost import BucketCost
-from spyre_bench.shapes import BucketSet
+from spyre_bench.engine.compile import COMPILE_BACKENDS, COMPILE_SCOPES
+from spyre_bench.shapes import BUCKET_LISTS, BucketSet
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-PROMPT_LENS = "VLLM_SPYRE_WARMUP_PROMPT_LENS"
-NEW_TOKENS = "VLLM_SPYRE_WARMUP_NEW_TOKENS"
-BATCH_SIZES = "VLLM_SPYRE_WARMUP_BATCH_SIZES"
 BACKEND = "VLLM_SPYRE_DYNAMO_BACKEND"
 REQUIRE_PRECOMPILED = "VLLM_SPYRE_REQUIRE_PRECOMPILED_DECODERS"
-
-# Upstream's defaults: one bucket, small enough for a first try.
-BUCKET_LISTS = {BATCH_SIZES: "1", PROMPT_LENS: "64", NEW_TOKENS: "20"}
 ENVIRONMENT = (*BUCKET_LISTS, BACKEND, REQUIRE_PRECOMPILED)
 
 
@@ -130,36 +124,12 @@ def _from_environment(environment: Mapping[str, str], without: Mapping[str, Any]
     """The values for the keys that `without` lacks, as far as the environment has them."""
     values: dict[str, Any] = {}
     if "buckets" not in without:
-        values["buckets"] = _zip_lists(environment)
+        values["buckets"] = BucketSet.from_lists(environment)
     if BACKEND in environment and "compile_backend" not in without:
         values["compile_backend"] = environment[BACKEND]
     if REQUIRE_PRECOMPILED in environment and "require_precompiled" not in without:
         values["require_precompiled"] = _flag(REQUIRE_PRECOMPILED, environment)
     return values
-
-
-def _zip_lists(environment: Mapping[str, str]) -> list[tuple[int, ...]]:
-    """Upstream's form of buckets: three lists, read in parallel."""
-    lists = {
-        name: _whole_numbers(name, environment.get(name, default))
-        for name, default in BUCKET_LISTS.items()
-    }
-    if len({len(numbers) for numbers in lists.values()}) > 1:
-        lengths = ", ".join(f"{name} has {len(numbers)}" for name, numbers in lists.items())
-        raise ValueError(
-            f"the lists of buckets are of unequal length: {lengths}; give each the same number "
-            f"of values, one for every bucket"
-        )
-    return list(zip(*lists.values(), strict=True))
-
-
-def _whole_numbers(name: str, text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ValueError(
-            f"{name}={text!r} is not a list of whole numbers: write, for example, {name}=64,128"
-        ) from error
 
 
 def _flag(name: str, environment: Mapping[str, str]) -> bool:
@@ -170,7 +140,7 @@ def _flag(name: str, environment: Mapping[str, str]) -> bool:
 
 
 def _buckets(value: Any) -> BucketSet:
-    if not isinstance(value, (str, list, tuple)):
+    if not isinstance(value, (str, list, tuple, BucketSet)):
         raise _wrong("buckets", value, "is a list of [batch_size, prompt_length, new_tokens]")
     return BucketSet.parse(value)
 

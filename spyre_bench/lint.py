@@ -1,0 +1,105 @@
+"""What is wrong with a set of buckets, held against a workload: buckets that are never needed, and
+requests that no bucket takes with the bucket that would."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from spyre_bench.cost import BucketCost, CostModel
+from spyre_bench.shapes import STICK_TOKENS, Bucket
+from spyre_bench.workload import Workload
+
+
+@dataclass(frozen=True)
+class Lint:
+    """Findings; empty ones mean that nothing is wrong."""
+
+    dominated: tuple[tuple[Bucket, Bucket], ...]  # a bucket, and one that makes it needless
+    unreachable: tuple[Bucket, ...]  # fits no request of the workload
+    uncovered: int  # requests that fit no bucket
+    requests: int
+    remedy: BucketCost | None  # the cheapest bucket that takes all uncovered requests
+
+    def sentences(self) -> list[str]:
+        """One sentence for each finding, with what to do."""
+        found = [
+            f"bucket {bucket} is needless: {other} takes all of its batches and costs no more; "
+            f"leave {bucket} out"
+            for bucket, other in self.dominated
+        ]
+        found += [
+            f"bucket {bucket} fits no request of the workload: leave it out"
+            for bucket in self.unreachable
+        ]
+        if self.uncovered:
+            advice = (
+                f"bucket {self.remedy.bucket} would take them and is the cheapest that does"
+                f"{' (by extrapolation)' if self.remedy.extrapolated else ''}"
+                if self.remedy
+                else "no bucket of the cost model's range takes them all"
+            )
+            found.append(
+                f"{self.uncovered} of {self.requests} requests fit no bucket and are rejected: "
+                f"{advice}"
+            )
+        return found
+
+
+def lint(workload: Workload, costs: Sequence[BucketCost], model: CostModel) -> Lint:
+    """Holds the buckets against the requests; `model` prices the bucket that is proposed.
+
+    A bucket is dominated where another one is as large in every dimension, and neither its prefill
+    nor its decode pass takes longer.
+    """
+    fits = _fits(workload, [cost.bucket for cost in costs])
+    uncovered = ~fits.any(axis=0)
+    return Lint(
+        dominated=tuple(_dominated(costs)),
+        unreachable=tuple(
+            cost.bucket for cost, some in zip(costs, fits, strict=True) if not some.any()
+        ),
+        uncovered=int(uncovered.sum()),
+        requests=len(workload),
+        remedy=_remedy(workload, uncovered, costs, model) if uncovered.any() else None,
+    )
+
+
+def _fits(workload: Workload, buckets: Sequence[Bucket]) -> np.ndarray:
+    """bool [buckets, requests]"""
+    return np.array(
+        [
+            (workload.prompt_tokens <= bucket.prompt_length)
+            & (workload.max_tokens <= bucket.new_tokens)
+            for bucket in buckets
+        ]
+    )
+
+
+def _dominated(costs: Sequence[BucketCost]):
+    for cost in costs:
+        for other in costs:
+            dearer = other.prefill_s > cost.prefill_s or other.decode_s > cost.decode_s
+            if other.bucket.dominates(cost.bucket) and not dearer:
+                yield cost.bucket, other.bucket
+                break
+
+
+def _remedy(
+    workload: Workload, uncovered: np.ndarray, costs: Sequence[BucketCost], model: CostModel
+) -> BucketCost | None:
+    """The smallest prompt length and answer that cover all, at the batch size, of those in use,
+    with the least seconds a request of a full batch; None where the model has no such bucket."""
+    prompt_tokens = int(workload.prompt_tokens[uncovered].max())
+    prompt_length = -(-prompt_tokens // STICK_TOKENS) * STICK_TOKENS
+    new_tokens = max(2, int(workload.max_tokens[uncovered].max()))
+    priced = []
+    for batch_size in sorted({1} | {cost.bucket.batch_size for cost in costs}):
+        try:
+            priced.append(model.of(Bucket(batch_size, prompt_length, new_tokens)))
+        except ValueError:  # out of the model's range
+            continue
+    passes = int(workload.output_tokens[uncovered].mean())
+    return min(priced, key=lambda cost: cost.batch_s(passes) / cost.bucket.batch_size, default=None)

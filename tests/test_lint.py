@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+
+from spyre_bench.cost import BucketCost, FittedCost, price
+from spyre_bench.lint import lint
+from spyre_bench.shapes import Bucket, BucketSet
+from spyre_bench.workload import Workload
+
+# prefill 0.02 + 1e-4·B·P, decode 0.02 + 5e-4·B seconds
+TOY = FittedCost((0.02, 1e-4), (0.02, 5e-4, 0.0))
+
+
+def workload(*requests: tuple[int, int]) -> Workload:
+    prompt_tokens, output_tokens = (np.array(column) for column in zip(*requests, strict=True))
+    return Workload("by hand", np.zeros(len(requests)), prompt_tokens, output_tokens, output_tokens)
+
+
+def toy(text: str):
+    return price(BucketSet.parse(text), TOY)
+
+
+def test_a_set_without_fault_has_no_findings():
+    found = lint(workload((60, 10), (200, 30)), toy("4,64,32 2,256,64"), TOY)
+    assert found.sentences() == []
+
+
+def test_a_bucket_within_a_larger_one_is_needless_only_if_it_is_no_cheaper():
+    some = workload((60, 10))
+    assert lint(some, toy("4,64,32 4,128,32"), TOY).dominated == ()
+    flat = (BucketCost(Bucket(4, 64, 32), 1.0, 0.1), BucketCost(Bucket(4, 128, 32), 1.0, 0.1))
+    found = lint(some, flat, TOY)
+    assert found.dominated == ((Bucket(4, 64, 32), Bucket(4, 128, 32)),)
+    assert "bucket 4,64,32 is needless: 4,128,32 takes all of its batches" in found.sentences()[0]
+
+
+def test_a_bucket_that_fits_no_request_is_named():
+    found = lint(workload((200, 10)), toy("4,64,32 2,256,64"), TOY)
+    assert found.sentences() == ["bucket 4,64,32 fits no request of the workload: leave it out"]
+
+
+def test_uncovered_requests_are_counted_with_the_cheapest_bucket_that_would_take_them():
+    found = lint(workload((60, 10), (300, 40), (65, 200)), toy("1,64,32 4,64,16"), TOY)
+    assert (found.uncovered, found.requests) == (2, 3)
+    # both dimensions are covered at once; at 4 rows a request costs less than at 1
+    assert found.remedy.bucket == Bucket(4, 320, 200)
+    assert found.sentences() == [
+        "2 of 3 requests fit no bucket and are rejected: bucket 4,320,200 would take them and is "
+        "the cheapest that does"
+    ]
+
+
+def test_the_batch_size_of_the_remedy_is_a_question_of_cost():
+    # seconds in proportion to the rows: more of them save nothing, and one pads least
+    steep = FittedCost((0.0, 1.0), (0.0, 0.0, 1.0))
+    flat_rows = (BucketCost(Bucket(4, 64, 32), 1.0, 1.0),)
+    assert lint(workload((300, 40)), flat_rows, steep).remedy.bucket.batch_size == 1
+
+
+def test_where_no_bucket_is_priced_there_is_no_remedy():
+    class Nothing:
+        def of(self, bucket):
+            raise ValueError("outside")
+
+    found = lint(workload((300, 40)), toy("4,64,32"), Nothing())
+    assert found.remedy is None
+    assert "no bucket of the cost model's range takes them all" in found.sentences()[-1]
+
+
+@pytest.mark.parametrize("tokens", [1, 64, 65])
+def test_its_remedy_really_covers(tokens):
+    some = workload((tokens, 100))
+    remedy = lint(some, toy("1,64,32"), TOY).remedy
+    assert lint(some, [remedy], TOY).uncovered == 0
