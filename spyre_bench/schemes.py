@@ -1,0 +1,210 @@
+"""Prompt lengths to compile, in one dimension: the exact optimum and the schemes of other stacks.
+
+A scheme is a list of *tops*, ascending; a prompt is padded to the first top that is not below it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from spyre_bench.shapes import STICK_TOKENS
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The best tops for each number of them, k = 1 first."""
+
+    tops: tuple[tuple[int, ...], ...]
+    cost: tuple[float, ...]  # sum over the lengths of the cost of their top
+
+    def __getitem__(self, k: int) -> tuple[int, ...]:
+        """The best k tops."""
+        if not 1 <= k <= len(self.tops):
+            raise ValueError(f"k {k} is not from 1 to {len(self.tops)}, for which this was solved")
+        return self.tops[k - 1]
+
+
+def optimal(
+    lengths: np.ndarray,
+    k: int,
+    *,
+    step: int = STICK_TOKENS,
+    weights: np.ndarray | None = None,
+    cost_of: Callable[[np.ndarray], np.ndarray] | None = None,
+    largest: int | None = None,
+) -> Optimum:
+    """The tops, multiples of `step`, that cost least for 1 to `k` of them: exact.
+
+    Dynamic programme over the candidates j in ascending order,
+    `D_k(j) = min over i < j of D_{k-1}(i) + f_j · (W_j - W_i)`, W the weight of the lengths up to a
+    candidate and f its cost: the top itself (padded tokens), or `cost_of(tops)`, which must not
+    decrease. O(k·n²) for n candidates. More tops than candidates with weight change nothing, and
+    the list then repeats the last solution.
+
+    `weights` are of the lengths (see `max_of_batch`); `largest` makes the last top cover more than
+    the longest of them.
+    """
+    if k < 1:
+        raise ValueError(f"k {k} is below 1: ask for one bucket or more")
+    lengths = _lengths(lengths)
+    longest = max(int(lengths.max()), largest or 0)
+    tops = np.arange(step, round_up(longest, step) + 1, step)
+    weight = np.bincount(
+        round_up(lengths, step) // step - 1, weights=weights, minlength=len(tops)
+    ).astype(float)
+    f = tops.astype(float) if cost_of is None else np.asarray(cost_of(tops), dtype=float)
+    if (np.diff(f) < 0).any():
+        raise ValueError("cost_of gives a longer bucket a lower cost: it must not decrease")
+    total = np.concatenate([[0.0], np.cumsum(weight)])  # W, of "no candidate" first
+    best = np.full(len(tops) + 1, np.inf)
+    best[0] = 0.0
+    chosen, solutions, costs = [], [], []
+    for _ in range(k):
+        best, before = _one_more(best, f, total)
+        chosen.append(before)
+        solutions.append(_walk_back(chosen, tops))
+        costs.append(float(best[-1]))
+    return Optimum(tuple(solutions), tuple(costs))
+
+
+def _one_more(best: np.ndarray, f: np.ndarray, total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """D of one top more, and for each candidate the one before it (0: none)."""
+    cost, before = np.empty(len(f) + 1), np.zeros(len(f) + 1, dtype=int)
+    cost[0] = 0.0  # nothing to cover costs nothing, whatever the number of tops
+    for j in range(1, len(f) + 1):
+        every = best[:j] + f[j - 1] * (total[j] - total[:j])
+        before[j] = int(every.argmin())
+        cost[j] = every[before[j]]
+    return cost, before
+
+
+def _walk_back(chosen: Sequence[np.ndarray], tops: np.ndarray) -> tuple[int, ...]:
+    at, found = len(tops), []
+    for before in reversed(chosen):
+        if at == 0:
+            break
+        found.append(int(tops[at - 1]))
+        at = int(before[at])
+    return tuple(reversed(found))
+
+
+def max_of_batch(lengths: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The law of the longest of `batch_size` independent lengths, which is what a batch is padded
+    to: each distinct length x with weight F(x)^B - F(x-)^B, F the share of lengths up to x."""
+    values, counts = np.unique(_lengths(lengths), return_counts=True)
+    share = np.concatenate([[0.0], np.cumsum(counts) / counts.sum()])
+    return values, np.diff(share**batch_size)
+
+
+def padding_share(lengths: np.ndarray, tops: Sequence[int]) -> float:
+    """Padding over computed prompt tokens. Raises ValueError for a length above the last top."""
+    lengths, tops = _lengths(lengths), np.sort(np.asarray(tops))
+    if lengths.max() > tops[-1]:
+        raise ValueError(f"length {lengths.max()} is above the last top {tops[-1]}: add a larger")
+    return 1 - float(lengths.sum() / tops[np.searchsorted(tops, lengths)].sum())
+
+
+def to_match(lengths: np.ndarray, tops: Sequence[int], *, step: int = STICK_TOKENS) -> int:
+    """The fewest optimal tops that pad no more than `tops` do."""
+    allowed = _lengths(lengths).sum() / (1 - padding_share(lengths, tops))
+    solved = optimal(lengths, len(tops), step=step)
+    matching = (k for k, cost in enumerate(solved.cost, 1) if cost <= allowed * (1 + 1e-12))
+    return next(matching, len(tops))
+
+
+def knee(cost_s: Sequence[float], compile_s: float, requests: float) -> int:
+    """The number of tops at which one more no longer pays for its compile time.
+
+    `cost_s` has device seconds a request for k = 1, 2, ...; it is convex, so the first k is the one
+    where the next saves less than `compile_s` over the `requests` expected until the next start.
+    """
+    for k, (now, then) in enumerate(itertools.pairwise(cost_s), 1):
+        if (now - then) * requests < compile_s:
+            return k
+    return len(cost_s)
+
+
+# --- the schemes of other stacks, for the same lengths --------------------------------------------
+
+
+def powers_of_two(lengths: np.ndarray, first: int = 64) -> tuple[int, ...]:
+    """first, 2·first, ... and the maximum: vLLM on TPU (first 16), Neuron (first 128)."""
+    top = round_up(_lengths(lengths).max(), STICK_TOKENS)
+    doublings = max(0, math.ceil(math.log2(top / first)))
+    return _ascending([first * 2**i for i in range(doublings)] + [top])
+
+
+def exponential(lengths: np.ndarray, step: int = 128) -> tuple[int, ...]:
+    """vLLM-Gaudi's default: `step · (max/step)^(i/(limit-1))` rounded up to multiples of `step`,
+    with `limit = ceil(log2(max))` values before duplicates go."""
+    top = round_up(_lengths(lengths).max(), step)
+    limit = max(2, math.ceil(math.log2(top)))
+    values = [step * (top / step) ** (i / (limit - 1)) for i in range(limit - 1)]
+    return _ascending([round_up(math.ceil(value), step) for value in values] + [top])
+
+
+def padding_aware(lengths: np.ndarray, step: int = 128, share: float = 0.25) -> tuple[int, ...]:
+    """vLLM-Gaudi's `pad`: of the multiples of `step`, one is kept where skipping it would pad the
+    next by more than `share` or by more than a quarter of the maximum, and every multiple of
+    that quarter."""
+    top = round_up(_lengths(lengths).max(), step)
+    most = top // 4
+    grid = range(step, top + 1, step)
+    kept = [step]
+    for value, above in itertools.pairwise(grid[1:]):
+        padding = above - kept[-1]
+        if padding / above > share or padding > most or value % most == 0:
+            kept.append(value)
+    return _ascending([*kept, top])
+
+
+def gap(lengths: np.ndarray, largest_gap: int = 512) -> tuple[int, ...]:
+    """vLLM on TPU with a padding gap: powers of two from 16 up to the gap, then steps of it."""
+    longest = _lengths(lengths).max()
+    doubled = [2**i for i in range(4, int(math.log2(largest_gap)) + 1)]
+    steps = range(2 * largest_gap, round_up(longest, largest_gap) + 1, largest_gap)
+    return _ascending([*doubled, *steps])
+
+
+def percentiles(lengths: np.ndarray, k: int = 8, step: int = STICK_TOKENS) -> tuple[int, ...]:
+    """Buckets with equal numbers of requests; equal tops fall together."""
+    levels = np.arange(1, k + 1) / k
+    return _ascending(round_up(np.ceil(np.quantile(_lengths(lengths), levels)).astype(int), step))
+
+
+def one(lengths: np.ndarray, step: int = STICK_TOKENS) -> tuple[int, ...]:
+    """A single shape for everything."""
+    return (int(round_up(_lengths(lengths).max(), step)),)
+
+
+SCHEMES: dict[str, Callable[[np.ndarray], tuple[int, ...]]] = {
+    "powers of two from 64": powers_of_two,
+    "powers of two from 128": lambda lengths: powers_of_two(lengths, 128),
+    "exponential, step 128": exponential,
+    "padding-aware, 25 %": padding_aware,
+    "gap 512": gap,
+    "percentiles, 8 asked": percentiles,
+    "one shape": one,
+}
+"""Name on a figure -> tops for these lengths."""
+
+
+def round_up(value, step: int):
+    """The next multiple of `step`, of a number or an array."""
+    return -(-value // step) * step
+
+
+def _ascending(values) -> tuple[int, ...]:
+    return tuple(sorted({int(value) for value in values}))
+
+
+def _lengths(lengths: np.ndarray) -> np.ndarray:
+    lengths = np.asarray(lengths)
+    if not lengths.size or lengths.min() < 1:
+        raise ValueError("lengths are empty or below 1 token: give the lengths of some requests")
+    return lengths
