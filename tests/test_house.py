@@ -25,7 +25,11 @@ CORE = {
     "batching": {"shapes", "workload", "cost"},
     "simulate": {"shapes", "workload", "cost", "batching"},
     "metrics": {"shapes", "workload", "cost", "batching", "simulate"},
-    "optimize": {"shapes", "workload", "cost", "batching", "simulate", "metrics"},
+    "schemes": {"shapes"},
+    "bounds": {"shapes", "cost", "workload"},
+    "lint": {"shapes", "cost", "workload"},
+    "optimize": {"shapes", "workload", "cost", "bounds", "schemes"},
+    "advise": {"shapes", "workload", "cost", "batching", "simulate", "metrics", "bounds", "schemes", "optimize"},
 }
 HEAVY = {"torch", "vllm", "fms", "transformers", "matplotlib", "IPython", "ipywidgets", "papermill"}
 

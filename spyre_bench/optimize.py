@@ -1,0 +1,331 @@
+"""Which buckets to compile: facility location over candidate buckets, with a certificate.
+
+A request is served by the chosen bucket where its share of a full batch is least (`bounds.py`), so
+the objective is the shape bound of the chosen set in device seconds, and the optimum bounds what
+any scheduler can do with any such set. Full batches are an assumption: `advise.py` replays the
+best few.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import coo_array, csr_array, vstack
+
+from spyre_bench.bounds import shape_bound_s
+from spyre_bench.cost import BucketCost
+from spyre_bench.schemes import optimal
+from spyre_bench.shapes import STICK_TOKENS, Bucket
+from spyre_bench.workload import Workload
+
+POINTS = 9  # outputs at which the requests of a cell are counted
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a deployment allows; None: no limit."""
+
+    buckets: int  # k, at most
+    warmup_budget_s: float | None = None  # sum of the chosen buckets' cold compile seconds
+    memory_bytes: int | None = None  # of each candidate: buckets share one KV storage
+
+    def __post_init__(self):
+        if self.buckets < 1:
+            raise ValueError(f"k {self.buckets} is below 1: allow one bucket or more")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Chosen buckets in ascending order, and how good they are proved to be."""
+
+    costs: tuple[BucketCost, ...]
+    objective_s: float  # their shape bound for the workload, device seconds
+    bound_s: float  # no choice within the limits has a lower one
+    method: str
+    seconds: float  # it took to find
+
+    @property
+    def gap(self) -> float:
+        """By how much a better choice could be better, at most, relative to this one."""
+        return max(0.0, 1 - self.bound_s / self.objective_s)
+
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        return tuple(cost.bucket for cost in self.costs)
+
+    @property
+    def compile_s(self) -> float:
+        return sum(cost.compile_s for cost in self.costs)
+
+
+def candidates(
+    workload: Workload,
+    batch_sizes: Iterable[int],
+    *,
+    prompt_lengths: int = 10,
+    new_tokens: int = 5,
+    extra: Iterable[Bucket] = (),
+) -> tuple[Bucket, ...]:
+    """Buckets worth considering: every combination of a batch size, one of the best
+    `prompt_lengths` tops for the prompts and one of the best `new_tokens` tops for the answers
+    asked for (each the exact optimum of its own dimension), and the `extra` ones."""
+    prompts = optimal(workload.prompt_tokens, prompt_lengths)[prompt_lengths]
+    # steps of 1/128 of the longest keep the programme small
+    step = max(2, math.ceil(int(workload.max_tokens.max()) / 128))
+    answers = optimal(workload.max_tokens, new_tokens, step=step)[new_tokens]
+    product = itertools.product(sorted(set(batch_sizes)), prompts, answers)
+    return tuple(sorted({Bucket(*sizes) for sizes in product} | set(extra)))
+
+
+def choose(
+    workload: Workload,
+    costs: Sequence[BucketCost],
+    limits: Limits,
+    *,
+    gap: float = 1e-3,
+    time_limit_s: float = 60.0,
+) -> Choice:
+    """The best choice within the limits, by mixed-integer programming (HiGHS through scipy), proved
+    to within `gap` unless `time_limit_s` ends the search first; the result says how far.
+
+    Raises ValueError where no choice serves every request, with the reason.
+    """
+    started = time.perf_counter()
+    instance = _Instance.of(workload, costs, limits)
+    problem = instance.programme(limits)
+    answer = milp(**problem, options={"mip_rel_gap": gap, "time_limit": time_limit_s})
+    if answer.x is None:
+        if answer.status == 2:
+            raise _infeasible(limits, instance)
+        raise ValueError(
+            f"no choice found within {time_limit_s} s: raise time_limit_s, or use greedy_swap"
+        )
+    chosen = np.flatnonzero(answer.x[: len(instance.costs)] > 0.5)
+    return instance.choice(chosen, answer.mip_dual_bound, "optimum", started)
+
+
+def greedy(workload: Workload, costs: Sequence[BucketCost], limits: Limits) -> Choice:
+    """One bucket after the other, each the one that lowers the objective most; those that leave
+    fewest requests unserved come first. Its bound is that of the linear relaxation."""
+    started = time.perf_counter()
+    instance = _Instance.of(workload, costs, limits)
+    chosen = _greedy(instance, limits)
+    return instance.choice(chosen, _relaxed_bound_s(instance, limits), "greedy", started)
+
+
+def greedy_swap(workload: Workload, costs: Sequence[BucketCost], limits: Limits) -> Choice:
+    """`greedy`, then one bucket exchanged for another as long as that helps."""
+    started = time.perf_counter()
+    instance = _Instance.of(workload, costs, limits)
+    chosen = _swap(instance, limits, _greedy(instance, limits))
+    return instance.choice(chosen, _relaxed_bound_s(instance, limits), "greedy and swap", started)
+
+
+@dataclass(frozen=True)
+class _Instance:
+    """The problem with its requests gathered in points, of few lengths each.
+
+    `seconds` [points, candidates] is the device seconds of a point's requests in a candidate,
+    infinite where they do not fit. For any choice, the sum over the points of the least seconds is
+    a lower bound of the shape bound, and close to it (see `_points`).
+    """
+
+    workload: Workload
+    costs: tuple[BucketCost, ...]
+    seconds: np.ndarray
+    compile_s: np.ndarray  # [candidates]
+
+    @classmethod
+    def of(cls, workload: Workload, costs: Sequence[BucketCost], limits: Limits) -> _Instance:
+        cap = limits.memory_bytes
+        fitting = tuple(c for c in costs if cap is None or c.memory_bytes <= cap)
+        if not fitting:
+            raise ValueError(
+                f"memory_bytes {cap} is below what the smallest candidate needs, "
+                f"{min((c.memory_bytes for c in costs), default=0)}: allow more, or add candidates"
+            )
+        seconds = _points(workload, fitting)
+        needed = ~_dominated(seconds, np.array([c.compile_s for c in fitting]))
+        kept = tuple(cost for cost, keep in zip(fitting, needed, strict=True) if keep)
+        return cls(workload, kept, seconds[:, needed], np.array([cost.compile_s for cost in kept]))
+
+    def choice(self, chosen, bound_s: float, method: str, started: float) -> Choice:
+        costs = sorted((self.costs[index] for index in chosen), key=lambda cost: cost.bucket)
+        objective_s = shape_bound_s(self.workload, costs)
+        return Choice(
+            costs=tuple(costs),
+            objective_s=objective_s,
+            bound_s=min(float(bound_s), objective_s),
+            method=method,
+            seconds=time.perf_counter() - started,
+        )
+
+    def programme(self, limits: Limits) -> dict:
+        """min Σ c·x  with  Σ_s x_rs = 1,  x_rs <= y_s,  Σ y <= k,  Σ compile·y <= budget,  y whole.
+
+        Variables: y of each candidate, then x of each point and candidate that fits it."""
+        point, candidate = np.nonzero(np.isfinite(self.seconds))
+        y, x = len(self.costs), len(point)
+        rows = np.arange(x)
+        ones = np.ones(x)
+        served = coo_array((ones, (point, y + rows)), shape=(len(self.seconds), y + x))
+        opened = coo_array(
+            (np.concatenate([ones, -ones]),
+             (np.concatenate([rows, rows]), np.concatenate([y + rows, candidate]))),
+            shape=(x, y + x),
+        )  # fmt: skip
+        number = csr_array(np.concatenate([np.ones(y), np.zeros(x)])[None, :])
+        constraints = [
+            LinearConstraint(served.tocsr(), 1, 1),
+            LinearConstraint(vstack([opened, number]).tocsr(), -np.inf,
+                             np.concatenate([np.zeros(x), [limits.buckets]])),
+        ]  # fmt: skip
+        if limits.warmup_budget_s is not None:
+            budget = csr_array(np.concatenate([self.compile_s, np.zeros(x)])[None, :])
+            constraints.append(LinearConstraint(budget, -np.inf, limits.warmup_budget_s))
+        return {
+            "c": np.concatenate([np.zeros(y), self.seconds[point, candidate]]),
+            "constraints": constraints,
+            "integrality": np.concatenate([np.ones(y), np.zeros(x)]),
+            "bounds": Bounds(0, 1),
+        }
+
+
+def _points(workload: Workload, costs: Sequence[BucketCost]) -> np.ndarray:
+    """Seconds of each point in each candidate.
+
+    Requests that the same candidates fit form a cell: those between two prompt lengths and between
+    two answer lengths of the candidates. In a cell, the seconds of a request grow linearly with its
+    output in each candidate, so what they are at best is concave in it, and never below the chord
+    between two outputs: each request counts in part at the nearest of a few outputs above and
+    below its own (hat functions). That keeps every choice's value a lower bound, exact where one
+    candidate is best between two neighbouring points.
+    """
+    prompts = np.unique([cost.bucket.prompt_length for cost in costs])
+    answers = np.unique([cost.bucket.new_tokens for cost in costs])
+    row = np.searchsorted(prompts, workload.prompt_tokens)
+    column = np.searchsorted(answers, workload.max_tokens)
+    outside = (row == len(prompts)) | (column == len(answers))
+    if outside.any():
+        raise ValueError(_uncovered(workload, outside))
+    cell, number = np.unique(row * len(answers) + column, return_inverse=True)
+    order = np.argsort(number, kind="stable")
+    outputs = np.split(workload.output_tokens[order], np.cumsum(np.bincount(number))[:-1])
+    hats = [_hats(some) for some in outputs]
+    of_cell = np.repeat(cell, [len(passes) for passes, _ in hats])
+    passes, requests = (np.concatenate(columns) for columns in zip(*hats, strict=True))
+    prompt, answer = prompts[of_cell // len(answers)], answers[of_cell % len(answers)]
+    seconds = np.full((len(of_cell), len(costs)), np.inf)
+    for index, cost in enumerate(costs):
+        fits = (prompt <= cost.bucket.prompt_length) & (answer <= cost.bucket.new_tokens)
+        in_all = requests * (cost.prefill_s + (passes - 1) * cost.decode_s) / cost.bucket.batch_size
+        seconds[fits, index] = in_all[fits]
+    lost = ~np.isfinite(seconds).any(axis=1)
+    if lost.any():
+        raise ValueError(_uncovered(workload, np.isin(cell, of_cell[lost])[number]))
+    return seconds
+
+
+def _hats(outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A few outputs from the least to the largest, and the requests that count at each: those
+    between two count at both, more at the nearer; numbers and mean are kept."""
+    distinct = np.unique(outputs)
+    if len(distinct) > POINTS:
+        distinct = np.unique(np.quantile(distinct, np.linspace(0, 1, POINTS)))
+    if len(distinct) == 1:
+        return distinct, np.array([len(outputs)])
+    below = np.clip(np.searchsorted(distinct, outputs, side="right") - 1, 0, len(distinct) - 2)
+    part = (outputs - distinct[below]) / (distinct[below + 1] - distinct[below])
+    requests = np.bincount(below, weights=1 - part, minlength=len(distinct))
+    requests += np.bincount(below + 1, weights=part, minlength=len(distinct))
+    return distinct, requests
+
+
+def _uncovered(workload: Workload, lost: np.ndarray) -> str:
+    prompt, answer = workload.prompt_tokens[lost].max(), workload.max_tokens[lost].max()
+    return (
+        f"{int(lost.sum())} of {len(workload)} requests fit no candidate: add one of prompt_length "
+        f"{-(-int(prompt) // STICK_TOKENS) * STICK_TOKENS} and new_tokens {int(answer)}, allow it "
+        f"the memory, or leave the longest requests out"
+    )
+
+
+def _dominated(seconds: np.ndarray, compile_s: np.ndarray) -> np.ndarray:
+    """bool [candidates], where another one serves every cell for no more and compiles no slower;
+    of equals the first stays."""
+    dominated = np.zeros(seconds.shape[1], dtype=bool)
+    for index in range(seconds.shape[1]):
+        no_worse = (seconds <= seconds[:, [index]]).all(axis=0) & (compile_s <= compile_s[index])
+        better = (seconds < seconds[:, [index]]).any(axis=0) | (compile_s < compile_s[index])
+        better |= np.arange(len(better)) < index
+        no_worse[index] = False
+        dominated[index] = (no_worse & better & ~dominated).any()
+    return dominated
+
+
+def _affordable(instance: _Instance, limits: Limits, chosen: Sequence[int]) -> np.ndarray:
+    """bool [candidates], which may join those chosen."""
+    allowed = np.ones(len(instance.costs), dtype=bool)
+    if limits.warmup_budget_s is not None:
+        left_s = limits.warmup_budget_s - instance.compile_s[list(chosen)].sum()
+        allowed = instance.compile_s <= left_s
+    allowed[list(chosen)] = False
+    return allowed
+
+
+def _greedy(instance: _Instance, limits: Limits) -> list[int]:
+    chosen: list[int] = []
+    best = np.full(len(instance.seconds), np.inf)
+    while len(chosen) < limits.buckets:
+        allowed = _affordable(instance, limits, chosen)
+        after = np.minimum(best[:, None], instance.seconds)
+        unserved = np.isinf(after).sum(axis=0)
+        seconds = np.where(np.isinf(after), 0.0, after).sum(axis=0)
+        order = np.lexsort((seconds, unserved))
+        index = next((int(i) for i in order if allowed[i]), None)
+        if index is None or (np.isfinite(best).all() and seconds[index] >= best.sum()):
+            break
+        chosen.append(index)
+        best = after[:, index]
+    if np.isinf(best).any():
+        raise _infeasible(limits, instance)
+    return chosen
+
+
+def _swap(instance: _Instance, limits: Limits, chosen: list[int]) -> list[int]:
+    best_s = instance.seconds[:, chosen].min(axis=1).sum()
+    improved = True
+    while improved:
+        improved = False
+        for place in range(len(chosen)):
+            rest = chosen[:place] + chosen[place + 1 :]
+            without = instance.seconds[:, rest].min(axis=1, initial=np.inf)
+            seconds = np.minimum(without[:, None], instance.seconds).sum(axis=0)
+            seconds[~_affordable(instance, limits, rest)] = np.inf
+            index = int(seconds.argmin())
+            if seconds[index] < best_s * (1 - 1e-12):
+                chosen, best_s, improved = [*rest, index], float(seconds[index]), True
+    return chosen
+
+
+def _relaxed_bound_s(instance: _Instance, limits: Limits) -> float:
+    """The objective with buckets that may be chosen in part, which is never above the optimum."""
+    problem = instance.programme(limits)
+    answer = milp(**problem | {"integrality": np.zeros_like(problem["integrality"])})
+    if answer.x is None:
+        raise _infeasible(limits, instance)
+    return float(answer.fun)
+
+
+def _infeasible(limits: Limits, instance: _Instance) -> ValueError:
+    return ValueError(
+        f"no choice of {limits.buckets} buckets within a warmup budget of "
+        f"{limits.warmup_budget_s} s serves every request; the fastest candidate compiles in "
+        f"{instance.compile_s.min():.1f} s: raise the budget or k, or leave the longest out"
+    )
