@@ -1,62 +1,287 @@
-"""What an engine did, as tidy frames: the server's pass log read into passes, warmups and waste."""
+"""A simulated run in figures: its requests and batches as frames, latency, throughput, waste,
+saturation, and how far it is from the bounds.
+
+Definitions are those of `vllm bench serve`: TTFT arrival to first token (the queue included),
+TPOT = (E2EL - TTFT) / (output tokens - 1), ITL every gap between two tokens of a request; linear
+percentiles, population standard deviation.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import asdict, fields
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 
+import numpy as np
 import pandas as pd
 
 from spyre_bench.batching import WasteLedger
-from spyre_bench.shapes import Bucket
+from spyre_bench.bounds import shape_bound_s
+from spyre_bench.simulate import REJECTIONS, Trace
 
-WASTES = tuple(field.name for field in fields(WasteLedger) if field.name != "useful")
-
-
-def read_passes(path: Path) -> pd.DataFrame:
-    """One row a pass of the engine, in order: batch, bucket, kind (prefill or decode), step within
-    the batch, start_s after the first pass, seconds, prompt_tokens of each row, running rows that
-    had not finished, measured_at. Raises ValueError naming a line that is not of a pass log."""
-    passes = pd.DataFrame([line for line in _lines(path) if line["kind"] != "warmup"])
-    if passes.empty:
-        raise ValueError(f"{path}: holds no pass: did the engine get a request?")
-    passes["measured_at"] = [
-        datetime.fromtimestamp(start_s, UTC).isoformat() for start_s in passes["start_s"]
-    ]
-    passes["start_s"] -= passes["start_s"].min()
-    return passes.drop(columns="requests")
+LEDGER = tuple(field.name for field in fields(WasteLedger))
+METRICS = ("ttft", "tpot", "itl", "e2el")
+GROWING = 1.5  # queue of the second half over that of the first, beyond which it grows
+PASSES_AT_ONCE = 2**21  # rows of the largest temporary array
 
 
-def read_warmup(path: Path) -> pd.DataFrame:
-    """One row a warmed bucket, with the seconds of each of its stages."""
-    return pd.DataFrame([line for line in _lines(path) if line["kind"] == "warmup"]).drop(
-        columns="kind"
+def requests(trace: Trace) -> pd.DataFrame:
+    """One row a request: arrival_s, prompt_tokens, output_tokens, max_tokens, batch (-1: rejected),
+    queue_s, ttft_s, tpot_s (nan for one token), e2el_s, rejected (the reason, or empty)."""
+    workload = trace.workload
+    arrival_s, output_tokens = workload.arrival_s, workload.output_tokens
+    return workload.frame().assign(
+        batch=trace.batch,
+        queue_s=trace.start_s - arrival_s,
+        ttft_s=trace.first_token_s - arrival_s,
+        tpot_s=np.where(output_tokens > 1, trace.decode_s, np.nan),
+        e2el_s=trace.finish_s - arrival_s,
+        rejected=np.array(("", *REJECTIONS))[trace.rejected],
     )
 
 
-def waste(passes: pd.DataFrame) -> pd.DataFrame:
-    """The waste ledger of each batch, in tokens, with its bucket, sum and fill."""
-    return pd.DataFrame([_ledger(some) for _, some in passes.groupby("batch")])
+def batches(trace: Trace) -> pd.DataFrame:
+    """One row a batch: batch, replica, bucket, start_s, seconds, rows, passes, the waste ledger in
+    token slots (see `batching.WasteLedger`), computed and fill."""
+    names = np.array([str(cost.bucket) for cost in trace.costs])
+    frame = pd.DataFrame(
+        {
+            "batch": np.arange(len(trace.batch_rows)),
+            "replica": trace.batch_replica,
+            "bucket": names[trace.batch_bucket],
+            "start_s": trace.batch_start_s,
+            "seconds": trace.batch_seconds,
+            "rows": trace.batch_rows,
+            "passes": trace.batch_passes,
+            **_ledgers(trace),
+        }
+    )
+    computed = frame[list(LEDGER)].sum(axis=1)
+    return frame.assign(computed=computed, fill=frame["useful"] / computed)
 
 
-def _ledger(passes: pd.DataFrame) -> dict[str, Any]:
-    first = passes.iloc[0]
-    # Each pass gives every running row a token; which row stopped when does not matter here.
-    rows = range(len(first["prompt_tokens"]))
-    outputs = [int((passes["running"] > row).sum()) for row in rows]
-    ledger = WasteLedger.of_batch(Bucket.parse(first["bucket"]), first["prompt_tokens"], outputs)
-    names = {"batch": first["batch"], "bucket": first["bucket"]}
-    return names | asdict(ledger) | {"computed": ledger.computed, "fill": ledger.fill}
+def ledger(trace: Trace) -> WasteLedger:
+    """The waste ledger of the whole run."""
+    return WasteLedger(**{name: int(tokens.sum()) for name, tokens in _ledgers(trace).items()})
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    for number, text in enumerate(path.read_text().splitlines(), 1):
-        try:
-            line = json.loads(text)
-            yield line | {"bucket": str(Bucket.parse(line["bucket"])), "kind": line["kind"]}
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}: line {number} is not of a pass log: {error}") from error
+def by_bucket(batches: pd.DataFrame) -> pd.DataFrame:
+    """One row a bucket that ran: batches, rows, seconds, the ledger's sums, computed and fill."""
+    columns = ["rows", "seconds", *LEDGER, "computed"]
+    frame = batches.groupby("bucket")[columns].sum()
+    frame.insert(0, "batches", batches.groupby("bucket").size())
+    return frame.assign(fill=frame["useful"] / frame["computed"]).reset_index()
+
+
+def _ledgers(trace: Trace) -> dict[str, np.ndarray]:
+    """Each part of `WasteLedger.of_batch` for each batch, int64 [b]."""
+    served = np.flatnonzero(trace.served)
+    members = served[np.argsort(trace.batch[served], kind="stable")]
+    rows = trace.batch_rows.astype(np.int64)
+    first = np.cumsum(rows) - rows
+    prompts = trace.workload.prompt_tokens[members].astype(np.int64)
+    outputs = trace.workload.output_tokens[members].astype(np.int64)
+    if not len(rows):
+        return {name: np.zeros(0, dtype=np.int64) for name in LEDGER}
+    prompt_sum, output_sum = (np.add.reduceat(c, first) for c in (prompts, outputs))
+    longest = np.maximum.reduceat(prompts, first)
+    sizes = [(c.bucket.batch_size, c.bucket.prompt_length) for c in trace.costs]
+    batch_size, prompt_length = np.array(sizes, dtype=np.int64)[trace.batch_bucket].T
+    passes = trace.batch_passes.astype(np.int64)
+    return {
+        "useful": prompt_sum + output_sum,
+        "batch_pad": (batch_size - rows) * (prompt_length + passes),
+        "prompt_pad": rows * longest - prompt_sum,
+        "bucket_pad": rows * (prompt_length - longest),
+        "decode_tail": rows * passes - output_sum,
+        "cap": np.zeros_like(rows),  # a batch ends with its longest answer
+    }
+
+
+# --- latency --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of one latency, in milliseconds; all 0 where nothing was served, as vLLM has it."""
+
+    mean_ms: float
+    median_ms: float
+    std_ms: float
+    percentiles_ms: dict[float, float]
+
+    @classmethod
+    def of(
+        cls, values_s: np.ndarray, percentiles: Sequence[float], counts: np.ndarray | None = None
+    ) -> Statistics:
+        """Of values in seconds; `counts` says how often each stands for itself."""
+        if counts is None:
+            counts = np.ones(1, dtype=np.int64)
+            levels = np.percentile(values_s, [50, *percentiles]) if len(values_s) else None
+        else:
+            values_s, counts = values_s[counts > 0], counts[counts > 0]
+            levels = _percentiles(values_s, counts, [50, *percentiles]) if len(values_s) else None
+        if levels is None:
+            return cls(0.0, 0.0, 0.0, dict.fromkeys(percentiles, 0.0))
+        weights = np.broadcast_to(counts, values_s.shape)
+        mean = np.average(values_s, weights=weights)
+        std = np.sqrt(np.average((values_s - mean) ** 2, weights=weights))
+        median, *others = (float(level) * 1e3 for level in levels)
+        return cls(
+            float(mean) * 1e3, median, float(std) * 1e3, dict(zip(percentiles, others, strict=True))
+        )
+
+
+def _percentiles(values: np.ndarray, counts: np.ndarray, percentiles) -> np.ndarray:
+    """numpy's linear percentiles of `np.repeat(values, counts)`, without building it."""
+    order = np.argsort(values)
+    values, last = values[order], np.cumsum(counts[order])
+    place = (last[-1] - 1) * np.asarray(percentiles, dtype=float) / 100
+    low, high = (
+        values[np.searchsorted(last, at(place), side="right")] for at in (np.floor, np.ceil)
+    )
+    return low + (high - low) * (place - np.floor(place))
+
+
+def latencies(trace: Trace, percentiles: Sequence[float] = (50, 90, 99)) -> dict[str, Statistics]:
+    """Statistics of queue, ttft, tpot, itl and e2el over the served requests."""
+    served = trace.served
+    arrival_s = trace.workload.arrival_s[served]
+    longer = served & (trace.workload.output_tokens > 1)
+    # Every gap in a bucket is a decode pass of it: one value, as often as tokens followed a first.
+    # Spelled out, they would be the largest array of all.
+    bucket = trace.batch_bucket[trace.batch[longer]]
+    gaps = np.bincount(
+        bucket, weights=trace.workload.output_tokens[longer] - 1, minlength=len(trace.costs)
+    ).astype(np.int64)
+    decode_s = np.array([cost.decode_s for cost in trace.costs])
+    return {
+        "queue": Statistics.of(trace.start_s[served] - arrival_s, percentiles),
+        "ttft": Statistics.of(trace.first_token_s[served] - arrival_s, percentiles),
+        "tpot": Statistics.of(decode_s, percentiles, np.bincount(bucket, minlength=len(decode_s))),
+        "itl": Statistics.of(decode_s, percentiles, gaps),
+        "e2el": Statistics.of(trace.finish_s[served] - arrival_s, percentiles),
+    }
+
+
+def good_requests(trace: Trace, limits_ms: Mapping[str, float]) -> int:
+    """Served requests within every one of the limits on ttft, tpot and e2el, in milliseconds; the
+    TPOT of a single token counts as 0. Raises ValueError for another name."""
+    if unknown := sorted(set(limits_ms) - {"ttft", "tpot", "e2el"}):
+        raise ValueError(f"goodput has no limit on {unknown[0]!r}: use ttft, tpot or e2el")
+    good = trace.served.copy()
+    for name, limit_ms in limits_ms.items():
+        good[good] = _latency_s(trace, name)[good] <= limit_ms / 1e3
+    return int(good.sum())
+
+
+def _latency_s(trace: Trace, name: str) -> np.ndarray:
+    if name == "tpot":
+        return np.where(trace.workload.output_tokens > 1, trace.decode_s, 0.0)
+    end_s = trace.first_token_s if name == "ttft" else trace.finish_s
+    return end_s - trace.workload.arrival_s
+
+
+# --- the run as a whole ---------------------------------------------------------------------------
+
+
+def duration_s(trace: Trace) -> float:
+    """From the first arrival to the last token; 0 where nothing was served."""
+    if not len(trace.batch_rows):
+        return 0.0
+    end_s = (trace.batch_start_s + trace.batch_seconds).max()
+    return float(end_s - trace.workload.arrival_s[0])
+
+
+def busy_s(trace: Trace) -> float:
+    """Seconds in which a replica ran a batch, summed over the replicas."""
+    return float(trace.batch_seconds.sum())
+
+
+def utilisation(trace: Trace) -> float:
+    """Busy seconds over the seconds there were, of all replicas."""
+    seconds = duration_s(trace) * trace.replicas
+    return busy_s(trace) / seconds if seconds else 0.0
+
+
+def distance_to_shape_bound(trace: Trace) -> float:
+    """Busy seconds over L1, the least that any batching of the served requests on these buckets
+    takes: 1 is perfect. nan where nothing was served."""
+    if not len(trace.batch_rows):
+        return float("nan")
+    return busy_s(trace) / shape_bound_s(trace.workload, trace.costs)
+
+
+def saturation(trace: Trace) -> str:
+    """Why latencies of this run measure the backlog and not the service; empty where they do not.
+
+    Certain, if the least work the requests can be takes longer than they took to arrive. Otherwise
+    a run counts as saturated if its queue grew: the mean queue time of the second half of the
+    served requests is above 1.5 times that of the first half plus the longest batch.
+    """
+    served = np.flatnonzero(trace.served)
+    if len(served) < 2:
+        return ""
+    arrival_s = trace.workload.arrival_s[served]
+    span_s = float(arrival_s[-1] - arrival_s[0])
+    if span_s == 0:
+        return "all requests came at once: their latency is that of the backlog"
+    least_s = shape_bound_s(trace.workload, trace.costs) / trace.replicas
+    if least_s > span_s:
+        return (
+            f"the requests came in {span_s:.0f} s and are at least {least_s:.0f} s of work for "
+            f"{trace.replicas} replica{'s' if trace.replicas > 1 else ''}: the queue grows without "
+            f"end"
+        )
+    queue_s = trace.start_s[served] - arrival_s
+    half = len(served) // 2
+    first_s, second_s = queue_s[:half].mean(), queue_s[half:].mean()
+    if second_s > GROWING * first_s + trace.batch_seconds.max():
+        return (
+            f"the queue grew: the second half of the requests waited {second_s:.0f} s on average, "
+            f"the first half {first_s:.0f} s"
+        )
+    return ""
+
+
+def busiest_second(trace: Trace) -> tuple[float, int]:
+    """Most tokens put out, and most requests in the system, in one second of the clock that starts
+    with the first served arrival; as vLLM counts them."""
+    served = np.flatnonzero(trace.served)
+    if not len(served):
+        return 0.0, 0
+    start_s = trace.workload.arrival_s[served[0]]
+    arrived = (trace.workload.arrival_s[served] - start_s).astype(np.int64)
+    ended = (trace.finish_s[served] - start_s).astype(np.int64)
+    change = np.bincount(arrived, minlength=ended.max() + 2)
+    change -= np.bincount(ended + 1, minlength=len(change))
+    return float(_tokens_per_second(trace, start_s).max()), int(np.cumsum(change).max())
+
+
+def _tokens_per_second(trace: Trace, start_s: float) -> np.ndarray:
+    """Tokens put out in each second after `start_s`, in blocks of batches."""
+    passes = trace.batch_passes.astype(np.int64)
+    first = np.cumsum(passes + 1) - (passes + 1)  # of each batch in a row of all passes
+    end_s = (trace.batch_start_s + trace.batch_seconds).max() - start_s
+    tokens = np.zeros(int(end_s) + 2)
+    served = np.flatnonzero(trace.served)
+    members = served[np.argsort(trace.batch[served], kind="stable")]
+    last_member = np.cumsum(trace.batch_rows)
+    prefill_s = np.array([cost.prefill_s for cost in trace.costs])[trace.batch_bucket]
+    decode_s = np.array([cost.decode_s for cost in trace.costs])[trace.batch_bucket]
+    low = 0
+    while low < len(passes):
+        high = max(low + 1, int(np.searchsorted(first, first[low] + PASSES_AT_ONCE)))
+        some = members[last_member[low] - trace.batch_rows[low] : last_member[high - 1]]
+        place = first[trace.batch[some]] - first[low]
+        slots = int(first[high - 1] - first[low] + passes[high - 1] + 1)
+        # each member is there from its batch's first pass to its own last one
+        running = np.bincount(place, minlength=slots)
+        running -= np.bincount(place + trace.workload.output_tokens[some], minlength=slots)
+        running = np.cumsum(running)
+        batch = np.repeat(np.arange(low, high), passes[low:high] + 1)
+        number = np.arange(slots) - (first[batch] - first[low])
+        at_s = trace.batch_start_s[batch] + prefill_s[batch] + number * decode_s[batch] - start_s
+        second = np.minimum(at_s.astype(np.int64), len(tokens) - 1)
+        tokens += np.bincount(second, weights=running, minlength=len(tokens))
+        low = high
+    return tokens

@@ -24,12 +24,24 @@ CORE = {
     "startup": {"shapes"},
     "batching": {"shapes", "workload", "cost"},
     "simulate": {"shapes", "workload", "cost", "batching"},
-    "metrics": {"shapes", "workload", "cost", "batching", "simulate"},
+    "server_log": {"shapes", "batching"},
+    "metrics": {"shapes", "workload", "cost", "batching", "simulate", "bounds"},
+    "bench_json": {"shapes", "workload", "cost", "batching", "simulate", "bounds", "metrics"},
     "schemes": {"shapes"},
     "bounds": {"shapes", "cost", "workload"},
     "lint": {"shapes", "cost", "workload"},
     "optimize": {"shapes", "workload", "cost", "bounds", "schemes"},
-    "advise": {"shapes", "workload", "cost", "batching", "simulate", "metrics", "bounds", "schemes", "optimize"},
+    "advise": {
+        "shapes",
+        "workload",
+        "cost",
+        "batching",
+        "simulate",
+        "metrics",
+        "bounds",
+        "schemes",
+        "optimize",
+    },
 }
 HEAVY = {"torch", "vllm", "fms", "transformers", "matplotlib", "IPython", "ipywidgets", "papermill"}
 

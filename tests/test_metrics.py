@@ -1,85 +1,238 @@
+"""Figures of runs small enough to work out by hand, and laws of all others."""
+
 import json
+from dataclasses import asdict
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from spyre_bench.metrics import read_passes, read_warmup, waste
+from spyre_bench import metrics
+from spyre_bench.batching import WasteLedger
+from spyre_bench.bench_json import bench_result
+from spyre_bench.cost import BucketCost
+from spyre_bench.shapes import Bucket
+from spyre_bench.simulate import simulate
+from tests.test_simulate import COSTS, LARGE, SMALL, runs, workload
 
-WARMUP = {"kind": "warmup", "bucket": [4, 64, 32], "prefill_compile_s": 3.0, "was_warm": False}
-
-
-def passes(batch: int, bucket: list[int], prompt_tokens: list[int], running: list[int]):
-    """Lines of a pass log: one second a pass, `running` rows in each."""
-    return [
-        {"kind": "decode" if step else "prefill", "batch": batch, "bucket": bucket, "step": step,
-         "start_s": 1000.0 + 100 * batch + step, "seconds": 1.0, "requests": ["a"],
-         "prompt_tokens": prompt_tokens, "running": rows}
-        for step, rows in enumerate(running)
-    ]  # fmt: skip
+# Small bucket (2 rows, 64 tokens, prefill 1 s, decode 0.5 s), large one (256, 4 s, 1 s). First a
+# batch of two, then a lone long prompt, and one request that fits nothing.
+HAND = workload((0.0, 10, 3), (0.0, 20, 5), (0.5, 100, 1), (1.0, 300, 1))
 
 
 @pytest.fixture
-def log(tmp_path):
-    def write(*lines):
-        path = tmp_path / "passes.jsonl"
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        return path
-
-    return write
+def hand():
+    return simulate(HAND, COSTS)
 
 
-def test_passes_come_in_order_with_their_time_since_the_first(log):
-    frame = read_passes(
-        log(WARMUP, *passes(0, [4, 64, 32], [5], [1, 1]), *passes(1, [1, 64, 2], [5], [1]))
-    )
-    assert list(frame["start_s"]) == [0.0, 1.0, 100.0]
-    assert list(frame["kind"]) == ["prefill", "decode", "prefill"]
-    assert list(frame["bucket"]) == ["4,64,32", "4,64,32", "1,64,2"]
-    assert frame["measured_at"][0] == "1970-01-01T00:16:40+00:00"
+def test_latency_by_hand(hand):
+    frame = metrics.requests(hand)
+    assert frame["queue_s"].tolist()[:3] == [0.0, 0.0, 2.5]
+    assert frame["ttft_s"].tolist()[:3] == [1.0, 1.0, 6.5]
+    assert frame["e2el_s"].tolist()[:3] == [2.0, 3.0, 6.5]
+    assert frame["tpot_s"].tolist()[:2] == [0.5, 0.5]
+    assert np.isnan(frame["tpot_s"][2]), "one token has no time between tokens"
+    assert frame["rejected"].tolist() == ["", "", "", "prompt_too_long"]
+    assert frame.iloc[3][["queue_s", "ttft_s", "e2el_s"]].isna().all()
 
 
-def test_warmup_is_a_table_of_its_own(log):
-    frame = read_warmup(log(WARMUP, *passes(0, [4, 64, 32], [5], [1])))
-    assert frame.to_dict("records") == [
-        {"bucket": "4,64,32", "prefill_compile_s": 3.0, "was_warm": False}
+def test_batches_and_their_waste_by_hand(hand):
+    frame = metrics.batches(hand)
+    assert frame["bucket"].tolist() == [str(SMALL), str(LARGE)]
+    assert frame["seconds"].tolist() == [3.0, 4.0]
+    assert frame["rows"].tolist() == [2, 1]
+    first = WasteLedger(useful=38, prompt_pad=10, bucket_pad=88, decode_tail=2)
+    second = WasteLedger(useful=101, batch_pad=257, bucket_pad=156)
+    assert [dict(row[list(metrics.LEDGER)]) for _, row in frame.iterrows()] == [
+        asdict(first),
+        asdict(second),
     ]
+    assert frame["computed"].tolist() == [2 * 64 + 2 * 5, 2 * 256 + 2 * 1]
+    assert metrics.ledger(hand) == first + second
 
 
-def test_waste_of_a_batch_is_as_counted_by_hand(log):
-    """Four rows of 64, two used by prompts of 10 and 30, whose answers end after 1 and 3 tokens."""
-    [ledger] = waste(read_passes(log(*passes(0, [4, 64, 32], [10, 30], [2, 1, 1])))).to_dict(
-        "records"
+def test_by_bucket_sums_the_batches_of_each(hand):
+    frame = metrics.by_bucket(metrics.batches(hand)).set_index("bucket")
+    assert frame.loc[str(SMALL), ["batches", "rows", "useful"]].tolist() == [1, 2, 38]
+    assert frame.loc[str(LARGE), "fill"] == 101 / 514
+
+
+def test_the_run_as_a_whole_by_hand(hand):
+    assert metrics.duration_s(hand) == 7.0
+    assert metrics.busy_s(hand) == 7.0
+    assert metrics.utilisation(hand) == 1.0
+    # shares: (1 + 2·0.5)/2, (1 + 4·0.5)/2, 4/2
+    assert metrics.distance_to_shape_bound(hand) == 7.0 / (1.0 + 1.5 + 2.0)
+
+
+def test_the_json_of_a_run_by_hand(hand):
+    found = bench_result(hand, goodput_ms={"ttft": 1000, "e2el": 2500}, percentiles=(99,))
+    expected = {
+        "num_prompts": 4, "request_rate": 4.0, "max_concurrency": None, "burstiness": 1.0,
+        "duration": 7.0, "completed": 3, "failed": 1,
+        "total_input_tokens": 130, "total_output_tokens": 9,
+        "request_throughput": 3 / 7, "request_goodput": 1 / 7,
+        "output_throughput": 9 / 7, "total_token_throughput": 139 / 7,
+        "mean_ttft_ms": 8500 / 3, "median_ttft_ms": 1000.0,
+        "mean_tpot_ms": 500.0, "std_tpot_ms": 0.0, "p99_tpot_ms": 500.0,
+        "mean_itl_ms": 500.0, "median_e2el_ms": 3000.0, "median_spyre_queue_ms": 0.0,
+        # at 1.0 two first tokens and at 1.5 two more; three requests in second 0 to 2
+        "max_output_tokens_per_s": 4.0, "max_concurrent_requests": 3,
+        "spyre_batches": 2, "spyre_fill": 139 / (138 + 514),
+        "spyre_rejected": {"prompt_too_long": 1, "max_tokens_too_large": 0,
+                           "no_bucket_takes_both": 0},
+        "spyre_shape_hits": {"2,64,8": 1, "2,256,8": 1},
+        "spyre_utilisation": 1.0, "spyre_saturated": True, "spyre_extrapolated": [],
+    }  # fmt: skip
+    for name, value in expected.items():
+        assert found[name] == (pytest.approx(value) if type(value) is float else value), name
+    assert found["spyre_waste"] == {
+        "useful": 139, "batch_pad": 257, "prompt_pad": 10, "bucket_pad": 244, "decode_tail": 2,
+        "cap": 0, "computed": 652,
+    }  # fmt: skip
+    json.dumps(found, allow_nan=False)
+
+
+def test_arrays_come_with_detailed_only_and_in_seconds(hand):
+    arrays = {"input_lens", "output_lens", "ttfts", "itls", "start_times", "errors", "latencies"}
+    assert not arrays & set(bench_result(hand))
+    found = bench_result(hand, detailed=True)
+    assert found["itls"] == [[0.5] * 2, [0.5] * 4, [], []]
+    assert found["output_lens"] == [3, 5, 1, 0]
+    assert found["ttfts"] == [1.0, 1.0, 6.5, 0.0]
+    assert found["errors"] == ["", "", "", "prompt_too_long"]
+    json.dumps(found, allow_nan=False)
+
+
+def test_requests_at_once_have_an_infinite_rate_which_json_has_no_number_for():
+    found = bench_result(simulate(workload((0.0, 10, 1), (0.0, 10, 1)), COSTS))
+    assert found["request_rate"] == "inf"
+
+
+def test_a_run_that_serves_nothing_still_has_figures():
+    found = bench_result(simulate(workload((0.0, 999, 1)), COSTS), goodput_ms={"ttft": 1})
+    assert (found["completed"], found["failed"], found["duration"]) == (0, 1, 0.0)
+    assert found["request_goodput"] == 0.0
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_limit_on_something_else_is_refused(hand):
+    with pytest.raises(ValueError, match="goodput has no limit on 'itl': use ttft, tpot or e2el"):
+        metrics.good_requests(hand, {"itl": 5})
+
+
+# --- saturation -----------------------------------------------------------------------------------
+
+
+def steady(gap_s: float, requests: int = 60):
+    return workload(*((index * gap_s, 10, 1) for index in range(requests)))
+
+
+def test_a_served_load_is_not_saturated():
+    assert metrics.saturation(simulate(steady(1.5), COSTS[:1])) == ""
+
+
+def test_more_work_than_time_is_saturated_for_certain():
+    # two of them share a second of prefill, and they come three a second
+    reason = metrics.saturation(simulate(steady(1 / 3), COSTS[:1]))
+    assert reason.startswith(
+        "the requests came in 20 s and are at least 30 s of work for 1 replica"
     )
-    assert ledger == {
-        "batch": 0,
-        "bucket": "4,64,32",
-        "useful": 10 + 30 + 1 + 3,
-        "batch_pad": 2 * (64 + 3),
-        "prompt_pad": 20,
-        "bucket_pad": 2 * 34,
-        "decode_tail": 2,
-        "cap": 0,
-        "computed": 4 * 64 + 4 * 3,
-        "fill": 44 / (4 * 64 + 4 * 3),
-    }
 
 
-def test_each_batch_has_its_own_ledger(log):
-    frame = waste(
-        read_passes(log(*passes(0, [1, 64, 2], [64], [1, 1]), *passes(1, [2, 64, 2], [64], [1])))
-    )
-    assert list(frame["fill"]) == [1.0, 0.5]
+def test_a_queue_that_grows_is_saturated_although_the_bound_would_allow_it():
+    # answers of 2 and 40 tokens share batches, so a batch of two takes as long as the longer
+    costs = (BucketCost(Bucket(2, 64, 64), 1.0, 0.1),)
+    rows = [(index * 2.0, 10, 40 if index % 2 else 2) for index in range(200)]
+    trace = simulate(workload(*rows), costs)
+    span_s = rows[-1][0]
+    assert metrics.busy_s(trace) / metrics.distance_to_shape_bound(trace) < span_s
+    assert metrics.saturation(trace).startswith("the queue grew: the second half of the requests")
 
 
-@pytest.mark.parametrize(
-    "text", ["hello", "[1, 2]", '{"kind": "decode"}', '{"bucket": [4, 64, 2]}']
-)
-def test_a_line_of_something_else_is_refused_by_number(tmp_path, text):
-    path = tmp_path / "passes.jsonl"
-    path.write_text(json.dumps(WARMUP) + "\n" + text + "\n")
-    with pytest.raises(ValueError, match=r"passes\.jsonl: line 2 is not of a pass log"):
-        read_passes(path)
+def test_requests_at_once_measure_the_backlog():
+    trace = simulate(workload((0.0, 10, 1), (0.0, 10, 1)), COSTS)
+    assert metrics.saturation(trace).startswith("all requests came at once")
 
 
-def test_a_log_without_a_pass_is_refused(log):
-    with pytest.raises(ValueError, match="holds no pass"):
-        read_passes(log(WARMUP))
+# --- laws -----------------------------------------------------------------------------------------
+
+
+@given(runs())
+def test_useful_and_wastes_are_computed_to_the_token(run):
+    some, costs, policy, replicas = run
+    trace = simulate(some, costs, policy, **replicas)
+    frame = metrics.batches(trace)
+    for index, row in frame.iterrows():
+        members = np.flatnonzero(trace.batch == index)
+        alone = WasteLedger.of_batch(
+            Bucket.parse(row["bucket"]),
+            some.prompt_tokens[members].tolist(),
+            some.output_tokens[members].tolist(),
+        )
+        assert dict(row[list(metrics.LEDGER)]) == asdict(alone)
+        assert row["computed"] == alone.computed
+        assert row["fill"] == alone.fill
+    whole = metrics.ledger(trace)
+    served = trace.served
+    assert whole.useful == int((some.prompt_tokens + some.output_tokens)[served].sum())
+    assert whole.computed == frame["computed"].sum()
+
+
+@settings(deadline=None)
+@given(runs(), st.lists(st.floats(0, 100), max_size=3))
+def test_gaps_between_tokens_have_the_statistics_of_all_of_them_spelled_out(run, percentiles):
+    some, costs, policy, replicas = run
+    trace = simulate(some, costs, policy, **replicas)
+    gaps = np.repeat(trace.decode_s[trace.served], some.output_tokens[trace.served] - 1)
+    found = metrics.latencies(trace, percentiles)["itl"]
+    if len(gaps):
+        assert found.mean_ms == pytest.approx(1e3 * gaps.mean())
+        assert found.std_ms == pytest.approx(1e3 * gaps.std(), abs=1e-6)
+        assert found.median_ms == pytest.approx(1e3 * np.median(gaps))
+        for percentile, value in found.percentiles_ms.items():
+            assert value == pytest.approx(1e3 * np.percentile(gaps, percentile))
+    else:
+        assert found.mean_ms == 0.0
+
+
+@settings(deadline=None)
+@given(runs())
+def test_the_busiest_second_is_that_of_counting_every_token(run):
+    some, costs, policy, replicas = run
+    trace = simulate(some, costs, policy, **replicas)
+    served = np.flatnonzero(trace.served)
+    if not len(served):
+        assert metrics.busiest_second(trace) == (0.0, 0)
+        return
+    start_s = some.arrival_s[served[0]]
+    tokens, inside = np.zeros(10_000), np.zeros(10_000)
+    for row in served:
+        steps = np.arange(some.output_tokens[row])
+        at_s = trace.first_token_s[row] - start_s + steps * trace.decode_s[row]
+        np.add.at(tokens, at_s.astype(int), 1)
+        first = int(some.arrival_s[row] - start_s)
+        inside[first : int(trace.finish_s[row] - start_s) + 1] += 1
+    found_tokens, found_requests = metrics.busiest_second(trace)
+    assert found_requests == inside.max()
+    # a token on the very edge of a second may be counted on either side
+    assert abs(found_tokens - tokens.max()) <= 4 * trace.replicas
+
+
+def test_many_batches_are_counted_in_blocks_as_in_one_go(monkeypatch):
+    some = workload(*((index * 0.1, 10, 1 + index % 8) for index in range(300)))
+    trace = simulate(some, COSTS)
+    whole = metrics.busiest_second(trace)
+    monkeypatch.setattr(metrics, "PASSES_AT_ONCE", 7)
+    assert metrics.busiest_second(trace) == whole
+
+
+@given(runs())
+def test_shares_lie_between_zero_and_one_and_nothing_beats_the_bound(run):
+    some, costs, policy, replicas = run
+    trace = simulate(some, costs, policy, **replicas)
+    if trace.served.any():
+        assert 0 < metrics.ledger(trace).fill <= 1
+        assert 0 < metrics.utilisation(trace) <= 1 + 1e-9
+        assert metrics.distance_to_shape_bound(trace) >= 1 - 1e-9
