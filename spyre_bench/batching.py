@@ -163,16 +163,18 @@ def _skip(head: R, queue: Iterator[R], costs: Sequence[BucketCost], *_) -> Forme
 
 def _best_fit(head: R, queue: Iterator[R], costs: Sequence[BucketCost], *_) -> Formed[R]:
     """Every bucket that the head fits, filled from the queue; least expected seconds a member."""
-    filling = [(cost, cost.bucket, [head]) for cost in _fitting(head, costs)]
+    fitting = _fitting(head, costs)
+    free = max([cost.bucket.batch_size for cost in fitting]) > 1
+    request = next(queue, None) if free else None
+    if request is None:  # nearly every batch of a light load
+        return Formed(_cheapest(fitting, [head]), [head], open=free)
+    filling = [(cost, cost.bucket, [head]) for cost in fitting]
     unfilled = [
         (bucket.prompt_length, bucket.new_tokens, bucket.batch_size, members)
         for _, bucket, members in filling
         if bucket.batch_size > 1
     ]
-    while unfilled:
-        request = next(queue, None)
-        if request is None:
-            break
+    while unfilled and request is not None:
         prompt_tokens, max_tokens = request.prompt_tokens, request.max_tokens
         filled = False
         for prompt_length, new_tokens, batch_size, members in unfilled:
@@ -181,6 +183,7 @@ def _best_fit(head: R, queue: Iterator[R], costs: Sequence[BucketCost], *_) -> F
                 filled = filled or len(members) == batch_size
         if filled:
             unfilled = [entry for entry in unfilled if len(entry[3]) < entry[2]]
+        request = next(queue, None) if unfilled else None
     cost, _, members = (
         filling[0] if len(filling) == 1 else min(filling, key=_expected_seconds_a_member)
     )
@@ -270,8 +273,9 @@ def _fitting(request: R, costs: Sequence[BucketCost]) -> list[BucketCost]:
 def _cheapest(costs: Sequence[BucketCost], members: Sequence[R]) -> BucketCost:
     if len(costs) == 1:
         return costs[0]
-    passes = max([member.max_tokens for member in members])
-    return min(costs, key=lambda cost: cost.batch_s(passes))
+    further = max([member.max_tokens for member in members]) - 1
+    seconds = [cost.prefill_s + further * cost.decode_s for cost in costs]
+    return costs[seconds.index(min(seconds))]
 
 
 @dataclass(frozen=True, slots=True)

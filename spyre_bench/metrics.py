@@ -74,15 +74,15 @@ def by_bucket(batches: pd.DataFrame) -> pd.DataFrame:
 
 def _ledgers(trace: Trace) -> dict[str, np.ndarray]:
     """Each part of `WasteLedger.of_batch` for each batch, int64 [b]."""
-    served = np.flatnonzero(trace.served)
-    members = served[np.argsort(trace.batch[served], kind="stable")]
     rows = trace.batch_rows.astype(np.int64)
     first = np.cumsum(rows) - rows
-    prompts = trace.workload.prompt_tokens[members].astype(np.int64)
-    outputs = trace.workload.output_tokens[members].astype(np.int64)
+    prompts = trace.workload.prompt_tokens[trace.members]
+    outputs = trace.workload.output_tokens[trace.members]
     if not len(rows):
         return {name: np.zeros(0, dtype=np.int64) for name in LEDGER}
-    prompt_sum, output_sum = (np.add.reduceat(c, first) for c in (prompts, outputs))
+    prompt_sum, output_sum = (
+        np.add.reduceat(tokens, first, dtype=np.int64) for tokens in (prompts, outputs)
+    )
     longest = np.maximum.reduceat(prompts, first)
     sizes = [(c.bucket.batch_size, c.bucket.prompt_length) for c in trace.costs]
     batch_size, prompt_length = np.array(sizes, dtype=np.int64)[trace.batch_bucket].T
@@ -263,15 +263,13 @@ def _tokens_per_second(trace: Trace, start_s: float) -> np.ndarray:
     first = np.cumsum(passes + 1) - (passes + 1)  # of each batch in a row of all passes
     end_s = (trace.batch_start_s + trace.batch_seconds).max() - start_s
     tokens = np.zeros(int(end_s) + 2)
-    served = np.flatnonzero(trace.served)
-    members = served[np.argsort(trace.batch[served], kind="stable")]
     last_member = np.cumsum(trace.batch_rows)
-    prefill_s = np.array([cost.prefill_s for cost in trace.costs])[trace.batch_bucket]
-    decode_s = np.array([cost.decode_s for cost in trace.costs])[trace.batch_bucket]
+    prefill_s = np.array([cost.prefill_s for cost in trace.costs])
+    decode_s = np.array([cost.decode_s for cost in trace.costs])
     low = 0
     while low < len(passes):
         high = max(low + 1, int(np.searchsorted(first, first[low] + PASSES_AT_ONCE)))
-        some = members[last_member[low] - trace.batch_rows[low] : last_member[high - 1]]
+        some = trace.members[last_member[low] - trace.batch_rows[low] : last_member[high - 1]]
         place = first[trace.batch[some]] - first[low]
         slots = int(first[high - 1] - first[low] + passes[high - 1] + 1)
         # each member is there from its batch's first pass to its own last one
@@ -279,8 +277,9 @@ def _tokens_per_second(trace: Trace, start_s: float) -> np.ndarray:
         running -= np.bincount(place + trace.workload.output_tokens[some], minlength=slots)
         running = np.cumsum(running)
         batch = np.repeat(np.arange(low, high), passes[low:high] + 1)
+        bucket = trace.batch_bucket[batch]
         number = np.arange(slots) - (first[batch] - first[low])
-        at_s = trace.batch_start_s[batch] + prefill_s[batch] + number * decode_s[batch] - start_s
+        at_s = trace.batch_start_s[batch] + prefill_s[bucket] + number * decode_s[bucket] - start_s
         second = np.minimum(at_s.astype(np.int64), len(tokens) - 1)
         tokens += np.bincount(second, weights=running, minlength=len(tokens))
         low = high

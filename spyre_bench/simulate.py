@@ -65,6 +65,12 @@ class Trace:
         return self.batch >= 0
 
     @cached_property
+    def members(self) -> np.ndarray:
+        """int32 [served], the requests of the first batch, then those of the second, ..."""
+        served = np.flatnonzero(self.served).astype(np.int32)
+        return served[np.argsort(self.batch[served], kind="stable")]
+
+    @cached_property
     def batch_seconds(self) -> np.ndarray:
         """float64 [b], from the start of the prefill to the end of the last decode pass."""
         return self._prefill_s + (self.batch_passes - 1) * self._decode_s
@@ -151,7 +157,7 @@ class _Engine:
         self._read: list[Request] = []
         self._index = {id(cost): index for index, cost in enumerate(costs)}
         self.bucket, self.start_s, self.passes = array("h"), array("d"), array("i")
-        self.rows, self.members = array("i"), array("q")
+        self.rows, self.members = array("i"), array("i")
 
     def serve(self, requests: Iterator[Request]) -> None:
         """Runs everything, with few of the requests in memory at a time."""
@@ -277,7 +283,7 @@ def _trace(workload, costs, policy, ready_s, rejected, engines: Sequence[_Engine
     number = np.empty(len(order), dtype=np.int32)
     number[order] = np.arange(len(order))
     batch = np.full(len(workload), -1, dtype=np.int32)
-    batch[joined(lambda engine: engine.members, np.int64)] = np.repeat(number, rows)
+    batch[joined(lambda engine: engine.members, np.int32)] = np.repeat(number, rows)
     return Trace(
         workload=workload,
         costs=costs,
