@@ -219,9 +219,14 @@ class MeasuredCost:
         return BucketCost(bucket, **values, extrapolated=outside)
 
     @property
+    def largest(self) -> tuple[int, int, int]:
+        """The largest B, P and N that were measured, not necessarily together."""
+        return tuple(np.max([_sizes(row.bucket) for row in self.rows], axis=0).tolist())
+
+    @property
     def span(self) -> str:
-        sizes = np.array([_sizes(row.bucket) for row in self.rows])
-        ranges = zip("BPN", sizes.min(axis=0), sizes.max(axis=0), strict=True)
+        smallest = np.min([_sizes(row.bucket) for row in self.rows], axis=0)
+        ranges = zip("BPN", smallest, self.largest, strict=True)
         return ", ".join(f"{name} {low} to {high}" for name, low, high in ranges)
 
     def leave_one_out(self) -> pd.DataFrame:

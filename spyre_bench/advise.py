@@ -1,0 +1,181 @@
+"""Which buckets to take for a workload: the optimum that assumes full batches, its near relatives,
+and the schemes of other stacks, all replayed; fitted on the first half, reported on the second.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from spyre_bench import metrics
+from spyre_bench.batching import Policy
+from spyre_bench.bounds import shape_bound_s
+from spyre_bench.cost import BucketCost, CostModel, MeasuredCost, price
+from spyre_bench.optimize import Choice, Limits, candidates, choose
+from spyre_bench.schemes import exponential, one, percentiles, powers_of_two
+from spyre_bench.shapes import Bucket
+from spyre_bench.simulate import simulate
+from spyre_bench.workload import Workload
+
+OBJECTIVES = ("device_seconds", "goodput")
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The advised buckets, and what they were held against.
+
+    `contenders` has one row a set of buckets: name, kind ("ours" or "baseline"), advised, buckets,
+    graphs (buckets in it), compile_s, extrapolated (of its buckets), and for each half (`fitted_`,
+    `held_out_`) bound_s (the shape bound), busy_s, p95_e2el_s, goodput_rps, fill, rejected and
+    saturated.
+    """
+
+    costs: tuple[BucketCost, ...]
+    certificate: Choice  # of the choice that assumes full batches
+    contenders: pd.DataFrame
+    fitted: Workload
+    held_out: Workload
+
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        return tuple(cost.bucket for cost in self.costs)
+
+
+def within(workload: Workload, model: MeasuredCost) -> Workload:
+    """The requests that a bucket of the table's range takes; all of them where the model
+    extrapolates. Raises ValueError where there is none."""
+    if model.extrapolate:
+        return workload
+    _, prompt_length, new_tokens = model.largest
+    fits = (workload.prompt_tokens <= prompt_length) & (workload.max_tokens <= new_tokens)
+    if not fits.any():
+        raise ValueError(
+            f"every request is beyond the cost table, which spans {model.span}: measure longer "
+            f"buckets, scale the lengths down (--length-scale), or extrapolate (--extrapolate)"
+        )
+    return workload.take(fits)
+
+
+def advise(
+    workload: Workload,
+    model: CostModel,
+    limits: Limits,
+    *,
+    batch_sizes: Sequence[int] = (1, 2, 4, 8),
+    policy: Policy | None = None,
+    objective: str = "device_seconds",
+    goodput_ms: Mapping[str, float] | None = None,
+) -> Advice:
+    """Chooses at most `limits.buckets` buckets for the workload.
+
+    Candidates are priced by `model`. The programme's optimum assumes full batches, which a light
+    load never has, so it is solved once for every largest batch size too; each answer is replayed
+    on the first half of the workload under `policy`, and the best there by `objective` is advised:
+    fewest busy device seconds, or most goodput under `goodput_ms`. The second half shows what that
+    is worth on requests that were not looked at.
+
+    Raises ValueError for an unknown objective, goodput without limits, and what `choose` refuses.
+    """
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective {objective!r} is not known: use {' or '.join(OBJECTIVES)}")
+    if objective == "goodput" and not goodput_ms:
+        raise ValueError("goodput needs limits: give some, for example --goodput e2el:5000")
+    fitted, held_out = workload.halves()
+    baselines = _baselines(fitted, limits, max(batch_sizes), model)
+    some = candidates(fitted, batch_sizes, extra=itertools.chain(*baselines.values()))
+    costs = price(some, model)
+    certificate = choose(fitted, costs, limits)
+    ours = {"optimum": certificate.costs} | _relatives(fitted, costs, limits, batch_sizes)
+    sets = _distinct(ours) | {name: price(some, model) for name, some in baselines.items()}
+    halves = {"fitted": fitted, "held_out": held_out}
+    contenders = pd.DataFrame(
+        _row(name, chosen, halves, policy, goodput_ms) for name, chosen in sets.items()
+    )
+    contenders["kind"] = np.where(contenders["name"].isin(list(ours)), "ours", "baseline")
+    score, sign = {"device_seconds": ("busy_s", 1), "goodput": ("goodput_rps", -1)}[objective]
+    best = (sign * contenders.loc[contenders["kind"] == "ours", f"fitted_{score}"]).idxmin()
+    contenders["advised"] = contenders.index == best
+    chosen = sets[contenders.at[best, "name"]]
+    return Advice(chosen, certificate, contenders, fitted, held_out)
+
+
+def _relatives(
+    workload: Workload, costs: Sequence[BucketCost], limits: Limits, batch_sizes: Sequence[int]
+) -> dict[str, tuple[BucketCost, ...]]:
+    """The optimum with smaller batches only, for each largest batch size."""
+    found = {}
+    for largest in sorted(set(batch_sizes))[:-1]:
+        small = [cost for cost in costs if cost.bucket.batch_size <= largest]
+        found[f"optimum, B ≤ {largest}"] = choose(workload, small, limits).costs
+    return found
+
+
+def _distinct(sets: Mapping[str, tuple[BucketCost, ...]]) -> dict[str, tuple[BucketCost, ...]]:
+    return {name: some for name, some in sets.items()
+            if next(other for other, same in sets.items() if same == some) == name}  # fmt: skip
+
+
+def _baselines(
+    workload: Workload, limits: Limits, batch_size: int, model: CostModel
+) -> dict[str, tuple[Bucket, ...]]:
+    """The prompt lengths of other stacks' schemes, the longest k of each, at the largest batch that
+    the memory allows and the longest answer."""
+    prompts, k = workload.prompt_tokens, limits.buckets
+    new_tokens = max(2, int(workload.max_tokens.max()))
+    schemes = {
+        "one shape": one(prompts),
+        "powers of two": powers_of_two(prompts)[-k:],
+        "exponential": exponential(prompts)[-k:],
+        "percentiles": percentiles(prompts, k),
+    }
+    found = {}
+    for name, tops in schemes.items():
+        if rows := _largest_batch(batch_size, tops[-1], new_tokens, limits, model):
+            found[name] = tuple(Bucket(rows, top, new_tokens) for top in tops)
+    return found
+
+
+def _largest_batch(
+    batch_size: int, prompt_length: int, new_tokens: int, limits: Limits, model: CostModel
+) -> int:
+    """The batch size, halved until the bucket fits the memory; 0 where none does."""
+    while batch_size and limits.memory_bytes is not None:
+        cost = model.of(Bucket(batch_size, prompt_length, new_tokens))
+        if cost.memory_bytes <= limits.memory_bytes:
+            break
+        batch_size //= 2
+    return batch_size
+
+
+def _row(
+    name: str,
+    costs: tuple[BucketCost, ...],
+    halves: Mapping[str, Workload],
+    policy: Policy | None,
+    goodput_ms: Mapping[str, float] | None,
+) -> dict:
+    row = {
+        "name": name,
+        "buckets": " ".join(str(cost.bucket) for cost in costs),
+        "graphs": len(costs),
+        "compile_s": sum(cost.compile_s for cost in costs),
+        "extrapolated": sum(cost.extrapolated for cost in costs),
+    }
+    for half, workload in halves.items():
+        trace = simulate(workload, costs, policy)
+        seconds = metrics.duration_s(trace)
+        good = metrics.good_requests(trace, goodput_ms) if goodput_ms else 0
+        row |= {
+            f"{half}_bound_s": shape_bound_s(workload, costs),
+            f"{half}_busy_s": metrics.busy_s(trace),
+            f"{half}_p95_e2el_s": metrics.latencies(trace, (95,))["e2el"].percentiles_ms[95] / 1e3,
+            f"{half}_goodput_rps": good / seconds if seconds else 0.0,
+            f"{half}_fill": metrics.ledger(trace).fill,
+            f"{half}_rejected": int((trace.rejected > 0).sum()),
+            f"{half}_saturated": bool(metrics.saturation(trace)),
+        }
+    return row
