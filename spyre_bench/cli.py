@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 from typer.core import TyperCommand
 
+from spyre_bench import planning
+
 app = typer.Typer(
     help="What serving a language model from precompiled static shapes costs.",
     no_args_is_help=True,
@@ -22,6 +24,11 @@ def main() -> None:
     except (ValueError, OSError) as error:
         typer.echo(f"spyre-bench: {error}", err=True)
         sys.exit(1)
+
+
+app.command()(planning.simulate)
+app.command()(planning.buckets)
+app.command()(planning.sweep)
 
 
 @app.command()

@@ -1,0 +1,308 @@
+"""The commands that only calculate: `simulate`, `buckets` and `sweep`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from spyre_bench.advise import Advice
+    from spyre_bench.workload import Workload
+
+WorkloadName = Annotated[
+    str, typer.Option("--workload", help="azure_conv, burstgpt, ..., or a trace file")
+]
+Cost = Annotated[Path | None, typer.Option(help="cost table; default: the one that is shipped")]
+Requests = Annotated[int | None, typer.Option(help="how many; default: 10,000, or the whole file")]
+Seed = Annotated[int, typer.Option(help="of every random draw")]
+Arrivals = Annotated[
+    str | None, typer.Option(help="all, constant:4, poisson:2.5, gamma:2.5,0.5, onoff:10,5,20")
+]
+MaxTokens = Annotated[
+    str | None,
+    typer.Option(help="what clients ask for: exact, fixed:256, multiple:2, quantile:0.99"),
+]
+LengthScale = Annotated[float, typer.Option(help="multiplies all lengths")]
+RateScale = Annotated[float, typer.Option(help="divides the times between arrivals")]
+PolicyName = Annotated[str, typer.Option("--policy", help="best_fit, skip, fcfs, length_aware")]
+Goodput = Annotated[
+    list[str] | None, typer.Option(metavar="METRIC:MS", help="limits, such as ttft:2000 e2el:9000")
+]
+Extrapolate = Annotated[
+    bool, typer.Option("--extrapolate", help="price buckets beyond what was measured, marked")
+]
+Json = Annotated[bool, typer.Option("--json", help="print JSON and nothing else")]
+
+
+def simulate(
+    workload: WorkloadName,
+    bucket: Annotated[list[str], typer.Option(help="batch_size,prompt_length,new_tokens")],
+    cost: Cost = None,
+    policy: PolicyName = "best_fit",
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="takes the result as JSON")] = None,
+    requests: Requests = None,
+    arrivals: Arrivals = None,
+    max_tokens: MaxTokens = None,
+    length_scale: LengthScale = 1.0,
+    rate_scale: RateScale = 1.0,
+    max_wait_s: Annotated[float, typer.Option(help="hold of a batch with free rows")] = 0.0,
+    gather_s: Annotated[float, typer.Option(help="hold for simultaneous arrivals")] = 0.0,
+    max_age_s: Annotated[float, typer.Option(help="age guard of length_aware")] = 60.0,
+    replicas: Annotated[int, typer.Option(help="identical engines")] = 1,
+    router: Annotated[str, typer.Option(help="round_robin or least_loaded")] = "round_robin",
+    warmup: Annotated[
+        bool, typer.Option("--warmup", help="engines become ready after a cold warmup")
+    ] = False,
+    goodput: Goodput = None,
+    extrapolate: Extrapolate = False,
+    detailed: Annotated[bool, typer.Option("--detailed", help="arrays of all requests")] = False,
+    as_json: Json = False,
+) -> None:
+    """Serve a workload on buckets, in simulation: latency, throughput, fill and waste."""
+    from spyre_bench import simulate as simulator
+    from spyre_bench.batching import Policy
+    from spyre_bench.bench_json import bench_result
+    from spyre_bench.cost import load_cost, price
+    from spyre_bench.lint import lint
+    from spyre_bench.shapes import BucketSet
+
+    buckets = BucketSet.parse(bucket)
+    limits = _limits(goodput)
+    rules = Policy(policy, max_wait_s=max_wait_s, gather_s=gather_s, max_age_s=max_age_s)
+    model = load_cost(cost, extrapolate=extrapolate)
+    costs = price(buckets, model)
+    some = _workload(workload, requests, seed, arrivals, max_tokens, length_scale, rate_scale)
+    trace = simulator.simulate(
+        some, costs, rules, replicas=replicas, router=router,
+        ready_s=sum(c.warmup_s for c in costs) if warmup else 0.0,
+    )  # fmt: skip
+    result = bench_result(
+        trace, goodput_ms=limits, detailed=detailed, model=model.rows[0].model
+    ) | {"spyre_seed": seed, "spyre_lint": lint(some, costs, model).sentences()}
+    if out:
+        _write(out, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    if as_json:
+        typer.echo(json.dumps(result, allow_nan=False))
+    else:
+        _print_result(result)
+
+
+def buckets(
+    workload: WorkloadName,
+    k: Annotated[int, typer.Option("-k", help="buckets, at most")] = 5,
+    warmup_budget: Annotated[
+        float | None, typer.Option(help="seconds of cold compile, in all")
+    ] = None,
+    cost: Cost = None,
+    memory_gib: Annotated[float | None, typer.Option(help="of weights, cache and logits")] = None,
+    batch_size: Annotated[
+        list[int] | None, typer.Option(help="to consider; default: those of the cost table")
+    ] = None,
+    policy: PolicyName = "best_fit",
+    objective: Annotated[str, typer.Option(help="device_seconds or goodput")] = "device_seconds",
+    goodput: Goodput = None,
+    seed: Seed = 0,
+    requests: Requests = None,
+    arrivals: Arrivals = None,
+    max_tokens: MaxTokens = None,
+    length_scale: LengthScale = 1.0,
+    rate_scale: RateScale = 1.0,
+    extrapolate: Extrapolate = False,
+    as_json: Json = False,
+) -> None:
+    """Choose buckets for a workload: proved optimum, replayed, against other stacks' schemes."""
+    from spyre_bench.advise import advise, within
+    from spyre_bench.batching import Policy
+    from spyre_bench.cost import load_cost
+    from spyre_bench.optimize import Limits
+
+    memory_bytes = None if memory_gib is None else int(memory_gib * 2**30)
+    limits = Limits(k, warmup_budget, memory_bytes)
+    model = load_cost(cost, extrapolate=extrapolate)
+    some = _workload(workload, requests, seed, arrivals, max_tokens, length_scale, rate_scale)
+    kept = within(some, model)
+    advice = advise(
+        kept, model, limits,
+        batch_sizes=batch_size or sorted({row.batch_size for row in model.rows}),
+        policy=Policy(policy), objective=objective, goodput_ms=_limits(goodput),
+    )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(_advice_json(advice, len(some) - len(kept)), allow_nan=False))
+    else:
+        _print_advice(advice, len(some), len(some) - len(kept), model.span)
+
+
+def sweep(
+    grid: Annotated[Path, typer.Argument(help="YAML: a list of values for each setting")],
+    out: Annotated[Path, typer.Option(help="CSV; its rows are kept and not run again")],
+    jobs: Annotated[int, typer.Option(help="processes; -1: one a core")] = -1,
+    backend: Annotated[str, typer.Option(help="loky, dask or ray")] = "loky",
+    scheduler: Annotated[
+        str | None, typer.Option(help="address of the cluster; default: one on this machine")
+    ] = None,
+) -> None:
+    """Simulate every combination of a grid of settings, in parallel; resumable."""
+    from rich.console import Console
+
+    from spyre_bench.sweep import read_grid, run_sweep
+
+    frame = run_sweep(read_grid(grid), out, jobs=jobs, backend=backend, scheduler=scheduler)
+    Console(stderr=True).print(f"{len(frame)} rows in {out}")
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+
+def _workload(
+    name: str,
+    requests: int | None,
+    seed: int,
+    arrivals: str | None,
+    max_tokens: str | None,
+    length_scale: float,
+    rate_scale: float,
+) -> Workload:
+    import numpy as np
+
+    from spyre_bench.workload import load_workload
+
+    some = load_workload(
+        name, requests=requests, rng=np.random.default_rng(seed), arrivals=arrivals,
+        max_tokens=max_tokens,
+    )  # fmt: skip
+    return some.scaled(lengths=length_scale, rate=rate_scale)
+
+
+def _limits(goodput: Iterable[str] | None) -> dict[str, float]:
+    """`["ttft:2000"]` as milliseconds by metric."""
+    limits = {}
+    for text in goodput or ():
+        name, _, value = text.partition(":")
+        try:
+            limits[name] = float(value)
+        except ValueError as error:
+            raise ValueError(
+                f"goodput limit {text!r} is not a metric and milliseconds: write, for example, "
+                f"ttft:2000"
+            ) from error
+    return limits
+
+
+def _write(path: Path, text: str) -> None:
+    """In one step, so that an interruption leaves no half of a file."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+# --- what is printed ------------------------------------------------------------------------------
+
+
+def _print_result(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table("latency [s]", "mean", "median", "p90", "p99")
+    names = {"spyre_queue": "queue", "ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2EL"}
+    for metric, label in names.items():
+        table.add_row(
+            label,
+            *(
+                f"{result[f'{of}_{metric}_ms'] / 1e3:,.3f}"
+                for of in ("mean", "median", "p90", "p99")
+            ),
+        )
+    console.print(table)
+    waste = result["spyre_waste"]
+    shares = {name: tokens / max(1, waste["computed"]) for name, tokens in waste.items()}
+    table = Table("of the token slots computed", "share")
+    for name in list(waste)[:-1]:
+        table.add_row(name.replace("_", " "), f"{shares[name]:.1%}")
+    console.print(table)
+    console.print(
+        f"{result['completed']:,} of {result['num_prompts']:,} requests served in "
+        f"{result['duration']:,.1f} s by {result['spyre_batches']:,} batches: "
+        f"{result['request_throughput']:.3f} requests/s, {result['output_throughput']:,.1f} output "
+        f"tokens/s, {result['spyre_utilisation']:.0%} busy"
+    )
+    if result["request_goodput"] is not None:
+        console.print(f"goodput {result['request_goodput']:.3f} requests/s")
+    if bound := result["spyre_busy_over_shape_bound"]:
+        console.print(f"busy {bound:.2f} times the shape bound of these buckets")
+    if result["spyre_saturated"]:
+        console.print(f"[bold]saturated[/]: {result['spyre_saturation']}", highlight=False)
+    for sentence in result["spyre_lint"]:
+        console.print(sentence, highlight=False)
+    if result["spyre_extrapolated"]:
+        console.print(f"extrapolated: {', '.join(result['spyre_extrapolated'])}")
+
+
+def _setting(advice: Advice) -> str:
+    """What `--additional-config` takes."""
+    sizes = [[b.batch_size, b.prompt_length, b.new_tokens] for b in advice.buckets]
+    return json.dumps({"spyre": {"buckets": sizes}})
+
+
+def _advice_json(advice: Advice, beyond: int) -> dict[str, Any]:
+    certificate = advice.certificate
+    return {
+        "buckets": [str(bucket) for bucket in advice.buckets],
+        "additional_config": json.loads(_setting(advice)),
+        "requests_beyond_the_cost_table": beyond,
+        "requests_fitted": len(advice.fitted),
+        "requests_held_out": len(advice.held_out),
+        "certificate": {
+            "buckets": [str(bucket) for bucket in certificate.buckets],
+            "shape_bound_s": certificate.objective_s,
+            "proved_bound_s": certificate.bound_s,
+            "gap": certificate.gap,
+            "seconds": certificate.seconds,
+        },
+        "contenders": json.loads(advice.contenders.to_json(orient="records")),
+    }
+
+
+def _print_advice(advice: Advice, requests: int, beyond: int, span: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if beyond:
+        console.print(
+            f"{beyond:,} of {requests:,} requests are beyond the cost table ({span}) and left out; "
+            f"--extrapolate takes them in",
+            highlight=False,
+        )
+    table = Table(
+        "", "graphs", "compile s", "bound s", "busy s", "held out s", "p95 s", "fill", "lost",
+        caption="busy device seconds on the first half of the requests and, held out, on the "
+        "second; bound: no batching takes less; lost: rejected of the second half",
+    )  # fmt: skip
+    for row in advice.contenders.itertuples():
+        table.add_row(
+            row.name, str(row.graphs), f"{row.compile_s:,.0f}", f"{row.fitted_bound_s:,.0f}",
+            f"{row.fitted_busy_s:,.0f}", f"{row.held_out_busy_s:,.0f}",
+            f"{row.held_out_p95_e2el_s:,.0f}{'*' if row.held_out_saturated else ''}",
+            f"{row.held_out_fill:.0%}", str(row.held_out_rejected),
+            style="bold" if row.advised else None,
+        )  # fmt: skip
+    console.print(table)
+    for row in advice.contenders.itertuples():
+        mark = "  <- advised" if row.advised else ""
+        console.print(f"{row.name}: {row.buckets}{mark}", highlight=False, soft_wrap=True)
+    if advice.contenders["held_out_saturated"].any():
+        console.print("* saturated: that latency measures the backlog, not the service")
+    found = advice.certificate
+    console.print(
+        f"Certificate: even with full batches, no choice of candidates within the limits serves "
+        f"the first half in less than {found.bound_s:,.1f} device seconds. The optimum's bound is "
+        f"{found.objective_s:,.1f} s, a gap of {found.gap:.3%}, found in {found.seconds:.1f} s."
+    )
+    console.print(f"--additional-config '{_setting(advice)}'", highlight=False, soft_wrap=True)
