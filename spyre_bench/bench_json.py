@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from spyre_bench import metrics
-from spyre_bench.simulate import REJECTIONS, Trace
+from spyre_bench.shapes import REJECTIONS
+from spyre_bench.simulate import Trace
 
 
 def bench_result(

@@ -86,6 +86,8 @@ def _run(
         given |= {name: _value(name, text, known[name]) for name, text in texts.items()}
         if "output_directory" in known:
             given = {"output_directory": str(directory)} | given
+        if "interactive" in known:  # nobody is there to move a widget
+            given = {"interactive": False} | given
         papermill.execute_notebook(
             _literal(notebook), _literal(executed), parameters=given, log_output=False
         )

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 STICK_TOKENS = 64
 """Prompt lengths are multiples of this: a Spyre stick is 128 bytes, 64 fp16 elements."""
 
+# Why no bucket takes a request, in the words of results and metrics.
+REJECTIONS = ("prompt_too_long", "max_tokens_too_large", "no_bucket_takes_both")
+
 # Upstream's names, in the order of a bucket, and its defaults: one bucket, for a first try.
 BUCKET_LISTS = {
     "VLLM_SPYRE_WARMUP_BATCH_SIZES": "1",
@@ -185,6 +188,14 @@ class BucketSet:
             )
 
         return tuple(sorted(self, key=missing)[:count])
+
+    def rejection(self, prompt_tokens: int, max_tokens: int) -> str | None:
+        """Why no bucket takes such a request, one of `REJECTIONS`; None where one does."""
+        if self.fitting(prompt_tokens, max_tokens):
+            return None
+        if prompt_tokens > self.max_prompt_length:
+            return REJECTIONS[0]
+        return REJECTIONS[1 if max_tokens > self.max_new_tokens(0) else 2]
 
     def require_fit(self, prompt_tokens: int, max_tokens: int) -> None:
         """Raises ValueError, with the nearest buckets and the bucket that would admit it, for a

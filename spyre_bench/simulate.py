@@ -20,9 +20,9 @@ import numpy as np
 
 from spyre_bench.batching import Batch, Hold, Policy, next_batch
 from spyre_bench.cost import BucketCost
+from spyre_bench.shapes import REJECTIONS
 from spyre_bench.workload import Workload
 
-REJECTIONS = ("prompt_too_long", "max_tokens_too_large", "no_bucket_takes_both")
 ROUTERS = ("round_robin", "least_loaded")
 CHUNK = 8192  # requests that exist as Python objects at a time
 

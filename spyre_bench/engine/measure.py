@@ -45,6 +45,7 @@ def measure_bucket(
         dtype=dtype,
         threads=threads or os.cpu_count(),
         passes=passes,
+        timed=("warm",),
     ).set_index("start")
     cold, warm = starts.loc["cold"], starts.loc["warm"]
     return CostRow(

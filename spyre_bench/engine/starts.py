@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,6 +23,8 @@ import numpy as np
 import pandas as pd
 
 from spyre_bench.shapes import Bucket, BucketSet
+
+UNTIMED = dict.fromkeys(("prefill_s", "prefill_iqr_s", "decode_s", "decode_iqr_s"), np.nan)
 
 
 def measure_starts(
@@ -35,14 +37,15 @@ def measure_starts(
     layers: int | None = None,
     threads: int = 0,
     passes: int = 5,
+    timed: Sequence[str] = ("cold", "warm"),
 ) -> pd.DataFrame:
     """One row for each bucket of a cold start and of the warm start after it, in warmup order.
 
     `load_s` is of the whole start; `compile_s` and `first_run_s` are of the bucket, `startup_s`
     their sum; `prefill_s` and `decode_s` are medians of at least `passes` passes afterwards, the
-    `_iqr_s` their interquartile ranges; `memory_bytes` is the engine's. `layers` takes
-    only that many of the model's. `threads` are those of the process, 0 for one a core. ValueError
-    for a setting that the engine refuses.
+    `_iqr_s` their interquartile ranges, nan for a start that is not in `timed`; `memory_bytes` is
+    the engine's. `layers` takes only that many of the model's. `threads` are those of the process,
+    0 for one a core. ValueError for a setting that the engine refuses.
     """
     setting = {
         "compile_backend": compile_backend,
@@ -59,12 +62,11 @@ def measure_starts(
             "buckets": str(buckets),
             "artefact_directory": str(Path(scratch) / "artefacts"),
             "threads": threads,
-            "passes": passes,
         }
         rows = [
             {"start": start, **row}
             for start in ("cold", "warm")
-            for row in _in_fresh_process(request)
+            for row in _in_fresh_process(request | {"passes": passes if start in timed else 0})
         ]
     return pd.DataFrame(rows).assign(layers=layers, **setting)
 
@@ -126,7 +128,9 @@ def start_here(request: dict) -> list[dict]:
 
 def _time_passes(model, bucket: Bucket, passes: int) -> dict[str, float]:
     """Medians and spreads of full batches; the decodes follow a prefill in runs of the bucket's
-    length, since a step's cost may grow with its slot."""
+    length, since a step's cost may grow with its slot. No passes, no figures."""
+    if not passes:
+        return UNTIMED
     prompts = [[1] * bucket.prompt_length] * bucket.batch_size
     tokens = [1] * bucket.batch_size
     prefill_s, decode_s = [], []

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
+from spyre_bench.cost import BucketCost
 from spyre_bench.engine.artefacts import code_cache
 from spyre_bench.engine.compile import sendnn_warmup, unique_graphs
 from spyre_bench.engine.model import SpyreCausalLM
@@ -30,6 +31,11 @@ class WarmupRow:
     @property
     def compile_s(self) -> float:
         return self.prefill_compile_s + self.decode_compile_s
+
+    @property
+    def cost(self) -> BucketCost:
+        """For the scheduler's choice between buckets."""
+        return BucketCost(self.bucket, self.prefill_s, self.decode_s, self.compile_s)
 
 
 def warm_up(model: SpyreCausalLM, *, progress: bool = True) -> list[WarmupRow]:

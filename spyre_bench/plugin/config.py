@@ -10,12 +10,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spyre_bench.cost import BucketCost
+from spyre_bench.batching import POLICIES, Policy
 from spyre_bench.engine.compile import COMPILE_BACKENDS, COMPILE_SCOPES
 from spyre_bench.shapes import BUCKET_LISTS, BucketSet
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+
+    from spyre_bench.engine.warmup import WarmupRow
 
 BACKEND = "VLLM_SPYRE_DYNAMO_BACKEND"
 REQUIRE_PRECOMPILED = "VLLM_SPYRE_REQUIRE_PRECOMPILED_DECODERS"
@@ -34,7 +36,10 @@ class SpyreConfig:
     require_precompiled: bool = False
     memory_bytes: int | None = None  # limit; None: what the machine has
     pass_log: Path | None = None  # JSON lines, one a pass
+    policy: str = "best_fit"  # see batching.Policy, also for the three times
     gather_s: float = 0.02  # an idle engine waits this long for company of a first request
+    max_wait_s: float = 0.0  # a batch with free rows waits this long for more members
+    max_age_s: float = 60.0  # with length_aware: from then on a waiting head goes first
 
     def __post_init__(self):
         _require_one_of("compile_backend", self.compile_backend, COMPILE_BACKENDS)
@@ -45,8 +50,11 @@ class SpyreConfig:
             not _is_number(self.memory_bytes, int) or self.memory_bytes < 1
         ):
             raise _wrong("memory_bytes", self.memory_bytes, "is a whole number of bytes above 0")
-        if not _is_number(self.gather_s, int, float) or not 0 <= self.gather_s <= 60:
-            raise _wrong("gather_s", self.gather_s, "is a number of seconds from 0 to 60")
+        _require_one_of("policy", self.policy, tuple(POLICIES))
+        for name, longest_s in (("gather_s", 60), ("max_wait_s", 600), ("max_age_s", 86400)):
+            value = getattr(self, name)
+            if not _is_number(value, int, float) or not 0 <= value <= longest_s:
+                raise _wrong(name, value, f"is a number of seconds from 0 to {longest_s}")
 
     @classmethod
     def of(cls, vllm_config: VllmConfig) -> SpyreConfig:
@@ -74,6 +82,10 @@ class SpyreConfig:
             values[name] = _path(name, values.get(name))
         return cls(**values)
 
+    @property
+    def batching(self) -> Policy:
+        return Policy(self.policy, self.max_wait_s, self.gather_s, self.max_age_s)
+
     def as_settings(self) -> dict[str, Any]:
         """The mapping, in types of JSON, that `read` turns into this configuration."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -93,19 +105,19 @@ class SpyreConfig:
                 )
 
 
-COSTS = "spyre_costs"
-"""Where the executor leaves the seconds of the engine's warmup for the scheduler: of vLLM's objects
+WARMUP = "spyre_warmup"
+"""Where the executor leaves what the engine's warmup measured for the scheduler: of vLLM's objects
 only the configuration reaches both."""
 
 
-def note_costs(vllm_config: VllmConfig, costs: Iterable[BucketCost]) -> None:
-    """Keeps the measured costs of the engine's buckets with its configuration."""
-    vllm_config.additional_config[COSTS] = sorted(costs, key=lambda cost: cost.bucket)
+def note_warmup(vllm_config: VllmConfig, rows: Iterable[WarmupRow]) -> None:
+    """Keeps the warmup of the engine's buckets with its configuration."""
+    vllm_config.additional_config[WARMUP] = sorted(rows, key=lambda row: row.bucket)
 
 
-def noted_costs(vllm_config: VllmConfig) -> tuple[BucketCost, ...]:
-    """The costs of the engine's buckets, in ascending order; the engine has been warmed up."""
-    return tuple(vllm_config.additional_config[COSTS])
+def noted_warmup(vllm_config: VllmConfig) -> tuple[WarmupRow, ...]:
+    """The warmup of the engine's buckets, in ascending order; the engine has been warmed up."""
+    return tuple(vllm_config.additional_config[WARMUP])
 
 
 def _refuse_unknown(settings: Mapping[str, Any]) -> None:

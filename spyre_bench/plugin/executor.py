@@ -2,7 +2,7 @@
 
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from spyre_bench.plugin.config import note_costs
+from spyre_bench.plugin.config import note_warmup
 from spyre_bench.plugin.shims import make_shutdown_quiet
 
 
@@ -13,7 +13,7 @@ class SpyreExecutor(UniProcExecutor):
 
     def compile_or_warm_up_model(self) -> None:
         super().compile_or_warm_up_model()
-        note_costs(self.vllm_config, self.collective_rpc("bucket_costs")[0])
+        note_warmup(self.vllm_config, self.collective_rpc("warmup_rows")[0])
 
     @classmethod
     def supports_async_scheduling(cls) -> bool:

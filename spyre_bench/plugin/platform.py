@@ -136,15 +136,23 @@ class SpyrePlatform(Platform):
         we do not do."""
         if cls._config is None:  # no engine of ours was built in this process
             return
+        reason: str | None = "unsupported"
         try:
             refuse_request(processed_inputs["type"], params)
             prompt_tokens = len(processed_inputs["prompt_token_ids"])
             # Without max_tokens the answer may be as long as a bucket allows, but no shorter.
             at_least = max(1, params.min_tokens)
             max_tokens = at_least if params.max_tokens is None else params.max_tokens
+            reason = cls._config.buckets.rejection(prompt_tokens, max_tokens)
             cls._config.buckets.require_fit(prompt_tokens, max_tokens)
         except ValueError as error:
+            _count_rejected(reason)
             raise RefusedRequest(str(error)) from None
+
+    @classmethod
+    def takes_prompt(cls, prompt_tokens: int) -> bool:
+        """Whether a bucket takes such a prompt with any answer; True without an engine of ours."""
+        return cls._config is None or cls._config.buckets.max_new_tokens(prompt_tokens) > 0
 
     @classmethod
     def get_max_output_tokens(cls, prompt_len: int) -> int:
@@ -185,3 +193,9 @@ class SpyrePlatform(Platform):
     @classmethod
     def update_block_size_for_backend(cls, vllm_config: VllmConfig) -> None:
         """The block size is that of the buckets."""
+
+
+def _count_rejected(reason: str | None) -> None:
+    from spyre_bench.plugin.metrics import rejected  # imports vLLM's loggers: at the top a circle
+
+    rejected().labels(reason).inc()

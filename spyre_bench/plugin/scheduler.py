@@ -13,16 +13,18 @@ from vllm.logger import init_logger
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import create_request_queue
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.request import Request
 
-from spyre_bench.batching import Batch, Policy, next_batch
-from spyre_bench.plugin.config import SpyreConfig, noted_costs
+from spyre_bench.batching import Batch, Hold, WasteLedger, next_batch
+from spyre_bench.plugin.config import SpyreConfig, noted_warmup
+from spyre_bench.plugin.counts import Counts
 from spyre_bench.shapes import Bucket
 
 logger = init_logger("vllm.spyre_bench.scheduler")
 
 POLL_S = 0.001
-"""How long a step may sleep while a batch gathers; vLLM reads new requests between steps."""
+"""How long a step may sleep while a batch is held; vLLM reads new requests between steps."""
 
 
 @dataclass
@@ -41,21 +43,38 @@ class WaitingRequest(NamedTuple):
     request: Request
 
 
+@dataclass
+class RunningBatch:
+    """What the waste ledger needs to know of a batch at its end."""
+
+    bucket: Bucket
+    members: list[Request]
+    passes: int = 0
+
+
 class SpyreScheduler(Scheduler):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.spyre_config = SpyreConfig.of(self.vllm_config)
-        self.costs = noted_costs(self.vllm_config)
-        self.clock = time.monotonic
+        warmup = noted_warmup(self.vllm_config)
+        self.costs = tuple(row.cost for row in warmup)
+        self.counts = Counts(warmup)
+        self.clock = time.monotonic  # a wall clock may be set back while a batch is held
+        self.wall_clock = time.time
+        self.sleep = time.sleep
         self._arrival_s: WeakKeyDictionary[Request, float] = WeakKeyDictionary()
+        self._batch: RunningBatch | None = None
 
     def add_request(self, request: Request) -> None:
-        self._arrival_s[request] = self.clock()
+        # It came to the front end perhaps a long pass ago; this process reads between passes.
+        age_s = max(0.0, self.wall_clock() - request.arrival_time)
+        self._arrival_s[request] = self.clock() - age_s
         super().add_request(request)
         if reason := self._misfit(request):
             logger.warning("request %s is refused: %s", request.request_id, reason)
             # vLLM's list of requests to end with an error at the next step.
             self.grammar_compile_error_reqs.add(request.request_id)
+            self.counts.add_rejected("unsupported" if request.resumable else "prompt_too_long")
             return
         # vLLM fills a missing max_tokens with the rest of the context: the buckets allow less.
         allowed = self.spyre_config.buckets.max_new_tokens(request.num_prompt_tokens)
@@ -85,7 +104,8 @@ class SpyreScheduler(Scheduler):
 
     def schedule(self, throttle_prefills: bool = False) -> SpyreSchedulerOutput:
         """The next pass: a decode of the running batch, or the prefill of the next one."""
-        batch = None if self.running else self._take_batch()
+        decision = None if self.running else self._decide()
+        batch = decision if isinstance(decision, Batch) else None
         # The one place that touches vLLM's queue: it sees the admitted requests only.
         waiting, self.waiting = self.waiting, create_request_queue(self.policy)
         for member in batch.members if batch else ():
@@ -93,20 +113,49 @@ class SpyreScheduler(Scheduler):
         output = super().schedule(throttle_prefills)
         waiting.prepend_requests(reversed(list(self.waiting)))
         self.waiting = waiting
-        if not output.num_scheduled_tokens and self.waiting:
-            time.sleep(POLL_S)  # a batch gathers, or a grammar compiles
+        if batch:
+            self._batch = RunningBatch(batch.bucket, list(self.running))
+        if output.num_scheduled_tokens:
+            self._batch.passes += 1
+        elif self.waiting:  # a batch is held, or a grammar compiles
+            held_s = decision.until_s - self.clock() if isinstance(decision, Hold) else POLL_S
+            self.sleep(min(POLL_S, max(0.0, held_s)))
         values = {field.name: getattr(output, field.name) for field in fields(SchedulerOutput)}
         return SpyreSchedulerOutput(**values, bucket=batch.bucket if batch else None)
 
-    def _take_batch(self) -> Batch[WaitingRequest] | None:
-        """The next batch, its members taken out of the queue; the others stay in order."""
+    def make_stats(self, *args, **kwargs) -> SchedulerStats | None:
+        """vLLM's statistics of a step, and ours."""
+        self._close_batch()
+        stats = super().make_stats(*args, **kwargs)
+        if stats is not None:
+            age_s = 0.0
+            if self.waiting:
+                age_s = self.clock() - self._arrival_s[self.waiting.peek_request()]
+            self.counts.attach(stats, age_s)
+        return stats
+
+    def _decide(self) -> Batch[WaitingRequest] | Hold | None:
+        """Who runs next; the members of a batch are taken out of the queue, the others stay in
+        order."""
+        self._close_batch()
         read: list[Request] = []
-        policy = Policy(gather_s=self.spyre_config.gather_s)
-        decision = next_batch(self._read_ready(read), self.costs, policy, self.clock())
-        batch = decision if isinstance(decision, Batch) else None
-        taken = {member.request for member in batch.members} if batch else set()
+        decision = next_batch(
+            self._read_ready(read), self.costs, self.spyre_config.batching, self.clock()
+        )
+        members = decision.members if isinstance(decision, Batch) else ()
+        taken = {member.request for member in members}
         self.waiting.prepend_requests(r for r in reversed(read) if r not in taken)
-        return batch
+        return decision
+
+    def _close_batch(self) -> None:
+        """Counts the batch whose last member has ended."""
+        if self.running or self._batch is None:
+            return
+        batch, self._batch = self._batch, None
+        prompts = [member.num_prompt_tokens for member in batch.members]
+        outputs = [member.num_output_tokens for member in batch.members]
+        ledger = WasteLedger.of_batch(batch.bucket, prompts, outputs, batch.passes)
+        self.counts.add_batch(batch.bucket, len(batch.members), ledger)
 
     def _read_ready(self, read: list[Request]) -> Iterator[WaitingRequest]:
         """Pops from the queue as far as it is asked to, into `read`; yields who could run now."""

@@ -1,12 +1,15 @@
-"""Two faults of vLLM 0.32 at start and end that no hook reaches, mended in place.
+"""What no hook of vLLM 0.32 reaches, in place: two faults at start and end, and a look at requests
+before their max_tokens is lowered.
 
 Each test of `tests/plugin/test_shims.py` fails once vLLM does without, and names what can go.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 
 import torch
 
@@ -43,3 +46,29 @@ def let_ctrl_c_through() -> None:
             raise interrupt
 
     utils.zmq_socket_ctx = attentive
+
+
+def see_clamped_requests(on_clamp: Callable[[int, str], None]) -> None:
+    """vLLM's server lowers max_tokens to what the platform allows before any hook sees the request.
+    From here on it calls `on_clamp(prompt_tokens, reason)` too, the reason being whose value was
+    lowered: "max_tokens" (the client's) or "default" (the server's or the model's)."""
+    from vllm.entrypoints.serve.utils import api_utils
+
+    original = getattr(api_utils.get_max_tokens, "__wrapped__", api_utils.get_max_tokens)
+
+    @wraps(original)
+    def attentive(max_model_len, max_tokens, input_length, default_sampling_params, *rest, **more):
+        granted = original(
+            max_model_len, max_tokens, input_length, default_sampling_params, *rest, **more
+        )
+        default = default_sampling_params.get("max_tokens")
+        if max_tokens is not None and granted < max_tokens:
+            on_clamp(input_length, "max_tokens")
+        elif max_tokens is None and default is not None and granted < default:
+            on_clamp(input_length, "default")
+        return granted
+
+    for module in list(sys.modules.values()):  # who has imported it holds it by name
+        held = vars(module).get("get_max_tokens")
+        if getattr(held, "__wrapped__", held) is original:
+            module.get_max_tokens = attentive

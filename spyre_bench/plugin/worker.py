@@ -15,10 +15,9 @@ from vllm.utils.torch_utils import set_random_seed
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheSpec
 from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
 
-from spyre_bench.cost import BucketCost
 from spyre_bench.engine.checkpoint import cache_directory, model_directory
 from spyre_bench.engine.model import EngineConfig, SpyreCausalLM
-from spyre_bench.engine.warmup import warm_up
+from spyre_bench.engine.warmup import WarmupRow, warm_up
 from spyre_bench.plugin.config import SpyreConfig
 from spyre_bench.plugin.pass_log import PassLog
 from spyre_bench.plugin.runner import SpyreModelRunner
@@ -121,12 +120,9 @@ class SpyreWorker(WorkerBase):
         set_random_seed(self.model_config.seed)  # as if nothing had run
         return CompilationTimes(language_model=time.perf_counter() - start_s, encoder=0.0)
 
-    def bucket_costs(self) -> list[BucketCost]:
-        """What warmup measured, for the scheduler's choice between buckets."""
-        return [
-            BucketCost(row.bucket, row.prefill_s, row.decode_s, row.compile_s)
-            for row in self.warmup
-        ]
+    def warmup_rows(self) -> list[WarmupRow]:
+        """What warmup measured, for the scheduler."""
+        return self.warmup
 
     @torch.no_grad()
     def execute_model(self, scheduler_output: SpyreSchedulerOutput) -> ModelRunnerOutput | None:

@@ -26,7 +26,7 @@ def vllm_config(tiny_llama):
 
 @pytest.fixture
 def host(vllm_config, monkeypatch):
-    monkeypatch.setattr("spyre_bench.plugin.scheduler.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     return Host(vllm_config)
 
 
@@ -38,15 +38,23 @@ class Host:
         from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
         from vllm.v1.structured_output import StructuredOutputManager
 
-        from spyre_bench.cost import BucketCost
-        from spyre_bench.plugin.config import note_costs
+        from spyre_bench.engine.warmup import WarmupRow
+        from spyre_bench.plugin.config import note_warmup
         from spyre_bench.plugin.scheduler import SpyreScheduler
 
         # as if warmed up on a machine that takes a millisecond a slot
-        note_costs(
+        note_warmup(
             vllm_config,
             [
-                BucketCost(bucket, 1e-3 * bucket.batch_size * bucket.prompt_length, 1e-3)
+                WarmupRow(
+                    bucket,
+                    1.0,
+                    0.5,
+                    1e-3 * bucket.batch_size * bucket.prompt_length,
+                    1e-3,
+                    False,
+                    2,
+                )
                 for bucket in (SMALL, LARGE)
             ],
         )
@@ -178,9 +186,9 @@ def replaced(config, **changes):
     return replace(config, **changes)
 
 
-def test_while_a_batch_gathers_the_loop_sleeps_but_an_idle_step_does_not(host, monkeypatch):
+def test_while_a_batch_gathers_the_loop_sleeps_but_an_idle_step_does_not(host):
     slept = []
-    monkeypatch.setattr("spyre_bench.plugin.scheduler.time.sleep", slept.append)
+    host.scheduler.sleep = slept.append
     host.step()
     assert slept == []
     host.scheduler.spyre_config = replaced(host.scheduler.spyre_config, gather_s=10)
@@ -213,7 +221,7 @@ def test_what_came_past_the_front_ends_checks_ends_with_an_error(host, caplog, c
 
 
 def test_higher_priority_is_served_first(vllm_config, monkeypatch):
-    monkeypatch.setattr("spyre_bench.plugin.scheduler.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     monkeypatch.setattr(vllm_config.scheduler_config, "policy", "priority")
     host = Host(vllm_config)
     for name, priority in {"a": 2, "b": 1, "c": 0, "d": 2, "e": 1}.items():

@@ -1,0 +1,126 @@
+"""Our Prometheus metrics, beside vLLM's on `/metrics`; `docs/OPERATIONS.md` says what each is for.
+
+What the engine counts arrives with vLLM's statistics of each step (`counts.py`); what the front
+end decides, refusals and clamped requests, is counted where it is decided.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+from prometheus_client import Counter, Gauge
+from vllm.v1.metrics.loggers import StatLoggerBase
+
+from spyre_bench.plugin.counts import QUEUE_AGE_US, attached
+from spyre_bench.plugin.platform import SpyrePlatform
+from spyre_bench.plugin.shims import see_clamped_requests
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.metrics.stats import IterationStats, MultiModalCacheStats, SchedulerStats
+
+ENGINE = ("model_name", "engine")
+
+
+@cache
+def rejected() -> Counter:
+    return Counter(
+        "spyre:rejected_requests",
+        "Requests refused, by reason: prompt_too_long, max_tokens_too_large, "
+        "no_bucket_takes_both, unsupported.",
+        ["reason"],
+    )
+
+
+@cache
+def clamped() -> Counter:
+    return Counter(
+        "spyre:clamped_requests",
+        "Requests whose max_tokens was lowered to what the buckets allow, by reason: the client's "
+        "own value (max_tokens), or a default of the server or the model (default).",
+        ["reason"],
+    )
+
+
+@cache
+def _counters() -> dict[str, Counter]:
+    """Fed from totals of the same name; see `counts.Counts`."""
+    bucket = (*ENGINE, "bucket")
+    return {
+        "batches": Counter("spyre:batches", "Batches run to their end.", bucket),
+        "rows": Counter("spyre:batch_rows", "Requests in those batches.", bucket),
+        "tokens": Counter(
+            "spyre:tokens",
+            "Token slots those batches computed, by kind: useful, or one of the wastes batch_pad, "
+            "prompt_pad, bucket_pad, decode_tail, cap.",
+            (*bucket, "kind"),
+        ),
+    }
+
+
+@cache
+def _gauges() -> dict[str, Gauge]:
+    bucket = (*ENGINE, "bucket")
+    return {
+        "fill": _gauge("spyre:fill_ratio", "Useful over computed tokens since the start.", bucket),
+        "warmup_us": _gauge("spyre:warmup_seconds", "Compile and first runs at start.", bucket),
+        "warmup_graphs": _gauge("spyre:warmup_graphs", "Graphs captured at start.", bucket),
+        QUEUE_AGE_US: _gauge(
+            "spyre:queue_age_seconds", "How long the longest waiting request waits.", ENGINE
+        ),
+    }
+
+
+def _gauge(name: str, text: str, labels: tuple[str, ...]) -> Gauge:
+    return Gauge(name, text, labels, multiprocess_mode="mostrecent")  # as vLLM's
+
+
+def _count_clamped(prompt_tokens: int, reason: str) -> None:
+    """A prompt that no bucket takes is granted a token as well, only to be refused."""
+    if SpyrePlatform.takes_prompt(prompt_tokens):
+        clamped().labels(reason).inc()
+
+
+class SpyreStatLogger(StatLoggerBase):
+    """vLLM builds one for each engine of a server and hands it every step's statistics."""
+
+    def __init__(self, vllm_config: VllmConfig, engine_index: int = 0):
+        self._labels = (vllm_config.model_config.served_model_name, str(engine_index))
+        self._seen: dict[tuple[str, ...], int] = {}
+        see_clamped_requests(_count_clamped)
+        for metric in (rejected, clamped, _counters, _gauges):  # there before the first event
+            metric()
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to say: warmup comes with the first statistics."""
+
+    def record(
+        self,
+        scheduler_stats: SchedulerStats | None,
+        iteration_stats: IterationStats | None,
+        mm_cache_stats: MultiModalCacheStats | None = None,
+        engine_idx: int = 0,
+    ) -> None:
+        if scheduler_stats is None:
+            return
+        totals = attached(scheduler_stats)
+        for (name, *labels), total in totals.items():
+            grown = total - self._seen.get((name, *labels), 0)
+            if name == "rejected":
+                rejected().labels(*labels).inc(grown)
+            elif name in _counters():
+                _counters()[name].labels(*self._labels, *labels).inc(grown)
+            else:
+                scale = 1e-6 if name.endswith("_us") else 1
+                _gauges()[name].labels(*self._labels, *labels).set(total * scale)
+        self._set_fill(totals)
+        self._seen |= totals
+
+    def _set_fill(self, totals: dict[tuple[str, ...], int]) -> None:
+        for name, *labels in totals:
+            if name == "batches":
+                (bucket,) = labels
+                kinds = {key[2]: n for key, n in totals.items() if key[:2] == ("tokens", bucket)}
+                fill = kinds["useful"] / sum(kinds.values())
+                _gauges()["fill"].labels(*self._labels, bucket).set(fill)
