@@ -14,7 +14,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 
 from spyre_bench.plugin.counts import QUEUE_AGE_US, attached
 from spyre_bench.plugin.platform import SpyrePlatform
-from spyre_bench.plugin.shims import see_clamped_requests
+from spyre_bench.plugin.shims import watch_max_tokens
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -88,7 +88,7 @@ class SpyreStatLogger(StatLoggerBase):
     def __init__(self, vllm_config: VllmConfig, engine_index: int = 0):
         self._labels = (vllm_config.model_config.served_model_name, str(engine_index))
         self._seen: dict[tuple[str, ...], int] = {}
-        see_clamped_requests(_count_clamped)
+        watch_max_tokens(_count_clamped)
         for metric in (rejected, clamped, _counters, _gauges):  # there before the first event
             metric()
 

@@ -48,10 +48,12 @@ def let_ctrl_c_through() -> None:
     utils.zmq_socket_ctx = attentive
 
 
-def see_clamped_requests(on_clamp: Callable[[int, str], None]) -> None:
+def watch_max_tokens(on_clamp: Callable[[int, str], None]) -> None:
     """vLLM's server lowers max_tokens to what the platform allows before any hook sees the request.
     From here on it calls `on_clamp(prompt_tokens, reason)` too, the reason being whose value was
-    lowered: "max_tokens" (the client's) or "default" (the server's or the model's)."""
+    lowered: "max_tokens" (the client's) or "default" (the server's or the model's). And a prompt
+    as long as the whole context is granted a token, so that it is refused with the platform's
+    sentence and not for a max_tokens of 0 that nobody asked for."""
     from vllm.entrypoints.serve.utils import api_utils
 
     original = getattr(api_utils.get_max_tokens, "__wrapped__", api_utils.get_max_tokens)
@@ -61,6 +63,8 @@ def see_clamped_requests(on_clamp: Callable[[int, str], None]) -> None:
         granted = original(
             max_model_len, max_tokens, input_length, default_sampling_params, *rest, **more
         )
+        if input_length == max_model_len and max_tokens != 0:
+            granted = max(1, granted)
         default = default_sampling_params.get("max_tokens")
         if max_tokens is not None and granted < max_tokens:
             on_clamp(input_length, "max_tokens")

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.plugin.servers import PROMPTS, Run
+
 BUCKETS = [[4, 64, 16], [2, 192, 32]]
 
 
@@ -87,3 +89,35 @@ class Reference:
     def prompt_where(self, holds: Callable[[str], bool]) -> str:
         """The first prompt of a fixed list for which a test can tell something."""
         return next(p for p in (f"{start} prompt" for start in "abcdefghijklmnop") if holds(p))
+
+
+@pytest.fixture(scope="session")
+def expected(smollm2) -> list[list[int]]:
+    """What Hugging Face transformers says to each prompt, one at a time."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+
+    def answer(prompt: str) -> list[int]:
+        inputs = tokenizer(prompt, return_tensors="pt")
+        with torch.no_grad():
+            output = model.generate(**inputs, max_new_tokens=16, do_sample=False)
+        return output[0, inputs["input_ids"].shape[1] :].tolist()
+
+    return [answer(prompt) for prompt in PROMPTS]
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts a command as a `Run`, which is gone with the test."""
+    runs = []
+
+    def run(*command: str) -> Run:
+        runs.append(Run(list(command), tmp_path / f"{len(runs)}.log"))
+        return runs[-1]
+
+    yield run
+    for one in runs:
+        one.clean_up()
