@@ -39,6 +39,7 @@ class Run:
             "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
             "VLLM_LOGGING_LEVEL": "INFO",
             "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(Path(__file__).parents[2]),  # for logits processors of the tests
         }
         with log.open("w") as sink:
             self.process = subprocess.Popen(
