@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +19,7 @@ from scipy.interpolate import LinearNDInterpolator
 from scipy.optimize import nnls
 from scipy.spatial import QhullError
 
-from spyre_bench.shapes import Bucket
+from spyre_bench.shapes import STICK_TOKENS, Bucket
 
 SHIPPED = Path(__file__).parent / "data" / "cost.csv"
 
@@ -120,8 +120,11 @@ class BucketCost:
 
 
 class CostModel(Protocol):
-    """A source of costs. `of` raises ValueError for a bucket that it has no figure for."""
+    """A source of costs. `of` raises ValueError for a bucket that it has no figure for; `smallest`
+    is the B, P and N below which it has none."""
 
+    @property
+    def smallest(self) -> tuple[int, int, int]: ...
     def of(self, bucket: Bucket) -> BucketCost: ...
 
 
@@ -130,6 +133,7 @@ def price(buckets: Iterable[Bucket], model: CostModel) -> tuple[BucketCost, ...]
     return tuple(model.of(bucket) for bucket in sorted(set(buckets)))
 
 
+SMALLEST = (1, STICK_TOKENS, 2)  # B, P and N of the smallest bucket there can be
 FEWEST = 3  # buckets behind a fit
 # Each quantity as a sum of parts that are never negative; K = P + N are the slots of the KV cache.
 FORMS: dict[str, tuple[str, Callable[[int, int, int], tuple[float, ...]]]] = {
@@ -153,6 +157,10 @@ class FittedCost:
     compile_s: tuple[float, float] = (0.0, 0.0)
     memory_bytes: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
+    @property
+    def smallest(self) -> tuple[int, int, int]:
+        return SMALLEST
+
     @classmethod
     def fit(cls, rows: Sequence[CostRow]) -> FittedCost:
         """Non-negative least squares of the relative error, so that small buckets count as much
@@ -167,6 +175,16 @@ class FittedCost:
     def of(self, bucket: Bucket) -> BucketCost:
         values = {name: self._value(name, bucket) for name in FORMS}
         return BucketCost(bucket, **values | {"memory_bytes": round(values["memory_bytes"])})
+
+    def below(self, rows: Iterable[CostRow]) -> FittedCost:
+        """The same form, its prefill and its decode scaled until no row was measured faster: a
+        lower bound of what was measured, and of `MeasuredCost` over the same rows between it."""
+        rows = tuple(rows)
+        scaled = {}
+        for name in ("prefill_s", "decode_s"):
+            ratios = [_over(getattr(row, name), self._value(name, row.bucket)) for row in rows]
+            scaled[name] = tuple(part * min(ratios) for part in getattr(self, name))
+        return replace(self, **scaled)
 
     def residuals(self, rows: Iterable[CostRow]) -> pd.DataFrame:
         """bucket, quantity, measured, predicted and the relative error of each row."""
@@ -219,14 +237,22 @@ class MeasuredCost:
         return BucketCost(bucket, **values, extrapolated=outside)
 
     @property
+    def smallest(self) -> tuple[int, int, int]:
+        """The smallest B, P and N that it prices: those measured, unless it extrapolates."""
+        return SMALLEST if self.extrapolate else self._least
+
+    @property
     def largest(self) -> tuple[int, int, int]:
         """The largest B, P and N that were measured, not necessarily together."""
         return tuple(np.max([_sizes(row.bucket) for row in self.rows], axis=0).tolist())
 
     @property
+    def _least(self) -> tuple[int, int, int]:
+        return tuple(np.min([_sizes(row.bucket) for row in self.rows], axis=0).tolist())
+
+    @property
     def span(self) -> str:
-        smallest = np.min([_sizes(row.bucket) for row in self.rows], axis=0)
-        ranges = zip("BPN", smallest, self.largest, strict=True)
+        ranges = zip("BPN", self._least, self.largest, strict=True)
         return ", ".join(f"{name} {low} to {high}" for name, low, high in ranges)
 
     def leave_one_out(self) -> pd.DataFrame:
