@@ -5,7 +5,8 @@ and the schemes of other stacks, all replayed; fitted on the first half, reporte
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +61,20 @@ def within(workload: Workload, model: MeasuredCost) -> Workload:
     return workload.take(fits)
 
 
+def priced_candidates(
+    workload: Workload,
+    model: CostModel,
+    batch_sizes: Iterable[int],
+    *,
+    extra: Iterable[Bucket] = (),
+    **numbers: int,
+) -> tuple[BucketCost, ...]:
+    """The candidates for a workload (`optimize.candidates`, which `numbers` are for) that the model
+    has a figure for. Raises ValueError where it has none for a whole batch size."""
+    some = candidates(workload, batch_sizes, smallest=model.smallest[1:], extra=extra, **numbers)
+    return _priced(some, model)
+
+
 def advise(
     workload: Workload,
     model: CostModel,
@@ -86,11 +101,11 @@ def advise(
         raise ValueError("goodput needs limits: give some, for example --goodput e2el:5000")
     fitted, held_out = workload.halves()
     baselines = _baselines(fitted, limits, max(batch_sizes), model)
-    some = candidates(fitted, batch_sizes, extra=itertools.chain(*baselines.values()))
-    costs = price(some, model)
+    others = (cost.bucket for cost in itertools.chain(*baselines.values()))
+    costs = priced_candidates(fitted, model, batch_sizes, extra=others)
     certificate = choose(fitted, costs, limits)
     ours = {"optimum": certificate.costs} | _relatives(fitted, costs, limits, batch_sizes)
-    sets = _distinct(ours) | {name: price(some, model) for name, some in baselines.items()}
+    sets = _distinct(ours) | baselines
     halves = {"fitted": fitted, "held_out": held_out}
     contenders = pd.DataFrame(
         _row(name, chosen, halves, policy, goodput_ms) for name, chosen in sets.items()
@@ -110,7 +125,10 @@ def _relatives(
     found = {}
     for largest in sorted(set(batch_sizes))[:-1]:
         small = [cost for cost in costs if cost.bucket.batch_size <= largest]
-        found[f"optimum, B ≤ {largest}"] = choose(workload, small, limits).costs
+        try:
+            found[f"optimum, B ≤ {largest}"] = choose(workload, small, limits).costs
+        except ValueError:  # fewer rows need not compile faster: perhaps not within the budget
+            continue
     return found
 
 
@@ -119,13 +137,30 @@ def _distinct(sets: Mapping[str, tuple[BucketCost, ...]]) -> dict[str, tuple[Buc
             if next(other for other, same in sets.items() if same == some) == name}  # fmt: skip
 
 
+def _priced(buckets: Iterable[Bucket], model: CostModel) -> tuple[BucketCost, ...]:
+    """The costs of the buckets that the model has a figure for: a table is rarely measured at every
+    combination of its largest sizes. Raises ValueError where it has none for a whole batch size."""
+    priced: dict[int, list[BucketCost]] = {}
+    refused: dict[int, ValueError] = {}
+    for bucket in buckets:
+        try:
+            priced.setdefault(bucket.batch_size, []).append(model.of(bucket))
+        except ValueError as error:
+            refused[bucket.batch_size] = error
+    for batch_size, error in refused.items():
+        if not priced[batch_size]:
+            raise error
+    return tuple(itertools.chain(*priced.values()))
+
+
 def _baselines(
     workload: Workload, limits: Limits, batch_size: int, model: CostModel
-) -> dict[str, tuple[Bucket, ...]]:
-    """The prompt lengths of other stacks' schemes, the longest k of each, at the largest batch that
-    the memory allows and the longest answer."""
+) -> dict[str, tuple[BucketCost, ...]]:
+    """The prompt lengths of other stacks' schemes, the longest k of each, at the longest answer.
+    A scheme that goes beyond the cost model is left out."""
     prompts, k = workload.prompt_tokens, limits.buckets
-    new_tokens = max(2, int(workload.max_tokens.max()))
+    _, least_prompt, least_answer = model.smallest
+    new_tokens = max(least_answer, int(workload.max_tokens.max()))
     schemes = {
         "one shape": one(prompts),
         "powers of two": powers_of_two(prompts)[-k:],
@@ -134,21 +169,27 @@ def _baselines(
     }
     found = {}
     for name, tops in schemes.items():
-        if rows := _largest_batch(batch_size, tops[-1], new_tokens, limits, model):
-            found[name] = tuple(Bucket(rows, top, new_tokens) for top in tops)
+        tops = sorted({max(top, least_prompt) for top in tops})
+        if costs := _at_largest_batch(batch_size, tops, new_tokens, limits, model):
+            found[name] = costs
     return found
 
 
-def _largest_batch(
-    batch_size: int, prompt_length: int, new_tokens: int, limits: Limits, model: CostModel
-) -> int:
-    """The batch size, halved until the bucket fits the memory; 0 where none does."""
-    while batch_size and limits.memory_bytes is not None:
-        cost = model.of(Bucket(batch_size, prompt_length, new_tokens))
-        if cost.memory_bytes <= limits.memory_bytes:
-            break
+def _at_largest_batch(
+    batch_size: int, tops: Sequence[int], new_tokens: int, limits: Limits, model: CostModel
+) -> tuple[BucketCost, ...]:
+    """A bucket for each top, the batch size halved until all fit the memory; none where they never
+    do, or where the model has no figure for one of them."""
+    cap = math.inf if limits.memory_bytes is None else limits.memory_bytes
+    while batch_size:
+        try:
+            costs = price((Bucket(batch_size, top, new_tokens) for top in tops), model)
+        except ValueError:
+            return ()
+        if max(cost.memory_bytes for cost in costs) <= cap:
+            return costs
         batch_size //= 2
-    return batch_size
+    return ()
 
 
 def _row(
@@ -179,3 +220,18 @@ def _row(
             f"{half}_saturated": bool(metrics.saturation(trace)),
         }
     return row
+
+
+def per_request(advice: Advice) -> pd.DataFrame:
+    """The contenders' device seconds a served request, so that sets which reject unlike many
+    compare: fitted_busy_s, held_out_busy_s and held_out_bound_s, the rest as in `contenders`."""
+    frame = advice.contenders
+    served = {
+        "fitted": len(advice.fitted) - frame["fitted_rejected"],
+        "held_out": len(advice.held_out) - frame["held_out_rejected"],
+    }
+    return frame.drop(columns="fitted_bound_s").assign(
+        fitted_busy_s=frame["fitted_busy_s"] / served["fitted"],
+        held_out_busy_s=frame["held_out_busy_s"] / served["held_out"],
+        held_out_bound_s=frame["held_out_bound_s"] / served["held_out"],
+    )

@@ -70,6 +70,12 @@ class Policy:
     Nobody starves. Except for `length_aware` the head is always a member, so a request waits for at
     most as many batches as requests were before it. With `length_aware` that holds from the moment
     when the head has waited `max_age_s`: it is then a member of the next batch.
+
+    Long queues cost no more a request than short ones. A request that is passed over while a
+    bucket is filled has one request of that bucket fewer before it at the next such look, since the
+    head always leaves: without holding it is looked at, in its whole life, at most as often as the
+    buckets have rows in all. `length_aware` looks at `LOOK_AHEAD` full batches of requests for
+    every batch that it forms.
     """
 
     name: str = "best_fit"
@@ -83,6 +89,12 @@ class Policy:
         for name in ("max_wait_s", "gather_s", "max_age_s"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} {getattr(self, name)} is not a number of seconds >= 0")
+        for name in ("max_wait_s", "gather_s"):
+            if math.isinf(getattr(self, name)):
+                raise ValueError(
+                    f"{name} is infinite: the last batch would wait for company for ever; give a "
+                    f"number of seconds"
+                )
 
 
 class Formed(NamedTuple, Generic[R]):
@@ -207,19 +219,7 @@ def _length_aware(
     """
     window = LOOK_AHEAD * max([cost.bucket.batch_size for cost in costs])
     read = [head, *itertools.islice(queue, window - 1)]
-    fitting = [(cost, []) for cost in costs]  # rows: (bound, prompt tokens, -place in the queue)
-    shares = [(rows, cost.bucket.prompt_length, cost.bucket.new_tokens,
-               cost.prefill_s / cost.bucket.batch_size, cost.decode_s / cost.bucket.batch_size)
-              for cost, rows in fitting]  # fmt: skip
-    for place, request in enumerate(read):
-        prompt_tokens, max_tokens = request.prompt_tokens, request.max_tokens
-        taking = [s for s in shares if prompt_tokens <= s[1] and max_tokens <= s[2]]
-        if not taking:
-            _fitting(request, costs)  # says why
-        bound_s = min([prefill_s + (max_tokens - 1) * decode_s
-                       for _, _, _, prefill_s, decode_s in taking])  # fmt: skip
-        for rows, *_ in taking:
-            rows.append((bound_s, prompt_tokens, -place))
+    fitting = _by_bound(read, costs)
     anchored = math.isfinite(now) and now - head.arrival_s >= policy.max_age_s
     choices = [
         (cost, rows)
@@ -229,6 +229,30 @@ def _length_aware(
     cost, rows = max(choices, key=lambda choice: _efficiency(*choice, read))
     members = [read[place] for place in sorted(-place for _, _, place in rows)]
     return Formed(cost, members, open=len(members) < cost.bucket.batch_size)
+
+
+def _by_bound(read: list[R], costs: Sequence[BucketCost]) -> list[tuple[BucketCost, list[tuple]]]:
+    """For each bucket the requests that fit it, as (bound in seconds, prompt tokens, -place in the
+    queue)."""
+    fitting = [(cost, []) for cost in costs]
+    shares = [(rows, cost.bucket.prompt_length, cost.bucket.new_tokens,
+               cost.prefill_s / cost.bucket.batch_size, cost.decode_s / cost.bucket.batch_size)
+              for cost, rows in fitting]  # fmt: skip
+    for place, request in enumerate(read):
+        prompt_tokens, max_tokens = request.prompt_tokens, request.max_tokens
+        further, taking, bound_s = max_tokens - 1, [], math.inf
+        for rows, prompt_length, new_tokens, prefill_s, decode_s in shares:
+            if prompt_tokens <= prompt_length and max_tokens <= new_tokens:
+                taking.append(rows)
+                share_s = prefill_s + further * decode_s
+                if share_s < bound_s:
+                    bound_s = share_s
+        if not taking:
+            _fitting(request, costs)  # says why
+        row = (bound_s, prompt_tokens, -place)
+        for rows in taking:
+            rows.append(row)
+    return fitting
 
 
 def _groups(rows: list[tuple], size: int, anchored: bool) -> list[list[tuple]]:

@@ -93,8 +93,9 @@ def _remedy(
     """The smallest prompt length and answer that cover all, at the batch size, of those in use,
     with the least seconds a request of a full batch; None where the model has no such bucket."""
     prompt_tokens = int(workload.prompt_tokens[uncovered].max())
-    prompt_length = -(-prompt_tokens // STICK_TOKENS) * STICK_TOKENS
-    new_tokens = max(2, int(workload.max_tokens[uncovered].max()))
+    _, least_prompt, least_answer = model.smallest
+    prompt_length = max(least_prompt, -(-prompt_tokens // STICK_TOKENS) * STICK_TOKENS)
+    new_tokens = max(least_answer, int(workload.max_tokens[uncovered].max()))
     priced = []
     for batch_size in sorted({1} | {cost.bucket.batch_size for cost in costs}):
         try:

@@ -70,15 +70,19 @@ def candidates(
     *,
     prompt_lengths: int = 10,
     new_tokens: int = 5,
+    smallest: tuple[int, int] = (STICK_TOKENS, 2),
     extra: Iterable[Bucket] = (),
 ) -> tuple[Bucket, ...]:
     """Buckets worth considering: every combination of a batch size, one of the best
     `prompt_lengths` tops for the prompts and one of the best `new_tokens` tops for the answers
-    asked for (each the exact optimum of its own dimension), and the `extra` ones."""
-    prompts = optimal(workload.prompt_tokens, prompt_lengths)[prompt_lengths]
+    asked for (each the exact optimum of its own dimension), and the `extra` ones. No top is below
+    `smallest` (P, N), where a cost table begins."""
+    long = np.maximum(workload.prompt_tokens, smallest[0])
+    prompts = optimal(long, prompt_lengths)[prompt_lengths]
     # steps of 1/128 of the longest keep the programme small
-    step = max(2, math.ceil(int(workload.max_tokens.max()) / 128))
-    answers = optimal(workload.max_tokens, new_tokens, step=step)[new_tokens]
+    asked = np.maximum(workload.max_tokens, smallest[1])
+    step = max(2, math.ceil(int(asked.max()) / 128))
+    answers = optimal(asked, new_tokens, step=step)[new_tokens]
     product = itertools.product(sorted(set(batch_sizes)), prompts, answers)
     return tuple(sorted({Bucket(*sizes) for sizes in product} | set(extra)))
 

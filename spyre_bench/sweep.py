@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ class Point:
 
     workload: str
     buckets: str
-    requests: int = 10_000
+    requests: int = 0  # 0: 10,000 draws, or the whole file
     seed: int = 0
     arrivals: str = ""  # as the workload has them
     max_tokens: str = ""  # as the workload has them
@@ -56,7 +55,11 @@ class Point:
     extrapolate: bool = False
 
 
-SETTINGS = tuple(field.name for field in fields(Point))
+KINDS = {
+    field.name: {"str": str, "int": int, "float": float, "bool": bool}[field.type]
+    for field in fields(Point)
+}
+SETTINGS = tuple(KINDS)
 
 
 def read_grid(path: Path) -> list[Point]:
@@ -78,7 +81,7 @@ def read_grid(path: Path) -> list[Point]:
 def points(grid: Mapping[str, Any]) -> list[Point]:
     """Every combination of the values, the last setting changing fastest. Raises ValueError for an
     unknown or a missing setting and for a value of the wrong kind."""
-    if unknown := sorted(set(grid) - set(SETTINGS)):
+    if unknown := sorted(set(grid) - set(SETTINGS), key=str):
         raise ValueError(f"setting {unknown[0]!r} is not known: there are {', '.join(SETTINGS)}")
     if missing := [name for name in ("workload", "buckets") if name not in grid]:
         raise ValueError(f"the grid says nothing of {missing[0]}: give one value or more")
@@ -96,10 +99,13 @@ def points(grid: Mapping[str, Any]) -> list[Point]:
 
 
 def _typed(name: str, value: Any) -> Any:
-    kind = {"str": str, "int": int, "float": float, "bool": bool}[
-        next(field.type for field in fields(Point) if field.name == name)
-    ]
+    kind = KINDS[name]
     if name == "buckets":
+        if not isinstance(value, str | list):
+            raise ValueError(
+                f"setting buckets: {value!r} is not a set of buckets: write, for example, "
+                f'"4,64,32 2,256,64"'
+            )
         return str(BucketSet.parse(value))
     if kind is float and type(value) is int:
         value = float(value)
@@ -118,14 +124,16 @@ def run_sweep(
     progress: bool = True,
 ) -> pd.DataFrame:
     """Simulates the points that `out` does not hold yet and returns all of its rows of `some`, in
-    the order of `some`, which is then also the order of the file.
+    the order of `some`; the file then has them in this order, and its other rows behind them.
 
     A point that cannot run (a bucket beyond the cost table, say) has its error in the column
-    `error` and no figures. Raises ValueError for an unknown backend, a missing library, or a file
-    that is not of a sweep.
+    `error` and no figures, and is tried again next time. A row stands for its settings alone: name
+    another file where a trace or a cost table has changed under its old name. Raises ValueError for
+    an unknown backend, a missing library, or a file that is not of a sweep.
     """
     done = _read(out) if out.exists() else {}
-    todo = [point for point in dict.fromkeys(some) if _key(asdict(point)) not in done]
+    wanted = {_key(asdict(point)): point for point in some}
+    todo = [point for key, point in wanted.items() if key not in done or done[key]["error"]]
     # Neighbours in the grid often share workload and table, which a worker then loads once.
     chunks = [todo[first : first + CHUNK] for first in range(0, len(todo), CHUNK)]
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -137,10 +145,9 @@ def run_sweep(
             _append(out, rows)
             done |= {_key(row): row for row in rows}
             bar.update(len(rows))
-    frame = pd.DataFrame([done[_key(asdict(point))] for point in dict.fromkeys(some)])
-    rest = [row for key, row in done.items() if key not in {_key(asdict(p)) for p in some}]
-    _replace(out, pd.concat([frame, pd.DataFrame(rest, columns=frame.columns)]) if rest else frame)
-    return frame
+    rows = [done[key] for key in wanted]
+    _replace(out, _table(rows + [row for key, row in done.items() if key not in wanted]))
+    return _table(rows)
 
 
 def run_chunk(chunk: Sequence[Point]) -> list[dict[str, Any]]:
@@ -158,31 +165,9 @@ def _figures(point: Point) -> dict[str, Any]:
         )  # fmt: skip
         trace = simulate(workload, costs, policy, replicas=point.replicas, router=point.router)
     except (ValueError, OSError) as error:
-        return dict.fromkeys(FIGURES) | {"error": str(error)}
-    seconds = metrics.duration_s(trace)
-    latency = metrics.latencies(trace, (95, 99))
-    ledger = metrics.ledger(trace)
-    served = int(trace.served.sum())
+        return dict.fromkeys(FIGURES) | {"error": " ".join(str(error).split())}  # one line
     return {
-        "served": served,
-        "rejected": len(workload) - served,
-        "batches": len(trace.batch_rows),
-        "duration_s": seconds,
-        "busy_s": metrics.busy_s(trace),
-        "throughput_rps": served / seconds if seconds else math.nan,
-        "utilisation": metrics.utilisation(trace),
-        "busy_over_shape_bound": metrics.distance_to_shape_bound(trace),
-        "fill": ledger.fill,
-        **{f"{name}_tokens": tokens for name, tokens in asdict(ledger).items()},
-        **{
-            f"{of}_{name}_ms": value
-            for name in ("queue", "ttft", "tpot", "e2el")
-            for of, value in {
-                "mean": latency[name].mean_ms,
-                "median": latency[name].median_ms,
-                **{f"p{p}": value for p, value in latency[name].percentiles_ms.items()},
-            }.items()
-        },
+        **metrics.summary(trace),
         "compile_s": sum(cost.compile_s for cost in costs),
         "extrapolated": sum(cost.extrapolated for cost in costs),
         "saturated": bool(metrics.saturation(trace)),
@@ -198,6 +183,15 @@ FIGURES = (
     "compile_s", "extrapolated", "saturated", "error",
 )  # fmt: skip
 COLUMNS = (*SETTINGS, *FIGURES)
+COUNTS = ("served", "rejected", "batches", *(f"{name}_tokens" for name in metrics.LEDGER),
+          "extrapolated")  # fmt: skip
+# A whole number, or nothing where the point did not run.
+DTYPES = (
+    KINDS
+    | dict.fromkeys(FIGURES, float)
+    | dict.fromkeys(COUNTS, "Int64")
+    | {"saturated": "boolean", "error": str}
+)
 
 
 # A process has many points of the same workload and table.
@@ -211,7 +205,7 @@ def _workload(
     name: str, requests: int, seed: int, arrivals: str, max_tokens: str, lengths: float, rate: float
 ) -> Workload:
     some = load_workload(
-        name, requests=requests, rng=np.random.default_rng(seed), arrivals=arrivals or None,
+        name, requests=requests or None, rng=np.random.default_rng(seed), arrivals=arrivals or None,
         max_tokens=max_tokens or None,
     )  # fmt: skip
     return some.scaled(lengths=lengths, rate=rate)
@@ -219,9 +213,14 @@ def _workload(
 
 @contextmanager
 def _parallel(backend: str, scheduler: str | None, jobs: int):
-    """joblib on the chosen backend, giving results as they come."""
+    """joblib on the chosen backend: takes tasks and gives their results as they come."""
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is not known: use one of {', '.join(BACKENDS)}")
+    if scheduler and backend == "loky":
+        raise ValueError(
+            f"scheduler {scheduler!r} is of no use to loky, which stays on this machine: choose "
+            f"backend dask or ray"
+        )
     with ExitStack() as stack:
         try:
             if backend == "dask":
@@ -239,11 +238,20 @@ def _parallel(backend: str, scheduler: str | None, jobs: int):
                 stack.callback(ray.shutdown)
                 register_ray()
         except ImportError as error:
-            raise ValueError(f"{error}: install {error.name} to sweep on {backend}") from error
+            hint = "pip install 'spyre-bench[cluster]'" if backend == "dask" else "pip install ray"
+            raise ValueError(f"{error}: {hint}") from error
         stack.enter_context(joblib.parallel_config(backend, n_jobs=jobs))
-        # Dask and Ray give their results in order only.
-        unordered = "generator_unordered" if backend == "loky" else "list"
-        yield joblib.Parallel(return_as=unordered)
+        if backend == "ray":
+            yield partial(_in_waves, joblib.Parallel(), 4 * joblib.effective_n_jobs(jobs))
+        else:
+            yield joblib.Parallel(return_as="generator_unordered")
+
+
+def _in_waves(parallel: Callable, tasks_at_once: int, tasks: Iterable) -> Iterator:
+    """Results as they come of a backend that gives those of all its tasks at the end."""
+    tasks = iter(tasks)
+    while wave := list(itertools.islice(tasks, tasks_at_once)):
+        yield from parallel(wave)
 
 
 def _key(row: Mapping[str, Any]) -> str:
@@ -251,10 +259,14 @@ def _key(row: Mapping[str, Any]) -> str:
     return json.dumps([row[name] for name in SETTINGS])
 
 
-def _append(path: Path, rows: list[dict[str, Any]]) -> None:
-    header = not path.exists()
+def _table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows as a frame whose types do not hang on which of them failed."""
+    return pd.DataFrame(rows, columns=COLUMNS).astype(DTYPES)
+
+
+def _append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     with path.open("a") as file:
-        pd.DataFrame(rows, columns=COLUMNS).to_csv(file, index=False, header=header)
+        _table(rows).to_csv(file, index=False, header=file.tell() == 0)
         file.flush()
         os.fsync(file.fileno())
 
@@ -266,19 +278,17 @@ def _replace(path: Path, frame: pd.DataFrame) -> None:
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
-    """The rows of an earlier sweep by their point; a last line that was cut off is left out."""
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    if len(whole) < len(text):
-        path.write_text(whole)  # what follows must begin a line of its own
-    if not whole:
-        path.unlink()
-        return {}
-    frame = pd.read_csv(path, keep_default_na=False, na_values={n: [""] for n in FIGURES[:-1]})
-    if tuple(frame.columns) != COLUMNS:
+    """The rows of an earlier sweep by their point; a last line that was cut off is taken off."""
+    text, header = path.read_bytes(), f"{','.join(COLUMNS)}\n".encode()
+    if not text.startswith(header) and not header.startswith(text):
         raise ValueError(f"{path} is not of a sweep: name another file, or move it away")
-    for field in fields(Point):
-        kind = {"str": str, "int": int, "float": float, "bool": bool}[field.type]
-        frame[field.name] = frame[field.name].astype(kind)
-    rows = frame.to_dict("records")
-    return {_key(row): row for row in rows}
+    whole = text.rfind(b"\n") + 1
+    os.truncate(path, whole)  # what follows must begin a line of its own
+    if not whole:
+        return {}
+    empty_is_missing = {name: [""] for name in FIGURES if name != "error"}
+    try:
+        frame = pd.read_csv(path, dtype=DTYPES, keep_default_na=False, na_values=empty_is_missing)
+    except ValueError as error:
+        raise ValueError(f"{path} is not of a sweep: {error}") from error
+    return {_key(row): row for row in frame.to_dict("records")}

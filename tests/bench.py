@@ -1,7 +1,8 @@
 """`make bench`: figures of this machine as JSON lines, one a measurement, medians of several.
 
-`python -m tests.bench [decode|generate|overhead|compile ...]` runs some of them. Every
-measurement has a process of its own, with its threads pinned; nothing else should be running.
+`python -m tests.bench [NAME ...]` runs some of them: decode, generate, overhead and compile of the
+engine; simulate, simulate_many, optimize_1d, optimize_joint and sweep of the core, without torch.
+Every measurement has a process of its own, with its threads pinned; nothing else should be running.
 """
 
 import itertools
@@ -12,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 PROMPT_LENGTH, NEW_TOKENS = 64, 32
@@ -166,30 +168,197 @@ def compile_times(threads: int, batch_size: int) -> dict:
     }
 
 
-BENCHES = {
+# --- the core -------------------------------------------------------------------------------------
+
+EVENT = "a batch: one prefill and S - 1 decode passes, in closed form"
+
+
+def fixed_lengths(requests: int, load: float):
+    """Requests of 256 prompt and 64 output tokens, Poisson at `load` times what full batches of
+    eight serve, and three buckets that take them, on a machine of a simple closed form."""
+    import numpy as np
+
+    from spyre_bench.arrivals import Poisson
+    from spyre_bench.cost import FittedCost, price
+    from spyre_bench.shapes import BucketSet
+    from spyre_bench.workload import Workload
+
+    machine = FittedCost((0.02, 1e-4), (0.02, 5e-4, 0.0))
+    costs = price(BucketSet.parse("1,256,64 4,256,64 8,256,64"), machine)
+    rate = load * 8 / costs[-1].batch_s(64)
+    arrival_s = Poisson(rate).times(requests, np.random.default_rng(0))
+    prompt, output = np.full(requests, 256, np.int32), np.full(requests, 64, np.int32)
+    return Workload("256/64", arrival_s, prompt, output, output), costs
+
+
+def simulated(requests: int, load: float, name: str) -> dict:
+    """One run, with all figures of a result and without its arrays."""
+    from spyre_bench.batching import Policy
+    from spyre_bench.bench_json import bench_result
+    from spyre_bench.simulate import simulate
+
+    some, costs = fixed_lengths(requests, load)
+    started = time.perf_counter()
+    result = bench_result(simulate(some, costs, Policy(name)))
+    elapsed_s = time.perf_counter() - started
+    return {
+        "policy": name,
+        "load": load,
+        "requests": requests,
+        "event": EVENT,
+        "batches": result["spyre_batches"],
+        "requests_s": requests / elapsed_s,
+    }
+
+
+def simulate() -> Iterator[dict]:
+    """Requests a second of each policy, at half of what full batches serve and far above it."""
+    from spyre_bench.batching import POLICIES
+
+    for load, name in itertools.product((0.5, 20.0), POLICIES):
+        runs = [simulated(10_000, load, name) for _ in range(9)]
+        rate = statistics.median(run["requests_s"] for run in runs)
+        yield runs[0] | {"requests_s": round(rate), "aim_requests_s": 200_000}
+
+
+def simulate_many() -> Iterator[dict]:
+    """Whether ten million requests take ten times as long as one million, and their memory."""
+    import resource
+
+    rates = []
+    for requests in (10**6, 10**7):
+        run = simulated(requests, 0.5, "best_fit")
+        rates.append(run["requests_s"])
+        yield run | {
+            "requests_s": round(rates[-1]),
+            "over_one_million": rates[-1] / rates[0],
+            "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+            "aim_peak_gb": 2,
+        }
+
+
+def drawn(requests: int):
+    import numpy as np
+
+    from spyre_bench.workload import named_workload
+
+    return named_workload("azure_conv", requests, np.random.default_rng(0))
+
+
+def optimize_1d() -> Iterator[dict]:
+    """The exact optimum of 1 to 16 prompt lengths."""
+    from spyre_bench.schemes import optimal
+
+    some = drawn(20_000)
+    runs = [seconds(lambda: optimal(some.prompt_tokens, 16, step=64)) for _ in range(9)]
+    yield {
+        "requests": len(some),
+        "k": 16,
+        "step": 64,
+        "longest": int(some.prompt_tokens.max()),
+        "seconds": statistics.median(runs),
+        "aim_s": 0.2,
+    }
+
+
+def optimize_joint() -> Iterator[dict]:
+    """Eight buckets out of 200 with their certificate, on the cost table that ships."""
+    from spyre_bench.advise import within
+    from spyre_bench.cost import load_cost, price
+    from spyre_bench.optimize import Limits, candidates, choose
+
+    model = load_cost()
+    some = within(drawn(10_000), model)
+    costs = price(candidates(some, (1, 2, 4, 8), smallest=model.smallest[1:]), model)
+    choices = [choose(some, costs, Limits(8)) for _ in range(5)]
+    yield {
+        "requests": len(some),
+        "candidates": len(costs),
+        "k": 8,
+        "seconds": statistics.median(choice.seconds for choice in choices),
+        "gap": choices[0].gap,
+        "aim_s": 5,
+        "aim_gap": 1e-3,
+    }
+
+
+def sweep() -> Iterator[dict]:
+    """A thousand sets of buckets, in two processes, into a CSV file."""
+    import tempfile
+    from pathlib import Path
+
+    from spyre_bench.sweep import points, run_sweep
+
+    steps = range(64, 704, 64)
+    grid = {
+        "workload": "azure_conv",
+        "requests": 10_000,
+        "length_scale": 0.14,  # to the range of the table that ships
+        "rate_scale": 0.1,
+        "extrapolate": True,
+        "buckets": [
+            f"8,{short},32 4,{short + more},96 {rows},2048,160"
+            for short, more, rows in itertools.product(steps, steps, range(1, 11))
+        ],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        some = points(grid)
+        started = time.perf_counter()
+        frame = run_sweep(some, Path(folder) / "sweep.csv", jobs=2, progress=False)
+        elapsed_s = time.perf_counter() - started
+    assert (frame["error"] == "").all()
+    yield {
+        "sets": len(frame),
+        "requests": grid["requests"],
+        "processes": 2,
+        "batches": int(frame["batches"].sum()),
+        "rejected": int(frame["rejected"].sum()),
+        "seconds": elapsed_s,
+        "requests_s": round(len(frame) * grid["requests"] / elapsed_s),
+        "aim_s": 120,
+    }
+
+
+ENGINE = {
     "decode": (decode, [(1, 1), (1, 4), (2, 1), (2, 4)]),
     "generate": (generate_against_hugging_face, [(1, 4), (2, 4)]),
     "overhead": (overhead, [(1, 4), (2, 4)]),
     "compile": (compile_times, [(2, 4)]),
 }
+CORE = {
+    "simulate": simulate,
+    "simulate_many": simulate_many,
+    "optimize_1d": optimize_1d,
+    "optimize_joint": optimize_joint,
+    "sweep": sweep,
+}
+BENCHES = {name: [[]] for name in CORE} | {name: sizes for name, (_, sizes) in ENGINE.items()}
+"""Name -> the arguments of each of its processes: threads and batch size, or none."""
 
 
-def child(name: str, threads: int, batch_size: int) -> None:
+def child(name: str, arguments: Sequence[int]) -> None:
+    where = {"bench": name, "load_before": os.getloadavg()[0], "at": now()}
+    lines = CORE[name]() if name in CORE else engine(name, *arguments)
+    for line in lines:
+        rounded = {k: round(v, 3) if isinstance(v, float) else v for k, v in line.items()}
+        print(json.dumps(where | rounded), flush=True)
+
+
+def engine(name: str, threads: int, batch_size: int) -> Iterator[dict]:
     import torch
 
     torch.set_num_threads(threads)
-    load = os.getloadavg()[0]
-    result = BENCHES[name][0](threads, batch_size)
-    where = {
-        "bench": name,
+    yield {
         "bucket": [batch_size, PROMPT_LENGTH, NEW_TOKENS],
         "threads": threads,
         "mkl_cbwr": os.environ.get("MKL_CBWR", "unset"),
-        "load_before": load,
         "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        **ENGINE[name][0](threads, batch_size),
     }
-    print(json.dumps(where | {k: round(v, 3) for k, v in result.items()}), flush=True)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def main(names: list[str]) -> None:
@@ -197,21 +366,20 @@ def main(names: list[str]) -> None:
     if unknown:
         sys.exit(f"no bench named {', '.join(sorted(unknown))}: there are {', '.join(BENCHES)}")
     for name in names or BENCHES:
-        for threads, batch_size in BENCHES[name][1]:
-            command = [sys.executable, "-m", "tests.bench", "--child", name]
-            environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        for arguments in BENCHES[name]:
+            threads = str(arguments[0]) if arguments else "1"
             done = subprocess.run(
-                [*command, str(threads), str(batch_size)],
-                env=environment, capture_output=True, text=True,
+                [sys.executable, "-m", "tests.bench", "--child", name, *map(str, arguments)],
+                env=os.environ | {"OMP_NUM_THREADS": threads}, capture_output=True, text=True,
             )  # fmt: skip
             if done.returncode:
                 sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
             # vLLM logs to stdout too
-            print(*(s for s in done.stdout.splitlines() if s.startswith("{")), flush=True)
+            print(*(s for s in done.stdout.splitlines() if s.startswith("{")), sep="\n", flush=True)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        child(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+        child(sys.argv[2], [int(number) for number in sys.argv[3:]])
     else:
         main(sys.argv[1:])

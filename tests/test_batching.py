@@ -177,6 +177,7 @@ def test_a_request_that_fits_nothing_is_an_error_that_says_why(name):
         ({"name": "lifo"}, "policy 'lifo' is not known: use one of best_fit, skip, fcfs"),
         ({"max_wait_s": -1}, "max_wait_s -1 is not a number of seconds >= 0"),
         ({"gather_s": math.nan}, "gather_s nan is not a number of seconds >= 0"),
+        ({"max_wait_s": math.inf}, "max_wait_s is infinite: the last batch would wait"),
     ],
 )
 def test_a_policy_that_makes_no_sense_is_refused(chosen, words):

@@ -56,8 +56,23 @@ def test_the_batch_size_of_the_remedy_is_a_question_of_cost():
     assert lint(workload((300, 40)), flat_rows, steep).remedy.bucket.batch_size == 1
 
 
+def test_the_remedy_is_no_smaller_than_the_cost_table_begins():
+    class FromLonger:
+        smallest = (1, 128, 32)
+
+        def of(self, bucket):
+            assert bucket.prompt_length >= 128
+            assert bucket.new_tokens >= 32
+            return TOY.of(bucket)
+
+    found = lint(workload((10, 10)), toy("1,64,4"), FromLonger())
+    assert found.remedy.bucket == Bucket(1, 128, 32)
+
+
 def test_where_no_bucket_is_priced_there_is_no_remedy():
     class Nothing:
+        smallest = (1, 64, 2)
+
         def of(self, bucket):
             raise ValueError("outside")
 

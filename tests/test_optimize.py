@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spyre_bench.bounds import shape_bound_s, shares_s, work_bound_s
+from spyre_bench.bounds import by_bucket, shape_bound_s, shares_s, work_bound_s
 from spyre_bench.cost import BucketCost, FittedCost, price
 from spyre_bench.optimize import Limits, candidates, choose, greedy, greedy_swap
 from spyre_bench.shapes import Bucket, BucketSet
@@ -192,3 +192,16 @@ def test_on_a_machine_of_the_form_work_bounds_shapes(problem):
     machine = FittedCost((0.02, 1e-4), (0.02, 5e-4, 1e-6))
     exact = price([cost.bucket for cost in costs], machine)
     assert work_bound_s(some, machine, 4) <= shape_bound_s(some, exact) * (1 + 1e-9)
+
+
+def test_the_shape_bound_puts_each_request_into_its_cheapest_bucket():
+    some = workload((60, 8), (60, 8), (120, 8), (300, 8), (600, 8))
+    costs = toy("4,64,8 4,128,8 1,448,8")
+    frame = by_bucket(some, costs).set_index("bucket")
+    assert frame["share"].to_dict() == {"1,448,8": 0.25, "4,64,8": 0.5, "4,128,8": 0.25}
+    assert frame["seconds"].sum() == pytest.approx(shape_bound_s(some, costs))
+    assert frame.loc["1,448,8", "seconds"] == pytest.approx(costs[0].batch_s(8))
+    assert (frame["compile_s"] == 10.0).all()
+    assert frame.loc["4,128,8", ["batch_size", "prompt_length", "new_tokens"]].tolist() == [
+        4, 128, 8,
+    ]  # fmt: skip

@@ -7,13 +7,14 @@ from hypothesis import strategies as st
 
 from spyre_bench.batching import POLICIES, Policy, next_batch
 from spyre_bench.cost import BucketCost
-from spyre_bench.shapes import Bucket, BucketSet
-from spyre_bench.simulate import REJECTIONS, Trace, simulate
+from spyre_bench.shapes import REJECTIONS, Bucket, BucketSet
+from spyre_bench.simulate import Trace, simulate
 from spyre_bench.workload import Workload
 
 # prefill 1 s and decode 0.5 s in the small bucket, 4 s and 1 s in the large one
 SMALL, LARGE = Bucket(2, 64, 8), Bucket(2, 256, 8)
 COSTS = (BucketCost(SMALL, 1.0, 0.5), BucketCost(LARGE, 4.0, 1.0))
+HEAD_FIRST = ("fcfs", "skip", "best_fit")
 
 
 def workload(*requests: tuple) -> Workload:
@@ -283,6 +284,38 @@ def test_it_does_what_next_batch_says_on_the_whole_queue(run):
         now = now + batch.cost.prefill_s + (passes - 1) * batch.cost.decode_s
         waiting = [r for r in waiting if r not in batch.members]
     assert [(start, bucket, rows) for start, _, bucket, rows, _ in log(trace)] == found
+
+
+def reads(some, costs, policy) -> int:
+    """How often the policy looked at a waiting request in the whole run."""
+    read = 0
+
+    def counted(waiting):
+        nonlocal read
+        for request in waiting:
+            read += 1
+            yield request
+
+    with pytest.MonkeyPatch.context() as patch:
+        decide = lambda waiting, *rest: next_batch(counted(waiting), *rest)  # noqa: E731
+        patch.setattr("spyre_bench.simulate.next_batch", decide)
+        simulate(some, costs, policy)
+    return read
+
+
+@given(runs(), st.sampled_from(HEAD_FIRST))
+def test_no_request_is_looked_at_more_often_than_there_are_rows_however_long_the_queue(run, name):
+    """The work of a run grows with its requests, not with their square (see `batching.Policy`)."""
+    some, costs, *_ = run
+    rows = 1 + sum(cost.bucket.batch_size - 1 for cost in costs)
+    assert reads(some, costs, Policy(name)) <= rows * len(some)
+
+
+def test_a_bucket_that_is_filled_in_vain_costs_a_constant_number_of_looks():
+    # one short request in a hundred; the bucket for eight of them is never worth its prefill
+    some = workload(*((0.0, 200, 2) if row % 100 else (0.0, 10, 1) for row in range(6000)))
+    costs = (BucketCost(Bucket(8, 64, 4), 99.0, 1.0), BucketCost(Bucket(2, 256, 4), 1.0, 0.1))
+    assert 4 * len(some) < reads(some, costs, Policy("best_fit")) <= 9 * len(some)
 
 
 class Plain:

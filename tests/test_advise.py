@@ -1,0 +1,240 @@
+"""Advice on buckets: what it promises on paper, in the replay, and on requests it has not seen."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from spyre_bench import metrics
+from spyre_bench.advise import advise, per_request, within
+from spyre_bench.batching import Policy
+from spyre_bench.bounds import shape_bound_s
+from spyre_bench.cost import FittedCost, MeasuredCost, price
+from spyre_bench.optimize import Limits
+from spyre_bench.shapes import Bucket, BucketSet
+from spyre_bench.simulate import simulate
+from spyre_bench.workload import Workload
+from tests.test_cost import CORNERS, machine
+
+# prefill 0.02 + 1e-4·B·P, decode 0.02 + 5e-4·B, compile 10 s, a byte for each slot of the cache
+TOY = FittedCost((0.02, 1e-4), (0.02, 5e-4, 0.0), (10.0, 0.0), (0.0, 1.0, 0.0))
+
+
+def workload(*requests: tuple[float, int, int]) -> Workload:
+    """Requests of (arrival_s, prompt_tokens, output_tokens)."""
+    arrival_s, prompt_tokens, output_tokens = (np.array(c) for c in zip(*requests, strict=True))
+    return Workload("by hand", arrival_s, prompt_tokens, output_tokens, output_tokens)
+
+
+@pytest.fixture(scope="module")
+def mixed() -> Workload:
+    """400 requests all at once, mostly short prompts with short answers."""
+    rng = np.random.default_rng(0)
+    prompts = rng.choice([30, 60, 250, 900], 400, p=[0.5, 0.3, 0.15, 0.05])
+    return workload(*zip(np.zeros(400), prompts, rng.integers(1, 60, 400), strict=True))
+
+
+@pytest.fixture(scope="module")
+def advice(mixed):
+    return advise(mixed, TOY, Limits(4))
+
+
+# --- what is promised -----------------------------------------------------------------------------
+
+
+def test_the_advised_buckets_take_every_request_of_the_half_they_were_fitted_on(advice):
+    some = advice.fitted
+    buckets = BucketSet(advice.buckets)
+    assert len(buckets) <= 4
+    assert all(
+        buckets.fitting(*row) for row in zip(some.prompt_tokens, some.max_tokens, strict=True)
+    )
+    assert advice.contenders.set_index("advised").loc[True, "fitted_rejected"] == 0
+
+
+def test_of_our_sets_the_one_with_fewest_busy_seconds_in_the_replay_is_advised(advice):
+    ours = advice.contenders[advice.contenders["kind"] == "ours"]
+    assert ours["advised"].sum() == 1
+    assert not advice.contenders.loc[advice.contenders["kind"] == "baseline", "advised"].any()
+    chosen = ours[ours["advised"]].iloc[0]
+    assert chosen["fitted_busy_s"] == ours["fitted_busy_s"].min()
+    assert BucketSet.parse(chosen["buckets"]) == BucketSet(advice.buckets)
+
+
+def test_a_row_says_what_simulating_its_buckets_on_each_half_gives(advice):
+    for row in advice.contenders.itertuples():
+        costs = price(BucketSet.parse(row.buckets), TOY)
+        fitted, held_out = (simulate(half, costs) for half in (advice.fitted, advice.held_out))
+        assert row.graphs == len(costs)
+        assert row.compile_s == 10.0 * len(costs)
+        assert row.fitted_busy_s == metrics.busy_s(fitted)
+        assert row.held_out_busy_s == metrics.busy_s(held_out)
+        assert row.held_out_bound_s == shape_bound_s(advice.held_out, costs)
+        assert row.held_out_rejected == (held_out.rejected > 0).sum()
+        assert row.held_out_fill == metrics.ledger(held_out).fill
+
+
+def test_no_set_is_busy_for_less_than_its_bound_and_ours_not_less_than_the_certificate(advice):
+    frame = advice.contenders
+    assert (frame["fitted_busy_s"] >= frame["fitted_bound_s"] * (1 - 1e-9)).all()
+    assert (frame["held_out_busy_s"] >= frame["held_out_bound_s"] * (1 - 1e-9)).all()
+    served_all = frame[frame["fitted_rejected"] == 0]
+    assert (served_all["fitted_bound_s"] >= advice.certificate.bound_s * (1 - 1e-9)).all()
+    assert advice.certificate.gap <= 1e-3
+
+
+def test_the_second_half_does_not_change_the_advice(mixed, advice):
+    first, _ = mixed.halves()
+    other = replace(
+        mixed,
+        prompt_tokens=np.concatenate([first.prompt_tokens, np.full(200, 2000)]),
+        output_tokens=np.concatenate([first.output_tokens, np.full(200, 1)]),
+        max_tokens=np.concatenate([first.max_tokens, np.full(200, 1)]),
+    )
+    found = advise(other, TOY, Limits(4))
+    assert found.buckets == advice.buckets
+    assert found.contenders["fitted_busy_s"].equals(advice.contenders["fitted_busy_s"])
+    assert (found.contenders["held_out_rejected"] == 200).all()
+
+
+def test_the_same_question_twice_has_the_same_answer(mixed, advice):
+    again = advise(mixed, TOY, Limits(4))
+    assert again.buckets == advice.buckets
+    assert again.contenders.equals(advice.contenders)
+
+
+# --- limits ---------------------------------------------------------------------------------------
+
+
+def test_a_warmup_budget_is_kept_by_all_of_our_sets(mixed):
+    found = advise(mixed, TOY, Limits(4, warmup_budget_s=25))
+    ours = found.contenders[found.contenders["kind"] == "ours"]
+    assert (ours["compile_s"] <= 25).all()
+    assert sum(cost.compile_s for cost in found.costs) == 20
+
+
+def test_smaller_batches_that_the_budget_does_not_allow_are_no_reason_to_give_up(mixed):
+    """Compiling fewer rows need not be faster; the optimum is advised without its relatives."""
+
+    class SlowToCompileOneRow:
+        smallest = TOY.smallest
+
+        def of(self, bucket: Bucket):
+            compile_s = 100.0 if bucket.batch_size < 8 else 10.0
+            return replace(TOY.of(bucket), compile_s=compile_s)
+
+    found = advise(mixed, SlowToCompileOneRow(), Limits(4, warmup_budget_s=40))
+    assert set(found.contenders.loc[found.contenders["kind"] == "ours", "name"]) == {"optimum"}
+
+
+def test_memory_caps_our_buckets_and_shrinks_the_batch_of_the_baselines(mixed):
+    longest = 960 + 59  # slots of a row of the longest baseline
+    found = advise(mixed, TOY, Limits(4, memory_bytes=3 * longest))
+    assert max(cost.memory_bytes for cost in found.costs) <= 3 * longest
+    baselines = found.contenders[found.contenders["kind"] == "baseline"]
+    rows = {bucket.batch_size for text in baselines["buckets"] for bucket in BucketSet.parse(text)}
+    assert rows == {2}, "8 halved until three rows' worth of memory holds it"
+
+
+def test_a_baseline_that_no_batch_of_one_fits_in_memory_is_left_out():
+    # the exponential scheme rounds 700 up to 768, the others to 704
+    some = workload(*[(0.0, 700, 2)] * 4)
+    found = advise(some, TOY, Limits(2, memory_bytes=706), batch_sizes=(1, 2))
+    names = set(found.contenders["name"])
+    assert "exponential" not in names
+    assert {"one shape", "percentiles"} <= names
+
+
+# --- the objective --------------------------------------------------------------------------------
+
+# a prefill of 0.5 + 0.5·B s at 64 tokens: two rows share a prefill of 1.5 s, one row needs 1 s
+PAIRS = workload(*[(10.0 * pair, 64, 1) for pair in range(20) for _ in range(2)])
+PREFILL = FittedCost((0.5, 0.5 / 64), (0.001, 0.0, 0.0))
+
+
+def test_device_seconds_favour_the_shared_prefill_and_goodput_the_one_that_is_in_time():
+    limits, sizes = Limits(1), (1, 2)
+    shared = advise(PAIRS, PREFILL, limits, batch_sizes=sizes)
+    assert shared.buckets == (Bucket(2, 64, 2),)
+    in_time = advise(
+        PAIRS, PREFILL, limits, batch_sizes=sizes, objective="goodput", goodput_ms={"ttft": 1200}
+    )
+    assert in_time.buckets == (Bucket(1, 64, 2),)
+    by_name = in_time.contenders.set_index("name")
+    # in 20 pairs of a half the first of each is in time; the last ends 2 s after its arrival
+    assert by_name.loc["optimum, B ≤ 1", "fitted_goodput_rps"] == pytest.approx(10 / 92)
+    assert by_name.loc["optimum", "fitted_goodput_rps"] == 0
+
+
+def test_the_policy_is_the_one_asked_for(mixed):
+    policy = Policy("fcfs")
+    found = advise(mixed, TOY, Limits(2), policy=policy)
+    assert found.contenders.loc[found.contenders["advised"], "fitted_busy_s"].item() == (
+        metrics.busy_s(simulate(found.fitted, found.costs, policy))
+    )
+    assert found.contenders["fitted_busy_s"].sum() > (
+        advise(mixed, TOY, Limits(2)).contenders["fitted_busy_s"].sum()
+    )
+
+
+def test_seconds_a_request_are_of_those_that_were_served():
+    longer = workload(*[(0.0, 60, 10)] * 200, *[(0.0, 60, 10)] * 150, *[(0.0, 600, 10)] * 50)
+    found = advise(longer, TOY, Limits(2))
+    frame = per_request(found)
+    assert (frame["held_out_rejected"] == 50).all()
+    busy_s = found.contenders["held_out_busy_s"]
+    assert frame["held_out_busy_s"].tolist() == (busy_s / 150).tolist()
+    assert frame["fitted_busy_s"].tolist() == (found.contenders["fitted_busy_s"] / 200).tolist()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        ({"objective": "speed"}, "objective 'speed' is not known: use device_seconds or goodput"),
+        ({"objective": "goodput"}, "goodput needs limits"),
+        ({"objective": "goodput", "goodput_ms": {"itl": 5}}, "no limit on 'itl'"),
+        ({"goodput_ms": {"ttft": 0}}, "ttft:0 is not above 0 milliseconds"),
+        ({"limits": Limits(1, warmup_budget_s=5)}, "no choice of 1 buckets within a warmup budget"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(mixed, chosen, words):
+    limits = chosen.pop("limits", Limits(1))
+    with pytest.raises(ValueError, match=words):
+        advise(mixed, TOY, limits, **chosen)
+
+
+# --- where the cost table ends --------------------------------------------------------------------
+
+
+def test_requests_beyond_the_table_are_left_out_unless_it_extrapolates():
+    table = MeasuredCost(machine(*CORNERS))  # P to 1024, N to 512
+    some = workload((0.0, 1024, 512), (1.0, 1025, 2), (2.0, 10, 513), (3.0, 10, 10))
+    assert within(some, table).arrival_s.tolist() == [0.0, 3.0]
+    assert within(some, replace(table, extrapolate=True)) is some
+    with pytest.raises(ValueError, match="every request is beyond the cost table, which spans B 1"):
+        within(some.take(slice(1, 3)), table)
+
+
+def test_a_table_that_begins_above_the_shortest_requests_serves_them_with_its_smallest():
+    corners = [f"{b},{p},{n}" for b in (1, 8) for p in (128, 1024) for n in (32, 512)]
+    some = workload(*[(0.0, 20, 3), (0.0, 900, 400)] * 30)
+    found = advise(some, MeasuredCost(machine(*corners)), Limits(3))
+    buckets = BucketSet.parse(" ".join(found.contenders["buckets"]))
+    assert min(bucket.prompt_length for bucket in buckets) == 128
+    assert min(bucket.new_tokens for bucket in buckets) == 32
+    assert not any(cost.extrapolated for cost in found.costs)
+
+
+def test_a_table_without_its_far_corner_still_advises_on_what_it_holds():
+    corners = [text for text in CORNERS if not text.endswith("1024,512")]
+    corners += ["1,1024,32", "8,1024,32"]
+    some = workload(*[(0.0, 60, 400), (0.0, 900, 10), (0.0, 60, 10)] * 10)
+    found = advise(some, MeasuredCost(machine(*corners)), Limits(3))
+    assert not any(bucket.fits(900, 400) for bucket in found.buckets)
+    assert not (found.contenders["kind"] == "baseline").any(), "all of theirs need that corner"
+    assert (found.contenders["fitted_rejected"] == 0).all()
+
+
+def test_a_batch_size_beyond_the_table_is_an_error_and_not_silently_dropped(mixed):
+    with pytest.raises(ValueError, match=r"bucket 16,\d+,\d+ is outside of the cost table"):
+        advise(mixed, MeasuredCost(machine(*CORNERS)), Limits(2), batch_sizes=(8, 16))

@@ -1,0 +1,411 @@
+"""The commands that only calculate, run as a user runs them."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from spyre_bench import cli
+from spyre_bench.batching import Policy
+from spyre_bench.bench_json import bench_result
+from spyre_bench.cost import load_cost, price, write_cost_table
+from spyre_bench.shapes import Bucket, BucketSet
+from spyre_bench.simulate import simulate
+from spyre_bench.workload import Workload, load_workload
+from tests.test_cost import machine
+
+TWO = ("--bucket", "8,64,32", "--bucket", "2,1024,512")
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs `spyre-bench` with these words."""
+
+    def run(*words) -> Done:
+        monkeypatch.setattr(sys, "argv", ["spyre-bench", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return Done(ended.value.code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def table(tmp_path) -> Path:
+    """The closed form at the corners of B 1 to 8, P 64 to 2048, N 2 to 1024; ten seconds of compile
+    each."""
+    corners = [f"{b},{p},{n}" for b in (1, 8) for p in (64, 2048) for n in (2, 1024)]
+    write_cost_table(tmp_path / "cost.csv", machine(*corners))
+    return tmp_path / "cost.csv"
+
+
+@pytest.fixture
+def trace(tmp_path) -> Path:
+    """Short and long prompts in turn, one request a second; one that no bucket takes."""
+    path = tmp_path / "trace.csv"
+    lines = [f"{second},{800 if second % 2 else 50},{20 + second % 7}" for second in range(60)]
+    lines[30] = "30,1500,5"
+    path.write_text("\n".join(["arrival_s,prompt_tokens,output_tokens", *lines]) + "\n")
+    return path
+
+
+# --- simulate -------------------------------------------------------------------------------------
+
+
+def test_the_result_is_that_of_the_simulator_in_the_names_of_vllm(command, table, trace, tmp_path):
+    done = command(
+        "simulate", "--workload", trace, *TWO, "--cost", table, "--policy", "skip", "--seed", 3,
+        "--max-wait-s", 0.5, "--out", tmp_path / "result.json",
+    )  # fmt: skip
+    assert done.code == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    costs = price(BucketSet.parse(["8,64,32", "2,1024,512"]), load_cost(table))
+    run = simulate(Workload.read(trace), costs, Policy("skip", max_wait_s=0.5))
+    expected = bench_result(run, model="x")
+    assert {name: result[name] for name in expected if name != "date"} == {
+        name: value for name, value in expected.items() if name != "date"
+    }
+    assert result["spyre_seed"] == 3
+    assert {"completed", "request_throughput", "p99_ttft_ms", "mean_e2el_ms"} <= set(result)
+    assert result["spyre_rejected"] == {
+        "prompt_too_long": 1, "max_tokens_too_large": 0, "no_bucket_takes_both": 0
+    }  # fmt: skip
+    assert result["spyre_batches"] == len(run.batch_rows)
+    waste = result["spyre_waste"]
+    assert sum(waste.values()) == 2 * waste["computed"], "useful and wastes are all of it"
+    assert result["spyre_fill"] == waste["useful"] / waste["computed"]
+
+
+def test_people_read_latency_waste_throughput_and_what_is_wrong(command, table, trace):
+    done = command("simulate", "--workload", trace, *TWO, "--cost", table)
+    assert done.code == 0
+    for words in (
+        "TTFT", "decode tail", "59 of 60 requests served", "output tokens/s",
+        "times the shape bound", "1 of 60 requests fit no bucket and are rejected",
+    ):  # fmt: skip
+        assert words in done.out
+    assert max(map(len, done.out.splitlines()[:18])) <= 80, "tables fit where there is no terminal"
+
+
+def test_json_is_all_that_is_printed_where_it_is_asked_for(command, table, trace):
+    done = command("simulate", "--workload", trace, *TWO, "--cost", table, "--json")
+    assert json.loads(done.out)["completed"] == 59
+    assert done.err == ""
+
+
+def test_arrays_of_all_requests_come_with_detailed_only(command, table, trace):
+    plain = ("simulate", "--workload", trace, *TWO, "--cost", table, "--json")
+    brief, detailed = (json.loads(command(*plain, *more).out) for more in ((), ("--detailed",)))
+    assert not any(isinstance(value, list) and len(value) == 60 for value in brief.values())
+    assert len(detailed["ttfts"]) == len(detailed["itls"]) == len(detailed["start_times"]) == 60
+    assert {name: detailed[name] for name in brief if name != "date"} == {
+        name: value for name, value in brief.items() if name != "date"
+    }
+
+
+def test_the_same_seed_has_the_same_result_and_another_one_another(command, table):
+    def result(seed):
+        done = command(
+            "simulate", "--workload", "azure_conv", "--requests", 200, *TWO, "--cost", table,
+            "--seed", seed, "--json",
+        )  # fmt: skip
+        return {name: value for name, value in json.loads(done.out).items() if name != "date"}
+
+    assert result(7) == result(7)
+    assert result(7)["duration"] != result(8)["duration"]
+
+
+def test_a_named_workload_is_drawn_as_told(command, table):
+    done = command(
+        "simulate", "--workload", "azure_conv", "--requests", 300, "--arrivals", "constant:4",
+        "--max-tokens", "fixed:100", "--length-scale", 0.5, "--rate-scale", 2, "--seed", 5, *TWO,
+        "--cost", table, "--json", "--detailed",
+    )  # fmt: skip
+    some = load_workload(
+        "azure_conv", requests=300, rng=np.random.default_rng(5), arrivals="constant:4",
+        max_tokens="fixed:100",
+    ).scaled(lengths=0.5, rate=2)  # fmt: skip
+    result = json.loads(done.out)
+    assert result["request_rate"] == 8
+    assert result["input_lens"] == some.prompt_tokens.tolist()
+    assert result["start_times"] == some.arrival_s.tolist()
+
+
+def test_replicas_and_warmup_are_of_the_deployment(command, table, trace):
+    plain = ("simulate", "--workload", trace, *TWO, "--cost", table, "--json")
+    one = json.loads(command(*plain).out)
+    two = json.loads(command(*plain, "--replicas", 2, "--router", "least_loaded").out)
+    assert two["spyre_replicas"] == 2
+    assert two["mean_ttft_ms"] < one["mean_ttft_ms"]
+    cold = json.loads(command(*plain, "--warmup").out)
+    assert cold["spyre_ready_s"] == one["spyre_warmup_s"] > 20
+    assert cold["mean_ttft_ms"] > one["mean_ttft_ms"]
+
+
+def test_goodput_counts_the_requests_within_every_limit(command, table, trace):
+    plain = ("simulate", "--workload", trace, *TWO, "--cost", table, "--json", "--detailed")
+    result = json.loads(command(*plain, "--goodput", "ttft:2000", "--goodput", "e2el:4000").out)
+    good = sum(
+        ttft_s <= 2 and e2el_s <= 4 and not error
+        for ttft_s, e2el_s, error in zip(
+            result["ttfts"], result["latencies"], result["errors"], strict=True
+        )
+    )
+    assert 0 < good < 59
+    assert result["request_goodput"] == good / result["duration"]
+
+
+def test_what_is_beyond_the_table_is_marked_where_extrapolation_is_allowed(command, table, trace):
+    words = ("simulate", "--workload", trace, "--bucket", "16,2048,32", "--cost", table, "--json")
+    result = json.loads(command(*words, "--extrapolate").out)
+    assert result["spyre_extrapolated"] == ["16,2048,32"]
+    assert result["completed"] == 60
+
+
+def test_an_age_guard_that_never_acts_is_written_as_json_can(command, table, trace):
+    done = command(
+        "simulate", "--workload", trace, *TWO, "--cost", table, "--policy", "length_aware",
+        "--max-age-s", "inf", "--json",
+    )  # fmt: skip
+    assert json.loads(done.out)["spyre_policy"]["max_age_s"] == "inf"
+
+
+def test_without_a_cost_table_the_shipped_one_is_used(command, trace):
+    done = command("simulate", "--workload", trace, "--bucket", "2,1024,32", "--json")
+    result = json.loads(done.out)
+    assert result["spyre_busy_s"] > 0
+    assert result["model_id"] == load_cost().rows[0].model
+
+
+def test_the_folder_of_the_result_is_made_and_nothing_else_is_left_in_it(
+    command, table, trace, tmp_path
+):
+    out = tmp_path / "some" / "where" / "result.json"
+    assert command("simulate", "--workload", trace, *TWO, "--cost", table, "--out", out).code == 0
+    assert [path.name for path in out.parent.iterdir()] == ["result.json"]
+
+
+# --- buckets --------------------------------------------------------------------------------------
+
+AZURE = ("buckets", "--workload", "azure_conv", "--requests", 600)
+
+
+def pasted(out: str) -> BucketSet:
+    """The buckets of the line that is meant for the command line of `vllm serve`."""
+    line = next(line for line in out.splitlines() if line.startswith("--additional-config"))
+    option, value = shlex.split(line)
+    assert option == "--additional-config"
+    return BucketSet.parse(json.loads(value)["spyre"]["buckets"])
+
+
+def test_the_advice_shows_bound_gap_held_out_result_and_baselines(command, table):
+    done = command(*AZURE, "--cost", table, "-k", 5, "--warmup-budget", 600)
+    assert done.code == 0
+    for words in (
+        "bound", "held out", "optimum", "one shape", "powers of two", "exponential", "percentiles",
+        "<- advised", "a gap of 0.0", "Certificate: even with full batches",
+        "of 600 requests are beyond the cost table",
+    ):  # fmt: skip
+        assert words in done.out
+    rows = [line for line in done.out.splitlines() if line.startswith(" ")]
+    assert max(map(len, rows)) <= 80
+    assert not any("…" in line for line in rows), "nothing is cut off where there is no terminal"
+
+
+def test_the_line_to_paste_holds_the_advised_buckets(command, table):
+    people = pasted(command(*AZURE, "--cost", table, "-k", 3).out)
+    machines = json.loads(command(*AZURE, "--cost", table, "-k", 3, "--json").out)
+    assert 1 <= len(people) <= 3
+    assert people == BucketSet.parse(machines["buckets"])
+    assert people == BucketSet.parse(machines["additional_config"]["spyre"]["buckets"])
+
+
+def test_the_json_has_the_whole_comparison(command, table):
+    found = json.loads(command(*AZURE, "--cost", table, "-k", 3, "--json").out)
+    frame = pd.DataFrame(found["contenders"])
+    assert frame["advised"].sum() == 1
+    assert " ".join(found["buckets"]) == frame.loc[frame["advised"], "buckets"].item()
+    assert {"ours", "baseline"} == set(frame["kind"])
+    assert found["requests_fitted"] + found["requests_held_out"] == (
+        600 - found["requests_beyond_the_cost_table"]
+    )
+    certificate = found["certificate"]
+    assert certificate["proved_bound_s"] <= certificate["shape_bound_s"]
+    assert certificate["gap"] <= 1e-3
+    assert (frame["fitted_busy_s"] >= certificate["proved_bound_s"]).all()
+
+
+def test_what_the_advice_says_simulating_it_confirms(command, table):
+    """The held-out half as a file of its own, through `simulate`."""
+    words = ("--cost", table, "--json")
+    found = json.loads(command(*AZURE, "-k", 3, *words).out)
+    rng = np.random.default_rng(0)
+    some = load_workload("azure_conv", requests=600, rng=rng)
+    kept = some.take((some.prompt_tokens <= 2048) & (some.max_tokens <= 1024))
+    path = table.parent / "held_out.csv"
+    kept.halves()[1].save(path)
+    options = [word for bucket in found["buckets"] for word in ("--bucket", bucket)]
+    result = json.loads(command("simulate", "--workload", path, *options, *words).out)
+    advised = next(row for row in found["contenders"] if row["advised"])
+    assert result["spyre_busy_s"] == advised["held_out_busy_s"]
+    assert result["spyre_fill"] == advised["held_out_fill"]
+
+
+def test_a_warmup_budget_is_kept(command, table):
+    found = json.loads(
+        command(*AZURE, "--cost", table, "-k", 5, "--warmup-budget", 25, "--json").out
+    )
+    assert len(found["buckets"]) == 2, "ten seconds each"
+    ours = [row for row in found["contenders"] if row["kind"] == "ours"]
+    assert all(row["compile_s"] <= 25 for row in ours)
+
+
+def test_memory_and_batch_sizes_are_kept(command, table):
+    cost = load_cost(table)
+    cap = cost.of(Bucket(4, 2048, 1024)).memory_bytes
+    words = (*AZURE, "--cost", table, "-k", 2, "--json")
+    found = json.loads(command(*words, "--memory-gib", cap / 2**30).out)
+    assert all(cost.of(Bucket.parse(text)).memory_bytes <= cap for text in found["buckets"])
+    found = json.loads(command(*words, "--batch-size", 1).out)
+    assert {Bucket.parse(text).batch_size for text in found["buckets"]} == {1}
+
+
+def test_goodput_may_be_the_objective(command, table):
+    words = (*AZURE, "--cost", table, "-k", 2, "--rate-scale", 0.002, "--json")
+    limits = ("--objective", "goodput", "--goodput", "e2el:60000")
+    frame = pd.DataFrame(json.loads(command(*words, *limits).out)["contenders"])
+    ours = frame[frame["kind"] == "ours"]
+    best = ours.loc[ours["advised"], "fitted_goodput_rps"].item()
+    assert best == ours["fitted_goodput_rps"].max() > 0
+    assert best > ours["fitted_goodput_rps"].min()
+
+
+# --- sweep ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def grid(tmp_path, table, trace) -> Path:
+    path = tmp_path / "grid.yaml"
+    path.write_text(
+        f"workload: {trace}\ncost: {table}\nbuckets: ['2,1024,512', '8,64,32 2,1024,512']\n"
+        f"policy: [best_fit, fcfs]\n"
+    )
+    return path
+
+
+def test_a_sweep_writes_one_table_shows_its_progress_and_goes_on(command, grid, tmp_path):
+    out = tmp_path / "new" / "sweep.csv"
+    done = command("sweep", grid, "--out", out, "--jobs", 1)
+    assert done.code == 0
+    assert "4/4" in done.err
+    assert f"4 rows in {out}" in done.err
+    frame = pd.read_csv(out)
+    assert frame["policy"].tolist() == ["best_fit", "fcfs"] * 2
+    assert (frame["served"] + frame["rejected"] == 60).all()
+    text = out.read_bytes()
+    out.write_bytes(text[:-20])
+    assert "1/1" in command("sweep", grid, "--out", out, "--jobs", 1).err
+    assert out.read_bytes() == text
+
+
+def test_a_sweep_counts_the_points_that_could_not_run(command, grid, tmp_path):
+    grid.write_text(grid.read_text().replace("'2,1024,512'", "'9,1024,512'"))
+    done = command("sweep", grid, "--out", tmp_path / "sweep.csv", "--jobs", 1)
+    assert done.code == 0
+    assert "4 rows in" in done.err
+    assert "2 of them with an error" in done.err
+
+
+# --- what goes wrong ------------------------------------------------------------------------------
+
+SIMULATE = ("simulate", "--workload", "{trace}", "--cost", "{table}", *TWO)
+BUCKETS = ("buckets", "--workload", "{trace}", "--cost", "{table}", "-k", "2")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ((*SIMULATE, "--bucket", "4,65,32"), "prompt_length 65 is not a positive multiple of 64"),
+        ((*SIMULATE, "--bucket", "4,64"), "bucket '4,64' is not three whole numbers"),
+        ((*SIMULATE, "--bucket", "9,64,32"), "9,64,32 is outside of the cost table, which spans B"),
+        ((*SIMULATE, "--workload", "azure_cnv"), "'azure_cnv' is unknown, .* mean azure_conv"),
+        ((*SIMULATE, "--workload", "{empty}"), "empty.csv is empty: it needs a line of column"),
+        ((*SIMULATE, "--cost", "{empty}"), "empty.csv: not a CSV file"),
+        ((*SIMULATE, "--cost", "nowhere.csv"), "No such file .*nowhere.csv"),
+        ((*SIMULATE, "--policy", "best"), "'best' is not known: use one of best_fit, skip, fcfs"),
+        ((*SIMULATE, "--goodput", "ttft"), "'ttft' is not a metric and milliseconds: .*ttft:2000"),
+        ((*SIMULATE, "--goodput", "itl:9"), "no limit on 'itl': use ttft, tpot or e2el"),
+        ((*SIMULATE, "--goodput", "ttft:nan"), "ttft:nan is not above 0 milliseconds"),
+        ((*SIMULATE, "--goodput", "ttft:-1"), "ttft:-1.0 is not above 0 milliseconds"),
+        ((*SIMULATE, "--max-wait-s", "inf"), "max_wait_s is infinite"),
+        ((*SIMULATE, "--max-wait-s", "-1"), "max_wait_s -1.0 is not a number of seconds"),
+        ((*SIMULATE, "--replicas", "0"), "replicas 0 is below 1"),
+        ((*SIMULATE, "--router", "random"), "router 'random' is not known"),
+        ((*SIMULATE, "--requests", "61"), "has 60 requests: 61 cannot be taken"),
+        ((*SIMULATE, "--arrivals", "poison:2"), "did you mean poisson"),
+        ((*SIMULATE, "--max-tokens", "fixed"), "fixed:256"),
+        ((*SIMULATE, "--length-scale", "0"), "scaled lengths 0.0 is not a positive number"),
+        ((*BUCKETS, "--warmup-budget", "5"), "no choice of 2 buckets within a warmup budget of 5"),
+        ((*BUCKETS, "-k", "0"), "k 0 is below 1"),
+        ((*BUCKETS, "--memory-gib", "1e-9"), "memory_bytes 1 is below what the smallest candidate"),
+        ((*BUCKETS, "--batch-size", "16"), "bucket 16,.* is outside of the cost table"),
+        ((*BUCKETS, "--objective", "speed"), "objective 'speed' is not known"),
+        ((*BUCKETS, "--objective", "goodput"), "goodput needs limits"),
+        ((*BUCKETS, "--goodput", "e2e:9"), "no limit on 'e2e'"),
+        ((*BUCKETS, "--policy", "lifo"), "policy 'lifo' is not known"),
+        ((*BUCKETS, "--length-scale", "100"), "every request is beyond the cost table"),
+        ((*BUCKETS, "--requests", "1"), "has 1 request: it cannot be halved"),
+        (("sweep", "{trace}", "--out", "{out}"), "write a line for each setting"),
+        (("sweep", "nowhere.yaml", "--out", "{out}"), "No such file .*nowhere.yaml"),
+        (("sweep", "{grid}", "--out", "{trace}"), "trace.csv is not of a sweep"),
+        (("sweep", "{grid}", "--out", "{out}", "--backend", "mpi"), "backend 'mpi' is not known"),
+        (("sweep", "{grid}", "--out", "{out}", "--scheduler", "a:1"), "is of no use to loky"),
+    ],
+)
+def test_a_mistake_is_one_sentence_on_stderr(
+    command, table, trace, grid, tmp_path, words, sentence
+):
+    (tmp_path / "empty.csv").touch()
+    names = {
+        "table": table, "trace": trace, "grid": grid, "empty": tmp_path / "empty.csv",
+        "out": tmp_path / "out.csv",
+    }  # fmt: skip
+    done = command(*(word.format(**names) for word in words))
+    assert done.code == 1
+    assert done.out == ""
+    assert len(done.err.splitlines()) == 1
+    assert done.err.startswith("spyre-bench: ")
+    assert re.search(sentence, done.err), done.err
+
+
+def test_a_limit_that_makes_no_sense_is_refused_before_anything_runs(
+    command, table, trace, monkeypatch
+):
+    monkeypatch.setattr("spyre_bench.simulate.simulate", lambda *_, **__: 1 / 0)
+    done = command("simulate", "--workload", trace, "--cost", table, *TWO, "--goodput", "itl:9")
+    assert "no limit on 'itl'" in done.err
+
+
+def test_the_installed_command_is_the_same_and_shows_no_traceback(table, trace):
+    script = Path(sys.executable).parent / "spyre-bench"
+    plain = [script, "simulate", "--workload", trace, "--cost", table, *TWO]
+    good = subprocess.run([*plain, "--json"], capture_output=True, text=True)
+    assert (good.returncode, json.loads(good.stdout)["completed"]) == (0, 59)
+    bad = subprocess.run([*plain, "--policy", "lifo"], capture_output=True, text=True)
+    assert bad.returncode == 1
+    assert bad.stderr == (
+        "spyre-bench: policy 'lifo' is not known: use one of best_fit, skip, fcfs, length_aware\n"
+    )
