@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 from spyre_bench.cost import BucketCost, FittedCost
 from spyre_bench.workload import Workload
@@ -15,13 +16,37 @@ def shares_s(workload: Workload, costs: Sequence[BucketCost]) -> np.ndarray:
     `min over fitting buckets of (prefill + (o - 1)·decode) / B`, float64 [requests], infinite where
     no bucket fits."""
     best = np.full(len(workload), np.inf)
-    further_passes = workload.output_tokens - 1
     for cost in costs:
-        fits = workload.prompt_tokens <= cost.bucket.prompt_length
-        fits &= workload.max_tokens <= cost.bucket.new_tokens
-        share_s = (cost.prefill_s + further_passes * cost.decode_s) / cost.bucket.batch_size
-        np.minimum(best, share_s, out=best, where=fits)
+        np.minimum(best, _share_s(workload, cost), out=best)
     return best
+
+
+def _share_s(workload: Workload, cost: BucketCost) -> np.ndarray:
+    """The shares in one bucket, float64 [requests], infinite where it does not fit."""
+    fits = workload.prompt_tokens <= cost.bucket.prompt_length
+    fits &= workload.max_tokens <= cost.bucket.new_tokens
+    seconds = cost.prefill_s + (workload.output_tokens - 1) * cost.decode_s
+    return np.where(fits, seconds / cost.bucket.batch_size, np.inf)
+
+
+def by_bucket(workload: Workload, costs: Sequence[BucketCost]) -> pd.DataFrame:
+    """Which bucket the shape bound puts the requests in, one row a bucket: bucket, batch_size,
+    prompt_length, new_tokens, compile_s, share (of the requests that fit one, 0 to 1) and seconds
+    (of the shape bound)."""
+    shares = np.array([_share_s(workload, cost) for cost in costs])
+    fits = np.isfinite(shares).any(axis=0)
+    best, least_s = shares.argmin(axis=0)[fits], shares.min(axis=0)[fits]
+    return pd.DataFrame(
+        {
+            "bucket": [str(cost.bucket) for cost in costs],
+            "batch_size": [cost.bucket.batch_size for cost in costs],
+            "prompt_length": [cost.bucket.prompt_length for cost in costs],
+            "new_tokens": [cost.bucket.new_tokens for cost in costs],
+            "compile_s": [cost.compile_s for cost in costs],
+            "share": np.bincount(best, minlength=len(costs)) / max(1, len(best)),
+            "seconds": np.bincount(best, weights=least_s, minlength=len(costs)),
+        }
+    )
 
 
 def shape_bound_s(workload: Workload, costs: Sequence[BucketCost]) -> float:

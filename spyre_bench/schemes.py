@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from spyre_bench.shapes import STICK_TOKENS
 
@@ -109,10 +110,16 @@ def padding_share(lengths: np.ndarray, tops: Sequence[int]) -> float:
     return 1 - float(lengths.sum() / tops[np.searchsorted(tops, lengths)].sum())
 
 
-def to_match(lengths: np.ndarray, tops: Sequence[int], *, step: int = STICK_TOKENS) -> int:
-    """The fewest optimal tops that pad no more than `tops` do."""
+def to_match(
+    lengths: np.ndarray,
+    tops: Sequence[int],
+    *,
+    step: int = STICK_TOKENS,
+    largest: int | None = None,
+) -> int:
+    """The fewest optimal tops that pad no more than `tops` do; `largest` as in `optimal`."""
     allowed = _lengths(lengths).sum() / (1 - padding_share(lengths, tops))
-    solved = optimal(lengths, len(tops), step=step)
+    solved = optimal(lengths, len(tops), step=step, largest=largest)
     matching = (k for k, cost in enumerate(solved.cost, 1) if cost <= allowed * (1 + 1e-12))
     return next(matching, len(tops))
 
@@ -192,6 +199,39 @@ SCHEMES: dict[str, Callable[[np.ndarray], tuple[int, ...]]] = {
     "one shape": one,
 }
 """Name on a figure -> tops for these lengths."""
+
+
+def compare(lengths: np.ndarray, held_out: np.ndarray | None = None) -> pd.DataFrame:
+    """Every scheme against the optimum with as many tops, one row a scheme: scheme, k, tops,
+    optimal_tops, padding and optimal_padding (shares of the computed prompt tokens), and to_match,
+    the fewest optimal tops that pad no more.
+
+    With `held_out` also held_out_padding and held_out_optimal_padding, of the same tops on lengths
+    that were not looked at; all tops then reach up to the longest of these too, as a server's limit
+    on prompts would demand. Tops are rounded up to sticks, since no others can be compiled; `k` is
+    what then remains of a scheme.
+    """
+    lengths = _lengths(lengths)
+    largest = int(max(lengths.max(), 0 if held_out is None else _lengths(held_out).max()))
+    some = _reaching(lengths, largest)
+    sets = {
+        name: _ascending(round_up(np.array(of(some)), STICK_TOKENS)) for name, of in SCHEMES.items()
+    }
+    solved = optimal(lengths, max(map(len, sets.values())), largest=largest)
+    rows = []
+    for name, tops in sets.items():
+        row = {"scheme": name, "k": len(tops), "tops": tops, "optimal_tops": solved[len(tops)]}
+        for prefix, some in {"": lengths, "held_out_": held_out}.items():
+            if some is not None:
+                row[f"{prefix}padding"] = padding_share(some, tops)
+                row[f"{prefix}optimal_padding"] = padding_share(some, row["optimal_tops"])
+        rows.append(row | {"to_match": to_match(lengths, tops, largest=largest)})
+    return pd.DataFrame(rows)
+
+
+def _reaching(lengths: np.ndarray, largest: int) -> np.ndarray:
+    """The lengths, and one of `largest` where none of them is that long."""
+    return lengths if lengths.max() >= largest else np.append(lengths, largest)
 
 
 def round_up(value, step: int):

@@ -6,7 +6,7 @@ import difflib
 import gzip
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TextIO
@@ -16,6 +16,7 @@ import pandas as pd
 
 from spyre_bench.arrivals import AllAtOnce, Poisson, Process, Replay, parse_arrivals, parse_choice
 from spyre_bench.lengths import WORKLOADS, LengthTable, attribution, is_length_table, shipped_table
+from spyre_bench.shapes import Bucket
 from spyre_bench.traces import MAX_TOKENS, is_jsonl, read_trace
 
 __all__ = [
@@ -97,6 +98,11 @@ class Workload:
         """Mean arrival rate, from 0 to the last arrival; infinite if all come at 0."""
         return len(self) / self.arrival_s[-1] if self.arrival_s[-1] > 0 else math.inf
 
+    def fits(self, bucket: Bucket) -> np.ndarray:
+        """bool [requests], which of them the bucket takes: by prompt and max_tokens, as a scheduler
+        sees them."""
+        return (self.prompt_tokens <= bucket.prompt_length) & (self.max_tokens <= bucket.new_tokens)
+
     # --- files
 
     @classmethod
@@ -140,6 +146,22 @@ class Workload:
     def frame(self) -> pd.DataFrame:
         """One row a request, the four columns."""
         return pd.DataFrame({name: getattr(self, name) for name in COLUMNS})
+
+    def quantiles(self, levels: Sequence[float]) -> pd.DataFrame:
+        """The laws of its lengths, one row a length and level (0 to 1): length ("prompt_tokens",
+        "output_tokens" or "max_tokens"), level, tokens. Only lengths that occur, none between."""
+        return pd.DataFrame(
+            {
+                "length": np.repeat(list(COLUMNS)[1:], len(levels)),
+                "level": np.tile(levels, len(COLUMNS) - 1),
+                "tokens": np.concatenate(
+                    [
+                        np.quantile(getattr(self, name), levels, method="inverted_cdf")
+                        for name in list(COLUMNS)[1:]
+                    ]
+                ),
+            }
+        )
 
     # --- parts
 

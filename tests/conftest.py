@@ -8,7 +8,15 @@ import pytest
 SHARED = Path(__file__).parent.parent.parent / "shared"
 
 collect_ignore = (
-    ["engine", "plugin", "notebooks", "test_report.py", "test_headless.py", "test_plots.py"]
+    [
+        "engine",
+        "plugin",
+        "notebooks",
+        "test_report.py",
+        "test_headless.py",
+        "test_plots.py",
+        "test_explore.py",
+    ]
     if os.environ.get("SPYRE_BENCH_CORE_ONLY")
     else []
 )

@@ -236,3 +236,24 @@ def test_shares_lie_between_zero_and_one_and_nothing_beats_the_bound(run):
         assert 0 < metrics.ledger(trace).fill <= 1
         assert 0 < metrics.utilisation(trace) <= 1 + 1e-9
         assert metrics.distance_to_shape_bound(trace) >= 1 - 1e-9
+
+
+def test_the_summary_of_a_run_says_what_each_figure_says(hand):
+    found = metrics.summary(hand)
+    assert (found["served"], found["rejected"], found["batches"]) == (3, 1, 2)
+    # two batches of 3 and 4 s, the first at 0, the second right after it
+    assert (found["duration_s"], found["busy_s"], found["utilisation"]) == (7.0, 7.0, 1.0)
+    assert found["throughput_rps"] == 3 / 7
+    assert found["fill"] == metrics.ledger(hand).fill
+    assert {name: found[f"{name}_tokens"] for name in metrics.LEDGER} == asdict(
+        metrics.ledger(hand)
+    )
+    assert found["median_e2el_ms"] == 3000.0
+    assert found["mean_ttft_ms"] == pytest.approx((1.0 + 1.0 + 6.5) / 3 * 1e3)
+    assert found["p99_queue_ms"] == metrics.latencies(hand, (99,))["queue"].percentiles_ms[99]
+
+
+def test_the_summary_of_a_run_that_served_nothing_has_no_throughput():
+    found = metrics.summary(simulate(workload((0.0, 300, 1)), COSTS))
+    assert (found["served"], found["busy_s"], found["fill"]) == (0, 0.0, 0.0)
+    assert np.isnan(found["throughput_rps"])

@@ -60,7 +60,93 @@ BREAK_EVEN = pd.DataFrame(
         "requests": [1200.0, 12.0, np.inf, np.inf],
     }
 )
+LENGTHS = pd.DataFrame(
+    {
+        "length": np.repeat(["prompt_tokens", "output_tokens", "max_tokens"], 3),
+        "level": [0.0, 0.5, 1.0] * 3,
+        "tokens": [1, 60, 900, 1, 8, 64, 2, 16, 128],
+    }
+)
+SCHEMES = pd.DataFrame(
+    {
+        "scheme": ["powers of two", "one shape"],
+        "k": [5, 1],
+        "padding": [0.3, 0.9],
+        "optimal_padding": [0.1, 0.9],
+        "held_out_padding": [0.32, 0.88],
+        "held_out_optimal_padding": [0.12, 0.88],
+        "to_match": [3, 1],
+    }
+)
+CURVE = pd.DataFrame(
+    {
+        "k": [1, 2, 3],
+        "prompts_only_s": [4.0, 2.2, 2.1],
+        "device_s": [4.0, 2.0, 1.9],
+        "held_out_s": [4.1, 2.1, 2.0],
+        "total_s": [4.2, 2.4, 2.5],
+    }
+)
+CHOSEN = pd.DataFrame(
+    {
+        "batch_size": [4, 8, 8],
+        "prompt_length": [256, 64, 64],
+        "new_tokens": [32, 8, 8],
+        "compile_s": [10.0, 9.0, 9.0],
+        "share": [0.25, 0.75, 0.0],
+    }
+)
+REQUESTS = pd.DataFrame({"prompt_tokens": [10, 60, 200], "max_tokens": [2, 8, 30]})
+CONTENDERS = pd.DataFrame(
+    {
+        "name": ["optimum", "one shape"],
+        "graphs": [3, 1],
+        "advised": [True, False],
+        "fitted_busy_s": [2.0, 5.0],
+        "held_out_busy_s": [2.2, 5.1],
+        "held_out_bound_s": [1.5, 4.0],
+        "held_out_p95_e2el_s": [30.0, 9000.0],
+        "held_out_saturated": [False, True],
+    }
+)
+WATERFALL = pd.DataFrame(
+    {
+        "stage": ["work bound", "shape bound", "best_fit"],
+        "meaning": ["no shapes", "these buckets", "head first"],
+        "seconds": [10.0, 14.0, 13.0],
+        "step_s": [10.0, 4.0, -1.0],
+    }
+)
+SETS = pd.DataFrame(
+    {
+        "set": ["these buckets", "optimum", "one shape"],
+        "kind": ["given", "optimum", "baseline"],
+        "fill": [0.5, 0.4, 0.2],
+        "busy_s": [100.0, 90.0, 300.0],
+    }
+)
+SHARES = pd.DataFrame(
+    {
+        "group": ["load 0.2", "load 0.2", "load 2"],
+        "label": ["best_fit", "fcfs", "fcfs"],
+        "saturated": [False, False, True],
+        "useful_share": [0.5, 0.25, 0.02],
+        "batch_pad_share": [0.25, 0.5, 0.9],
+        "prompt_pad_share": [0.25, 0.0, 0.0],
+        "bucket_pad_share": [0.0, 0.25, 0.0],
+        "decode_tail_share": [0.0, 0.0, 0.08],
+        "cap_share": 0.0,
+    }
+)
 FIGURES = {
+    plots.ledger_shares: (SHARES, "[%]"),
+    partial(plots.fill_and_seconds, bound_s=50.0): (SETS, "[%]"),
+    plots.lengths: (LENGTHS, "[tokens]"),
+    plots.schemes: (SCHEMES, "[%"),
+    partial(plots.k_curve, knee=2): (CURVE, "buckets"),
+    partial(plots.buckets, requests=REQUESTS): (CHOSEN, "[tokens]"),
+    plots.contenders: (CONTENDERS, "[s]"),
+    plots.waterfall: (WATERFALL, "[s]"),
     plots.pass_timeline: (PASSES, "[s]"),
     plots.waste_ledger: (LEDGER, "[tokens]"),
     plots.startup_stages: (STAGES, "seconds"),
@@ -68,7 +154,7 @@ FIGURES = {
     plots.predicted: (PREDICTED, "[s]"),
     plots.break_even: (BREAK_EVEN, "requests"),
 }
-NAMES = [getattr(figure, "__name__", "growth") for figure in FIGURES]
+NAMES = [getattr(figure, "func", figure).__name__ for figure in FIGURES]
 
 
 @pytest.fixture(autouse=True)
@@ -131,3 +217,150 @@ def test_a_bucket_that_never_pays_is_said_to():
     ax = plots.break_even(BREAK_EVEN, "")
     assert [text.get_text() for text in ax.texts] == ["1,200", "never", "12", "never"]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+
+
+def texts(ax) -> list[str]:
+    return [text.get_text() for text in ax.texts]
+
+
+def test_a_law_is_drawn_from_its_least_to_its_largest():
+    ax = plots.lengths(LENGTHS, "")
+    prompt, answer, asked = ([line.get_xdata()[0], line.get_xdata()[-1]] for line in ax.lines)
+    assert [prompt, answer, asked] == [[1, 900], [1, 64], [2, 128]]
+    assert ax.lines[0].get_ydata().tolist() == [0, 50, 100]
+
+
+def test_a_scheme_is_beside_its_optimum_and_what_that_needs():
+    ax = plots.schemes(SCHEMES, "")
+    places = {line.get_label(): line.get_xdata().tolist() for line in ax.lines}
+    assert places["the scheme"] == [30, 90]
+    assert places["that optimum, held out"] == [12, 88]
+    assert texts(ax) == ["optimum needs", "3 graphs", "1 graph"]
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert names == ["powers of two\n5 graphs", "one shape\n1 graph"]
+
+
+def test_the_knee_is_marked_on_the_curve_that_has_the_compile_time():
+    ax = plots.k_curve(CURVE, 2, "")
+    assert texts(ax) == ["knee: 2"]
+    assert ax.texts[0].xy == (2, 2.4)
+    assert len(ax.lines) == 5
+
+
+def test_a_bucket_is_a_corner_and_equal_corners_keep_their_numbers_apart():
+    ax = plots.buckets(CHOSEN, REQUESTS, "")
+    assert [label.xy for label in ax.texts] == [(256, 32), (64, 8), (64, 8)]
+    assert texts(ax) == ["1", "2", "3"]
+    assert ax.texts[1].xyann != ax.texts[2].xyann
+    legend = [text.get_text() for text in ax.figure.legends[0].get_texts()]
+    assert legend[0] == "1: B 4, P 256, N 32: 25% of requests, compiles 10 s"
+    colours = [line.get_color() for line in ax.lines if "B" in str(line.get_label())]
+    assert colours[0] != colours[1] == colours[2]
+
+
+def test_what_is_advised_is_bold_and_a_growing_backlog_has_no_latency():
+    ax = plots.contenders(CONTENDERS, "")
+    assert [label.get_fontweight() for label in ax.get_yticklabels()] == ["bold", "normal"]
+    assert texts(ax) == ["p95 30 s", "backlog grows"]
+
+
+def test_a_stage_begins_where_the_one_before_ended_and_may_save():
+    ax = plots.waterfall(WATERFALL, "")
+    added = {bar.get_label(): bar.patches[0] for bar in ax.containers}
+    assert added["the work itself"].get_width() == 10
+    assert (added["added"].get_x(), added["added"].get_width()) == (10, 4)
+    assert (added["saved"].get_x(), added["saved"].get_width()) == (14, -1)
+    assert texts(ax) == ["10 s", "14 s (+4)", "13 s (-1)"]
+
+
+def test_sets_are_numbered_from_the_fastest_at_their_fill():
+    ax = plots.fill_and_seconds(SETS, 50.0, "")
+    legend = [text.get_text() for text in ax.figure.legends[0].get_texts()]
+    assert legend[:3] == ["1: optimum", "2: these buckets", "3: one shape"]
+    assert [(text.get_text(), *text.xy) for text in ax.texts] == [
+        ("1", 40.0, 90.0), ("2", 50.0, 100.0), ("3", 20.0, 300.0),
+    ]  # fmt: skip
+    assert ax.get_ylim()[0] < 50.0, "the bound is in the picture"
+
+
+def test_shares_lie_end_to_end_and_groups_apart():
+    ax = plots.ledger_shares(SHARES, "")
+    places = ax.get_yticks()
+    assert places[2] - places[1] > places[1] - places[0]
+    assert {bar for bar in bars(ax) if bar[0] == places[0]} == {
+        (places[0], 0, 50), (places[0], 50, 75), (places[0], 75, 100),
+    }  # fmt: skip
+    assert [label.get_text() for label in ax.get_yticklabels()][2] == "fcfs (saturated)"
+    written = [text.get_text() for text in ax.texts]
+    assert written == ["50%", "25%", "", "load 0.2", "load 2"], "no figure where it has no room"
+
+
+LOADED = pd.DataFrame(
+    {
+        "policy": ["best_fit"] * 3 + ["fcfs"] * 3,
+        "load": [0.2, 0.6, 1.2] * 2,
+        "saturated": [False, False, False, False, True, True],
+        "fill": [0.3, 0.4, 0.5, 0.3, 0.35, 0.4],
+        "busy_over_shape_bound": [3.0, 2.0, 1.5, 3.1, 2.2, 2.0],
+        **{name: [1.0, 2.0, 9.0, 1.0, 50.0, 90.0] for name in plots.LATENCIES},
+    }
+)
+HELD = pd.DataFrame(
+    {
+        "set": ["a"] * 2 + ["b"] * 2,
+        "max_wait_s": [0.0, 10.0] * 2,
+        "saturated": False,
+        "batches": [100, 50, 90, 80],
+        "utilisation": [0.5, 0.4, 0.6, 0.5],
+        "median_e2el_s": [1.0, 5.0, 2.0, 6.0],
+        "p95_e2el_s": [2.0, 9.0, 3.0, 8.0],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("figure", "frame", "panels", "across"),
+    [
+        (plots.latency_under_load, LOADED, plots.LATENCIES, "load"),
+        (plots.fill_under_load, LOADED, plots.FULLNESS, "load"),
+        (plots.hold_timers, HELD, plots.HOLDING, "[s]"),
+    ],
+)
+def test_panels_have_a_title_once_and_units_on_every_axis(figure, frame, panels, across):
+    before = frame.copy()
+    first = figure(frame, "It is so")
+    axes = first.figure.axes
+    assert [ax.get_ylabel() for ax in axes] == list(panels.values())
+    assert [ax.get_title(loc="left") for ax in axes] == ["It is so"] + [""] * (len(axes) - 1)
+    assert all(across in ax.get_xlabel() for ax in axes[-2:])
+    assert len(first.figure.legends) == 1
+    first.figure.savefig(io.BytesIO())
+    pd.testing.assert_frame_equal(frame, before)
+
+
+def markers(ax, fillstyle: str) -> set[tuple[float, float]]:
+    """The points of the lines that have markers of this style."""
+    lines = [line for line in ax.lines if line.get_marker() in "osv^D"]
+    points = (zip(*line.get_data(), strict=True) for line in lines
+              if line.get_fillstyle() == fillstyle)  # fmt: skip
+    return {(float(x), float(y)) for some in points for x, y in some}
+
+
+def test_saturated_points_are_hollow_and_no_solid_line_leads_to_them():
+    ax = plots.fill_under_load(LOADED, "")
+    assert markers(ax, "none") == {(0.6, 0.35), (1.2, 0.4)}
+    assert markers(ax, "full") == {(0.2, 0.3), (0.6, 0.4), (1.2, 0.5)}
+    solid = [line.get_ydata() for line in ax.lines if line.get_linestyle() == "-"]
+    assert np.isnan(solid[1][1:]).all()
+    legend = [text.get_text() for text in ax.figure.legends[0].get_texts()]
+    assert legend == ["best_fit", "fcfs", "saturated: the queue grows"]
+
+
+def test_where_nothing_is_saturated_the_legend_does_not_speak_of_it():
+    ax = plots.hold_timers(HELD, "")
+    assert [text.get_text() for text in ax.figure.legends[0].get_texts()] == ["a", "b"]
+
+
+def test_shares_on_an_axis_read_as_per_cent():
+    ax = plots.fill_under_load(LOADED, "")
+    assert ax.yaxis.get_major_formatter()(0.35) == "35"

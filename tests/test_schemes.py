@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from spyre_bench.schemes import (
     SCHEMES,
+    compare,
     exponential,
     gap,
     knee,
@@ -214,3 +215,32 @@ def test_the_published_fill_of_buckets_fitted_on_the_longest_of_a_batch(prompts)
     assert round(fill(optimal(some, 6)[6]), 3) == 0.315
     assert round(fill(powers_of_two(some)), 3) == 0.289
     assert round(rows.sum() / (8 * longest.sum()), 3) == 0.397
+
+
+# --- all of them at equal k -----------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=40).map(np.array))
+def test_at_equal_k_the_optimum_pads_least_and_fewer_of_its_tops_do_as_well(some):
+    frame = compare(some)
+    assert frame["scheme"].tolist() == list(SCHEMES)
+    assert (frame["optimal_padding"] <= frame["padding"] + 1e-12).all()
+    assert (frame["to_match"] <= frame["k"]).all()
+    for row in frame.itertuples():
+        assert len(row.tops) == row.k
+        assert all(top % 64 == 0 for top in row.tops)
+        enough = padding_share(some, optimal(some, row.to_match)[row.to_match])
+        assert enough <= row.padding + 1e-12
+
+
+def test_held_out_lengths_do_not_move_the_tops_but_the_last():
+    fitted, later = np.array([60, 60, 120, 500]), np.array([10, 130, 700])
+    alone, both = (frame.set_index("scheme") for frame in (compare(fitted), compare(fitted, later)))
+    scheme = "powers of two from 64"
+    assert alone.loc[scheme, "tops"] == (64, 128, 256, 512)
+    assert both.loc[scheme, "tops"] == (64, 128, 256, 512, 704)
+    assert both.loc[scheme, "optimal_tops"][-1] == 704
+    assert both.loc[scheme, "padding"] == alone.loc[scheme, "padding"]
+    assert both.loc[scheme, "held_out_padding"] == 1 - (10 + 130 + 700) / (64 + 256 + 704)
+    assert both.loc["one shape", "padding"] == 1 - 740 / (4 * 704)
+    assert "held_out_padding" not in alone

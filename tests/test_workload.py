@@ -102,6 +102,14 @@ def test_parts_keep_rows_whole():
     assert rows(some.take(some.prompt_tokens > 10)) == [(1, 20, 2, 5), (2, 30, 3, 6)]
 
 
+def test_quantiles_are_lengths_that_occur():
+    some = workload(prompt=(30, 10, 20), output=(1, 2, 3), max_tokens=(4, 4, 9))
+    frame = some.quantiles([0, 0.5, 0.9, 1]).pivot(index="level", columns="length", values="tokens")
+    assert frame["prompt_tokens"].tolist() == [10, 20, 30, 30]
+    assert frame["output_tokens"].tolist() == [1, 2, 3, 3]
+    assert frame["max_tokens"].tolist() == [4, 4, 9, 9]
+
+
 def test_more_requests_than_there_are_cannot_be_taken():
     with pytest.raises(ValueError, match="has 3 requests: 4 cannot be taken"):
         workload().head(4)

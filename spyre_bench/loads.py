@@ -1,0 +1,231 @@
+"""How full batches get: policies and hold timers under load, sets of buckets with everybody queued.
+
+Every comparison runs on the same requests; for another load the same arrivals come faster or
+slower. A load is the share of a capacity, the throughput of one policy that is never short of
+company (`capacity_rps`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from spyre_bench import metrics
+from spyre_bench.advise import priced_candidates
+from spyre_bench.batching import Policy
+from spyre_bench.bounds import shape_bound_s, shares_s
+from spyre_bench.cost import BucketCost, CostModel, price
+from spyre_bench.metrics import LEDGER
+from spyre_bench.optimize import Choice, Limits, choose
+from spyre_bench.schemes import one, percentiles, powers_of_two
+from spyre_bench.shapes import STICK_TOKENS, Bucket, BucketSet
+from spyre_bench.simulate import Trace, simulate
+from spyre_bench.workload import Workload
+
+
+def fitting(workload: Workload, costs: Sequence[BucketCost]) -> Workload:
+    """The requests that a bucket takes; ValueError, with the bucket that would take all of them,
+    where there is none."""
+    fits = np.isfinite(shares_s(workload, costs))
+    if not fits.any():
+        buckets = BucketSet(tuple(cost.bucket for cost in costs))
+        buckets.require_fit(int(workload.prompt_tokens.max()), int(workload.max_tokens.max()))
+    return workload.take(fits)
+
+
+def capacity_rps(
+    workload: Workload, costs: Sequence[BucketCost], policy: Policy | None = None
+) -> float:
+    """Requests/s of a policy that has all requests queued at once: what load 1 means."""
+    trace = simulate(workload.with_arrivals("all"), costs, policy)
+    return float(trace.served.sum()) / metrics.busy_s(trace)
+
+
+def at_rate(workload: Workload, requests_per_s: float) -> Workload:
+    """The same arrivals in the same pattern, stretched or pressed together to this mean rate."""
+    if not 0 < requests_per_s < math.inf:
+        raise ValueError(f"rate {requests_per_s} requests/s is not a positive number")
+    if math.isinf(workload.requests_per_s):
+        raise ValueError(
+            f"workload {workload.name} comes all at once: there is no pattern of arrivals to "
+            f"stretch; draw one, for example poisson:1"
+        )
+    return workload.scaled(rate=requests_per_s / workload.requests_per_s)
+
+
+def under_load(
+    workload: Workload,
+    costs: Sequence[BucketCost],
+    policies: Iterable[Policy],
+    loads: Sequence[float],
+    capacity: float,
+) -> pd.DataFrame:
+    """Every policy at every load, a share of `capacity` in requests/s: one row each, policies
+    outermost.
+
+    policy (its name), max_wait_s, load, rate_rps, saturated, rows (mean members of a batch), slots
+    (that the passes of all batches had), the ledger as shares of these (`useful_share`, ...), and
+    what `metrics.summary` gives, its milliseconds as seconds. Latencies of a saturated run measure
+    how long it is. Raises ValueError for a load that is not positive.
+    """
+    for load in loads:
+        if not 0 < load < math.inf:
+            raise ValueError(f"load {load} is not a positive share of the capacity, such as 0.5")
+    rows = []
+    for policy, load in itertools.product(policies, loads):
+        trace = simulate(at_rate(workload, load * capacity), costs, policy)
+        rows.append(
+            {
+                "policy": policy.name,
+                "max_wait_s": policy.max_wait_s,
+                "load": load,
+                "rate_rps": load * capacity,
+                "saturated": bool(metrics.saturation(trace)),
+                **_figures(trace),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _figures(trace: Trace) -> dict[str, float]:
+    found = metrics.summary(trace)
+    slots = _slots(trace)
+    seconds = {
+        name.removesuffix("_ms") + "_s": value / 1e3
+        for name, value in found.items()
+        if name.endswith("_ms")
+    }
+    return {
+        "rows": float(trace.batch_rows.mean()),
+        "slots": slots,
+        **{name: value for name, value in found.items() if not name.endswith("_ms")},
+        **{f"{part}_share": found[f"{part}_tokens"] / slots for part in LEDGER},
+        **seconds,
+    }
+
+
+def _slots(trace: Trace) -> int:
+    """B·P slots of each prefill and B of each pass, without a look at the requests in them."""
+    batches = zip(trace.batch_bucket.tolist(), trace.batch_passes.tolist(), strict=True)
+    shapes = [cost.bucket for cost in trace.costs]
+    return sum(shapes[b].batch_size * (shapes[b].prompt_length + passes) for b, passes in batches)
+
+
+def largest_waste(frame: pd.DataFrame) -> pd.Series:
+    """For each load, the part of the ledger that most was lost to, over all policies, in words."""
+    wastes = [part for part in LEDGER if part != "useful"]
+    lost = frame.groupby("load")[[f"{part}_share" for part in wastes]].mean()
+    return lost.set_axis([part.replace("_", " ") for part in wastes], axis=1).idxmax(axis=1)
+
+
+def steady_load(frame: pd.DataFrame) -> float:
+    """The highest load up to which no row is saturated, or, where even the lowest has one that is,
+    the lowest load."""
+    saturated = frame.groupby("load")["saturated"].any().cummax()
+    steady = saturated.index[~saturated]
+    return float(steady.max() if len(steady) else saturated.index.min())
+
+
+def bars(frame: pd.DataFrame, loads: Sequence[float]) -> pd.DataFrame:
+    """The rows of these loads, lowest first, with a group (the load) and a label (the policy)."""
+    some = frame[frame["load"].isin(loads)].sort_values("load", kind="stable")
+    return some.assign(group=[f"load {load:g}" for load in some["load"]], label=some["policy"])
+
+
+def by_bucket(trace: Trace) -> pd.DataFrame:
+    """What `metrics.by_bucket` gives, and the ledger as shares of what the whole run computed."""
+    frame = metrics.by_bucket(metrics.batches(trace))
+    computed = frame["computed"].sum()
+    return frame.assign(**{f"{part}_share": frame[part] / computed for part in LEDGER})
+
+
+def bucket_sets(
+    workload: Workload,
+    batch_sizes: Iterable[int],
+    k: int,
+    *,
+    smallest: tuple[int, int] = (STICK_TOKENS, 2),
+) -> dict[str, tuple[Bucket, ...]]:
+    """Sets of at most `k` buckets as other stacks make them, each fitting every request: small,
+    middle and large batches, and the *diagonal*, where a longer prompt means a smaller batch; equal
+    ones once. No prompt length and no answer is below `smallest` (P, N), where a cost table
+    begins."""
+    prompts = np.maximum(workload.prompt_tokens, smallest[0])
+    new_tokens = max(smallest[1], int(workload.max_tokens.max()))
+    sizes = sorted(set(batch_sizes))
+    small, middle, large = sizes[0], sizes[len(sizes) // 2], sizes[-1]
+    doubled = [top for top in powers_of_two(prompts) if top >= smallest[0]][-k:]
+    descending = [sizes[max(0, len(sizes) - 1 - place)] for place in range(len(doubled))]
+    shapes = {f"powers of two, B {b}": [(b, p) for p in doubled] for b in (small, middle, large)}
+    shapes["powers of two, diagonal"] = list(zip(descending, doubled, strict=True))
+    shapes[f"percentiles, B {large}"] = [(large, top) for top in percentiles(prompts, k)]
+    shapes |= {f"one shape, B {b}": [(b, p) for p in one(prompts)] for b in (small, large)}
+    names = {}
+    for name, some in shapes.items():
+        names.setdefault(tuple(Bucket(b, p, new_tokens) for b, p in some), name)
+    return {name: buckets for buckets, name in names.items()}
+
+
+def over_bucket_sets(
+    workload: Workload,
+    model: CostModel,
+    given: Iterable[Bucket],
+    batch_sizes: Iterable[int],
+    policy: Policy | None = None,
+) -> tuple[pd.DataFrame, Choice]:
+    """All requests at once on the given buckets, on the proved choice of as many, and on the sets
+    of `bucket_sets` that the model has figures for; and that choice, whose bound no set goes below.
+
+    One row a set: set, kind ("given", "optimum" or "baseline"), buckets, graphs, compile_s,
+    shape_bound_s, and what `under_load` has of a run. All at once the engine never idles, so
+    `busy_s` is the makespan.
+
+    Raises ValueError for given buckets that the model has no figure for.
+    """
+    queued, yours = workload.with_arrivals("all"), price(given, model)
+    baselines = bucket_sets(queued, batch_sizes, len(yours), smallest=model.smallest[1:])
+    others = {name: priced for name, some in baselines.items() if (priced := _priced(some, model))}
+    extra = [cost.bucket for cost in itertools.chain(yours, *others.values())]
+    some = priced_candidates(queued, model, batch_sizes, extra=extra)
+    choice = choose(queued, some, Limits(len(yours)))
+    sets = {
+        ("these buckets", "given"): yours,
+        ("optimum for full batches", "optimum"): choice.costs,
+    }
+    sets |= {(name, "baseline"): costs for name, costs in others.items()}
+    rows = [
+        {"set": name, "kind": kind, **_of_set(queued, costs, policy)}
+        for (name, kind), costs in sets.items()
+    ]
+    return pd.DataFrame(rows), choice
+
+
+def _priced(buckets: Sequence[Bucket], model: CostModel) -> tuple[BucketCost, ...]:
+    """Their costs; empty where the model has no figure for one of them."""
+    try:
+        return price(buckets, model)
+    except ValueError:
+        return ()
+
+
+def _of_set(
+    workload: Workload, costs: Sequence[BucketCost], policy: Policy | None
+) -> dict[str, str | float]:
+    return {
+        "buckets": " ".join(str(cost.bucket) for cost in costs),
+        "graphs": len(costs),
+        "compile_s": sum(cost.compile_s for cost in costs),
+        "shape_bound_s": shape_bound_s(workload, costs),
+        **_figures(simulate(workload, costs, policy)),
+    }
+
+
+def disagreements(fill: Sequence[float], seconds: Sequence[float]) -> tuple[int, int]:
+    """Pairs of runs of which the fuller one took longer, and all pairs that differ in both."""
+    pairs = itertools.combinations(zip(fill, seconds, strict=True), 2)
+    signs = [np.sign(f1 - f0) * np.sign(s1 - s0) for (f0, s0), (f1, s1) in pairs]
+    return sum(int(sign > 0) for sign in signs), sum(int(sign != 0) for sign in signs)

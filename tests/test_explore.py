@@ -1,0 +1,223 @@
+"""Panels: a moved control changes the picture, and what goes wrong is to be read in them."""
+
+import time
+from types import SimpleNamespace
+
+import ipywidgets as widgets
+import matplotlib
+import numpy as np
+import pytest
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+
+from spyre_bench import explore, loads, metrics
+from spyre_bench.batching import Policy
+from spyre_bench.bounds import shape_bound_s
+from spyre_bench.cost import BucketCost, MeasuredCost, write_cost_table
+from spyre_bench.optimize import Limits, choose
+from spyre_bench.shapes import Bucket
+from spyre_bench.simulate import simulate
+from spyre_bench.workload import load_workload
+from tests.test_cost import CORNERS, machine
+
+
+def parts(box) -> SimpleNamespace:
+    """The pieces of a panel: its controls by name, message, figure and note."""
+    controls, message, figure, note = box.children
+    named = {control.description: control for control in controls.children}
+    return SimpleNamespace(controls=named, message=message, figure=figure, note=note)
+
+
+# --- the panel itself -----------------------------------------------------------------------------
+
+
+def draw_bar(height: int):
+    if height == 13:
+        raise ValueError("height 13 is < 14 & unlucky")
+    if height == 14:
+        raise KeyError("no <such> row")
+    ax = plt.subplots()[1]
+    ax.bar(0, height)
+    return ax
+
+
+@pytest.fixture
+def bar() -> SimpleNamespace:
+    control = widgets.IntSlider(value=3, max=20)
+    return parts(explore.panel(draw_bar, {"height": control}, note="only < 20"))
+
+
+def test_the_first_picture_is_there_before_anything_is_moved(bar):
+    assert bytes(bar.figure.value).startswith(b"\x89PNG")
+    assert bar.message.value == ""
+    assert bar.note.value == "only &lt; 20"
+
+
+def test_a_changed_control_changes_the_picture_and_back(bar):
+    first = bar.figure.value
+    bar.controls["height"].value = 5
+    assert bar.figure.value != first
+    bar.controls["height"].value = 3
+    assert bar.figure.value == first
+
+
+def test_what_is_meant_for_people_is_a_sentence_and_the_last_picture_stays(bar):
+    first = bar.figure.value
+    bar.controls["height"].value = 13
+    assert bar.message.value == "<b>height 13 is &lt; 14 &amp; unlucky</b>"
+    assert bar.figure.value == first
+    bar.controls["height"].value = 5
+    assert bar.message.value == ""
+    assert bar.figure.value != first
+
+
+def test_any_other_error_shows_its_type(bar):
+    bar.controls["height"].value = 14
+    assert bar.message.value.startswith("<b>KeyError: ")
+    assert "&lt;such&gt;" in bar.message.value
+
+
+def test_no_figure_stays_open(bar):
+    bar.controls["height"].value = 5
+    assert not plt.get_fignums()
+
+
+# --- 01_which_buckets -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def chosen_for(tmp_path) -> SimpleNamespace:
+    """Parameters of the notebook, on a table of a machine that obeys the closed form."""
+    write_cost_table(tmp_path / "cost.csv", machine(*CORNERS))  # P to 1024, N to 512
+    return SimpleNamespace(
+        workload="azure_conv", requests=300, length_scale=0.2, max_tokens="multiple:2",
+        cost=str(tmp_path / "cost.csv"), seed=0, warmup_budget_s=0.0,
+    )  # fmt: skip
+
+
+def test_every_control_of_the_choice_changes_its_picture(chosen_for):
+    panel = parts(explore.which_buckets(chosen_for, 3))
+    budget = panel.controls["warmup budget [s], 0: none"]
+    seen = {panel.figure.value}
+    for control, value in (
+        (panel.controls["k"], 2),
+        (panel.controls["workload"], "sharegpt"),
+        (budget, 11.0),  # one bucket, of 10 s
+    ):
+        control.value = value
+        assert panel.message.value == ""
+        seen.add(panel.figure.value)
+    assert len(seen) == 4
+    assert "at most 600 requests" in panel.note.value
+
+
+def test_a_budget_too_small_for_any_bucket_is_a_sentence(chosen_for):
+    panel = parts(explore.which_buckets(chosen_for, 3))
+    before = panel.figure.value
+    panel.controls["warmup budget [s], 0: none"].value = 5.0
+    assert "no choice of 3 buckets within a warmup budget of 5.0 s" in panel.message.value
+    assert panel.figure.value == before
+
+
+def test_the_panel_shows_the_proved_choice_and_says_what_is_left_out(chosen_for):
+    table = MeasuredCost(machine(*CORNERS))
+    some, costs, drawn = explore.few_requests(chosen_for, table, "azure_conv")
+    assert len(some) < drawn == 300
+    ax = explore.draw_choice(lambda name: (some, costs, drawn), "azure_conv", 2, 0.0)
+    choice = choose(some, costs, Limits(2))
+    seconds, beyond = ax.get_title(loc="left").split("\n")
+    assert f"{shape_bound_s(some, choice.costs) / len(some):.3f} device seconds" in seconds
+    assert f"{1 - len(some) / 300:.0%} of the requests are beyond" in beyond
+    labels = [text.get_text() for text in ax.figure.legends[0].get_texts()]
+    for label, bucket in zip(labels, choice.buckets, strict=True):
+        assert f"P {bucket.prompt_length}, N {bucket.new_tokens}" in label
+    plt.close("all")
+
+
+def test_a_file_shorter_than_the_few_requests_is_no_obstacle(chosen_for, tmp_path):
+    trace = tmp_path / "mine.csv"
+    load_workload("azure_conv", requests=40, rng=np.random.default_rng(0)).save(trace)
+    chosen_for.workload, chosen_for.requests = str(trace), 40
+    panel = parts(explore.which_buckets(chosen_for, 2))
+    assert panel.figure.value
+    assert panel.controls["workload"].value == str(trace)
+
+
+# --- 03_how_full_are_batches ----------------------------------------------------------------------
+
+FOUR_ROWS = (BucketCost(Bucket(4, 128, 64), 1.0, 0.1), BucketCost(Bucket(4, 512, 128), 3.0, 0.2))
+
+
+@pytest.fixture
+def arriving():
+    """1,200 requests that fit one of the two buckets, and the rate that keeps an engine busy."""
+    rng = np.random.default_rng(0)
+    drawn = load_workload("azure_conv", requests=1200, rng=rng, arrivals="poisson:1")
+    some = loads.fitting(drawn.scaled(lengths=0.12), FOUR_ROWS)
+    return some, loads.capacity_rps(some, FOUR_ROWS)
+
+
+def test_every_control_of_the_fill_changes_its_picture(arriving):
+    some, capacity_rps = arriving
+    panel = parts(explore.how_full(some, FOUR_ROWS, Policy(), capacity_rps))
+    seen = {panel.figure.value}
+    for name, value in (
+        ("policy", "fcfs"),
+        ("rate [requests/s]", 0.25 * capacity_rps),
+        ("max_wait [s]", 30.0),
+    ):
+        panel.controls[name].value = value
+        assert panel.message.value == ""
+        seen.add(panel.figure.value)
+    assert len(seen) == 4
+    assert not plt.get_fignums()
+
+
+def test_the_sliders_of_the_fill_wait_until_they_are_let_go(arriving):
+    panel = parts(explore.how_full(arriving[0], FOUR_ROWS, Policy(), arriving[1]))
+    assert not panel.controls["rate [requests/s]"].continuous_update
+    assert not panel.controls["max_wait [s]"].continuous_update
+
+
+def test_the_panel_says_where_it_simulates_less_than_the_notebook(arriving):
+    some, capacity_rps = arriving
+    panel = parts(explore.how_full(some, FOUR_ROWS, Policy(), capacity_rps))
+    assert f"Only the first 1,000 of {len(some):,} requests" in panel.note.value
+    panel = parts(explore.how_full(some.head(50), FOUR_ROWS, Policy(), capacity_rps))
+    assert "Only" not in panel.note.value
+
+
+def test_the_panel_starts_with_the_policy_and_the_timer_of_the_notebook(arriving):
+    rules = Policy("skip", max_wait_s=5.0)
+    panel = parts(explore.how_full(arriving[0], FOUR_ROWS, rules, arriving[1]))
+    assert panel.controls["policy"].value == "skip"
+    assert panel.controls["max_wait [s]"].value == 5.0
+
+
+def test_the_title_of_the_fill_is_that_of_the_run(arriving):
+    some, capacity_rps = arriving
+    rules = Policy(max_age_s=9.0)
+    trace = simulate(loads.at_rate(some, 0.2), FOUR_ROWS, Policy("length_aware", 3.0, 0.0, 9.0))
+    ax = explore.draw_fill(some, FOUR_ROWS, rules, capacity_rps, "length_aware", 0.2, 3.0)
+    first, second = ax.get_title(loc="left").split("\n")
+    found = metrics.summary(trace)
+    assert first.startswith(f"length_aware at {0.2 / capacity_rps:.0%} load: {found['fill']:.0%}")
+    assert f"{found['batches']:,} batches" in first
+    assert f"P95 {found['p95_e2el_ms'] / 1e3:.1f} s" in second
+    assert "saturated" not in second
+    ax = explore.draw_fill(some, FOUR_ROWS, rules, capacity_rps, "fcfs", 3 * capacity_rps, 0.0)
+    assert "saturated" in ax.get_title(loc="left")
+    plt.close("all")
+
+
+def test_a_redraw_of_the_fill_is_quick(arriving):
+    some, capacity_rps = arriving
+    panel = parts(explore.how_full(some, FOUR_ROWS, Policy(), capacity_rps))
+    seconds = []
+    for name in ("length_aware", "fcfs", "best_fit"):
+        started = time.process_time()
+        panel.controls["policy"].value = name
+        seconds.append(time.process_time() - started)
+    assert min(seconds) < 0.5
