@@ -11,7 +11,7 @@ PIP        = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c
 BUILD_TOOLS := "setuptools<81" setuptools-scm setuptools-rust packaging cmake ninja jinja2 wheel numpy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-core lint lab bench clean check-tools
+.PHONY: help setup run test test-core lint lab bench soak clean check-tools
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -35,8 +35,14 @@ lab: setup ## JupyterLab on the notebooks, kernel registered
 bench: setup ## measured figures as JSON lines
 	@$(BIN)/python -m tests.bench
 
+# guidellm wants older versions of two libraries than vLLM: an environment of its own.
+soak: setup ## a server under 20 minutes of mixed traffic; the last line is JSON
+	@test -x .venv-guidellm/bin/guidellm || { $(PYTHON) -m venv .venv-guidellm && \
+	    .venv-guidellm/bin/python -m pip install --quiet torch==2.13.0 guidellm==0.8.1; }
+	@$(BIN)/python -m tests.soak --guidellm .venv-guidellm/bin/guidellm
+
 clean: ## remove the environment and everything generated
-	rm -rf $(VENV) .venv-core build *.egg-info $(REPORTS) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-core .venv-guidellm build *.egg-info $(REPORTS) .pytest_cache .ruff_cache .hypothesis
 
 # --- set-up, a stamp a stage: an interrupted one goes on where it stopped ---------------------
 check-tools:

@@ -142,7 +142,10 @@ def _extras(trace: Trace) -> dict[str, Any]:
     return {
         "spyre_workload": trace.workload.name,
         "spyre_buckets": names,
-        "spyre_policy": asdict(trace.policy),
+        "spyre_policy": {
+            name: "inf" if value == math.inf else value  # JSON has no infinity
+            for name, value in asdict(trace.policy).items()
+        },
         "spyre_replicas": trace.replicas,
         "spyre_fill": ledger.fill,
         "spyre_waste": asdict(ledger) | {"computed": ledger.computed},
@@ -155,6 +158,7 @@ def _extras(trace: Trace) -> dict[str, Any]:
         "spyre_saturated": bool(reason),
         "spyre_saturation": reason,
         "spyre_ready_s": trace.ready_s,
+        "spyre_client_overhead_s": trace.client_overhead_s,
         "spyre_warmup_s": sum(cost.warmup_s for cost in trace.costs),
         "spyre_extrapolated": [str(c.bucket) for c in trace.costs if c.extrapolated],
     }

@@ -29,6 +29,7 @@ def main() -> None:
 app.command()(planning.simulate)
 app.command()(planning.buckets)
 app.command()(planning.sweep)
+app.command()(planning.validate)
 
 
 @app.command()

@@ -1,22 +1,23 @@
 """A simulated run in figures: its requests and batches as frames, latency, throughput, waste,
 saturation, and how far it is from the bounds.
 
-Definitions are those of `vllm bench serve`: TTFT arrival to first token (the queue included),
-TPOT = (E2EL - TTFT) / (output tokens - 1), ITL every gap between two tokens of a request; linear
-percentiles, population standard deviation.
+Definitions are those of `vllm bench serve`, as its client sees them: TTFT arrival to first token
+(the queue included), TPOT = (E2EL - TTFT) / (output tokens - 1), ITL every gap between two tokens
+of a request; linear percentiles, population standard deviation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import pandas as pd
 
 from spyre_bench.batching import WasteLedger
 from spyre_bench.bounds import shape_bound_s
-from spyre_bench.simulate import REJECTIONS, Trace
+from spyre_bench.shapes import REJECTIONS
+from spyre_bench.simulate import Trace
 
 LEDGER = tuple(field.name for field in fields(WasteLedger))
 METRICS = ("ttft", "tpot", "itl", "e2el")
@@ -32,9 +33,9 @@ def requests(trace: Trace) -> pd.DataFrame:
     return workload.frame().assign(
         batch=trace.batch,
         queue_s=trace.start_s - arrival_s,
-        ttft_s=trace.first_token_s - arrival_s,
+        ttft_s=_latency_s(trace, "ttft"),
         tpot_s=np.where(output_tokens > 1, trace.decode_s, np.nan),
-        e2el_s=trace.finish_s - arrival_s,
+        e2el_s=_latency_s(trace, "e2el"),
         rejected=np.array(("", *REJECTIONS))[trace.rejected],
     )
 
@@ -156,29 +157,40 @@ def latencies(trace: Trace, percentiles: Sequence[float] = (50, 90, 99)) -> dict
     decode_s = np.array([cost.decode_s for cost in trace.costs])
     return {
         "queue": Statistics.of(trace.start_s[served] - arrival_s, percentiles),
-        "ttft": Statistics.of(trace.first_token_s[served] - arrival_s, percentiles),
+        "ttft": Statistics.of(_latency_s(trace, "ttft")[served], percentiles),
         "tpot": Statistics.of(decode_s, percentiles, np.bincount(bucket, minlength=len(decode_s))),
         "itl": Statistics.of(decode_s, percentiles, gaps),
-        "e2el": Statistics.of(trace.finish_s[served] - arrival_s, percentiles),
+        "e2el": Statistics.of(_latency_s(trace, "e2el")[served], percentiles),
     }
 
 
 def good_requests(trace: Trace, limits_ms: Mapping[str, float]) -> int:
     """Served requests within every one of the limits on ttft, tpot and e2el, in milliseconds; the
     TPOT of a single token counts as 0. Raises ValueError for another name."""
-    if unknown := sorted(set(limits_ms) - {"ttft", "tpot", "e2el"}):
-        raise ValueError(f"goodput has no limit on {unknown[0]!r}: use ttft, tpot or e2el")
+    require_limits(limits_ms)
     good = trace.served.copy()
     for name, limit_ms in limits_ms.items():
         good[good] = _latency_s(trace, name)[good] <= limit_ms / 1e3
     return int(good.sum())
 
 
+def require_limits(limits_ms: Mapping[str, float]) -> None:
+    """Raises ValueError for a limit that goodput does not know, or that nothing can be within."""
+    for name, limit_ms in limits_ms.items():
+        if name not in ("ttft", "tpot", "e2el"):
+            raise ValueError(f"goodput has no limit on {name!r}: use ttft, tpot or e2el")
+        if not limit_ms > 0:
+            raise ValueError(
+                f"goodput limit {name}:{limit_ms} is not above 0 milliseconds: write, for example, "
+                f"{name}:2000"
+            )
+
+
 def _latency_s(trace: Trace, name: str) -> np.ndarray:
     if name == "tpot":
         return np.where(trace.workload.output_tokens > 1, trace.decode_s, 0.0)
     end_s = trace.first_token_s if name == "ttft" else trace.finish_s
-    return end_s - trace.workload.arrival_s
+    return end_s - trace.workload.arrival_s + trace.client_overhead_s
 
 
 # --- the run as a whole ---------------------------------------------------------------------------
@@ -209,6 +221,35 @@ def distance_to_shape_bound(trace: Trace) -> float:
     if not len(trace.batch_rows):
         return float("nan")
     return busy_s(trace) / shape_bound_s(trace.workload, trace.costs)
+
+
+def summary(trace: Trace) -> dict[str, float]:
+    """The run in one row: served, rejected, batches, duration_s, busy_s, throughput_rps,
+    utilisation, busy_over_shape_bound, fill, the ledger as `<part>_tokens`, and mean, median, p95
+    and p99 of queue, ttft, tpot and e2el as `p95_ttft_ms`."""
+    seconds, served, tokens = duration_s(trace), int(trace.served.sum()), ledger(trace)
+    latency = latencies(trace, (95, 99))
+    return {
+        "served": served,
+        "rejected": len(trace.workload) - served,
+        "batches": len(trace.batch_rows),
+        "duration_s": seconds,
+        "busy_s": busy_s(trace),
+        "throughput_rps": served / seconds if seconds else float("nan"),
+        "utilisation": utilisation(trace),
+        "busy_over_shape_bound": distance_to_shape_bound(trace),
+        "fill": tokens.fill,
+        **{f"{name}_tokens": count for name, count in asdict(tokens).items()},
+        **{
+            f"{of}_{name}_ms": value
+            for name in ("queue", "ttft", "tpot", "e2el")
+            for of, value in {
+                "mean": latency[name].mean_ms,
+                "median": latency[name].median_ms,
+                **{f"p{p}": value for p, value in latency[name].percentiles_ms.items()},
+            }.items()
+        },
+    }
 
 
 def saturation(trace: Trace) -> str:

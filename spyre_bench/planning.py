@@ -1,4 +1,4 @@
-"""The commands that only calculate: `simulate`, `buckets` and `sweep`."""
+"""The commands that only calculate: `simulate`, `buckets`, `sweep` and `validate`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from spyre_bench.advise import Advice
     from spyre_bench.workload import Workload
 
@@ -31,7 +33,8 @@ LengthScale = Annotated[float, typer.Option(help="multiplies all lengths")]
 RateScale = Annotated[float, typer.Option(help="divides the times between arrivals")]
 PolicyName = Annotated[str, typer.Option("--policy", help="best_fit, skip, fcfs, length_aware")]
 Goodput = Annotated[
-    list[str] | None, typer.Option(metavar="METRIC:MS", help="limits, such as ttft:2000 e2el:9000")
+    list[str] | None,
+    typer.Option(metavar="METRIC:MS", help="a limit, such as ttft:2000; repeatable"),
 ]
 Extrapolate = Annotated[
     bool, typer.Option("--extrapolate", help="price buckets beyond what was measured, marked")
@@ -59,6 +62,9 @@ def simulate(
     warmup: Annotated[
         bool, typer.Option("--warmup", help="engines become ready after a cold warmup")
     ] = False,
+    client_overhead_ms: Annotated[
+        float, typer.Option(help="what a client waits beyond the engine")
+    ] = 0.0,
     goodput: Goodput = None,
     extrapolate: Extrapolate = False,
     detailed: Annotated[bool, typer.Option("--detailed", help="arrays of all requests")] = False,
@@ -81,6 +87,7 @@ def simulate(
     trace = simulator.simulate(
         some, costs, rules, replicas=replicas, router=router,
         ready_s=sum(c.warmup_s for c in costs) if warmup else 0.0,
+        client_overhead_s=client_overhead_ms / 1e3,
     )  # fmt: skip
     result = bench_result(
         trace, goodput_ms=limits, detailed=detailed, model=model.rows[0].model
@@ -123,19 +130,41 @@ def buckets(
     from spyre_bench.optimize import Limits
 
     memory_bytes = None if memory_gib is None else int(memory_gib * 2**30)
-    limits = Limits(k, warmup_budget, memory_bytes)
+    limits, goodput_ms = Limits(k, warmup_budget, memory_bytes), _limits(goodput)
+    rules = Policy(policy)
     model = load_cost(cost, extrapolate=extrapolate)
     some = _workload(workload, requests, seed, arrivals, max_tokens, length_scale, rate_scale)
     kept = within(some, model)
     advice = advise(
         kept, model, limits,
         batch_sizes=batch_size or sorted({row.batch_size for row in model.rows}),
-        policy=Policy(policy), objective=objective, goodput_ms=_limits(goodput),
+        policy=rules, objective=objective, goodput_ms=goodput_ms,
     )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(_advice_json(advice, len(some) - len(kept)), allow_nan=False))
     else:
         _print_advice(advice, len(some), len(some) - len(kept), model.span)
+
+
+def validate(
+    measured: Annotated[Path, typer.Argument(help="of `vllm bench serve --save-detailed`")],
+    simulated: Annotated[Path, typer.Argument(help="of `spyre-bench simulate --detailed --out`")],
+    as_json: Json = False,
+) -> None:
+    """Hold a simulated result against a measured one of the same requests."""
+    from rich.console import Console
+
+    from spyre_bench.validate import compare, read_result
+
+    frame = compare(read_result(measured), read_result(simulated))
+    if as_json:
+        typer.echo(frame.to_json(orient="records"))
+        return
+    table = _table("", "measured", "simulated", "error")
+    for row in frame.itertuples():
+        values = (f"{row.measured:,.3f}", f"{row.simulated:,.3f}", f"{row.error:+.1%}")
+        table.add_row(row.quantity, *("" if text in ("nan", "+nan%") else text for text in values))
+    Console().print(table)
 
 
 def sweep(
@@ -148,12 +177,14 @@ def sweep(
     ] = None,
 ) -> None:
     """Simulate every combination of a grid of settings, in parallel; resumable."""
-    from rich.console import Console
-
     from spyre_bench.sweep import read_grid, run_sweep
 
     frame = run_sweep(read_grid(grid), out, jobs=jobs, backend=backend, scheduler=scheduler)
-    Console(stderr=True).print(f"{len(frame)} rows in {out}")
+    failed = int((frame["error"] != "").sum())
+    typer.echo(
+        f"{len(frame)} rows in {out}" + (f", {failed} of them with an error" if failed else ""),
+        err=True,
+    )
 
 
 # --- arguments ------------------------------------------------------------------------------------
@@ -180,7 +211,9 @@ def _workload(
 
 
 def _limits(goodput: Iterable[str] | None) -> dict[str, float]:
-    """`["ttft:2000"]` as milliseconds by metric."""
+    """`["ttft:2000"]` as milliseconds by metric; refused before anything runs."""
+    from spyre_bench.metrics import require_limits
+
     limits = {}
     for text in goodput or ():
         name, _, value = text.partition(":")
@@ -191,11 +224,13 @@ def _limits(goodput: Iterable[str] | None) -> dict[str, float]:
                 f"goodput limit {text!r} is not a metric and milliseconds: write, for example, "
                 f"ttft:2000"
             ) from error
+    require_limits(limits)
     return limits
 
 
 def _write(path: Path, text: str) -> None:
     """In one step, so that an interruption leaves no half of a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text)
     os.replace(partial, path)
@@ -204,44 +239,55 @@ def _write(path: Path, text: str) -> None:
 # --- what is printed ------------------------------------------------------------------------------
 
 
-def _print_result(result: dict[str, Any]) -> None:
-    from rich.console import Console
+def _table(*columns: str) -> Table:
+    """A table narrow enough for 80 columns, the width where output is no terminal."""
+    from rich import box
     from rich.table import Table
 
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for place, name in enumerate(columns):
+        table.add_column(name, justify="right" if place else "left", no_wrap=True)
+    return table
+
+
+def _print_result(result: dict[str, Any]) -> None:
+    from rich.console import Console
+
     console = Console()
-    table = Table("latency [s]", "mean", "median", "p90", "p99")
-    names = {"spyre_queue": "queue", "ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2EL"}
-    for metric, label in names.items():
-        table.add_row(
-            label,
-            *(
-                f"{result[f'{of}_{metric}_ms'] / 1e3:,.3f}"
-                for of in ("mean", "median", "p90", "p99")
-            ),
-        )
-    console.print(table)
-    waste = result["spyre_waste"]
-    shares = {name: tokens / max(1, waste["computed"]) for name, tokens in waste.items()}
-    table = Table("of the token slots computed", "share")
-    for name in list(waste)[:-1]:
-        table.add_row(name.replace("_", " "), f"{shares[name]:.1%}")
-    console.print(table)
-    console.print(
+    console.print(_latency_table(result), _waste_table(result["spyre_waste"]))
+    typer.echo(
         f"{result['completed']:,} of {result['num_prompts']:,} requests served in "
         f"{result['duration']:,.1f} s by {result['spyre_batches']:,} batches: "
         f"{result['request_throughput']:.3f} requests/s, {result['output_throughput']:,.1f} output "
         f"tokens/s, {result['spyre_utilisation']:.0%} busy"
     )
     if result["request_goodput"] is not None:
-        console.print(f"goodput {result['request_goodput']:.3f} requests/s")
+        typer.echo(f"goodput {result['request_goodput']:.3f} requests/s")
     if bound := result["spyre_busy_over_shape_bound"]:
-        console.print(f"busy {bound:.2f} times the shape bound of these buckets")
+        typer.echo(f"busy {bound:.2f} times the shape bound of these buckets")
     if result["spyre_saturated"]:
-        console.print(f"[bold]saturated[/]: {result['spyre_saturation']}", highlight=False)
+        typer.echo(f"saturated: {result['spyre_saturation']}")
     for sentence in result["spyre_lint"]:
-        console.print(sentence, highlight=False)
+        typer.echo(sentence)
     if result["spyre_extrapolated"]:
-        console.print(f"extrapolated: {', '.join(result['spyre_extrapolated'])}")
+        typer.echo(f"extrapolated: {', '.join(result['spyre_extrapolated'])}")
+
+
+def _latency_table(result: dict[str, Any]) -> Table:
+    table = _table("seconds", "mean", "median", "p90", "p99")
+    names = {"spyre_queue": "queue", "ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2EL"}
+    for metric, label in names.items():
+        seconds = (result[f"{of}_{metric}_ms"] / 1e3 for of in ("mean", "median", "p90", "p99"))
+        table.add_row(label, *(f"{value:,.3f}" for value in seconds))
+    return table
+
+
+def _waste_table(waste: dict[str, int]) -> Table:
+    table = _table("of the token slots computed", "share")
+    for name, tokens in waste.items():
+        if name != "computed":
+            table.add_row(name.replace("_", " "), f"{tokens / max(1, waste['computed']):.1%}")
+    return table
 
 
 def _setting(advice: Advice) -> str:
@@ -265,26 +311,40 @@ def _advice_json(advice: Advice, beyond: int) -> dict[str, Any]:
             "gap": certificate.gap,
             "seconds": certificate.seconds,
         },
-        "contenders": json.loads(advice.contenders.to_json(orient="records")),
+        "contenders": advice.contenders.to_dict("records"),
     }
 
 
 def _print_advice(advice: Advice, requests: int, beyond: int, span: str) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    console = Console()
     if beyond:
-        console.print(
+        typer.echo(
             f"{beyond:,} of {requests:,} requests are beyond the cost table ({span}) and left out; "
-            f"--extrapolate takes them in",
-            highlight=False,
+            f"--extrapolate takes them in"
         )
-    table = Table(
-        "", "graphs", "compile s", "bound s", "busy s", "held out s", "p95 s", "fill", "lost",
-        caption="busy device seconds on the first half of the requests and, held out, on the "
-        "second; bound: no batching takes less; lost: rejected of the second half",
-    )  # fmt: skip
+    Console().print(_contenders_table(advice))
+    typer.echo(
+        "busy: device seconds on the first half of the requests; bound: no batching takes less; "
+        "held out: busy on the second half, with its p95 of E2EL, its fill and how many requests "
+        "it lost, since no bucket fits"
+    )
+    for row in advice.contenders.itertuples():
+        typer.echo(f"{row.name}: {row.buckets}{'  <- advised' if row.advised else ''}")
+    if advice.contenders["held_out_saturated"].any():
+        typer.echo("* saturated: that latency measures the backlog, not the service")
+    found = advice.certificate
+    typer.echo(
+        f"Certificate: even with full batches, no choice of candidates within the limits serves "
+        f"the first half in less than {found.bound_s:,.1f} device seconds. The optimum's bound is "
+        f"{found.objective_s:,.1f} s, a gap of {found.gap:.3%}, found in {found.seconds:.1f} s."
+    )
+    typer.echo(f"--additional-config '{_setting(advice)}'")
+
+
+def _contenders_table(advice: Advice) -> Table:
+    names = ("seconds", "k", "compile", "bound", "busy", "held out", "p95", "fill", "lost")
+    table = _table(*names)
     for row in advice.contenders.itertuples():
         table.add_row(
             row.name, str(row.graphs), f"{row.compile_s:,.0f}", f"{row.fitted_bound_s:,.0f}",
@@ -293,16 +353,4 @@ def _print_advice(advice: Advice, requests: int, beyond: int, span: str) -> None
             f"{row.held_out_fill:.0%}", str(row.held_out_rejected),
             style="bold" if row.advised else None,
         )  # fmt: skip
-    console.print(table)
-    for row in advice.contenders.itertuples():
-        mark = "  <- advised" if row.advised else ""
-        console.print(f"{row.name}: {row.buckets}{mark}", highlight=False, soft_wrap=True)
-    if advice.contenders["held_out_saturated"].any():
-        console.print("* saturated: that latency measures the backlog, not the service")
-    found = advice.certificate
-    console.print(
-        f"Certificate: even with full batches, no choice of candidates within the limits serves "
-        f"the first half in less than {found.bound_s:,.1f} device seconds. The optimum's bound is "
-        f"{found.objective_s:,.1f} s, a gap of {found.gap:.3%}, found in {found.seconds:.1f} s."
-    )
-    console.print(f"--additional-config '{_setting(advice)}'", highlight=False, soft_wrap=True)
+    return table

@@ -12,7 +12,7 @@ import math
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -20,7 +20,6 @@ import numpy as np
 
 from spyre_bench.batching import Batch, Hold, Policy, next_batch
 from spyre_bench.cost import BucketCost
-from spyre_bench.shapes import REJECTIONS
 from spyre_bench.workload import Workload
 
 ROUTERS = ("round_robin", "least_loaded")
@@ -58,6 +57,7 @@ class Trace:
     batch_passes: np.ndarray  # int32 [b], S, prefill included
     batch_rows: np.ndarray  # int32 [b]
     batch_replica: np.ndarray  # int16 [b]
+    client_overhead_s: float = 0.0  # what a client waits beyond the engine's times
 
     @property
     def served(self) -> np.ndarray:
@@ -117,13 +117,17 @@ def simulate(
     replicas: int = 1,
     router: str = "round_robin",
     ready_s: float = 0.0,
+    client_overhead_s: float = 0.0,
+    believed: Sequence[BucketCost] | None = None,
 ) -> Trace:
     """Serves the workload on engines that have the buckets of `costs` compiled.
 
     Every replica starts its first batch at `ready_s` at the earliest (a start-up's warmup, 0 for
     engines that are ready); requests wait until then. A request that fits no bucket is rejected
     before it reaches a router. `round_robin` deals the others out in turn; `least_loaded` sends
-    each to the replica with the fewest unfinished requests, ties to the first.
+    each to the replica with the fewest unfinished requests, ties to the first. A client's TTFT and
+    E2EL have `client_overhead_s` more than the engine's (HTTP, tokenizing, the way back). The
+    policy decides by `costs`, or by `believed` ones, a server's own estimate of the same buckets.
 
     Raises ValueError for no bucket, a replica count below 1, an unknown router, a negative time.
     """
@@ -132,30 +136,37 @@ def simulate(
     _require(replicas >= 1, f"replicas {replicas} is below 1: use 1 or more")
     _require(router in ROUTERS, f"router {router!r} is not known: use one of {', '.join(ROUTERS)}")
     _require(ready_s >= 0, f"ready_s {ready_s} is negative: use 0 for a ready engine")
+    _require(client_overhead_s >= 0, f"client_overhead_s {client_overhead_s} is negative: use 0")
+    believed = costs if believed is None else tuple(believed)
+    _require(
+        [cost.bucket for cost in believed] == [cost.bucket for cost in costs],
+        "believed costs are of other buckets than costs: give one for each, in the same order",
+    )
     policy = policy or Policy()
     rejected = _rejections(workload, costs)
     rows = np.flatnonzero(rejected == 0)
-    engines = [_Engine(costs, policy, ready_s) for _ in range(replicas)]
+    engines = [_Engine(costs, believed, policy, ready_s) for _ in range(replicas)]
     if router == "least_loaded" and replicas > 1:
         _route_to_the_least_loaded(engines, _requests(workload, rows))
     else:
         for index, engine in enumerate(engines):
             engine.serve(_requests(workload, rows[index::replicas]))
-    return _trace(workload, costs, policy, ready_s, rejected, engines)
+    trace = _trace(workload, costs, policy, ready_s, rejected, engines)
+    return replace(trace, client_overhead_s=client_overhead_s)
 
 
 class _Engine:
     """One replica: its queue, its clock and the log of its batches."""
 
-    def __init__(self, costs: tuple[BucketCost, ...], policy: Policy, ready_s: float):
-        self.costs, self.policy = costs, policy
+    def __init__(self, costs, believed: tuple[BucketCost, ...], policy: Policy, ready_s: float):
+        self.costs, self.believed, self.policy = costs, believed, policy
         self.free_s = ready_s  # the running batch ends
         self.look_s = 0.0  # nothing can happen before
         self.queue: deque[Request] = deque()  # arrived and passed over, then those to come
         self.running: Batch[Request] | None = None
         self._upcoming: Iterator[Request] = iter(())
         self._read: list[Request] = []
-        self._index = {id(cost): index for index, cost in enumerate(costs)}
+        self._index = {id(cost): index for index, cost in enumerate(believed)}
         self.bucket, self.start_s, self.passes = array("h"), array("d"), array("i")
         self.rows, self.members = array("i"), array("i")
 
@@ -175,7 +186,7 @@ class _Engine:
             now = max(self.free_s, self.queue[0].arrival_s, self.look_s)
             if now >= until_s:
                 return
-            decision = next_batch(self._waiting(now), self.costs, self.policy, now)
+            decision = next_batch(self._waiting(now), self.believed, self.policy, now)
             if isinstance(decision, Hold):
                 self._put_back(())
                 self.look_s = min(decision.until_s, self._next_arrival_s(now))
@@ -203,13 +214,15 @@ class _Engine:
             yield request
 
     def _start(self, batch: Batch[Request], now: float) -> None:
-        cost, members = batch
+        decided, members = batch
+        index = self._index[id(decided)]
+        cost = self.costs[index]
         passes = max([member.output_tokens for member in members])
         rows = [member.row for member in members]
-        self.running = batch
+        self.running = Batch(cost, members)
         self.free_s = now + cost.prefill_s + (passes - 1) * cost.decode_s
         self.look_s = 0.0
-        self.bucket.append(self._index[id(cost)])
+        self.bucket.append(index)
         self.start_s.append(now)
         self.passes.append(passes)
         self.rows.append(len(rows))

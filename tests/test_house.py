@@ -30,6 +30,7 @@ CORE = {
     "schemes": {"shapes"},
     "bounds": {"shapes", "cost", "workload"},
     "lint": {"shapes", "cost", "workload"},
+    "validate": set(),
     "optimize": {"shapes", "workload", "cost", "bounds", "schemes"},
     "advise": {
         "shapes",
@@ -42,7 +43,23 @@ CORE = {
         "schemes",
         "optimize",
     },
+    "curve": {"shapes", "workload", "cost", "bounds", "schemes", "optimize"},
+    "waterfall": {"workload", "cost", "batching", "simulate", "metrics", "bounds", "loads"},
+    "loads": {
+        "shapes",
+        "workload",
+        "cost",
+        "batching",
+        "simulate",
+        "metrics",
+        "bounds",
+        "schemes",
+        "optimize",
+        "advise",
+    },
 }
+# The commands that only calculate: on top of any of the core, and of nothing else.
+EDGE = {"sweep": CORE.keys(), "planning": CORE.keys() | {"sweep"}}
 HEAVY = {"torch", "vllm", "fms", "transformers", "matplotlib", "IPython", "ipywidgets", "papermill"}
 
 
@@ -79,6 +96,13 @@ def test_the_core_imports_only_its_own_lower_rooms_and_nothing_heavy(module):
         return
     names = imports(path)
     assert rooms(names) - {"__version__"} <= CORE[module]
+    assert not libraries(names) & HEAVY
+
+
+@pytest.mark.parametrize("module", EDGE)
+def test_the_calculating_commands_stand_on_the_core_alone(module):
+    names = imports(PACKAGE / f"{module}.py")
+    assert rooms(names) <= EDGE[module]
     assert not libraries(names) & HEAVY
 
 

@@ -8,10 +8,15 @@ from pathlib import Path
 from statistics import median
 
 import nbformat
+import numpy as np
 import pandas as pd
 import papermill
 import pytest
 import yaml
+
+from spyre_bench.cost import write_cost_table
+from spyre_bench.workload import load_workload
+from tests.test_cost import CORNERS, machine
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent.parent / "notebooks").glob("*.ipynb"))
 FULL = NOTEBOOKS[0].parent / "full.yaml"
@@ -116,12 +121,14 @@ def test_the_larger_settings_are_of_known_notebooks_and_parameters():
             assert type(value).__name__ == known[name]["inferred_type_name"], name
 
 
-def run(folder: Path, stem: str, model: Path, *words: str) -> dict:
-    """The record of a run on the tiny model, without a compiler, from another directory."""
+def run(folder: Path, stem: str, model: Path | None, *words: str) -> dict:
+    """The record of a run from another directory; on the tiny model, without a compiler, where the
+    notebook has a model."""
     (path,) = [path for path in NOTEBOOKS if path.stem == stem]
+    if model:
+        words = ("-p", "model", str(model), "-p", "compile_backend", "eager", *words)
     done = subprocess.run(
-        [*COMMAND, str(path), "-o", "out", "-p", "model", str(model),
-         "-p", "compile_backend", "eager", *words],
+        [*COMMAND, str(path), "-o", "out", *words],
         cwd=folder, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -148,6 +155,45 @@ def test_a_first_look_answers_eight_prompts_on_two_buckets(tmp_path, tiny_llama)
 
 
 @pytest.mark.slow
+def test_buckets_are_chosen_within_k_and_budget_and_held_against_other_schemes(tmp_path):
+    """On a machine that obeys the closed form, where every bucket compiles in 10 s."""
+    write_cost_table(tmp_path / "cost.csv", machine(*CORNERS))  # P to 1024, N to 512
+    words = ("-p", "cost", "cost.csv", "-p", "requests", "400", "-p", "largest_k", "4",
+             "-p", "k", "3", "-p", "warmup_budget_s", "25", "-p", "reuse", "100000")  # fmt: skip
+    record = run(tmp_path, "01_which_buckets", None, *words)
+    assert set(record["figures"]) == {
+        "lengths", "schemes", "k-curve", "buckets", "held-out", "waterfall",
+    }  # fmt: skip
+    found = record["results"]
+    tables = tmp_path / "out/latest/01_which_buckets/tables"
+
+    drawn = load_workload("azure_conv", requests=400, rng=np.random.default_rng(0),
+                          arrivals="poisson:1", max_tokens="multiple:2").scaled(0.25)  # fmt: skip
+    beyond = (drawn.prompt_tokens > 1024) | (drawn.max_tokens > 512)
+    assert found["requests_beyond_the_table"] == beyond.sum() > 0
+
+    curve = pd.read_csv(tables / "k_curve.csv")
+    assert curve["graphs"].tolist() == [1, 2, 2, 2]
+    assert found["knee_buckets"] == 2
+    assert curve["device_s"].is_monotonic_decreasing
+    assert found["device_s_a_request"] <= curve["device_s"].min() * (1 + 1e-3)
+
+    assert len(found["buckets"]) == 2
+    assert found["compile_s"] == 20
+    assert str(found["buckets"]) in record["answer"]
+    sets = pd.read_csv(tables / "contenders.csv")
+    (advised,) = sets[sets["advised"]].itertuples()
+    assert [list(map(int, b.split(","))) for b in advised.buckets.split()] == found["buckets"]
+    other_s = sets.loc[sets["kind"] == "baseline", "held_out_busy_s"].min()
+    assert found["held_out_saving"] == pytest.approx(1 - advised.held_out_busy_s / other_s)
+
+    times = found["over_shape_bound"]
+    assert 0 < times["work bound"] < times["shape bound"] == 1 < times["length_aware"]
+    assert times["best_fit"] < times["skip"]
+    assert f"{times['skip']:.2f}" in record["answer"]
+
+
+@pytest.mark.slow
 @pytest.mark.engine
 def test_the_cost_of_warmup_is_measured_in_that_very_run(tmp_path, tiny_llama):
     words = ("-p", "base", "1,64,4", "-p", "compared", "eager,layer", "-p", "compared_layers", "1")
@@ -156,3 +202,29 @@ def test_the_cost_of_warmup_is_measured_in_that_very_run(tmp_path, tiny_llama):
     assert len(starts) == 16
     assert (starts["measured_at"] >= record["started_at"]).all()
     assert record["results"]["bucket_cold_s"] > 0
+
+
+@pytest.mark.slow
+def test_how_full_batches_are_is_said_of_every_policy_load_and_set_of_buckets(tmp_path):
+    words = ("-p", "requests", "400", "-p", "load_shares", "0.2 0.5 3", "-p", "max_waits_s", "0 60")
+    record = run(tmp_path, "03_how_full_are_batches", None, *words)
+    assert set(record["figures"]) == {"fill-and-seconds", "waste", "latency", "distance", "hold"}
+    found = record["results"]
+    tables = tmp_path / "out/latest/03_how_full_are_batches/tables"
+
+    sets = pd.read_csv(tables / "bucket_sets.csv")
+    fullest, fastest = sets.loc[sets["fill"].idxmax()], sets.loc[sets["busy_s"].idxmin()]
+    assert found["fullest_over_fastest"] == pytest.approx(fullest["busy_s"] / fastest["busy_s"])
+    assert fullest["set"] in record["answer"]
+    assert fullest["set"] in record["figures"]["fill-and-seconds"]
+
+    policies = pd.read_csv(tables / "policies.csv")
+    assert len(policies) == policies.groupby(["policy", "load"]).ngroups == 12
+    assert not policies.loc[policies["load"] == 0.2, "saturated"].any()
+    assert policies.loc[policies["load"] == 3, "saturated"].all()
+    assert found["steady_load"] in (0.2, 0.5)
+    assert (policies["served"] == 400 - found["left_out_requests"]).all()
+
+    held = pd.read_csv(tables / "hold.csv").pivot(index="max_wait_s", columns="set")
+    assert (held["batches"].loc[60] < held["batches"].loc[0]).all()
+    assert (held["median_ttft_s"].loc[60] >= held["median_ttft_s"].loc[0]).all()

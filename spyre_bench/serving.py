@@ -1,0 +1,134 @@
+"""A real server and a real client for a notebook: `vllm serve` on the backend, `vllm bench serve`
+replaying a workload.
+
+Nothing of vLLM is imported here: both are processes of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spyre_bench.shapes import BucketSet
+from spyre_bench.workload import Workload
+
+VLLM = Path(sys.executable).with_name("vllm")
+READY_S = 900  # a cold compile of many buckets
+STOP_S = 30
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server."""
+
+    url: str
+    model_directory: Path
+    pass_log: Path
+
+
+@contextlib.contextmanager
+def serve(
+    model_directory: Path, buckets: BucketSet, directory: Path, *, threads: int = 1, **setting: Any
+) -> Iterator[Server]:
+    """`vllm serve` with these buckets until the block ends; `setting` are further keys of
+    `additional_config["spyre"]`. Log and pass log go into the directory. Raises ValueError with
+    the end of the log where the server ends or is not ready within a quarter of an hour."""
+    directory.mkdir(parents=True, exist_ok=True)
+    pass_log = directory / "passes.jsonl"
+    sizes = [[b.batch_size, b.prompt_length, b.new_tokens] for b in buckets]
+    spyre = {"buckets": sizes, "pass_log": str(pass_log), **setting}
+    port = _free_port()
+    command = [
+        *_environment(threads), str(VLLM), "serve", str(model_directory), "--port", str(port),
+        "--served-model-name", "model", "--additional-config", json.dumps({"spyre": spyre}),
+    ]  # fmt: skip
+    log = directory / "server.log"
+    with log.open("w") as sink:
+        process = subprocess.Popen(
+            command, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        _wait_until_ready(process, f"http://127.0.0.1:{port}/health", log)
+        yield Server(f"http://127.0.0.1:{port}", model_directory, pass_log)
+    finally:
+        _stop(process)
+
+
+def replay(server: Server, workload: Workload, directory: Path, name: str) -> dict[str, Any]:
+    """`vllm bench serve` sends the requests at their times, each with a prompt of exactly its
+    length and max_tokens = output_tokens, the end of sequence ignored. Returns its result with all
+    arrays, which stays in the directory as `<name>.json`."""
+    trace = directory / f"{name}.jsonl"
+    with trace.open("w") as file:
+        file.writelines(
+            json.dumps({"timestamp": at, "input_length": p, "output_length": o, "hash_ids": [i]})
+            + "\n"
+            for i, (at, p, o) in enumerate(
+                zip(
+                    workload.arrival_s.tolist(),
+                    workload.prompt_tokens.tolist(),
+                    workload.output_tokens.tolist(),
+                    strict=True,
+                )
+            )
+        )
+    command = [
+        *_environment(1), str(VLLM), "bench", "serve", "--base-url", server.url, "--model", "model",
+        "--tokenizer", str(server.model_directory), "--backend", "vllm",
+        "--dataset-name", "timed_trace", "--dataset-path", str(trace),
+        "--timed-trace-chunk-hash-size", str(int(workload.prompt_tokens.max())),
+        "--num-prompts", str(len(workload)), "--num-warmups", "0", "--temperature", "0",
+        "--save-result", "--save-detailed", "--result-dir", str(directory),
+        "--result-filename", f"{name}.json", "--disable-tqdm",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"vllm bench serve failed: {done.stderr.strip()[-1000:]}")
+    result = json.loads((directory / f"{name}.json").read_text())
+    if result["failed"]:
+        error = next(error for error in result["errors"] if error)
+        raise ValueError(f"{result['failed']} of {len(workload)} requests failed: {error[-500:]}")
+    return result
+
+
+def _environment(threads: int) -> list[str]:
+    """What a command runs under, beside this process's own environment."""
+    names = {"VLLM_PLUGINS": "spyre", "VLLM_NO_USAGE_STATS": 1, "OMP_NUM_THREADS": threads}
+    return ["env", *(f"{name}={value}" for name, value in names.items())]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_until_ready(process: subprocess.Popen, url: str, log: Path) -> None:
+    end = time.monotonic() + READY_S
+    while time.monotonic() < end and process.poll() is None:
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2) as reply:
+            if reply.status == 200:
+                return
+        time.sleep(0.2)
+    raise ValueError(f"the server did not become ready:\n{log.read_text()[-2000:]}")
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """As Ctrl-C does, and by force where that does not help."""
+    for number, seconds in ((signal.SIGINT, STOP_S), (signal.SIGKILL, STOP_S)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+            return

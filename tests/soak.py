@@ -1,0 +1,260 @@
+"""`make soak`: a server under mixed traffic of real clients for a while, and what must hold after.
+
+`vllm bench serve` and, where it is installed, guidellm send requests in rounds; meanwhile clients
+leave in the middle, send what fits no bucket, and come in bursts. At the end nothing is lost or
+doubled, the memory is flat, nothing was compiled, and fixed prompts are answered as at the start.
+The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import openai
+import psutil
+import typer
+
+from spyre_bench.engine.checkpoint import model_directory
+from spyre_bench.server_log import read_passes
+from tests.plugin.servers import Server
+
+BUCKETS = [[4, 64, 32], [4, 128, 16], [2, 256, 64]]
+FIXED = {  # prompts of which each can run in one bucket only
+    "4,64,32": ([11] * 40, 30),
+    "4,128,16": ([12] * 100, 10),
+    "2,256,64": ([13] * 200, 50),
+}
+SAMPLE_S = 5
+MOST_MB_A_MINUTE = 1.0
+SETTLED = 0.3  # share of the time after which memory is looked at
+
+
+class Soak:
+    """The server, its clients' own counts, and the samples of its memory."""
+
+    def __init__(self, directory: Path, seconds: float, guidellm: Path | None, spyre: dict):
+        self.directory, self.seconds, self.end = directory, seconds, 0.0
+        self.guidellm = guidellm
+        self.pass_log = directory / "passes.jsonl"
+        self.model = model_directory("smollm2")
+        settings = {"buckets": BUCKETS, "pass_log": str(self.pass_log)} | spyre
+        self.server = Server(self.model, settings, directory / "server.log")
+        self.sent: Counter[str] = Counter()  # by client
+        self.answered: Counter[str] = Counter()
+        self.problems: list[str] = []
+        self.memory: list[tuple[float, float]] = []  # minutes since the start, MB
+        self._lock = threading.Lock()
+
+    def client(self, **chosen) -> openai.OpenAI:
+        chosen = {"max_retries": 0, "timeout": 300} | chosen
+        return openai.OpenAI(base_url=f"{self.server.url}/v1", api_key="none", **chosen)
+
+    def count(self, name: str, sent: int = 1, answered: int = 0, problem: str = "") -> None:
+        with self._lock:
+            self.sent[name] += sent
+            self.answered[name] += answered
+            if problem:
+                self.problems.append(f"{name}: {problem}")
+
+    def going_on(self) -> bool:
+        return time.monotonic() < self.end
+
+    # --- the clients
+
+    def vllm_rounds(self) -> None:
+        """Rounds of the official benchmark client: Poisson, then a burst."""
+        number = 0
+        while self.going_on():
+            rate = "inf" if number % 3 == 2 else "1.5"
+            out = self.directory / f"vllm-{number}.json"
+            command = [
+                str(Path(sys.executable).with_name("vllm")), "bench", "serve",
+                "--base-url", self.server.url, "--model", self.server.model,
+                "--tokenizer", str(self.model), "--dataset-name", "random",
+                "--random-input-len", "60", "--random-output-len", "14",
+                "--random-range-ratio", "0.9", "--num-prompts", "24", "--request-rate", rate,
+                "--seed", str(number), "--save-result", "--result-dir", str(self.directory),
+                "--result-filename", out.name, "--disable-tqdm", "--num-warmups", "0",
+            ]  # fmt: skip
+            done = subprocess.run(command, capture_output=True, text=True)
+            result = json.loads(out.read_text()) if out.exists() else {"completed": 0}
+            short = result["completed"] != 24
+            problem = f"round {number}: {result}\n{done.stderr[-500:]}" if short else ""
+            self.count("vllm bench", 24, result["completed"], problem)
+            number += 1
+
+    def guidellm_rounds(self) -> None:
+        number = 0
+        while self.guidellm and self.going_on():
+            out = self.directory / f"guidellm-{number}.json"
+            command = [
+                str(self.guidellm), "run", "--disable-console",
+                "--backend", f"kind=openai_http,target={self.server.url},model={self.server.model}",
+                "--tokenizer", f"kind=hf_auto,model={self.model}",
+                "--data", "kind=synthetic_text,prompt_tokens=40,output_tokens=12",
+                "--profile", "kind=poisson,rate=0.5", "--constraint", "kind=max_requests,count=12",
+                "--output", f"kind=json,path={out}",
+            ]  # fmt: skip
+            done = subprocess.run(command, capture_output=True, text=True)
+            completed = _guidellm_completed(out)
+            problem = "" if completed == 12 else f"{done.stdout[-500:]} {done.stderr[-1500:]}"
+            self.count("guidellm", 12, completed, problem)
+            number += 1
+
+    def leavers(self) -> None:
+        """Clients that close the connection at any time."""
+        rng, client = random.Random(1), self.client()
+        while self.going_on():
+            stay_s, started = rng.uniform(0, 2), time.monotonic()
+            self.count("leavers")
+            with client.completions.create(
+                model=self.server.model, prompt=[7] * rng.randrange(1, 64), stream=True,
+                max_tokens=32, temperature=0, extra_body={"ignore_eos": True},
+            ) as stream:  # fmt: skip
+                for _ in stream:
+                    if time.monotonic() - started > stay_s:
+                        break
+                else:
+                    self.count("leavers", 0, 1)
+            time.sleep(rng.uniform(0, 2))
+
+    def misfits(self) -> None:
+        client = self.client()
+        while self.going_on():
+            try:
+                client.completions.create(model=self.server.model, prompt=[7] * 257, max_tokens=1)
+                self.count("misfits", problem="a prompt that fits no bucket was answered")
+            except openai.BadRequestError:
+                self.count("misfits")
+            time.sleep(1)
+
+    def watch_memory(self) -> None:
+        process = psutil.Process(self.server.process.pid)
+        started = time.monotonic()
+        while self.going_on():
+            everyone = [process, *process.children(recursive=True)]
+            mb = sum(one.memory_info().rss for one in everyone) / 1e6
+            self.memory.append(((time.monotonic() - started) / 60, mb))
+            time.sleep(SAMPLE_S)
+
+    def fixed_answers(self) -> dict[str, list[int]]:
+        """Tokens of the fixed prompts, each by its bucket, one at a time."""
+        answers = {}
+        for bucket, (prompt, tokens) in FIXED.items():
+            answer = self.client().completions.create(
+                model=self.server.model, prompt=prompt, max_tokens=tokens, temperature=0,
+                extra_body={"ignore_eos": True, "return_token_ids": True},
+            )  # fmt: skip
+            self.count("fixed", 1, 1)
+            answers[bucket] = answer.choices[0].token_ids
+        return answers
+
+    # --- the run
+
+    def run(self) -> dict:
+        self.server.wait_until_ready()
+        answers = [self.fixed_answers()]
+        self.end = time.monotonic() + self.seconds
+        clients = (
+            self.vllm_rounds, self.guidellm_rounds, self.leavers, self.misfits, self.watch_memory,
+        )  # fmt: skip
+        with ThreadPoolExecutor(len(clients)) as pool:
+            running = [pool.submit(client) for client in clients]
+            time.sleep(max(0.0, (self.end - time.monotonic()) / 2))
+            answers.append(self.fixed_answers())
+            for one in running:
+                one.result()
+        self._wait_until_idle()
+        answers.append(self.fixed_answers())
+        return self._report(answers)
+
+    def _wait_until_idle(self) -> None:
+        for _ in range(600):
+            now = self.server.metrics()
+            if not now["vllm:num_requests_running"] + now["vllm:num_requests_waiting"]:
+                return
+            time.sleep(0.2)
+        self.problems.append("requests are left when all clients have gone")
+
+    def _report(self, answers: list[dict]) -> dict:
+        now = self.server.metrics()
+        ended = sum(
+            now.get(f"vllm:request_success_total|{reason}", 0) for reason in ("stop", "length")
+        )
+        rows = sum(now[f"spyre:batch_rows_total|{bucket}"] for bucket in FIXED)
+        passes = read_passes(self.pass_log)
+        logged = int(passes.loc[passes["kind"] == "prefill", "prompt_tokens"].map(len).sum())
+        slope = _slope(self.memory)
+        checks = {
+            "every answer reached its client once": ended == sum(self.answered.values()),
+            "every row of the metrics is in the pass log": rows == logged,
+            "nobody but those who left got less": not self.problems,
+            "every misfit was refused": now["spyre:rejected_requests_total|prompt_too_long"]
+            == self.sent["misfits"],
+            "answers are the same at start, middle and end": answers[0] == answers[1] == answers[2],
+            "two graphs a bucket, as after warmup": all(
+                now[f"spyre:warmup_graphs|{bucket}"] == 2 for bucket in FIXED
+            ),
+            "memory is flat": slope < MOST_MB_A_MINUTE,
+            "the log has no error": "ERROR" not in self.server.output(),
+        }
+        return {
+            "ok": all(checks.values()),
+            "checks": checks,
+            "sent": dict(self.sent),
+            "answered": dict(self.answered),
+            "ended_in_server": ended,
+            "batches": int(passes["batch"].nunique()),
+            "rows": logged,
+            "longest_pass_s": float(passes["seconds"].max()),
+            "memory_mb": self.memory[-1][1],
+            "memory_slope_mb_a_minute": slope,
+            "problems": self.problems[:5],
+        }
+
+
+def _slope(memory: list[tuple[float, float]]) -> float:
+    """MB a minute, by least squares, once the server has settled."""
+    minutes, mb = np.array(memory).T
+    settled = minutes >= SETTLED * minutes[-1]
+    return float(np.polyfit(minutes[settled], mb[settled], 1)[0])
+
+
+def _guidellm_completed(path: Path) -> int:
+    if not path.exists():
+        return 0
+    (benchmark,) = json.loads(path.read_text())["benchmarks"]
+    return benchmark["metrics"]["request_totals"]["successful"]
+
+
+def main(
+    minutes: Annotated[float, typer.Option(help="of traffic")] = 20,
+    guidellm: Annotated[Path | None, typer.Option(help="its executable, the second client")] = None,
+    directory: Annotated[Path | None, typer.Option(help="takes the logs")] = None,
+    backend: Annotated[str, typer.Option(help="eager or inductor")] = "inductor",
+) -> None:
+    directory = directory or Path(tempfile.mkdtemp(prefix="spyre-soak-"))
+    directory.mkdir(parents=True, exist_ok=True)
+    soak = Soak(directory, minutes * 60, guidellm, {"compile_backend": backend})
+    try:
+        report = soak.run()
+    finally:
+        soak.server.clean_up()
+    print(f"logs: {directory}", file=sys.stderr)
+    print(json.dumps(report))
+    raise typer.Exit(0 if report["ok"] else 1)
+
+
+if __name__ == "__main__":
+    typer.run(main)
