@@ -153,6 +153,7 @@ def validate(
 ) -> None:
     """Hold a simulated result against a measured one of the same requests."""
     from rich.console import Console
+    from rich.markup import escape
 
     from spyre_bench.validate import compare, read_result
 
@@ -163,7 +164,8 @@ def validate(
     table = _table("", "measured", "simulated", "error")
     for row in frame.itertuples():
         values = (f"{row.measured:,.3f}", f"{row.simulated:,.3f}", f"{row.error:+.1%}")
-        table.add_row(row.quantity, *("" if text in ("nan", "+nan%") else text for text in values))
+        shown = ("" if "nan" in text else text for text in values)
+        table.add_row(escape(row.quantity), *shown)  # [s] is a unit, no markup
     Console().print(table)
 
 

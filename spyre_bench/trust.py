@@ -1,14 +1,14 @@
-"""How far the simulator is from a real server: constants taken in one run, held against others.
+"""How far the simulator is from a real server: constants taken in one run, held against the next.
 
 The constants are what a pass of each bucket takes in the server and what a client waits beyond the
-engine. They are fixed by `calibrate` and do not change afterwards; `check` replays other requests,
+engine. `calibrate` fixes them from a few full batches; `check` then replays other requests,
 measured by a real client, and simulates the same requests from those constants.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from spyre_bench.shapes import Bucket, BucketSet
 from spyre_bench.simulate import Trace, simulate
 from spyre_bench.workload import Workload
 
-LONE = 3  # requests of each bucket that the client's overhead is taken from
+SHORT = 3  # calibration batches of each bucket with one decode pass only, beside one full one
 PAUSE_S = 0.3  # between the end of one and the next, and after the first of a queued run
 APART_S = 0.01  # of requests that queue up, so that they keep their order on the way
 
@@ -66,6 +66,7 @@ class Check:
     """One run of the real server and its simulation."""
 
     name: str
+    constants: Constants
     workload: Workload  # as it was sent, at the times at which the client really sent
     measured: dict[str, Any]
     simulated: dict[str, Any]
@@ -88,38 +89,58 @@ class Check:
 
 
 def calibrate(
-    server: serving.Server, workload: Workload, buckets: BucketSet, policy: Policy, directory: Path
+    server: serving.Server, buckets: BucketSet, policy: Policy, directory: Path, name: str
 ) -> Constants:
-    """Two runs: the workload all at once, for the seconds of full batches, then lone requests on
-    an idle server, for what a client waits beyond the engine."""
-    crowd = queued(workload, buckets)
-    serving.replay(server, crowd, directory, "calibration-crowd")
-    crowd_passes = read_passes(server.pass_log)
-    costs = pass_costs(crowd_passes)
-    if missing := [str(b) for b in buckets if b not in [cost.bucket for cost in costs]]:
-        raise ValueError(f"the calibration ran no batch in {missing[0]}: give it more requests")
-    alone = lone(costs)
-    result = serving.replay(server, alone, directory, "calibration-lone")
-    trace = simulate(alone, costs, policy)
-    waited_s = np.array(result["ttfts"]) - (trace.first_token_s - alone.arrival_s)
-    warmed = read_warmup(server.pass_log).set_index("bucket")
-    return Constants(
+    """A few full batches of each bucket on an idle server: the seconds of its passes, and what a
+    client waits beyond the engine.
+
+    The constants are in the directory, as `<name>-constants.csv`, before this returns. Raises
+    ValueError where a bucket's requests did not share a batch of it, as without `gather_s`.
+    """
+    some, before = full_batches(believed_costs(server, buckets)), _passes(server)
+    result = serving.replay(server, some, directory, f"{name}-calibration")
+    costs = pass_costs(read_passes(server.pass_log).iloc[before:])
+    if missing := sorted(set(buckets) - {cost.bucket for cost in costs}):
+        raise ValueError(
+            f"no calibration batch ran in bucket {missing[0]}: let simultaneous requests share a "
+            f"batch (gather_s above 0), or leave out a bucket that another one makes needless"
+        )
+    trace = simulate(some, costs, policy)
+    waited_s = np.array(result["ttfts"]) - (trace.first_token_s - some.arrival_s)
+    constants = Constants(
         costs=costs,
-        believed=tuple(
-            BucketCost(c.bucket, *warmed.loc[str(c.bucket), ["prefill_s", "decode_s"]])
-            for c in costs
-        ),
+        believed=believed_costs(server, buckets),
         client_overhead_s=max(0.0, float(np.median(waited_s))),
         policy=policy,
         fixed_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
+    constants.frame().to_csv(directory / f"{name}-constants.csv", index=False)
+    return constants
+
+
+def believed_costs(server: serving.Server, buckets: BucketSet) -> tuple[BucketCost, ...]:
+    """What the server's scheduler decides by: the seconds of its warmup."""
+    warmed = read_warmup(server.pass_log).set_index("bucket")
+    return tuple(
+        BucketCost(bucket, *map(float, warmed.loc[str(bucket), ["prefill_s", "decode_s"]]))
+        for bucket in buckets
+    )
 
 
 def check(
-    server: serving.Server, constants: Constants, workload: Workload, directory: Path, name: str
+    server: serving.Server,
+    workload: Workload,
+    buckets: BucketSet,
+    policy: Policy,
+    directory: Path,
+    name: str,
 ) -> Check:
-    """Sends the workload, and simulates it at the times at which the client really sent."""
-    before = len(read_passes(server.pass_log))
+    """Fixes the constants, then sends the workload, and simulates it at the times at which the
+    client really sent."""
+    constants = calibrate(server, buckets, policy, directory, name)
+    before = _passes(server)
+    # The client counts its duration from the start of the trace, we from the first request.
+    workload = replace(workload, arrival_s=workload.arrival_s - workload.arrival_s[0])
     measured = serving.replay(server, workload, directory, name)
     passes = read_passes(server.pass_log).iloc[before:].reset_index(drop=True)
     sent = as_sent(workload, measured["start_times"])
@@ -130,7 +151,15 @@ def check(
         "spyre_fill": float(ledger["useful"].sum() / ledger["computed"].sum()),
     }
     simulated = bench_result(trace, detailed=True)
-    return Check(name, sent, measured, simulated, trace, passes)
+    return Check(name, constants, sent, measured, simulated, trace, passes)
+
+
+def _passes(server: serving.Server) -> int:
+    """How many passes the server's log has; 0 before the first request."""
+    try:
+        return len(read_passes(server.pass_log))
+    except ValueError:
+        return 0
 
 
 def pass_costs(passes: pd.DataFrame) -> tuple[BucketCost, ...]:
@@ -174,20 +203,19 @@ def queued(workload: Workload, buckets: BucketSet) -> Workload:
     )
 
 
-def lone(costs: Sequence[BucketCost]) -> Workload:
-    """A few full-length requests of each bucket, each sent when the one before is done."""
-    buckets = [cost.bucket for cost in costs for _ in range(LONE)]
-    seconds = [
-        cost.batch_s(cost.bucket.new_tokens) + PAUSE_S for cost in costs for _ in range(LONE)
+def full_batches(costs: Sequence[BucketCost]) -> Workload:
+    """For each bucket a full batch of the longest requests and a few of one decode pass, each sent
+    when the one before is done."""
+    sizes = [
+        (cost.bucket.batch_size, cost.bucket.prompt_length, passes, cost.batch_s(passes))
+        for cost in costs
+        for passes in (cost.bucket.new_tokens, *[2] * SHORT)
     ]
-    output_tokens = np.array([bucket.new_tokens for bucket in buckets])
-    return Workload(
-        "lone",
-        np.concatenate([[0.0], np.cumsum(seconds)[:-1]]),
-        np.array([bucket.prompt_length for bucket in buckets]),
-        output_tokens,
-        output_tokens,
-    )
+    rows, prompt_tokens, output_tokens, seconds = map(np.array, zip(*sizes, strict=True))
+    arrival_s = np.concatenate([[0.0], np.cumsum(seconds[:-1] + PAUSE_S)])
+    columns = (np.repeat(column, rows) for column in (arrival_s, prompt_tokens, output_tokens))
+    arrival_s, prompt_tokens, output_tokens = columns
+    return Workload("full batches", arrival_s, prompt_tokens, output_tokens, output_tokens)
 
 
 def as_sent(workload: Workload, start_times: Sequence[float]) -> Workload:
@@ -215,13 +243,13 @@ def simulated_batches(check: Check) -> list[tuple[str, list[int]]]:
     ]
 
 
-def pass_errors(check: Check, constants: Constants) -> pd.DataFrame:
+def pass_errors(check: Check) -> pd.DataFrame:
     """One row a pass that another one of its batch follows: run, bucket, kind, slot_s (from its
     start to the start of the next one) and error, slot_s over the constant less 1."""
     slots = _slots(check.passes)
     constant_s = {
         (str(cost.bucket), kind): seconds
-        for cost in constants.costs
+        for cost in check.constants.costs
         for kind, seconds in (("prefill", cost.prefill_s), ("decode", cost.decode_s))
     }
     expected_s = [constant_s[key] for key in zip(slots["bucket"], slots["kind"], strict=True)]

@@ -1,7 +1,8 @@
 """`make bench`: figures of this machine as JSON lines, one a measurement, medians of several.
 
 `python -m tests.bench [NAME ...]` runs some of them: decode, generate, overhead and compile of the
-engine; simulate, simulate_many, optimize_1d, optimize_joint and sweep of the core, without torch.
+engine; simulate, simulate_many, optimize_1d, optimize_joint and sweep of the core, without torch;
+scheduler and serve of the server.
 Every measurement has a process of its own, with its threads pinned; nothing else should be running.
 """
 
@@ -325,12 +326,136 @@ ENGINE = {
     "overhead": (overhead, [(1, 4), (2, 4)]),
     "compile": (compile_times, [(2, 4)]),
 }
+
+
+def serve() -> Iterator[dict]:
+    """Tokens a second and P95 latency of one trace near saturation: best_fit, upstream's `skip`,
+    and Hugging Face `generate` on whoever waits, up to the rows of the widest bucket."""
+    import tempfile
+    from pathlib import Path
+
+    import numpy as np
+
+    from spyre_bench import loads, serving, trust
+    from spyre_bench.batching import Policy
+    from spyre_bench.engine.checkpoint import model_directory
+    from spyre_bench.shapes import BucketSet
+    from spyre_bench.workload import load_workload
+
+    buckets, model = BucketSet.parse("4,64,32 2,256,64"), model_directory("smollm2")
+    drawn = load_workload("azure_conv", requests=200, rng=np.random.default_rng(0)).scaled(0.12)
+    some = trust.fitting(drawn, buckets).head(40)
+    with tempfile.TemporaryDirectory(prefix="spyre-bench-") as scratch:
+        directory, arriving = Path(scratch), None
+        for policy in ("best_fit", "skip"):
+            with serving.serve(model, buckets, directory / policy, policy=policy) as server:
+                rules = Policy(policy, gather_s=0.02)
+                constants = trust.calibrate(server, buckets, rules, directory / policy, "first")
+                if arriving is None:  # the same trace for all three
+                    rate = loads.capacity_rps(some, constants.costs, rules)
+                    arriving = some.with_arrivals(f"poisson:{rate}", np.random.default_rng(1))
+                result = serving.replay(server, arriving, directory / policy, "trace")
+            yield _served(policy, result["duration"], np.array(result["latencies"]), arriving)
+    yield _served("hugging_face", *hugging_face_server(model, arriving, buckets), arriving)
+
+
+def _served(who: str, duration_s: float, e2el_s, workload) -> dict:
+    import numpy as np
+
+    tokens = int(workload.output_tokens.sum())
+    return {
+        "server": who,
+        "requests": len(workload),
+        "tokens_s": tokens / duration_s,
+        "median_e2el_s": float(np.median(e2el_s)),
+        "p95_e2el_s": float(np.percentile(e2el_s, 95)),
+    }
+
+
+def hugging_face_server(model_directory, workload, buckets) -> tuple:
+    """Seconds until all are answered, and each request's latency: whoever has arrived when the
+    batch before is done, in order, padded to the longest prompt, run to the longest answer."""
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(1)
+    model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32).eval()
+
+    def run(rows: list[int]) -> None:
+        longest = int(workload.prompt_tokens[rows].max())
+        mask = torch.zeros(len(rows), longest, dtype=torch.long)
+        for row, request in enumerate(rows):
+            mask[row, longest - int(workload.prompt_tokens[request]) :] = 1
+        tokens = int(workload.output_tokens[rows].max())
+        model.generate(5 * mask, attention_mask=mask, do_sample=False, pad_token_id=0,
+                       min_new_tokens=tokens, max_new_tokens=tokens)  # fmt: skip
+
+    run([0])
+    arrival_s = workload.arrival_s - workload.arrival_s[0]
+    e2el_s, served, started = np.zeros(len(workload)), 0, time.perf_counter()
+    while served < len(workload):
+        now = time.perf_counter() - started
+        here = int(np.searchsorted(arrival_s, now, side="right"))
+        if here == served:
+            time.sleep(arrival_s[served] - now)
+            continue
+        rows = list(range(served, min(here, served + buckets.max_batch_size)))
+        run(rows)
+        e2el_s[rows] = time.perf_counter() - started - arrival_s[rows]
+        served += len(rows)
+    return time.perf_counter() - started, e2el_s
+
+
+def scheduler() -> Iterator[dict]:
+    """Milliseconds of vLLM's scheduler with our rule, a step, while many wait: of steps that start
+    a batch, and of steps that go on with one. Half of the requests are long."""
+    import tempfile
+    from pathlib import Path
+
+    from vllm.engine.arg_utils import EngineArgs
+
+    from tests.plugin.test_scheduler import Host, replaced
+    from tests.tiny_models import tiny_model
+
+    with tempfile.TemporaryDirectory() as directory:
+        config = EngineArgs(
+            model=str(tiny_model(Path(directory) / "model", "llama")),
+            additional_config={"spyre": {"buckets": [[4, 64, 32], [2, 256, 64]], "gather_s": 0}},
+        ).create_engine_config()
+        for waiting in (1_000, 100_000):
+            for policy in ("best_fit", "skip", "fcfs", "length_aware"):
+                host = Host(config)
+                host.scheduler.spyre_config = replaced(host.scheduler.spyre_config, policy=policy)
+                for number in range(waiting):
+                    host.add(str(number), prompt_tokens=200 if number % 2 else 20, max_tokens=3)
+                schedule, found = host.scheduler.schedule, {True: [], False: []}
+
+                def timed(schedule=schedule, found=found):
+                    started = time.perf_counter()
+                    output = schedule()
+                    found[output.bucket is not None].append(time.perf_counter() - started)
+                    return output
+
+                host.scheduler.schedule = timed
+                for _ in range(300):
+                    host.step()
+                yield {
+                    "policy": policy,
+                    "waiting": waiting,
+                    "new_batch_ms": statistics.median(found[True]) * 1e3,
+                    "decode_ms": statistics.median(found[False]) * 1e3,
+                }
+
+
 CORE = {
     "simulate": simulate,
     "simulate_many": simulate_many,
     "optimize_1d": optimize_1d,
     "optimize_joint": optimize_joint,
     "sweep": sweep,
+    "scheduler": scheduler,
+    "serve": serve,
 }
 BENCHES = {name: [[]] for name in CORE} | {name: sizes for name, (_, sizes) in ENGINE.items()}
 """Name -> the arguments of each of its processes: threads and batch size, or none."""

@@ -59,7 +59,12 @@ CORE = {
     },
 }
 # The commands that only calculate: on top of any of the core, and of nothing else.
-EDGE = {"sweep": CORE.keys(), "planning": CORE.keys() | {"sweep"}}
+EDGE = {
+    "sweep": CORE.keys(),
+    "planning": CORE.keys() | {"sweep"},
+    "serving": CORE.keys(),
+    "trust": CORE.keys() | {"serving"},
+}
 HEAVY = {"torch", "vllm", "fms", "transformers", "matplotlib", "IPython", "ipywidgets", "papermill"}
 
 

@@ -37,6 +37,20 @@ def test_latency_by_hand(hand):
     assert frame.iloc[3][["queue_s", "ttft_s", "e2el_s"]].isna().all()
 
 
+def test_what_a_client_waits_beyond_the_engine_is_in_its_latencies_and_in_nothing_else(hand):
+    seen = simulate(HAND, COSTS, client_overhead_s=0.25)
+    before, after = metrics.latencies(hand), metrics.latencies(seen)
+    for name in ("ttft", "e2el"):
+        assert after[name].mean_ms == pytest.approx(before[name].mean_ms + 250)
+    for name in ("queue", "tpot", "itl"):
+        assert after[name] == before[name]
+    frame = metrics.requests(seen)
+    assert frame["ttft_s"].tolist()[:3] == [1.25, 1.25, 6.75]
+    assert metrics.duration_s(seen) == metrics.duration_s(hand)
+    assert metrics.good_requests(seen, {"e2el": 2200}) == 0
+    assert metrics.good_requests(hand, {"e2el": 2200}) == 1
+
+
 def test_batches_and_their_waste_by_hand(hand):
     frame = metrics.batches(hand)
     assert frame["bucket"].tolist() == [str(SMALL), str(LARGE)]

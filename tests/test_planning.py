@@ -409,3 +409,32 @@ def test_the_installed_command_is_the_same_and_shows_no_traceback(table, trace):
     assert bad.stderr == (
         "spyre-bench: policy 'lifo' is not known: use one of best_fit, skip, fcfs, length_aware\n"
     )
+
+
+# --- validate -------------------------------------------------------------------------------------
+
+
+def test_a_result_held_against_itself_with_a_slower_client_shows_the_client(
+    command, table, trace, tmp_path
+):
+    words = ("simulate", "--workload", trace, *TWO, "--cost", table, "--detailed")
+    measured, simulated = tmp_path / "measured.json", tmp_path / "simulated.json"
+    assert command(*words, "--client-overhead-ms", "50", "--out", measured).code == 0
+    assert command(*words, "--out", simulated).code == 0
+    done = command("validate", measured, simulated, "--json")
+    assert done.code == 0
+    rows = {row["quantity"]: row for row in json.loads(done.out)}
+    assert rows["requests/s"]["error"] == 0
+    slower = rows["E2EL median [s]"]
+    assert slower["measured"] == pytest.approx(slower["simulated"] + 0.05)
+    assert rows["E2EL of a request, median error"]["error"] > 0
+    table_of = command("validate", measured, simulated)
+    assert "E2EL P99 [s]" in table_of.out
+    assert "nan" not in table_of.out
+
+
+def test_what_cannot_be_held_against_each_other_is_one_sentence(command, trace, tmp_path):
+    done = command("validate", trace, trace)
+    assert done.code == 1
+    assert "trace.csv: not JSON" in done.err
+    assert "Traceback" not in done.err

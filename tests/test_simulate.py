@@ -177,12 +177,20 @@ def test_a_hold_of_an_unrouted_replica_is_cut_short_by_a_push():
         ({"router": "random"}, "router 'random' is not known: use one of round_robin"),
         ({"ready_s": -1.0}, "ready_s -1.0 is negative"),
         ({"costs": ()}, "costs is empty"),
+        ({"client_overhead_s": -1.0}, "client_overhead_s -1.0 is negative"),
+        ({"believed": COSTS[:1]}, "believed costs are of other buckets than costs"),
     ],
 )
 def test_what_makes_no_sense_is_refused(chosen, words):
     costs = chosen.pop("costs", COSTS)
     with pytest.raises(ValueError, match=words):
         simulate(workload((0.0, 10, 1)), costs, **chosen)
+
+
+def test_a_policy_decides_by_what_it_believes_while_passes_take_what_they_take():
+    believed = (BucketCost(SMALL, 9.0, 9.0), BucketCost(LARGE, 0.1, 0.1))
+    trace = simulate(workload((0.0, 10, 3)), COSTS, believed=believed)
+    assert log(trace) == [(0.0, 0, LARGE, [0], 4.0 + 2 * 1.0)]
 
 
 # --- laws -----------------------------------------------------------------------------------------

@@ -228,3 +228,17 @@ def test_how_full_batches_are_is_said_of_every_policy_load_and_set_of_buckets(tm
     held = pd.read_csv(tables / "hold.csv").pivot(index="max_wait_s", columns="set")
     assert (held["batches"].loc[60] < held["batches"].loc[0]).all()
     assert (held["median_ttft_s"].loc[60] >= held["median_ttft_s"].loc[0]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+def test_a_server_is_held_against_its_simulation_in_that_very_run(tmp_path, tiny_llama):
+    words = ("-p", "requests", "8", "-p", "load_shares", "0.5", "-p", "gather_s", "0.2")
+    record = run(tmp_path, "05_can_we_trust_the_simulator", tiny_llama, *words)
+    tables = tmp_path / "out/latest/05_can_we_trust_the_simulator/tables"
+    found = pd.read_csv(tables / "requests.csv")
+    assert found["run"].value_counts().to_dict() == {"queued": 9, "load 0.5": 8}
+    assert (found["measured_e2el_s"] >= found["measured_ttft_s"]).all()
+    constants = pd.read_csv(tables / "constants.csv")
+    assert set(constants["bucket"]) == {"4,64,16", "2,128,32"}
+    assert record["results"]["throughput_error"].keys() == {"queued", "load 0.5"}

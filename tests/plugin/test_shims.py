@@ -53,3 +53,20 @@ def test_with_the_shim_ctrl_c_gets_through(address, monkeypatch):
         utils.zmq_socket_ctx(address, zmq.ROUTER, bind=True),
     ):
         raise KeyboardInterrupt
+
+
+def test_without_the_shim_a_prompt_as_long_as_the_context_is_granted_no_token():
+    from vllm.entrypoints.serve.utils import api_utils
+
+    from spyre_bench.plugin.shims import watch_max_tokens
+
+    seen = []
+    watch_max_tokens(lambda prompt_tokens, reason: seen.append((prompt_tokens, reason)))
+    plain = api_utils.get_max_tokens.__wrapped__
+    assert plain(320, 8, 320, {}) == 0, "vLLM grants a token: delete that line of the shim"
+    assert api_utils.get_max_tokens(320, 8, 320, {}) == 1
+    assert api_utils.get_max_tokens(320, 8, 100, {}) == 8
+    assert api_utils.get_max_tokens(320, 400, 100, {}) == plain(320, 400, 100, {})
+    assert api_utils.get_max_tokens(320, None, 100, {"max_tokens": 400}) < 400
+    assert api_utils.get_max_tokens(320, None, 100, {}) == plain(320, None, 100, {})
+    assert seen == [(320, "max_tokens"), (100, "max_tokens"), (100, "default")]

@@ -1,0 +1,121 @@
+"""What a check of the simulator is made of; `tests/notebooks` runs one on a real server."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from spyre_bench import trust
+from spyre_bench.batching import Policy
+from spyre_bench.cost import BucketCost
+from spyre_bench.shapes import Bucket, BucketSet
+from spyre_bench.simulate import simulate
+from spyre_bench.workload import Workload
+
+SMALL = BucketCost(Bucket(4, 64, 16), 0.5, 0.04)
+LARGE = BucketCost(Bucket(2, 128, 32), 0.7, 0.03)
+COSTS = (LARGE, SMALL)
+BUCKETS = BucketSet((SMALL.bucket, LARGE.bucket))
+
+
+def workload(*rows) -> Workload:
+    arrival_s, prompt_tokens, output_tokens = map(np.array, zip(*rows, strict=True))
+    return Workload("some", arrival_s.astype(float), prompt_tokens, output_tokens, output_tokens)
+
+
+def passes(*rows) -> pd.DataFrame:
+    """batch, bucket, kind, start_s"""
+    return pd.DataFrame(rows, columns=["batch", "bucket", "kind", "start_s"])
+
+
+LOG = passes(
+    (0, "2,128,32", "prefill", 0.0),
+    (0, "2,128,32", "decode", 0.7),
+    (0, "2,128,32", "decode", 0.8),
+    (0, "2,128,32", "decode", 0.95),  # nothing of its batch follows
+    (1, "2,128,32", "prefill", 9.0),
+    (1, "2,128,32", "decode", 9.9),
+)
+
+
+def test_a_pass_lasts_until_the_next_one_of_its_batch_starts():
+    (cost,) = trust.pass_costs(LOG)
+    assert cost.bucket == LARGE.bucket
+    assert cost.prefill_s == pytest.approx(0.8)  # the median of 0.7 and 0.9
+    assert cost.decode_s == pytest.approx(0.125)  # of 0.1 and 0.15
+
+
+def test_a_bucket_without_a_decode_pass_to_time_is_named():
+    with pytest.raises(ValueError, match="bucket 2,128,32 ran no batch of three passes"):
+        trust.pass_costs(LOG.iloc[4:])
+
+
+def test_full_batches_fill_every_bucket_one_after_the_other():
+    some = trust.full_batches(COSTS)
+    trace = simulate(some, COSTS, Policy(gather_s=0.02))
+    ran = [(str(COSTS[b].bucket), rows, passes) for b, rows, passes in zip(
+        trace.batch_bucket, trace.batch_rows, trace.batch_passes, strict=True
+    )]  # fmt: skip
+    short = trust.SHORT
+    assert ran == [
+        ("2,128,32", 2, 32), *[("2,128,32", 2, 2)] * short,
+        ("4,64,16", 4, 16), *[("4,64,16", 4, 2)] * short,
+    ]  # fmt: skip
+    ends = trace.batch_start_s + trace.batch_seconds
+    assert (trace.batch_start_s[1:] > ends[:-1]).all()  # on an idle engine
+
+
+def test_everybody_of_a_queued_run_waits_while_the_first_one_runs():
+    some = trust.queued(workload((0, 10, 5), (7, 20, 6), (9, 30, 7)), BUCKETS)
+    assert some.prompt_tokens.tolist() == [128, 10, 20, 30]
+    assert some.output_tokens.tolist() == [32, 5, 6, 7]
+    assert some.arrival_s[0] == 0
+    assert some.arrival_s[-1] < LARGE.batch_s(32)
+    assert (np.diff(some.arrival_s) > 0).all()
+
+
+def test_only_what_a_bucket_takes_is_sent():
+    some = workload((0, 64, 16), (1, 65, 33), (2, 128, 32))
+    assert trust.fitting(some, BUCKETS).prompt_tokens.tolist() == [64, 128]
+    with pytest.raises(ValueError, match="no request of some fits the buckets"):
+        trust.fitting(workload((0, 129, 1)), BUCKETS)
+
+
+def test_the_simulation_takes_the_times_of_the_clients_own_clock():
+    some = workload((0, 10, 5), (1, 20, 6), (1, 30, 7))
+    sent = trust.as_sent(some, [100.0, 101.25, 101.125])
+    assert sent.arrival_s.tolist() == [0, 1.25, 1.25]
+    assert sent.prompt_tokens.tolist() == [10, 20, 30]
+
+
+def check_of(some: Workload, log: pd.DataFrame) -> trust.Check:
+    constants = trust.Constants(COSTS, COSTS, 0.01, Policy(), "2026-01-01T00:00:00+00:00")
+    return trust.Check("a run", constants, some, {}, {}, constants.simulate(some), log)
+
+
+def test_batches_agree_if_bucket_rows_and_order_do():
+    some = workload((0, 10, 5), (0, 20, 6), (0, 100, 7))
+    log = passes((0, "4,64,16", "prefill", 0.0), (1, "2,128,32", "prefill", 1.0))
+    same = log.assign(prompt_tokens=[[20, 10], [100]])
+    assert trust.simulated_batches(check_of(some, same)) == [
+        ("4,64,16", [10, 20]),
+        ("2,128,32", [100]),
+    ]
+    assert check_of(some, same).batches_agree
+    assert not check_of(some, same.iloc[::-1]).batches_agree
+    assert not check_of(some, log.assign(prompt_tokens=[[10], [100, 20]])).batches_agree
+
+
+def test_a_pass_is_held_against_the_constant_of_its_bucket_and_kind():
+    errors = trust.pass_errors(check_of(workload((0, 10, 5)), LOG))
+    assert errors["error"].tolist() == pytest.approx([0, 0.1 / 0.03 - 1, 4, 0.9 / 0.7 - 1])
+    assert set(errors["run"]) == {"a run"}
+
+
+def test_a_server_decides_by_what_it_believes_and_takes_what_its_passes_take():
+    some = workload((0, 10, 5))
+    believed = (BucketCost(LARGE.bucket, 0.1, 0.03), BucketCost(SMALL.bucket, 0.2, 0.04))
+    constants = trust.Constants(COSTS, believed, 0.25, Policy(), "")
+    trace = constants.simulate(some)
+    assert trace.costs[trace.batch_bucket[0]].bucket == LARGE.bucket  # SMALL would be faster
+    assert trace.batch_seconds[0] == pytest.approx(0.7 + 4 * 0.03)
+    assert trace.client_overhead_s == 0.25
