@@ -10,6 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Gauge
+from vllm.platforms import current_platform
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from spyre_bench.plugin.counts import QUEUE_AGE_US, attached
@@ -83,9 +84,14 @@ def _count_clamped(prompt_tokens: int, reason: str) -> None:
 
 
 class SpyreStatLogger(StatLoggerBase):
-    """vLLM builds one for each engine of a server and hands it every step's statistics."""
+    """vLLM builds one for each engine of a server and hands it every step's statistics; on any
+    device, so that on others it does nothing."""
 
     def __init__(self, vllm_config: VllmConfig, engine_index: int = 0):
+        self._ours = isinstance(current_platform, SpyrePlatform)
+        if not self._ours:
+            return
+        SpyrePlatform.adopt(vllm_config)
         self._labels = (vllm_config.model_config.served_model_name, str(engine_index))
         self._seen: dict[tuple[str, ...], int] = {}
         watch_max_tokens(_count_clamped)
@@ -102,7 +108,7 @@ class SpyreStatLogger(StatLoggerBase):
         mm_cache_stats: MultiModalCacheStats | None = None,
         engine_idx: int = 0,
     ) -> None:
-        if scheduler_stats is None:
+        if not self._ours or scheduler_stats is None:
             return
         totals = attached(scheduler_stats)
         for (name, *labels), total in totals.items():

@@ -111,6 +111,13 @@ class SpyrePlatform(Platform):
         }
         return config
 
+    @classmethod
+    def adopt(cls, vllm_config: VllmConfig) -> None:
+        """Takes the configuration of an engine that another process built, where this one has none:
+        the second API server of a server checks requests too."""
+        if cls._config is None:
+            cls._config = SpyreConfig.of(vllm_config)
+
     @staticmethod
     def _fit_to_buckets(vllm_config: VllmConfig, config: SpyreConfig) -> None:
         """One block holds a whole sequence, and there is one for each row of the largest bucket:
