@@ -200,8 +200,9 @@ class Soak:
         slope = _slope(self.memory)
         # Somebody may leave at the very moment of the last token: ended here, not answered there.
         left = self.sent["leavers"] - self.answered["leavers"]
+        unanswered = ended - sum(self.answered.values())
         checks = {
-            "every answer reached its client once": 0 <= ended - sum(self.answered.values()) <= left,
+            "every answer reached its client once": 0 <= unanswered <= left,
             "every row of the metrics is in the pass log": rows == logged,
             "nobody but those who left got less": not self.problems,
             "every misfit was refused": now["spyre:rejected_requests_total|prompt_too_long"]
