@@ -47,12 +47,10 @@ def ends_by_itself(server: Server, asked_at: float) -> None:
 def test_a_failing_pass_ends_every_open_request_and_then_the_server(server, place):
     """In the prefill, and in a decode pass; company in the batch and in the queue."""
     asked_at = time.monotonic()
-    with ThreadPoolExecutor(8) as pool:
-        others = [
-            pool.submit(ask, server, extra_body={"ignore_eos": True, "min_tokens": 16})
-            for _ in range(6)
-        ]
+    with ThreadPoolExecutor(41) as pool:
+        others = [pool.submit(ask, server, extra_body={"ignore_eos": True}) for _ in range(20)]
         failing = pool.submit(ask, server, extra_body={"vllm_xargs": {"fail_at": place}})
+        others += [pool.submit(ask, server, extra_body={"ignore_eos": True}) for _ in range(20)]
         with pytest.raises(openai.APIError):
             failing.result()
         outcomes = [other.exception() for other in others]
