@@ -1,0 +1,345 @@
+"""IBM's Spyre card as a cost model: seconds and bytes of a bucket, each with a low and a high.
+
+Nothing here was measured by us. Every number is a `Parameter` with its unit, its source and the
+confidence one may have in it; sections, PR numbers and H/M/L are those of the team's
+`spyre-facts.md`. `card_anchors.py` sets the model beside what others measured and writes
+`docs/SPYRE_CARD.md`. No tokens a second, no scaling over cards and no compile time of the card are
+published: show the range, never the middle value alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from types import SimpleNamespace
+
+from spyre_bench.cost import SMALLEST, BucketCost
+from spyre_bench.model_shapes import (
+    DTYPES,
+    FP16_BYTES,
+    Linear,
+    ModelConfiguration,
+    require_dtype,
+)
+from spyre_bench.shapes import Bucket
+
+ENDS = ("fast", "value", "slow")
+CONFIDENCES = ("H", "H-M", "M", "L-M", "L")  # vendor or code; one lab; inferred
+LARGEST_TP = 8
+"""Cards of one logical cluster (facts 1.4, H)."""
+REFERENCE_ELEMENTS = 512 * 4096
+"""Tokens × hidden size at which `rest_prefill_s` was found: 512 tokens of Granite-3.3-8B."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A number, and what it could be: `fast` gives the least seconds, `slow` the most."""
+
+    value: float
+    fast: float
+    slow: float
+    unit: str
+    confidence: str
+    source: str
+
+    def __post_init__(self):
+        if not min(self.fast, self.slow) <= self.value <= max(self.fast, self.slow):
+            raise ValueError(
+                f"parameter {self.value} {self.unit} is outside of its range {self.fast} to "
+                f"{self.slow}: widen the range"
+            )
+        if min(self.fast, self.slow) < 0:
+            raise ValueError(f"parameter range {self.fast} to {self.slow} {self.unit} is below 0")
+        if self.confidence not in CONFIDENCES:
+            raise ValueError(
+                f"confidence {self.confidence!r} is unknown: use one of {', '.join(CONFIDENCES)}"
+            )
+
+
+LIMITS = ("usable_bytes", "kv_bytes", "batch_tokens", "limited_from_tp")
+HOP = 200e-6 / 3 / 2**19  # seconds a byte, 512 KiB over 3 hops
+
+
+@dataclass(frozen=True)
+class SpyreCard:
+    """The card and its software as numbers. Another card: `dataclasses.replace(SpyreCard(), ...)`.
+
+    Sources are sections of `spyre-facts.md`. Of the parameters of time the low and the high take
+    the ends; `LIMITS` are taken at their value.
+    """
+
+    # fmt: off
+    read_bytes_a_s: Parameter = Parameter(136e9, 150e9, 113e9, "byte/s", "M",
+        "0: fitted to 25 products; 1.2: fast as fitted by torch-spyre, slow as seen for reads and "
+        "writes mixed")
+    fp16_a_s: Parameter = Parameter(98.304e12, 98.304e12, 72e12, "operation/s", "H-M",
+        "1.1: nominal at 1.5 GHz; slow: at the 1.1 GHz inferred as sustained")
+    fp8_a_s: Parameter = Parameter(196.608e12, 196.608e12, 144e12, "operation/s", "H-M",
+        "1.1: twice fp16, two products a lane")
+    quantise_bytes_a_s: Parameter = Parameter(105e9, 204.8e9, 71e9, "byte/s", "L",
+        "fp8 only, assumed: inputs read at 2 bytes and written at 1, at 1.2's rate for reads and "
+        "writes mixed; fast: peak; slow: 42 ps an element, from the row M = 64 of 2.3")
+    mlp_rows: Parameter = Parameter(256, math.inf, 256, "row", "M",
+        "2.2: the fused MLP reads its weights anew every 256 rows; fast: never")
+    scores_a_s: Parameter = Parameter(2.9e12, 17e12, 2.4e12, "operation/s", "M",
+        "2.4: q·kᵀ at 512 tokens, 32 heads; fast: one head, 512 × 4096, on sendnn (2.2); slow: "
+        "the 20 % noise of 2.4")
+    values_a_s: Parameter = Parameter(10.9e12, 17e12, 9.1e12, "operation/s", "M",
+        "2.4: weights·v at 512 tokens; fast and slow as for the scores")
+    decode_query_rows: Parameter = Parameter(1, 1, 64, "row", "L",
+        "2.5: in decode only reading the cache counts; slow: each query padded to 64 rows, as in "
+        "the harness of 2.4")
+    rest_prefill_s: Parameter = Parameter(0.76e-3, 0.0, 4.8e-3, "s/layer", "L-M",
+        "2.5: (335 − 267 ms of summed kernels)/40, less 0.93 ms of attention (2.4): at 512 tokens "
+        "of Granite-8B and below, then proportional to tokens × hidden size (assumed); fast: "
+        "kernels alone; slow: the planner before, 495 ms")
+    rest_decode_s: Parameter = Parameter(1.18e-3, 0.0, 3.6e-3, "s/layer", "L-M",
+        "2.5: (177 − 124 ms of summed kernels)/40, less 0.145 ms of attention (2.4), whatever "
+        "batch and model (assumed); fast: kernels alone; slow: the planner before, 274 ms")
+    all_reduce_s: Parameter = Parameter(100e-6, 50e-6, 200e-6, "s", "L",
+        "6: the least an all-reduce takes is assumed to be 50 to 200 µs; the value is their "
+        "geometric mean and has no other basis")
+    hop_s_a_byte: Parameter = Parameter(HOP, HOP / 2, HOP, "s/byte", "L-M",
+        "1.4: 512 KiB over 4 cards in about 200 µs, a chain of 3 hops, at an early 560 MHz; fast: "
+        "twice that clock")
+    compile_s: Parameter = Parameter(270.0, 60.0, 1200.0, "s/bucket", "L",
+        "1.5, assumed: no time a shape is published. Fast: two graphs at the 30 s of one layer's "
+        "compile and first call; slow: the 20 minutes a start may take; value: geometric mean")
+    usable_bytes: Parameter = Parameter(112e9, 112e9, 112e9, "byte/card", "H",
+        "1.2: 128 GB, 16 of them for error correction")
+    kv_bytes: Parameter = Parameter(20 * 2**30, 34e9, 20 * 2**30, "byte/card", "L-M",
+        "1.2: the largest cache configured, 524,288 tokens of Granite-8B over 4 cards; 34 GB "
+        "failed")
+    batch_tokens: Parameter = Parameter(131072, 131072, 131072, "token", "H",
+        "0: batch × context; published for 8B on 4 cards, taken for every model (assumed)")
+    limited_from_tp: Parameter = Parameter(4, 4, 4, "card", "L",
+        "1.6: 262,144 tokens are listed for 2 cards, so that limit is not theirs")
+    # fmt: on
+
+    def __post_init__(self):
+        for field in fields(self):
+            it = getattr(self, field.name)
+            rate = it.unit.endswith("/s") or field.name == "mlp_rows"
+            first, last = (it.slow, it.fast) if rate else (it.fast, it.slow)
+            if field.name not in LIMITS and (first > last or (rate and first == 0)):
+                raise ValueError(
+                    f"{field.name} would be fast at {it.fast} and slow at {it.slow} {it.unit}: "
+                    f"{'a rate is above 0 and larger' if rate else 'it is smaller'} when fast"
+                )
+
+    def at(self, end: str) -> SimpleNamespace:
+        """Every parameter as a number at one of its ends."""
+        if end not in ENDS:
+            raise ValueError(f"end {end!r} is unknown: use one of {', '.join(ENDS)}")
+        return SimpleNamespace(
+            **{f.name: getattr(getattr(self, f.name), end) for f in fields(self)}
+        )
+
+
+@dataclass(frozen=True)
+class CostRange:
+    """A bucket's cost if everything goes well, at the middle values, and if nothing does."""
+
+    low: BucketCost
+    value: BucketCost
+    high: BucketCost
+
+
+@dataclass(frozen=True)
+class SpyreCost:
+    """A cost model (`cost.CostModel`) of a model on `tp` cards.
+
+    Seconds are of all cards together, bytes of one card. Every answer is marked `extrapolated`:
+    none is a measurement of the bucket. Raises ValueError for a dtype or a number of cards that
+    cannot be, and from `of` and `range_of` for a bucket beyond the card's limits.
+    """
+
+    model: ModelConfiguration
+    tp: int = 1
+    dtype: str = "fp16"
+    card: SpyreCard = SpyreCard()
+
+    def __post_init__(self):
+        require_dtype(self.dtype)
+        self.model.require_tp(self.tp)
+        if self.tp > LARGEST_TP:
+            raise ValueError(f"tp={self.tp} is beyond a cluster's {LARGEST_TP} cards: use fewer")
+
+    @property
+    def smallest(self) -> tuple[int, int, int]:
+        return SMALLEST
+
+    def of(self, bucket: Bucket) -> BucketCost:
+        """At the middle values. Show `range_of` beside it."""
+        return self.at("value", bucket)
+
+    def range_of(self, bucket: Bucket) -> CostRange:
+        return CostRange(*(self.at(end, bucket) for end in ENDS))
+
+    def at(self, end: str, bucket: Bucket) -> BucketCost:
+        """With every parameter at its `fast`, its `value` or its `slow`."""
+        passes = self.passes(end)
+        self.require(bucket)
+        return BucketCost(
+            bucket,
+            prefill_s=passes.prefill_s(bucket),
+            decode_s=passes.decode_s(bucket),
+            compile_s=passes.card.compile_s,
+            memory_bytes=self.memory_bytes(bucket, end),
+            extrapolated=True,
+        )
+
+    def passes(self, end: str = "value") -> Passes:
+        """The seconds of single parts at one end of the parameters; knows no limits."""
+        return Passes(self.model, self.tp, self.dtype, self.card.at(end))
+
+    # --- bytes and limits ------------------------------------------------------------------------
+
+    def kv_bytes(self, tokens: int) -> int:
+        """KV cache of so many slots, all rows together, on one card."""
+        return tokens * self.model.kv_bytes_a_token(self.tp)
+
+    def memory_bytes(self, bucket: Bucket, end: str = "value") -> int:
+        """On one card. Fast: weights and KV cache; value: and logits, prefill's mask and one
+        layer's activations; slow: and the attention scores in full."""
+        rows, prompt = bucket.batch_size, bucket.prompt_length
+        needed = self.model.weight_bytes(self.dtype, self.tp)
+        needed += self.kv_bytes(rows * bucket.context_length)
+        if end == "fast":
+            return needed
+        inner = self.model.intermediate_size // self.tp
+        a_token = 4 * self.model.hidden_size + 3 * inner + prompt  # the last: its row of the mask
+        logits = self.model.head_linear(self.tp).columns
+        needed += rows * (prompt * a_token + logits) * FP16_BYTES
+        if end == "slow":
+            needed += rows * self.model.card_heads(self.tp) * prompt**2 * FP16_BYTES
+        return needed
+
+    def require(self, bucket: Bucket) -> None:
+        """Raises ValueError, with the limit and a remedy, for a bucket that the card would not
+        take. Alignment to sticks of 64 tokens is the bucket's own law."""
+        rows, context = bucket.batch_size, bucket.context_length
+        if context > self.model.context_length:
+            raise ValueError(
+                f"bucket {bucket} spans {context} tokens (prompt_length + new_tokens), beyond the "
+                f"{self.model.context_length} of {self.model.name}: lower one of them"
+            )
+        limit = self.batch_tokens
+        if limit is not None and rows * context > limit:
+            raise ValueError(
+                f"bucket {bucket} has {rows * context:,} slots (batch × context) and {self.tp} "
+                f"cards take {limit:,}: {_batch_remedy(limit // context)}"
+            )
+        self.require_slots(rows * context, f"bucket {bucket}", context)
+        self._require_memory(bucket)
+
+    @property
+    def batch_tokens(self) -> int | None:
+        """The largest batch × context, in tokens; None where no limit is known."""
+        limits = self.card.at("value")
+        return int(limits.batch_tokens) if self.tp >= limits.limited_from_tp else None
+
+    def require_slots(self, tokens: int, what: str = "a KV cache", context: int = 0) -> None:
+        """Raises ValueError for a KV cache of more slots than fit a card's cap and memory."""
+        there = self.card.usable_bytes.value - self.model.weight_bytes(self.dtype, self.tp)
+        cap = min(self.card.kv_bytes.value, there)
+        if self.kv_bytes(tokens) > cap:
+            most = max(0, int(cap // self.model.kv_bytes_a_token(self.tp)))
+            raise ValueError(
+                f"{what} needs {self.kv_bytes(tokens):,} bytes of KV cache on each of {self.tp} "
+                f"cards for {tokens:,} slots, and {max(0, int(cap)):,} are there ({most:,} slots): "
+                f"{_batch_remedy(most // context) if context else 'use fewer'}, or use more cards"
+            )
+
+    def _require_memory(self, bucket: Bucket) -> None:
+        needed, there = self.memory_bytes(bucket), self.card.usable_bytes.value
+        if needed > there:
+            raise ValueError(
+                f"bucket {bucket} needs {needed:,} bytes on each of {self.tp} cards and "
+                f"{int(there):,} are usable: lower batch_size or prompt_length, or use more cards"
+            )
+
+
+def _batch_remedy(rows: int) -> str:
+    return f"use batch_size {rows} or less" if rows else "use shorter lengths"
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Seconds of a pass and of its parts, with every parameter a number."""
+
+    model: ModelConfiguration
+    tp: int
+    dtype: str
+    card: SimpleNamespace
+
+    def prefill_s(self, bucket: Bucket) -> float:
+        rows = bucket.batch_size * bucket.prompt_length
+        rest = self.card.rest_prefill_s * max(
+            1.0, rows * self.model.hidden_size / REFERENCE_ELEMENTS
+        )
+        layer = self.linears_s(rows) + self.prefill_attention_s(bucket) + rest
+        return self.model.layers * (layer + self.reduces_s(rows)) + self.head_s(bucket.batch_size)
+
+    def decode_s(self, bucket: Bucket) -> float:
+        rows = bucket.batch_size
+        attention = self.decode_attention_s(rows, bucket.context_length)
+        layer = self.linears_s(rows) + attention + self.card.rest_decode_s
+        return self.model.layers * (layer + self.reduces_s(rows)) + self.head_s(rows)
+
+    def linears_s(self, rows: int) -> float:
+        """A layer's products with weights."""
+        attention = sum(self.linear_s(w, rows) for w in self.model.attention_linears(self.tp))
+        return attention + self.mlp_s(rows)
+
+    def mlp_s(self, rows: int) -> float:
+        """The fused MLP: it streams its weights once for every `mlp_rows` rows (facts 2.2)."""
+        times = max(1, math.ceil(rows / self.card.mlp_rows))
+        return times * sum(self.linear_s(w, rows / times) for w in self.model.mlp_linears(self.tp))
+
+    def linear_s(self, linear: Linear, rows: float, dtype: str | None = None) -> float:
+        """[rows, inner] times a weight: sqrt((bytes/bandwidth)² + (operations/peak)²), facts 0.
+
+        Under fp8 the weights and the products' inputs have one byte, after a pass that quantises
+        the inputs (facts 2.3 shows that overhead; its form here is our assumption).
+        """
+        dtype = dtype or self.dtype
+        inputs, outputs = rows * linear.inner, rows * linear.columns
+        item = DTYPES[dtype]
+        moved = item * (inputs + linear.weights) + FP16_BYTES * outputs
+        peak = self.card.fp16_a_s if dtype == "fp16" else self.card.fp8_a_s
+        product = math.hypot(moved / self.card.read_bytes_a_s, 2 * rows * linear.weights / peak)
+        if dtype == "fp16":
+            return product
+        return product + (FP16_BYTES + item) * inputs / self.card.quantise_bytes_a_s
+
+    def head_s(self, rows: int) -> float:
+        """The output head, in fp16 under both dtypes, for the last token of each row."""
+        return self.linear_s(self.model.head_linear(self.tp), rows, "fp16")
+
+    def prefill_attention_s(self, bucket: Bucket) -> float:
+        """Scores and weighted values of a layer, nothing skipped for the causal mask."""
+        rows, prompt = bucket.batch_size, bucket.prompt_length
+        return self._attention_s(self.model.attention_operations(rows, prompt, prompt, self.tp))
+
+    def decode_attention_s(self, rows: int, context: int) -> float:
+        """Reading a layer's cache, and its products on however many rows a query is padded to."""
+        cache = rows * context * self.model.kv_bytes_a_token(self.tp) / self.model.layers
+        queries = self.card.decode_query_rows
+        operations = self.model.attention_operations(rows, queries, context, self.tp)
+        return math.hypot(cache / self.card.read_bytes_a_s, self._attention_s(operations))
+
+    def _attention_s(self, operations: float) -> float:
+        """Two products of so many operations each, at the rates of facts 2.4."""
+        return operations / self.card.scores_a_s + operations / self.card.values_a_s
+
+    def reduces_s(self, rows: int) -> float:
+        """A layer's two all-reduces of [rows, hidden] over the cards."""
+        return 2 * self.all_reduce_s(rows * self.model.hidden_size * FP16_BYTES)
+
+    def all_reduce_s(self, size_bytes: int) -> float:
+        """A chain over the cards (facts 1.4), and never less than the assumed least (facts 6)."""
+        if self.tp == 1:
+            return 0.0
+        chain = (self.tp - 1) * size_bytes * self.card.hop_s_a_byte
+        return max(self.card.all_reduce_s, chain)

@@ -1,0 +1,327 @@
+"""What others measured on Spyre cards beside what the card model says, error by error.
+
+`document()` writes `docs/SPYRE_CARD.md` whole; `python -m spyre_bench.card_anchors` prints it. All
+measurements are other people's, taken from the team's `spyre-facts.md`, whose sections are given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+
+from spyre_bench.card import LIMITS, SpyreCard, SpyreCost
+from spyre_bench.model_shapes import Linear, preset
+from spyre_bench.shapes import Bucket
+
+# rows, inner, columns, measured µs: the 25 products behind the fit of section 0
+PRODUCTS = {
+    "2.3 sendnn": (
+        (1, 4096, 1024, 62.8), (4, 4096, 1024, 64.9), (8, 4096, 1024, 65.5),
+        (16, 4096, 1024, 71.5), (32, 4096, 1024, 73.7), (64, 4096, 1024, 66.1),
+        (128, 4096, 1024, 70.0), (256, 4096, 1024, 82.7), (512, 4096, 1024, 105.8),
+        (1024, 4096, 1024, 174.2), (2048, 4096, 1024, 301.3),
+    ),
+    "2.2 sendnn": (
+        (512, 4096, 4096, 358), (4, 4096, 4096, 233), (512, 4096, 1024, 106),
+        (4, 4096, 1024, 62), (512, 4096, 12800, 959), (4, 4096, 12800, 846),
+    ),
+    "2.4 torch-spyre": (
+        # the second is published as 36.5 TFLOP/s; the last four are decode with 4 rows, which the
+        # harness pads to 64: with 4 the stated fit is found again, with 64 it is not
+        (512, 4096, 4096, 331), (512, 4096, 1024, 117.7), (512, 4096, 12800, 1038),
+        (512, 12800, 4096, 927), (4, 4096, 4096, 232), (4, 4096, 1024, 67),
+        (4, 4096, 12800, 673), (4, 12800, 4096, 689),
+    ),
+}  # fmt: skip
+PADDED_ROWS = 64
+FP8_PRODUCTS = (
+    (1, 30.8), (4, 31.6), (8, 34.0), (16, 38.3), (32, 45.5), (64, 47.2), (128, 54.9), (256, 69.2),
+    (512, 108.2), (1024, 240.9), (2048, 465.0),
+)  # fmt: skip
+MLPS = ((4, 2.437), (64, 2.137), (128, 2.271), (256, 2.943), (512, 5.815))  # rows, ms; 2.2 sendnn
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A measured figure and the model's, in the same unit."""
+
+    source: str
+    what: str
+    unit: str
+    measured: float
+    low: float
+    value: float
+    high: float
+
+    @property
+    def error(self) -> float:
+        """The model's value over the measured one, less 1."""
+        return self.value / self.measured - 1
+
+    @property
+    def log_error(self) -> float:
+        """As the stated fit of section 0 counts errors: ln(model / measured)."""
+        return math.log(self.value / self.measured)
+
+    @property
+    def within(self) -> bool:
+        return self.low <= self.measured <= self.high
+
+
+def _anchor(cost: SpyreCost, source: str, what: str, unit: str, measured: float, of) -> Anchor:
+    scale = {"µs": 1e6, "ms": 1e3, "s": 1.0}[unit]
+    ends = [of(cost.passes(end)) * scale for end in ("fast", "value", "slow")]
+    return Anchor(source, what, unit, measured, *ends)
+
+
+def _cost(name: str = "granite-3.3-8b", tp: int = 1, dtype: str = "fp16") -> SpyreCost:
+    return SpyreCost(preset(name), tp, dtype)
+
+
+def product_anchors(decode_rows: int | None = None) -> list[Anchor]:
+    """The 25 products of section 0's fit; `decode_rows` in place of the 4 of section 2.4."""
+    found = []
+    for source, products in PRODUCTS.items():
+        for rows, inner, columns, measured in products:
+            if decode_rows is not None and source.startswith("2.4") and rows == 4:
+                rows = decode_rows
+            found.append(_product(source, rows, inner, columns, measured, "fp16"))
+    return found
+
+
+def fp8_anchors() -> list[Anchor]:
+    """Section 2.3's products with weights in 8 bits."""
+    return [_product("2.3 sendnn", rows, 4096, 1024, us, "fp8") for rows, us in FP8_PRODUCTS]
+
+
+def _product(source, rows, inner, columns, measured, dtype) -> Anchor:
+    weight = Linear("product", inner, columns)
+    what = f"{rows} × {inner} × {columns}"
+    cost = _cost(dtype=dtype)
+    return _anchor(cost, source, what, "µs", measured, lambda p: p.linear_s(weight, rows))
+
+
+def part_anchors() -> list[Anchor]:
+    """Parts of a layer: the MLP, attention, an all-reduce."""
+    granite, four = _cost(), _cost(tp=4)
+    mlps = [
+        _anchor(granite, "2.2 sendnn", f"MLP, {rows} rows", "ms", ms, lambda p, m=rows: p.mlp_s(m))
+        for rows, ms in MLPS
+    ]
+    prompt = Bucket(1, 512, 64)
+    return [
+        *mlps,
+        _anchor(granite, "2.4 torch-spyre", "attention, prefill 512", "µs", 731 + 198,
+                lambda p: p.prefill_attention_s(prompt)),
+        _anchor(granite, "2.4 torch-spyre", "attention, decode at 576", "µs", 90 + 55,
+                lambda p: p.decode_attention_s(1, 576)),
+        _anchor(four, "1.4 trace", "all-reduce, 512 KiB, 4 cards", "µs", 200,
+                lambda p: p.all_reduce_s(2**19)),
+    ]  # fmt: skip
+
+
+def whole_anchors() -> list[Anchor]:
+    """Passes of Granite-3.3-8B, and the time of a long prefill that IBM's documentation names."""
+    granite, four = _cost(), _cost(tp=4)
+    prefill, decode = Bucket(1, 512, 64), Bucket(4, 4032, 64)
+    long = Bucket(1, 32704, 64)
+    return [
+        _anchor(granite, "2.5 torch-spyre", "prefill, 512 tokens, 1 card", "ms", 335,
+                lambda p: p.prefill_s(prefill)),
+        _anchor(granite, "2.5 torch-spyre", "decode, 1 row over 576 slots, 1 card", "ms", 177,
+                lambda p: p.decode_s(prefill)),
+        _anchor(granite, "2.5 torch-spyre", "decode, 4 rows over 4096 slots, 1 card", "ms", 177,
+                lambda p: p.decode_s(decode)),
+        _anchor(four, "2.1 IBM", "prefill, 32,704 tokens, 4 cards", "s", 17.5,
+                lambda p: p.prefill_s(long)),
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A configuration that others ran or saw fail. Static: [prompt, new, batch]. Otherwise
+    continuous batching of `batch` sequences up to `prompt` tokens, with `new` = 0."""
+
+    model: str
+    tp: int
+    dtype: str
+    prompt: int
+    new: int
+    batch: int
+    runs: bool
+    source: str
+
+    @property
+    def slots(self) -> int:
+        """Cache slots: all of them, or, in continuous batching, as many as the scheduler lets
+        batch × context grow to."""
+        limit = _cost(self.model, self.tp, self.dtype).batch_tokens
+        wanted = self.batch * (self.prompt + self.new)
+        return wanted if self.new or limit is None else min(wanted, limit)
+
+    @property
+    def taken(self) -> bool:
+        """Whether the model lets it run."""
+        cost = _cost(self.model, self.tp, self.dtype)
+        try:
+            if self.new:
+                cost.require(Bucket(self.batch, self.prompt, self.new))
+            cost.require_slots(self.slots)
+        except ValueError:
+            return False
+        return True
+
+
+def _listed() -> Iterable[Listed]:
+    granites = ("granite-3.3-8b", "granite-4-8b-dense")
+    for model in granites:
+        for tp, prompt, new, batch in ((1, 2048, 1024, 16), (4, 6144, 2048, 1), (4, 7168, 1024, 4)):
+            yield Listed(model, tp, "fp16", prompt, new, batch, True, "1.6")
+    continuous = [(name, "fp16", "1:3072x16 1:8192x4 2:8192x4 4:32768x32") for name in granites]
+    continuous += [(name, "fp8", "1:3072x16 4:16384x4 4:32768x32") for name in granites]
+    continuous += [
+        ("llama-3.1-8b", "fp16", "1:3072x16 4:16384x4 4:32768x32"),
+        ("mistral-small-24b", "fp16", "2:8192x32 4:32768x32"),
+        ("ministral-3-14b", "fp16", "4:32768x32"),
+        ("granite-vision-3.3-2b", "fp16", "1:8192x16 2:16384x16 4:32768x32"),
+    ]
+    for model, dtype, shapes in continuous:
+        for shape in shapes.split():
+            tp, length, batch = map(int, shape.replace(":", "x").split("x"))
+            yield Listed(model, tp, dtype, length, 0, batch, True, "1.6")
+    # 133,120 and 262,144 slots failed; 34,816 ran
+    yield Listed("granite-7b-starter", 2, "fp16", 4160, 0, 32, False, "1.2")
+    yield Listed("llama-3.1-8b", 1, "fp16", 8192, 0, 32, False, "1.2")
+    yield Listed("granite-7b-starter", 2, "fp16", 1088, 0, 32, True, "1.2")
+
+
+LISTED = tuple(_listed())
+
+
+def root_mean_square(errors: Iterable[float]) -> float:
+    values = list(errors)
+    return math.sqrt(math.fsum(value**2 for value in values) / len(values))
+
+
+def fit_errors(anchors: Sequence[Anchor]) -> tuple[float, float]:
+    """Root mean square and worst of the logarithmic errors."""
+    errors = [anchor.log_error for anchor in anchors]
+    return root_mean_square(errors), max(map(abs, errors))
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def document() -> str:
+    """`docs/SPYRE_CARD.md`."""
+    padded = fit_errors(product_anchors(PADDED_ROWS))
+    fp8 = fit_errors(fp8_anchors())
+    products = product_anchors()
+    fit = fit_errors(products)
+    within = sum(anchor.within for anchor in products)
+    return f"""# The Spyre card as a cost model
+
+Written by `python -m spyre_bench.card_anchors`; a test holds it to the code. No card was at hand: \
+every measured figure is somebody else's, by section of the team's `spyre-facts.md`, most of them \
+one engineer's. Confidence: H vendor or code, M one lab, L inferred or assumed.
+
+Not known, and not claimed: tokens a second, latencies, scaling over cards, energy, compile time a \
+shape. More than one card, fp8 beyond one product, other models than Granite-8B and long contexts \
+are extrapolated; quote the range of `SpyreCost.range_of`, never the value alone. The low is with \
+every parameter at its fast end, the high with every one at its slow end.
+
+## Passes of Granite-3.3-8B
+
+{_table(whole_anchors())}
+
+The first three are a check of consistency, not of prediction: the rest of a layer was found from \
+335 and 177 ms, by subtracting what others measured of the kernels, and not by fitting, so the \
+errors are those of the kernels. The shape behind 177 ms is not stated: both candidates are shown. \
+The last is 15 to 20 s with model, cards and length unstated, so that the 32K prompt on 4 cards is \
+a guess of ours: with the rates of attention measured at 512 tokens the model is far too slow for \
+it, and only its low, with the rate of one head over 4096 slots, comes near.
+
+## Parts
+
+{_table(part_anchors())}
+
+The decode attention was measured with queries padded to 64 rows and possibly more than one row a \
+batch; the value counts the reading of one row's cache only. The rest of a layer is what remains \
+after those 145 µs, so the 127 µs missing here are missing from the decode pass above: 5 ms.
+
+## The 25 products
+
+Logarithmic errors: root mean square {fit[0]:.1%}, worst {fit[1]:.1%} (stated: 7.6 % and 14 %). \
+With the decode rows of 2.4 taken as the 64 they are padded to: {padded[0]:.1%} and \
+{padded[1]:.1%}. Of the 25, {within} lie between low and high.
+
+{_table(products)}
+
+## Products with weights in 8 bits
+
+Not fitted: nominal peak, one byte a weight, and a pass that quantises the inputs at the bandwidth \
+of reads and writes mixed. Root mean square {fp8[0]:.1%}, worst {fp8[1]:.1%}.
+
+{_table(fp8_anchors())}
+
+## What fits
+
+Listed as supported, or seen to fail, and what the limits of the model say. In continuous batching \
+(`length x batch`) the scheduler holds batch × context to the limit, if there is one, so that many \
+slots are counted.
+
+| model | cards | dtype | shape | GB of KV a card | seen | model | source |
+|---|---|---|---|---|---|---|---|
+{_lines(map(_listed_row, LISTED))}
+
+## Parameters
+
+| parameter | value | fast | slow | unit | confidence | source |
+|---|---|---|---|---|---|---|
+{_lines(_parameter_rows(SpyreCard()))}
+
+The last {len(LIMITS)} are limits. Alignment (prompts in sticks of 64 tokens) is `Bucket`'s.
+"""
+
+
+def _lines(rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _table(anchors: Iterable[Anchor]) -> str:
+    head = (
+        "| what | source | measured | model | error | low | high | within |\n"
+        "|---|---|---|---|---|---|---|---|\n"
+    )
+    return head + _lines(map(_anchor_row, anchors))
+
+
+def _anchor_row(a: Anchor) -> tuple[str, ...]:
+    figures = (f"{a.measured:.4g} {a.unit}", f"{a.value:.4g} {a.unit}", f"{a.error:+.1%}")
+    return (
+        a.what,
+        a.source,
+        *figures,
+        f"{a.low:.4g}",
+        f"{a.high:.4g}",
+        "yes" if a.within else "no",
+    )
+
+
+def _listed_row(it: Listed) -> tuple[str, ...]:
+    shape = f"[{it.prompt}, {it.new}, {it.batch}]" if it.new else f"{it.prompt}x{it.batch}"
+    kv = _cost(it.model, it.tp, it.dtype).kv_bytes(it.slots) / 1e9
+    verdicts = ("runs" if it.runs else "failed", "fits" if it.taken else "refused")
+    return (it.model, str(it.tp), it.dtype, shape, f"{kv:.1f}", *verdicts, it.source)
+
+
+def _parameter_rows(card: SpyreCard) -> Iterable[tuple[str, ...]]:
+    for field in fields(card):
+        it = getattr(card, field.name)
+        numbers = (f"{number:.6g}" for number in (it.value, it.fast, it.slow))
+        yield (f"`{field.name}`", *numbers, it.unit, it.confidence, it.source)
+
+
+if __name__ == "__main__":
+    print(document(), end="")

@@ -1,0 +1,274 @@
+"""What a model is to a cost model: its sizes, its parameters, its bytes and its operations.
+
+Decoder-only transformers with gated MLPs (Llama, Granite, Mistral, Qwen3), from the fields of a
+Hugging Face `config.json` or by name. An operation is a multiplication or an addition, so a
+product of [m, k] and [k, n] counts 2·m·k·n; `tests/engine/test_operation_counts.py` holds the
+counts against torch's own. Of a model that also sees images only the language part is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from spyre_bench.shapes import Bucket
+
+DTYPES = {"fp16": 2, "fp8": 1}
+"""Bytes of a weight in a layer's products. All else (embedding, head, norms, biases, activations
+and the KV cache) is fp16 under both: the card keeps no bfloat16."""
+FP16_BYTES = 2
+
+LLAMA, GRANITE, MISTRAL, QWEN3 = "llama", "granite", "mistral", "qwen3"
+ARCHITECTURES = {
+    "LlamaForCausalLM": LLAMA,
+    "GraniteForCausalLM": GRANITE,
+    "GraniteMoeHybridForCausalLM": GRANITE,  # dense ones only
+    "MistralForCausalLM": MISTRAL,
+    "Qwen3ForCausalLM": QWEN3,
+    "LlavaNextForConditionalGeneration": GRANITE,  # granite-vision
+    "Mistral3ForConditionalGeneration": MISTRAL,
+}
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A product with a weight [inner, columns] that one card holds."""
+
+    name: str
+    inner: int
+    columns: int
+
+    @property
+    def weights(self) -> int:
+        return self.inner * self.columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfiguration:
+    """The sizes of a model. Sizes with a `tp` are of one of `tp` cards, split as FMS splits: heads
+    and the MLP's width over the cards, KV heads too, but never below one a card."""
+
+    name: str
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    context_length: int
+    tied_head: bool = False  # the output head shares the embedding's weights
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    head_norms: bool = False  # a norm over each head's query and key, as in Qwen3
+
+    def __post_init__(self):
+        sizes = ("hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "head_dim")
+        for name in (*sizes, "vocab_size", "context_length"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{self.name}: {name} is {value!r}: give a whole number above 0")
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"{self.name}: {self.heads} heads do not divide over {self.kv_heads} KV heads: "
+                f"give a divisor of {self.heads}"
+            )
+
+    # --- tensor parallel ----------------------------------------------------------------------
+
+    def require_tp(self, tp: int) -> None:
+        """Raises ValueError, with the numbers of cards that do, for one that does not split it."""
+        if isinstance(tp, bool) or not isinstance(tp, int) or tp < 1 or not self._splits(tp):
+            possible = [n for n in range(1, self.heads + 1) if self._splits(n)]
+            raise ValueError(
+                f"{self.name} does not split over tp={tp!r} cards ({self.heads} heads, "
+                f"{self.kv_heads} KV heads): use one of {', '.join(map(str, possible))}"
+            )
+
+    def _splits(self, tp: int) -> bool:
+        kv = self.kv_heads % tp == 0 or tp % self.kv_heads == 0
+        return kv and not any(n % tp for n in (self.heads, self.intermediate_size))
+
+    def card_heads(self, tp: int) -> int:
+        return self.heads // tp
+
+    def card_kv_heads(self, tp: int) -> int:
+        return max(1, self.kv_heads // tp)
+
+    # --- parameters and bytes -------------------------------------------------------------------
+
+    def attention_linears(self, tp: int = 1) -> tuple[Linear, ...]:
+        """Query, key, value and output of one layer on one card."""
+        query = self.card_heads(tp) * self.head_dim
+        kv = self.card_kv_heads(tp) * self.head_dim
+        return (
+            Linear("query", self.hidden_size, query),
+            Linear("key", self.hidden_size, kv),
+            Linear("value", self.hidden_size, kv),
+            Linear("output", query, self.hidden_size),
+        )
+
+    def mlp_linears(self, tp: int = 1) -> tuple[Linear, ...]:
+        """Gate, up and down of one layer on one card."""
+        inner = self.intermediate_size // tp
+        return (
+            Linear("gate", self.hidden_size, inner),
+            Linear("up", self.hidden_size, inner),
+            Linear("down", inner, self.hidden_size),
+        )
+
+    def head_linear(self, tp: int = 1) -> Linear:
+        """The output head of one card, whose share of the vocabulary is rounded up."""
+        return Linear("head", self.hidden_size, -(-self.vocab_size // tp))
+
+    @property
+    def parameters(self) -> int:
+        """All of them, tied ones once."""
+        return self._split_weights(1) + self._other_weights(1)
+
+    def weight_bytes(self, dtype: str = "fp16", tp: int = 1) -> int:
+        """Bytes of the weights on one card."""
+        require_dtype(dtype)
+        return self._split_weights(tp) * DTYPES[dtype] + self._other_weights(tp) * FP16_BYTES
+
+    def _split_weights(self, tp: int) -> int:
+        linears = (*self.attention_linears(tp), *self.mlp_linears(tp))
+        return self.layers * sum(linear.weights for linear in linears)
+
+    def _other_weights(self, tp: int) -> int:
+        """Embedding, head, norms and biases: never in 8 bits."""
+        head = self.head_linear(tp).weights
+        tables = head if self.tied_head else 2 * head
+        norms = 2 * self.hidden_size + (2 * self.head_dim if self.head_norms else 0)
+        biases = sum(
+            linear.columns
+            for has, linears in (
+                (self.attention_bias, self.attention_linears(tp)),
+                (self.mlp_bias, self.mlp_linears(tp)),
+            )
+            for linear in linears
+            if has
+        )
+        return tables + self.layers * (norms + biases) + self.hidden_size
+
+    def kv_bytes_a_token(self, tp: int = 1) -> int:
+        """Keys and values of one token in all layers, on one card."""
+        return 2 * self.layers * self.card_kv_heads(tp) * self.head_dim * FP16_BYTES
+
+    # --- operations -----------------------------------------------------------------------------
+
+    def prefill_operations(self, bucket: Bucket) -> int:
+        """Of a prefill pass: B·P tokens through the layers, attention over P slots without
+        skipping what the mask hides, the head for the last token of each row."""
+        rows, prompt = bucket.batch_size, bucket.prompt_length
+        return self._operations(rows, prompt, prompt)
+
+    def decode_operations(self, bucket: Bucket) -> int:
+        """Of a decode pass: one token a row, attention over all P + N slots of the cache."""
+        return self._operations(bucket.batch_size, 1, bucket.context_length)
+
+    def _operations(self, rows: int, queries: int, slots: int) -> int:
+        linear = 2 * rows * queries * self._split_weights(1)
+        attention = 2 * self.layers * self.attention_operations(rows, queries, slots)
+        return linear + attention + 2 * rows * self.head_linear().weights
+
+    def attention_operations(self, rows: int, queries: int, slots: int, tp: int = 1) -> int:
+        """Of one of attention's two products (scores; weighted values) in one layer on one card."""
+        return 2 * rows * self.card_heads(tp) * queries * slots * self.head_dim
+
+
+def require_dtype(dtype: str) -> None:
+    """Raises ValueError for a dtype that the card has no figures for."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is unknown to the card model: use {' or '.join(DTYPES)}")
+
+
+def model_configuration(config: Mapping, name: str = "") -> ModelConfiguration:
+    """From the fields of a Hugging Face `config.json`.
+
+    Raises ValueError for an architecture that is not known, naming those that are, for one with
+    experts or layers without attention, and for a field that is missing.
+    """
+    architecture = (config.get("architectures") or ["none"])[0]
+    family = ARCHITECTURES.get(architecture)
+    if family is None:
+        raise ValueError(
+            f"architecture {architecture!r} is unknown to the card model: it knows "
+            f"{', '.join(sorted(ARCHITECTURES))}"
+        )
+    text = config.get("text_config") or config
+    _require_dense(architecture, text)
+    hidden_size, heads = _field(text, "hidden_size"), _field(text, "num_attention_heads")
+    tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings"))
+    return ModelConfiguration(
+        name=name or config.get("_name_or_path") or architecture,
+        hidden_size=hidden_size,
+        # the dense Granite-4 keeps its MLP's width under the name of shared experts
+        intermediate_size=text.get("shared_intermediate_size") or _field(text, "intermediate_size"),
+        layers=_field(text, "num_hidden_layers"),
+        heads=heads,
+        kv_heads=text.get("num_key_value_heads") or heads,
+        head_dim=text.get("head_dim") or hidden_size // heads,
+        vocab_size=_field(text, "vocab_size"),
+        context_length=_field(text, "max_position_embeddings"),
+        tied_head=bool(tied),
+        attention_bias=bool(text.get("attention_bias", False)),
+        mlp_bias=bool(text.get("mlp_bias", False)),
+        head_norms=family == QWEN3,
+    )
+
+
+def _field(config: Mapping, key: str) -> int:
+    if config.get(key) is None:
+        raise ValueError(
+            f"the model's configuration has no {key!r}: give the fields of its config.json"
+        )
+    return config[key]
+
+
+def _require_dense(architecture: str, config: Mapping) -> None:
+    experts = config.get("num_local_experts") or 0
+    if experts:
+        raise ValueError(
+            f"{architecture} with {experts} experts is not modelled: only dense models are"
+        )
+    other = set(config.get("layer_types") or ()) - {"attention", "full_attention"}
+    if other:
+        raise ValueError(
+            f"{architecture} with layers of type {', '.join(sorted(other))} is not modelled: every "
+            f"layer must attend over the whole context"
+        )
+
+
+def _preset(name: str, sizes: str, context_length: int, **kinds: bool) -> ModelConfiguration:
+    """`sizes` are hidden, intermediate, layers, heads, KV heads, head dim and vocabulary."""
+    hidden, intermediate, layers, heads, kv_heads, head_dim, vocab = map(int, sizes.split())
+    return ModelConfiguration(
+        name=name, hidden_size=hidden, intermediate_size=intermediate, layers=layers, heads=heads,
+        kv_heads=kv_heads, head_dim=head_dim, vocab_size=vocab, context_length=context_length,
+        **kinds,
+    )  # fmt: skip
+
+
+# From the models' config.json files; the two Granite 8B as in vllm-spyre's test fixtures.
+PRESETS = {
+    configuration.name: configuration
+    for configuration in (
+        _preset("granite-3.3-8b", "4096 12800 40 32 8 128 49159", 131072, tied_head=True),
+        _preset("granite-4-8b-dense", "4096 12800 40 32 8 128 100352", 131072, tied_head=True),
+        _preset("granite-7b-starter", "4096 11008 32 32 32 128 32008", 4096),
+        _preset("granite-vision-3.3-2b", "2048 8192 40 32 8 64 49156", 131072, tied_head=True),
+        _preset("llama-3.1-8b", "4096 14336 32 32 8 128 128256", 131072),
+        _preset("mistral-small-24b", "5120 32768 40 32 8 128 131072", 131072),
+        _preset("ministral-3-14b", "5120 16384 40 32 8 128 131072", 262144),
+        _preset("qwen3-8b", "4096 12288 36 32 8 128 151936", 40960, head_norms=True),
+        _preset("smollm2-135m", "576 1536 30 9 3 64 49152", 8192, tied_head=True),
+    )
+}
+
+
+def preset(name: str) -> ModelConfiguration:
+    """A model by name; raises ValueError, naming those there are, for another."""
+    if name not in PRESETS:
+        raise ValueError(f"model {name!r} is no preset: use one of {', '.join(sorted(PRESETS))}")
+    return PRESETS[name]

@@ -1,0 +1,85 @@
+"""The card model against what others measured, and the page in docs that admits each error."""
+
+import math
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from spyre_bench.card import SpyreCard
+from spyre_bench.card_anchors import (
+    LISTED,
+    Anchor,
+    document,
+    fit_errors,
+    fp8_anchors,
+    part_anchors,
+    product_anchors,
+    root_mean_square,
+    whole_anchors,
+)
+
+
+def test_the_25_products_are_met_with_the_stated_errors():
+    anchors = product_anchors()
+    rms, worst = fit_errors(anchors)
+    assert len(anchors) == 25
+    assert rms == pytest.approx(0.076, abs=0.001)
+    assert worst == pytest.approx(0.14, abs=0.002)
+
+
+def test_a_root_mean_square_is_what_it_says():
+    assert root_mean_square([3, -4]) == pytest.approx(math.sqrt(12.5))
+
+
+def test_an_anchors_error_is_the_model_over_the_measurement():
+    anchor = Anchor("x", "y", "s", measured=2.0, low=1.0, value=3.0, high=4.0)
+    assert anchor.error == 0.5
+    assert anchor.log_error == pytest.approx(math.log(1.5))
+    assert anchor.within
+    assert not replace(anchor, measured=5.0).within
+
+
+def test_granite_on_one_card_comes_within_6_percent_of_what_was_measured():
+    prefill, decode, long_decode, _ = whole_anchors()
+    assert (prefill.measured, decode.measured) == (335, 177)
+    # by hand, ms: 40 · (2·0.3545 + 2·0.1093 + 2·2.634 + 0.9375 + 0.76) + 2.96
+    assert prefill.value == pytest.approx(318.7, abs=0.1)
+    # 40 · (2·0.2468 + 2·0.0618 + 2.3125 + 0.0175 + 1.18) + 2.96
+    assert decode.value == pytest.approx(168.1, abs=0.2)
+    for anchor in (prefill, decode, long_decode):
+        assert abs(anchor.error) < 0.06
+        assert anchor.within
+
+
+def test_the_errors_of_parts_are_what_the_page_admits():
+    errors = {anchor.what: anchor.error for anchor in part_anchors()}
+    assert all(abs(error) < 0.11 for what, error in errors.items() if what.startswith("MLP"))
+    assert errors["attention, decode at 576"] == pytest.approx(-0.88, abs=0.01)
+    assert fit_errors(fp8_anchors())[0] == pytest.approx(0.12, abs=0.005)
+
+
+def test_the_page_in_docs_is_what_the_code_computes():
+    path = Path(__file__).parent.parent / "docs" / "SPYRE_CARD.md"
+    assert path.read_text() == document(), (
+        "docs/SPYRE_CARD.md is stale: python -m spyre_bench.card_anchors > docs/SPYRE_CARD.md"
+    )
+
+
+def test_the_page_shows_every_anchor_and_every_parameter():
+    page = document()
+    for anchor in (*product_anchors(), *fp8_anchors(), *part_anchors(), *whole_anchors()):
+        assert f"| {anchor.what} | {anchor.source} | {anchor.measured:.4g} {anchor.unit}" in page
+    for field in fields(SpyreCard):
+        assert f"| `{field.name}` |" in page
+    assert page.count("refused") == 2
+
+
+@pytest.mark.parametrize("listed", LISTED, ids=lambda it: f"{it.model}-{it.tp}-{it.prompt}")
+def test_what_is_listed_as_supported_fits_and_what_failed_does_not(listed):
+    assert listed.taken == listed.runs
+
+
+def test_the_list_holds_both_kinds():
+    assert {listed.runs for listed in LISTED} == {True, False}
+    assert sum(not listed.runs for listed in LISTED) == 2
