@@ -100,5 +100,5 @@ def test_fms_and_hugging_face_read_the_same_model(fixture, request):
     theirs = AutoModelForCausalLM.from_pretrained(directory)
     tokens = torch.arange(1, 41).reshape(2, 20)  # the eos and pad tokens among them
     with torch.no_grad():
-        # rounding depends on the machine's products: up to 2e-3 was seen; a wrong weight is off by 1
+        # rounding depends on the machine: up to 2e-3 was seen; a wrong weight is off by 1
         torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=1e-3, atol=1e-3)
