@@ -23,10 +23,8 @@ def shares_s(workload: Workload, costs: Sequence[BucketCost]) -> np.ndarray:
 
 def _share_s(workload: Workload, cost: BucketCost) -> np.ndarray:
     """The shares in one bucket, float64 [requests], infinite where it does not fit."""
-    fits = workload.prompt_tokens <= cost.bucket.prompt_length
-    fits &= workload.max_tokens <= cost.bucket.new_tokens
     seconds = cost.prefill_s + (workload.output_tokens - 1) * cost.decode_s
-    return np.where(fits, seconds / cost.bucket.batch_size, np.inf)
+    return np.where(workload.fits(cost.bucket), seconds / cost.bucket.batch_size, np.inf)
 
 
 def by_bucket(workload: Workload, costs: Sequence[BucketCost]) -> pd.DataFrame:

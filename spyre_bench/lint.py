@@ -54,7 +54,7 @@ def lint(workload: Workload, costs: Sequence[BucketCost], model: CostModel) -> L
     A bucket is dominated where another one is as large in every dimension, and neither its prefill
     nor its decode pass takes longer.
     """
-    fits = _fits(workload, [cost.bucket for cost in costs])
+    fits = np.array([workload.fits(cost.bucket) for cost in costs])  # [buckets, requests]
     uncovered = ~fits.any(axis=0)
     return Lint(
         dominated=tuple(_dominated(costs)),
@@ -64,17 +64,6 @@ def lint(workload: Workload, costs: Sequence[BucketCost], model: CostModel) -> L
         uncovered=int(uncovered.sum()),
         requests=len(workload),
         remedy=_remedy(workload, uncovered, costs, model) if uncovered.any() else None,
-    )
-
-
-def _fits(workload: Workload, buckets: Sequence[Bucket]) -> np.ndarray:
-    """bool [buckets, requests]"""
-    return np.array(
-        [
-            (workload.prompt_tokens <= bucket.prompt_length)
-            & (workload.max_tokens <= bucket.new_tokens)
-            for bucket in buckets
-        ]
     )
 
 

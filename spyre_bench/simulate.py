@@ -264,7 +264,7 @@ def _rejections(workload: Workload, costs: Sequence[BucketCost]) -> np.ndarray:
     prompt_tokens, max_tokens = workload.prompt_tokens, workload.max_tokens
     taken = np.zeros(len(workload), dtype=bool)
     for bucket in {cost.bucket for cost in costs}:
-        taken |= (prompt_tokens <= bucket.prompt_length) & (max_tokens <= bucket.new_tokens)
+        taken |= workload.fits(bucket)
     too_long = prompt_tokens > max(cost.bucket.prompt_length for cost in costs)
     too_large = max_tokens > max(cost.bucket.new_tokens for cost in costs)
     return np.select([taken, too_long, too_large], [0, 1, 2], 3).astype(np.int8)
