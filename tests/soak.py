@@ -2,7 +2,8 @@
 
 `vllm bench serve` and, where it is installed, guidellm send requests in rounds; meanwhile clients
 leave in the middle, send what fits no bucket, and come in bursts. At the end nothing is lost or
-doubled, the memory is flat, nothing was compiled, and fixed prompts are answered as at the start.
+doubled, the memory is flat, no pass has failed (one that would compile raises), and fixed prompts
+are answered as at the start.
 The last line is one JSON object.
 """
 
@@ -208,9 +209,6 @@ class Soak:
             "every misfit was refused": now["spyre:rejected_requests_total|prompt_too_long"]
             == self.sent["misfits"],
             "answers are the same at start, middle and end": answers[0] == answers[1] == answers[2],
-            "two graphs a bucket, as after warmup": all(
-                now[f"spyre:warmup_graphs|{bucket}"] == 2 for bucket in FIXED
-            ),
             "memory is flat": slope < self.most_mb_a_minute,
             "the log has no error": "ERROR" not in self.server.output(),
         }
