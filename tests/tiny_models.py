@@ -29,7 +29,7 @@ def tiny_model(
     from transformers import GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM
 
     assert heads % 12 == 0, heads
-    assert kv_heads % 12 == 0, kv_heads
+    assert heads % kv_heads == 0, kv_heads
     shape = {
         "vocab_size": save_byte_tokenizer(directory),
         "hidden_size": heads * HEAD_DIM,

@@ -65,7 +65,8 @@ def identity(config) -> dict[str, str | int]:
     return {
         "model": hashlib.sha256(text).hexdigest()[:16],
         "buckets": str(config.buckets),
-        "tp": 1,
+        "tp": config.rank.tp,
+        "rank": config.rank.rank,
         "dtype": config.dtype,
         "compile_backend": config.compile_backend,
         "compile_scope": config.compile_scope,

@@ -66,13 +66,17 @@ def no_compile() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def sendnn_warmup(backend: str) -> Iterator[None]:
-    """The card's compile phase: passes inside are traced, the compile runs on leaving."""
+def sendnn_warmup(backend: str, turn: contextlib.AbstractContextManager) -> Iterator[None]:
+    """The card's compile phase: passes inside are traced, the compile runs on leaving, inside
+    `turn`: compiling on all ranks at once may take more memory than the host has."""
     if backend != "sendnn":
         yield
         return
-    with importlib.import_module("torch_sendnn").warmup_mode():
+    with contextlib.ExitStack() as phase:
+        phase.enter_context(importlib.import_module("torch_sendnn").warmup_mode())
         yield
+        with turn:
+            phase.close()
 
 
 def unique_graphs() -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,10 @@ from pathlib import Path
 import psutil
 
 from spyre_bench.shapes import Bucket, BucketSet
+
+SPLIT = re.compile(r"\.layers\..*((q|gate|up)_proj\.(weight|bias)|(o|down)_proj\.weight)$")
+KV_SPLIT = re.compile(r"\.layers\..*(k|v)_proj\.(weight|bias)$")
+"""What FMS splits over ranks, by the names of Hugging Face checkpoints."""
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -19,7 +25,10 @@ class ModelShape:
     """The sizes of a model that memory depends on."""
 
     weights: int  # parameters, tied ones once
+    split_weights: int  # of these the layers' that are split over the ranks, keys' and values' not
+    kv_weights: int  # those that make keys and values: split too, but to no less than one head
     layers: int
+    heads: int
     kv_heads: int
     head_dim: int
     hidden_size: int
@@ -32,9 +41,13 @@ class ModelShape:
         """From config.json and the headers of the safetensors files; loads no weight."""
         config = json.loads((directory / "config.json").read_text())
         heads = config["num_attention_heads"]
+        sizes = _tensor_sizes(directory)
         return cls(
-            weights=sum(map(_parameters, sorted(directory.glob("*.safetensors")))),
+            weights=sum(sizes.values()),
+            split_weights=sum(size for name, size in sizes.items() if SPLIT.search(name)),
+            kv_weights=sum(size for name, size in sizes.items() if KV_SPLIT.search(name)),
             layers=config["num_hidden_layers"],
+            heads=heads,
             kv_heads=config.get("num_key_value_heads") or heads,
             head_dim=config.get("head_dim") or config["hidden_size"] // heads,
             hidden_size=config["hidden_size"],
@@ -43,57 +56,73 @@ class ModelShape:
             context_length=config["max_position_embeddings"],
         )
 
-    def weight_bytes(self, dtype: str) -> int:
-        return self.weights * ITEM_BYTES[dtype]
+    def rank_kv_heads(self, tp: int) -> int:
+        """KV heads on each of `tp` ranks; FMS gives several ranks the same head where there are
+        fewer than ranks."""
+        return max(1, self.kv_heads // tp)
 
-    def pass_bytes(self, bucket: Bucket, dtype: str) -> int:
-        """KV cache, logits, mask and the activations of one layer's prefill, in bytes."""
+    def weight_bytes(self, dtype: str, tp: int = 1) -> int:
+        """Of one of `tp` ranks: its share of the layers, and the rest whole."""
+        whole = self.weights - self.split_weights - self.kv_weights
+        kv = self.kv_weights * self.rank_kv_heads(tp) // self.kv_heads
+        return (whole + self.split_weights // tp + kv) * ITEM_BYTES[dtype]
+
+    def pass_bytes(self, bucket: Bucket, dtype: str, tp: int = 1) -> int:
+        """KV cache, logits, mask and the activations of one layer's prefill, in bytes a rank."""
         item = ITEM_BYTES[dtype]
         rows, prompt = bucket.batch_size, bucket.prompt_length
-        kv = 2 * self.layers * rows * self.kv_heads * bucket.context_length * self.head_dim * item
+        a_slot = 2 * self.layers * self.rank_kv_heads(tp) * self.head_dim * item
+        kv = rows * bucket.context_length * a_slot
         logits = rows * self.vocab_size * 4
         mask = rows * prompt * prompt * item
-        activations = rows * prompt * (4 * self.hidden_size + 3 * self.intermediate_size) * item
+        inner = self.intermediate_size // tp
+        activations = rows * prompt * (4 * self.hidden_size + 3 * inner) * item
         return kv + logits + mask + activations
 
-    def bucket_bytes(self, bucket: Bucket, dtype: str) -> int:
-        """Everything that an engine of this one bucket holds."""
-        return self.weight_bytes(dtype) + self.pass_bytes(bucket, dtype)
+    def bucket_bytes(self, bucket: Bucket, dtype: str, tp: int = 1) -> int:
+        """Everything that a rank of an engine of this one bucket holds."""
+        return self.weight_bytes(dtype, tp) + self.pass_bytes(bucket, dtype, tp)
 
 
-def _parameters(path: Path) -> int:
-    """Elements in a safetensors file: an 8-byte length, then a JSON header of shapes."""
+def _tensor_sizes(directory: Path) -> dict[str, int]:
+    """Elements of each tensor, by name, of all safetensors files."""
+    return {
+        name: math.prod(tensor["shape"])
+        for path in sorted(directory.glob("*.safetensors"))
+        for name, tensor in _header(path).items()
+        if name != "__metadata__"
+    }
+
+
+def _header(path: Path) -> dict:
+    """Of a safetensors file: an 8-byte length, then JSON."""
     with path.open("rb") as file:
-        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-    total = 0
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            size = 1
-            for length in tensor["shape"]:
-                size *= length
-            total += size
-    return total
+        return json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
 
 
-def check_memory(shape: ModelShape, buckets: BucketSet, dtype: str, limit: int | None) -> int:
-    """Bytes that the engine needs, at most `limit` (None: what the machine has free now).
+def check_memory(
+    shape: ModelShape, buckets: BucketSet, dtype: str, limit: int | None, tp: int = 1
+) -> int:
+    """Bytes that each of `tp` ranks needs, at most `limit`, which is a rank's (None: its share of
+    what the machine has free now).
 
     One bucket runs at a time and they share one cache, so the largest decides. Raises
     ValueError with the bytes needed, the bytes there, and the largest batch that would fit.
     """
-    there = psutil.virtual_memory().available if limit is None else limit
-    worst = max(buckets, key=lambda bucket: shape.pass_bytes(bucket, dtype))
-    needed = shape.bucket_bytes(worst, dtype)
+    there = psutil.virtual_memory().available // tp if limit is None else limit
+    worst = max(buckets, key=lambda bucket: shape.pass_bytes(bucket, dtype, tp))
+    needed = shape.bucket_bytes(worst, dtype, tp)
     if needed <= there:
         return needed
-    left = there - shape.weight_bytes(dtype)
-    a_row = shape.pass_bytes(Bucket(1, worst.prompt_length, worst.new_tokens), dtype)
+    left = there - shape.weight_bytes(dtype, tp)
+    a_row = shape.pass_bytes(Bucket(1, worst.prompt_length, worst.new_tokens), dtype, tp)
     remedy = (
         f"the largest batch_size that fits with these lengths is {left // a_row}"
         if left >= a_row
         else "not even batch_size 1 fits: use shorter lengths or a smaller model"
     )
+    each = f" on each of {tp} ranks" if tp > 1 else ""
     raise ValueError(
-        f"bucket {worst} needs {needed:,} bytes in {dtype} ({shape.weight_bytes(dtype):,} of them "
-        f"weights) and there are {there:,}: {remedy}"
+        f"bucket {worst} needs {needed:,} bytes in {dtype}{each} "
+        f"({shape.weight_bytes(dtype, tp):,} of them weights) and there are {there:,}: {remedy}"
     )

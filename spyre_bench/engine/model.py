@@ -20,6 +20,7 @@ from spyre_bench.engine.attention import SPYRE_STATIC
 from spyre_bench.engine.compile import check_backend, check_scope, compile_pass, no_compile
 from spyre_bench.engine.linear import stream_linears
 from spyre_bench.engine.memory import ITEM_BYTES, ModelShape, check_memory
+from spyre_bench.engine.parallel import ALONE, Rank, require_joined, require_split
 from spyre_bench.shapes import Bucket, BucketSet
 
 
@@ -28,7 +29,9 @@ class EngineConfig:
     """What to load and how to compile it; raises ValueError for what cannot work.
 
     `artefact_directory` keeps compiled code between runs (None: nothing is kept).
-    `memory_bytes` is the device's memory (None: what the machine has free).
+    `memory_bytes` is the device's memory (None: what the machine has free, shared by the ranks).
+    Every rank of a tensor parallel engine builds its own with its `rank`, after `parallel.join`,
+    and makes the same calls in the same order.
     """
 
     model_directory: Path
@@ -39,6 +42,8 @@ class EngineConfig:
     artefact_directory: Path | None = None
     require_precompiled: bool = False
     memory_bytes: int | None = None
+    rank: Rank = ALONE
+    max_load_processes: int | None = None  # ranks that compile on cards at a time; None: all
 
     def __post_init__(self):
         check_backend(self.compile_backend)
@@ -86,8 +91,11 @@ class SpyreCausalLM:
         self.vocab_size = self.shape.vocab_size
         self.context_length = self.shape.context_length
         _check_context(self.buckets, self.context_length)
+        tp = config.rank.tp
+        require_split(tp, self.shape.heads, self.shape.kv_heads, self.shape.intermediate_size)
+        require_joined(config.rank)
         self.memory_bytes = check_memory(
-            self.shape, self.buckets, config.dtype, config.memory_bytes
+            self.shape, self.buckets, config.dtype, config.memory_bytes, tp
         )
         self.dtype = getattr(torch, config.dtype)
         self.pad_token = 0  # fills pad slots and dummy rows; no output depends on it
@@ -103,6 +111,11 @@ class SpyreCausalLM:
             for index, layer in enumerate(layers):
                 layers[index] = _SwitchedLayer(layer, self)
         self._caches = self._allocate()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the weights that this rank holds, tied ones once."""
+        return sum(parameter.nbytes for parameter in set(self._model.parameters()))
 
     @torch.no_grad()
     def prefill(self, bucket: Bucket, prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -189,8 +202,8 @@ class SpyreCausalLM:
         share: only one batch runs at a time."""
 
         def size(bucket: Bucket) -> tuple[int, ...]:
-            shape = self.shape
-            return bucket.batch_size, shape.kv_heads, bucket.context_length, shape.head_dim
+            heads = self.shape.rank_kv_heads(self.config.rank.tp)
+            return bucket.batch_size, heads, bucket.context_length, self.shape.head_dim
 
         longest = max(torch.Size(size(bucket)).numel() for bucket in self.buckets)
         storage = [
@@ -284,6 +297,7 @@ def _load(config: EngineConfig) -> nn.Module:
             "hf_pretrained",
             model_path=str(config.model_directory),
             data_type=getattr(torch, config.dtype),
+            distributed_strategy="tp" if config.rank.tp > 1 else None,
         )
     except (KeyError, NotImplementedError) as error:
         raise ValueError(

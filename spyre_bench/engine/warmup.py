@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from tqdm import tqdm
@@ -11,7 +12,8 @@ from tqdm import tqdm
 from spyre_bench.cost import BucketCost
 from spyre_bench.engine.artefacts import code_cache
 from spyre_bench.engine.compile import sendnn_warmup, unique_graphs
-from spyre_bench.engine.model import SpyreCausalLM
+from spyre_bench.engine.model import EngineConfig, SpyreCausalLM
+from spyre_bench.engine.parallel import in_turns
 from spyre_bench.shapes import Bucket
 
 
@@ -73,7 +75,7 @@ def _warm_bucket(model: SpyreCausalLM, bucket: Bucket) -> tuple[float, float, fl
     graphs = unique_graphs()
     model.compile(bucket)
     started = time.perf_counter()
-    with sendnn_warmup(model.config.compile_backend):
+    with sendnn_warmup(model.config.compile_backend, _turn(model.config)):
         first_prefill_s = _seconds(lambda: model.prefill(bucket, prompts))
         first_decode_s = _seconds(lambda: model.decode(tokens))
     # sendnn compiles on leaving the phase, both passes together
@@ -90,6 +92,10 @@ def _warm_bucket(model: SpyreCausalLM, bucket: Bucket) -> tuple[float, float, fl
         decode_s,
         graphs,
     )
+
+
+def _turn(config: EngineConfig) -> AbstractContextManager:
+    return in_turns(config.rank, config.max_load_processes or config.rank.tp)
 
 
 def _seconds(run: Callable) -> float:

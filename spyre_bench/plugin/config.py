@@ -21,7 +21,18 @@ if TYPE_CHECKING:
 
 BACKEND = "VLLM_SPYRE_DYNAMO_BACKEND"
 REQUIRE_PRECOMPILED = "VLLM_SPYRE_REQUIRE_PRECOMPILED_DECODERS"
-ENVIRONMENT = (*BUCKET_LISTS, BACKEND, REQUIRE_PRECOMPILED)
+MAX_LOAD_PROCESSES = "VLLM_SPYRE_MAX_LOAD_PROCESSES"
+STEP_TIMEOUT = "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"  # vLLM's own name, with its own default
+ENVIRONMENT = (*BUCKET_LISTS, BACKEND, REQUIRE_PRECOMPILED, MAX_LOAD_PROCESSES)
+
+
+SECONDS = {
+    "gather_s": (0, 60),
+    "max_wait_s": (0, 600),
+    "max_age_s": (0, 86400),
+    "join_timeout_s": (1, 3600),
+    "step_timeout_s": (1, 3600),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +51,9 @@ class SpyreConfig:
     gather_s: float = 0.02  # an idle engine waits this long for company of a first request
     max_wait_s: float = 0.0  # a batch with free rows waits this long for more members
     max_age_s: float = 60.0  # with length_aware: from then on a waiting head goes first
+    join_timeout_s: float = 120.0  # tensor parallel: how long ranks wait for each other at start
+    step_timeout_s: float = 60.0  # tensor parallel: a pass that takes longer ends the engine
+    max_load_processes: int | None = None  # ranks that compile on cards at a time; None: all
 
     def __post_init__(self):
         _require_one_of("compile_backend", self.compile_backend, COMPILE_BACKENDS)
@@ -50,11 +64,17 @@ class SpyreConfig:
             not _is_number(self.memory_bytes, int) or self.memory_bytes < 1
         ):
             raise _wrong("memory_bytes", self.memory_bytes, "is a whole number of bytes above 0")
+        if self.max_load_processes is not None and (
+            not _is_number(self.max_load_processes, int) or self.max_load_processes < 1
+        ):
+            raise _wrong("max_load_processes", self.max_load_processes, "is a whole number above 0")
         _require_one_of("policy", self.policy, tuple(POLICIES))
-        for name, longest_s in (("gather_s", 60), ("max_wait_s", 600), ("max_age_s", 86400)):
+        for name, (shortest_s, longest_s) in SECONDS.items():
             value = getattr(self, name)
-            if not _is_number(value, int, float) or not 0 <= value <= longest_s:
-                raise _wrong(name, value, f"is a number of seconds from 0 to {longest_s}")
+            if not _is_number(value, int, float) or not shortest_s <= value <= longest_s:
+                raise _wrong(
+                    name, value, f"is a number of seconds from {shortest_s} to {longest_s}"
+                )
 
     @classmethod
     def of(cls, vllm_config: VllmConfig) -> SpyreConfig:
@@ -141,7 +161,17 @@ def _from_environment(environment: Mapping[str, str], without: Mapping[str, Any]
         values["compile_backend"] = environment[BACKEND]
     if REQUIRE_PRECOMPILED in environment and "require_precompiled" not in without:
         values["require_precompiled"] = _flag(REQUIRE_PRECOMPILED, environment)
+    for name, key in ((MAX_LOAD_PROCESSES, "max_load_processes"), (STEP_TIMEOUT, "step_timeout_s")):
+        if name in environment and key not in without:
+            values[key] = _whole_number(name, environment)
     return values
+
+
+def _whole_number(name: str, environment: Mapping[str, str]) -> int:
+    try:
+        return int(environment[name])
+    except ValueError:
+        raise ValueError(f"{name}={environment[name]!r} is not a whole number") from None
 
 
 def _flag(name: str, environment: Mapping[str, str]) -> bool:

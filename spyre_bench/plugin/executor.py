@@ -1,12 +1,32 @@
-"""The executor for one card: vLLM's own for one process."""
+"""The executors: vLLM's own for one process and for one process a rank, and what both share."""
 
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vllm.logger import init_logger
+from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from spyre_bench.plugin.config import note_warmup
+from spyre_bench.engine.parallel import Rank
+from spyre_bench.plugin.config import SpyreConfig, note_warmup
+from spyre_bench.plugin.ranks import RankProcess, diagnose, open_last_words
 from spyre_bench.plugin.shims import make_shutdown_quiet
 
+logger = init_logger("vllm.spyre_bench.executor")
 
-class SpyreExecutor(UniProcExecutor):
+PASS = ("execute_model", "sample_tokens")
+GRACE_S = 2.0
+"""A broken connection reaches one rank before the death of another reaches the executor."""
+
+
+class StaticShapes:
+    """What a device with compiled buckets asks of vLLM's executors."""
+
     def _init_executor(self) -> None:
         make_shutdown_quiet()
         super()._init_executor()
@@ -18,3 +38,64 @@ class SpyreExecutor(UniProcExecutor):
     @classmethod
     def supports_async_scheduling(cls) -> bool:
         return False  # the next pass of a batch needs this pass's tokens
+
+
+class SpyreExecutor(StaticShapes, UniProcExecutor):
+    """One card."""
+
+
+class MultiprocessingSpyreExecutor(StaticShapes, MultiprocExecutor):
+    """One process a card. Whatever ends the engine, its error names the rank that was the cause."""
+
+    def _init_executor(self) -> None:
+        self.step_timeout_s = SpyreConfig.of(self.vllm_config).step_timeout_s
+        self._ranks: list[RankProcess] = []
+        self._cause: str | None = None
+        self._last_words = open_last_words(self.vllm_config)
+        try:
+            super()._init_executor()
+        except Exception as error:
+            if cause := self._diagnose():
+                raise RuntimeError(f"the engine cannot start: {cause}") from error
+            raise
+
+    def start_worker_monitor(self, inline: bool = False) -> None:
+        tp = len(self.workers)
+        self._ranks = [RankProcess(Rank(one.rank, tp), one.proc) for one in self.workers]
+        super().start_worker_monitor(inline)
+
+    def collective_rpc(
+        self, method: str | Callable, timeout: float | None = None, args: tuple = (),
+        kwargs: dict | None = None, non_block: bool = False,
+        unique_reply_rank: int | None = None, **aggregators: Any,
+    ) -> Any:  # fmt: skip
+        """As vLLM's, a pass within `step_timeout_s`; the RuntimeError names the rank."""
+        if method in PASS:
+            timeout = self.step_timeout_s
+        future = super().collective_rpc(
+            method, timeout, args, kwargs, True, unique_reply_rank, **aggregators
+        )
+        future.get_response = partial(self._explained, future.get_response)
+        return future if non_block else future.result()
+
+    def _explained(self, get_response: Callable[[], Any]) -> Any:
+        try:
+            return get_response()
+        except Exception as error:
+            end = time.monotonic() + GRACE_S
+            while not (cause := self._diagnose()) and time.monotonic() < end:
+                time.sleep(0.05)
+            raise RuntimeError(
+                f"the engine stops: {cause or 'every rank is alive'} ({error})"
+            ) from error
+
+    def shutdown(self) -> None:
+        # Before the others are ended too: afterwards nobody could tell the cause.
+        if cause := self._diagnose():
+            logger.error("The engine stops: %s.", cause)
+        super().shutdown()
+
+    def _diagnose(self) -> str | None:
+        if self._cause is None and not getattr(self, "shutting_down", False):
+            self._cause = diagnose(self._ranks, Path(self._last_words.name))
+        return self._cause

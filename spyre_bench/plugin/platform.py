@@ -13,6 +13,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
 from vllm.platforms.interface import Platform, PlatformEnum
 
+from spyre_bench.engine.parallel import require_split
 from spyre_bench.plugin.config import ENVIRONMENT, SpyreConfig
 from spyre_bench.plugin.shims import let_ctrl_c_through
 from spyre_bench.plugin.unsupported import refuse_config, refuse_quantization, refuse_request
@@ -81,7 +82,8 @@ class SpyrePlatform(Platform):
         cls._fit_to_buckets(vllm_config, config)
         parallel = vllm_config.parallel_config
         parallel.worker_cls = "spyre_bench.plugin.worker.SpyreWorker"
-        parallel.distributed_executor_backend = "spyre_bench.plugin.executor.SpyreExecutor"
+        name = "SpyreExecutor" if parallel.world_size == 1 else "MultiprocessingSpyreExecutor"
+        parallel.distributed_executor_backend = f"spyre_bench.plugin.executor.{name}"
         scheduler = vllm_config.scheduler_config
         scheduler.scheduler_cls = "spyre_bench.plugin.scheduler.SpyreScheduler"
         scheduler.async_scheduling = False
@@ -96,6 +98,13 @@ class SpyrePlatform(Platform):
         refuse_config(vllm_config)
         config = SpyreConfig.of(vllm_config)
         config.require_context(model.max_model_len)
+        sizes = model.hf_text_config
+        require_split(
+            vllm_config.parallel_config.tensor_parallel_size,
+            sizes.num_attention_heads,
+            model.get_total_num_kv_heads(),
+            sizes.intermediate_size,
+        )
         if model.enforce_eager and config.compile_backend != "eager":
             logger.info("enforce_eager: compile_backend is eager, not %s.", config.compile_backend)
             config = replace(config, compile_backend="eager")

@@ -21,7 +21,7 @@ from spyre_bench.plugin.pass_log import PassLog
 from spyre_bench.shapes import Bucket
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from vllm.config import VllmConfig
     from vllm.v1.core.sched.output import GrammarOutput, NewRequestData
@@ -33,7 +33,10 @@ DUMMY_TOKEN = 0
 
 
 class SpyreModelRunner:
+    """Of several ranks the first samples; to the others the scheduler tells its tokens."""
+
     def __init__(self, vllm_config: VllmConfig, model: SpyreCausalLM, pass_log: PassLog):
+        self.samples = model.config.rank.rank == 0
         self.causal_lm = model  # not `model`: vLLM takes that for a torch module of its own
         self.pass_log = pass_log
         self.sampler = Sampler(
@@ -61,7 +64,7 @@ class SpyreModelRunner:
         if scheduled.scheduled_new_reqs:
             logits = self._prefill(scheduled.bucket, scheduled.scheduled_new_reqs)
         else:
-            logits = self._decode()
+            logits = self._decode(scheduled.last_tokens)
         # vLLM's order; a copy, since the sampler writes into it
         order = [self._rows[request_id] for request_id in self.input_batch.req_ids]
         self._pending = scheduled, logits[order]
@@ -71,6 +74,8 @@ class SpyreModelRunner:
         """The next token of every unfinished row, by vLLM's sampler."""
         assert self._pending is not None, "sample_tokens follows execute_model"
         (scheduled, logits), self._pending = self._pending, None
+        if not self.samples:
+            return EMPTY_MODEL_RUNNER_OUTPUT
         if grammar is not None:
             apply_grammar_bitmask(scheduled, grammar, self.input_batch, logits)
         sampled = self.sampler(logits, self.input_batch.sampling_metadata)
@@ -110,12 +115,9 @@ class SpyreModelRunner:
             lambda: self.causal_lm.prefill(bucket, [request.prompt_token_ids for request in new]),
         )
 
-    def _decode(self) -> torch.Tensor:
+    def _decode(self, last_tokens: Mapping[str, int]) -> torch.Tensor:
         """One more token for every row of the running batch; logits [rows, V]."""
-        tokens = [
-            state.output_token_ids[-1] if (state := self._requests.get(request_id)) else DUMMY_TOKEN
-            for request_id in self._rows
-        ]
+        tokens = [last_tokens.get(request_id, DUMMY_TOKEN) for request_id in self._rows]
         self._step += 1
         self.input_batch.refresh_metadata()
         return self._timed("decode", lambda: self.causal_lm.decode(tokens))

@@ -4,8 +4,8 @@ batch has finished, and then `batching.next_batch` says who runs next."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -29,9 +29,11 @@ POLL_S = 0.001
 
 @dataclass
 class SpyreSchedulerOutput(SchedulerOutput):
-    """What vLLM's scheduler tells the workers, and the bucket of a batch that starts here."""
+    """What vLLM's scheduler tells the workers, the bucket of a batch that starts here, and the last
+    token of each request that goes on: of several ranks only the first samples."""
 
     bucket: Bucket | None = None
+    last_tokens: Mapping[str, int] = field(default_factory=dict)
 
 
 class WaitingRequest(NamedTuple):
@@ -120,8 +122,11 @@ class SpyreScheduler(Scheduler):
         elif self.waiting:  # a batch is held, or a grammar compiles
             held_s = decision.until_s - self.clock() if isinstance(decision, Hold) else POLL_S
             self.sleep(min(POLL_S, max(0.0, held_s)))
-        values = {field.name: getattr(output, field.name) for field in fields(SchedulerOutput)}
-        return SpyreSchedulerOutput(**values, bucket=batch.bucket if batch else None)
+        values = {one.name: getattr(output, one.name) for one in fields(SchedulerOutput)}
+        if batch:
+            return SpyreSchedulerOutput(**values, bucket=batch.bucket)
+        last_tokens = {request.request_id: request.output_token_ids[-1] for request in self.running}
+        return SpyreSchedulerOutput(**values, last_tokens=last_tokens)
 
     def make_stats(self, *args, **kwargs) -> SchedulerStats | None:
         """vLLM's statistics of a step, and ours."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from spyre_bench.card import LARGEST_TP
+
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.pooling_params import PoolingParams
@@ -24,9 +26,14 @@ def _of_engine(vllm_config: VllmConfig) -> list[tuple[bool, str, str]]:
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     return [
         (
-            parallel.tensor_parallel_size > 1,
-            f"tensor_parallel_size={parallel.tensor_parallel_size} yet",
-            "leave it at 1, tensor parallel execution comes in a later step",
+            parallel.tensor_parallel_size > LARGEST_TP,
+            f"tensor_parallel_size={parallel.tensor_parallel_size}",
+            f"use {LARGEST_TP} at most, the cards of one cluster",
+        ),
+        (
+            parallel.nnodes > 1,
+            f"nnodes={parallel.nnodes}",
+            "leave it at 1, the ranks meet in a file of one host",
         ),
         (
             parallel.pipeline_parallel_size > 1,
@@ -39,8 +46,7 @@ def _of_engine(vllm_config: VllmConfig) -> list[tuple[bool, str, str]]:
             "leave it at 1 and start one server for each replica",
         ),
         (
-            # the decode kind needs tensor parallelism, refused above
-            parallel.prefill_context_parallel_size > 1,
+            parallel.prefill_context_parallel_size > 1 or parallel.decode_context_parallel_size > 1,
             "context parallelism",
             f"leave it at 1, {WHOLE}",
         ),

@@ -1,25 +1,30 @@
-"""The worker: one process with one device, its model and its runner."""
+"""The worker: one process with one device, its share of the model and its runner."""
 
 from __future__ import annotations
 
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.logger import init_logger
-from vllm.utils.torch_utils import set_random_seed
+from vllm.utils.torch_utils import available_cpu_count, set_random_seed
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheSpec
 from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
 
 from spyre_bench.engine.checkpoint import cache_directory, model_directory
 from spyre_bench.engine.model import EngineConfig, SpyreCausalLM
+from spyre_bench.engine.parallel import Rank, join
 from spyre_bench.engine.warmup import WarmupRow, warm_up
+from spyre_bench.plugin import card_runtime
 from spyre_bench.plugin.config import SpyreConfig
 from spyre_bench.plugin.pass_log import PassLog
+from spyre_bench.plugin.ranks import last_words
 from spyre_bench.plugin.runner import SpyreModelRunner
 
 if TYPE_CHECKING:
@@ -55,13 +60,49 @@ def signals_end_the_process() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def says_why(method: Callable) -> Callable:
+    """A worker's method whose error is written down for the executor before it goes on."""
+
+    @wraps(method)
+    def wrapped(self: SpyreWorker, *args: Any, **kwargs: Any) -> Any:
+        with last_words(self.vllm_config, self.spyre_rank):
+            return method(self, *args, **kwargs)
+
+    return wrapped
+
+
 class SpyreWorker(WorkerBase):
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.spyre_rank = Rank(self.rank, self.parallel_config.tensor_parallel_size)
+
+    @says_why
     def init_device(self) -> None:
         self.device = torch.device("cpu")
-        self.spyre_config = SpyreConfig.of(self.vllm_config)
+        self.spyre_config = config = SpyreConfig.of(self.vllm_config)
         set_random_seed(self.model_config.seed)
+        self._share_cores()
+        if config.compile_backend == "sendnn":
+            card_runtime.prepare(self.spyre_rank, torch.get_num_threads())
+        if self.spyre_rank.tp > 1:
+            meeting_point = Path(self.distributed_init_method.removeprefix("file://"))
+            join(self.spyre_rank, meeting_point, config.join_timeout_s)
+
+    def _share_cores(self) -> None:
+        """Says how vLLM has divided the cores among the ranks, once."""
+        if self.spyre_rank.tp == 1 or not self.is_driver_worker:
+            return
+        tp, threads, cores = self.spyre_rank.tp, torch.get_num_threads(), available_cpu_count()
+        logger.info("%d ranks share %d cores, threads each: %d.", tp, cores, threads)
+        if tp * threads > cores:
+            logger.warning(
+                "%d ranks with %d threads each want more than the %d cores there are: they will "
+                "wait for each other. Set OMP_NUM_THREADS=%d, or use fewer ranks.",
+                *(tp, threads, cores, max(1, cores // tp)),
+            )
 
     @signals_end_the_process()
+    @says_why
     def load_model(self, *, load_dummy_weights: bool = False) -> None:
         config = self.spyre_config
         self.model = SpyreCausalLM(
@@ -74,9 +115,18 @@ class SpyreWorker(WorkerBase):
                 artefact_directory=config.artefact_directory or cache_directory() / "artefacts",
                 require_precompiled=config.require_precompiled,
                 memory_bytes=config.memory_bytes,
+                rank=self.spyre_rank,
+                max_load_processes=config.max_load_processes,
             )
         )
-        self.pass_log = PassLog(config.pass_log)
+        logger.info(
+            "%s holds %s bytes of weights and needs %s in all.",
+            str(self.spyre_rank).capitalize(),
+            f"{self.model.weight_bytes:,}",
+            f"{self.model.memory_bytes:,}",
+        )
+        # One log is enough: a pass takes as long on every rank, since they wait for each other.
+        self.pass_log = PassLog(config.pass_log if self.is_driver_worker else None)
         self.model_runner = SpyreModelRunner(self.vllm_config, self.model, self.pass_log)
 
     # --- vLLM's paged cache, which we do not have: it is told of one block for each row ----------
@@ -103,10 +153,11 @@ class SpyreWorker(WorkerBase):
 
     # --------------------------------------------------------------------------------------------
     @signals_end_the_process()
+    @says_why
     def compile_or_warm_up_model(self) -> CompilationTimes:
         start_s = time.perf_counter()
         self.warmup = warm_up(self.model, progress=self.is_driver_worker)
-        for row in self.warmup:
+        for row in self.warmup if self.is_driver_worker else ():
             self.pass_log.write_warmup(row)
             logger.info(
                 "Bucket %s: %s in %.1f s, prefill %.3f s, decode %.3f s.",
@@ -124,10 +175,12 @@ class SpyreWorker(WorkerBase):
         """What warmup measured, for the scheduler."""
         return self.warmup
 
+    @says_why
     @torch.no_grad()
     def execute_model(self, scheduler_output: SpyreSchedulerOutput) -> ModelRunnerOutput | None:
         return self.model_runner.execute_model(scheduler_output)
 
+    @says_why
     @torch.no_grad()
     def sample_tokens(self, grammar_output: GrammarOutput | None) -> ModelRunnerOutput:
         return self.model_runner.sample_tokens(grammar_output)

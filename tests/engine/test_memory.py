@@ -1,5 +1,7 @@
 """Memory is reckoned before anything is loaded, and a refusal says what would fit."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from spyre_bench.shapes import Bucket, BucketSet
@@ -13,7 +15,10 @@ def shape():
 
     return ModelShape(
         weights=1000,
+        split_weights=600,
+        kv_weights=300,
         layers=2,
+        heads=6,
         kv_heads=3,
         head_dim=4,
         hidden_size=24,
@@ -30,6 +35,30 @@ def test_a_buckets_bytes_are_the_sum_of_its_tensors(shape):
     activations = 5 * 64 * (4 * 24 + 3 * 48) * 4
     wanted = 1000 * 4 + kv + logits + mask + activations
     assert shape.bucket_bytes(Bucket(5, 64, 6), "float32") == wanted
+
+
+def test_a_rank_holds_its_share_of_the_layers_and_the_rest_whole(shape):
+    assert shape.weight_bytes("float32", tp=3) == (100 + 600 // 3 + 300 // 3) * 4
+    assert shape.weight_bytes("float32", tp=6) == (100 + 600 // 6 + 300 // 3) * 4  # heads shared
+    kv = 2 * 2 * 5 * 1 * (64 + 6) * 4 * 4
+    activations = 5 * 64 * (4 * 24 + 3 * 16) * 4
+    rest = 5 * 100 * 4 + 5 * 64 * 64 * 4
+    assert shape.pass_bytes(Bucket(5, 64, 6), "float32", tp=3) == kv + activations + rest
+
+
+def test_ranks_on_one_machine_share_what_it_has_free(shape, monkeypatch):
+    import psutil
+
+    from spyre_bench.engine.memory import check_memory
+
+    buckets = BucketSet.parse("5,64,6")
+    needed = shape.bucket_bytes(Bucket(5, 64, 6), "float32", tp=3)
+    free = SimpleNamespace(available=3 * needed)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    assert check_memory(shape, buckets, "float32", None, tp=3) == needed
+    free.available -= 3
+    with pytest.raises(ValueError, match="float32 on each of 3 ranks"):
+        check_memory(shape, buckets, "float32", None, tp=3)
 
 
 def test_the_largest_bucket_decides_and_the_limit_itself_fits(shape):

@@ -114,8 +114,8 @@ def start(tmp_path):
     """Starts a command as a `Run`, which is gone with the test."""
     runs = []
 
-    def run(*command: str) -> Run:
-        runs.append(Run(list(command), tmp_path / f"{len(runs)}.log"))
+    def run(*command: str, **environment: str) -> Run:
+        runs.append(Run(list(command), tmp_path / f"{len(runs)}.log", **environment))
         return runs[-1]
 
     yield run

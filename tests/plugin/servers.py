@@ -30,7 +30,7 @@ class Run:
     environment where a compile worker has a session of its own. (vLLM's engine process overwrites
     its environment with its title.)"""
 
-    def __init__(self, command: list[str], log: Path):
+    def __init__(self, command: list[str], log: Path, **environment: str):
         self.mark = uuid.uuid4().hex
         self.log = log
         environment = os.environ | {
@@ -40,6 +40,7 @@ class Run:
             "VLLM_LOGGING_LEVEL": "INFO",
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(Path(__file__).parents[2]),  # for logits processors of the tests
+            **environment,
         }
         with log.open("w") as sink:
             self.process = subprocess.Popen(
@@ -75,6 +76,12 @@ class Run:
                 ):
                     found.append(process)
         return found
+
+    def ranks(self) -> list[psutil.Process]:
+        """The processes of a tensor parallel engine's ranks, in order."""
+        named = [one for one in self.left() if one.status() != psutil.STATUS_ZOMBIE]
+        workers = [one for one in named if "Worker" in " ".join(one.cmdline())]
+        return sorted(workers, key=lambda one: one.create_time())
 
     def require_nothing_left(self) -> None:
         end = time.monotonic() + 5

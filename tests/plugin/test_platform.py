@@ -12,7 +12,7 @@ TWO = {"buckets": [[4, 64, 32], [2, 256, 64]]}
 
 
 @pytest.fixture
-def configure(tiny_llama):
+def configure(tiny_llama, tiny_granite):
     """vLLM's configuration for the tiny model, as its engines build it."""
     from vllm.engine.arg_utils import EngineArgs
 
@@ -20,6 +20,8 @@ def configure(tiny_llama):
 
     def build(spyre=TWO, **arguments):
         arguments = {"model": str(tiny_llama)} | arguments
+        if arguments["model"] == "granite":
+            arguments["model"] = str(tiny_granite)
         return EngineArgs(additional_config={"spyre": spyre}, **arguments).create_engine_config()
 
     yield build
@@ -37,6 +39,14 @@ def test_vllms_scheduler_and_cache_follow_the_buckets(configure):
     assert config.scheduler_config.max_num_batched_tokens == 4 * 320
     assert config.scheduler_config.max_num_scheduled_tokens == 4 * 320
     assert config.cache_config.block_size == 320
+
+
+@pytest.mark.parametrize(
+    ("tp", "executor"), [(1, "SpyreExecutor"), (2, "MultiprocessingSpyreExecutor")]
+)
+def test_the_number_of_ranks_decides_the_executor(configure, tp, executor):
+    parallel = configure(tensor_parallel_size=tp).parallel_config
+    assert parallel.distributed_executor_backend == f"spyre_bench.plugin.executor.{executor}"
 
 
 def test_dtype_auto_is_float32_whatever_the_checkpoint_says(configure, tiny_llama, tmp_path):
@@ -73,7 +83,12 @@ def test_the_environment_is_read_once_and_travels_with_the_configuration(configu
         ({"spyre": {"buckets": [[1, 512, 64]]}}, "needs a context of 576 tokens.*allows 512"),
         ({"max_model_len": 256}, "bucket 2,256,64 needs a context of 320.*allows 256"),
         ({"spyre": {"bucket": []}}, "did you mean 'buckets'"),
-        ({"tensor_parallel_size": 2}, "not support tensor_parallel_size=2 yet.*later step"),
+        ({"tensor_parallel_size": 5}, r"heads \(12\) must be divisible by .* size \(5\)"),  # vLLM's
+        (
+            {"tensor_parallel_size": 8, "model": "granite"},
+            "24 heads, 12 KV heads and MLP width of 384 do not .* 8: use one of 1, 2, 3, 4, 6",
+        ),
+        ({"tensor_parallel_size": 12}, "tensor_parallel_size=12: use 8 at most, the cards of one"),
         ({"pipeline_parallel_size": 2}, "pipeline_parallel_size=2: leave it at 1"),
         ({"data_parallel_size": 2}, "data_parallel_size=2: leave it at 1 and start one server"),
         ({"enable_lora": True}, "not support LoRA: leave out --enable-lora"),

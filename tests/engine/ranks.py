@@ -1,0 +1,70 @@
+"""The ranks of one engine as processes, forked from one that has imported torch and FMS already."""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+PRELOAD = ["fms.models", "spyre_bench.engine.warmup", "tests.engine.ranks"]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a rank says of itself."""
+
+    tokens: list[list[list[int]]]  # of each bucket, of each pass, of each row
+    weight_bytes: int
+    predicted_bytes: int
+    was_warm: list[bool]
+
+
+def run_ranks(
+    model: Path, tp: int, buckets: str, prompts: list[list[int]], **setting
+) -> list[Told]:
+    """Greedy tokens of every bucket, by every rank."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    with TemporaryDirectory() as meeting, ProcessPoolExecutor(tp, context) as pool:
+        point = Path(meeting) / "point"
+        ranks = [
+            pool.submit(_rank, model, r, tp, point, buckets, prompts, setting) for r in range(tp)
+        ]
+        return [rank.result(300) for rank in ranks]
+
+
+def _rank(model, rank, tp, point, buckets, prompts, setting) -> Told:
+    import torch
+
+    from spyre_bench.engine.model import EngineConfig, SpyreCausalLM
+    from spyre_bench.engine.parallel import Rank, join
+    from spyre_bench.engine.warmup import warm_up
+    from spyre_bench.shapes import BucketSet
+
+    torch.set_num_threads(1)
+    join(Rank(rank, tp), point, 60)
+    engine = SpyreCausalLM(
+        EngineConfig(
+            model_directory=model, buckets=BucketSet.parse(buckets), rank=Rank(rank, tp), **setting
+        )
+    )
+    rows = warm_up(engine, progress=False)
+    return Told(
+        greedy(engine, prompts),
+        engine.weight_bytes,
+        engine.shape.weight_bytes("float32", tp),
+        [row.was_warm for row in rows],
+    )
+
+
+def greedy(engine, prompts: list[list[int]]) -> list[list[list[int]]]:
+    """The likeliest tokens of as many prompts as each bucket takes."""
+    tokens = []
+    for bucket in engine.buckets:
+        logits = engine.prefill(bucket, prompts[: bucket.batch_size])
+        tokens.append([logits.argmax(-1).tolist()])
+        for _ in range(bucket.new_tokens - 1):
+            tokens[-1].append(engine.decode(tokens[-1][-1]).argmax(-1).tolist())
+    return tokens

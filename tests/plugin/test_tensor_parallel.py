@@ -1,0 +1,160 @@
+"""`--tensor-parallel-size N` is enough: the answers of one rank and of Hugging Face, every bucket,
+eager and compiled, offline and served."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import openai
+import pytest
+
+from tests.plugin.servers import PROMPTS, SPYRE, Server
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = Path(__file__).parent / "offline_script.py"
+
+
+def answers(run) -> list[list[int]]:
+    (line,) = [line for line in run.output().splitlines() if line.startswith("[[")]
+    return json.loads(line)
+
+
+def greedy(directory: Path, prompts: list[str], new_tokens: int) -> list[list[int]]:
+    """What Hugging Face transformers says, one prompt at a time, end of sequence ignored by
+    neither side."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    said = []
+    for prompt in prompts:
+        inputs = tokenizer(prompt, return_tensors="pt")
+        with torch.no_grad():
+            output = model.generate(
+                inputs["input_ids"], attention_mask=inputs["attention_mask"],
+                max_new_tokens=new_tokens, do_sample=False,
+            )  # fmt: skip
+        said.append(output[0, inputs["input_ids"].shape[1] :].tolist())
+    return said
+
+
+def require_every_bucket(log: Path, buckets: list[list[int]]) -> None:
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    used = [line["bucket"] for line in lines if line["kind"] == "prefill"]
+    assert sorted(used) == sorted(buckets)
+
+
+@pytest.mark.parametrize(
+    ("name", "tp", "backend"),
+    [
+        ("tiny_llama", 2, "eager"),
+        ("tiny_granite", 4, "eager"),
+        ("smollm2", 3, "eager"),
+        ("tiny_granite", 2, "inductor"),
+        ("tiny_llama", 4, "inductor"),
+        ("smollm2", 3, "inductor"),
+    ],
+)
+def test_offline_the_ranks_say_what_hugging_face_says(start, request, tmp_path, name, tp, backend):
+    model, log = request.getfixturevalue(name), tmp_path / "passes.jsonl"
+    spyre = SPYRE | {
+        "compile_backend": backend, "pass_log": str(log), "step_timeout_s": 600,
+        "artefact_directory": str(tmp_path / "artefacts"),
+    }  # fmt: skip
+    arguments = json.dumps([str(model), spyre, PROMPTS, 16, {"tensor_parallel_size": tp}])
+    run = start(sys.executable, str(SCRIPT), arguments)
+    assert run.process.wait(600) == 0, run.output()
+    assert answers(run) == greedy(model, PROMPTS, 16)
+    require_every_bucket(log, SPYRE["buckets"])
+    shares = re.findall(rf"Rank (\d) of {tp} holds [\d,]+ bytes", run.output())
+    assert sorted(shares) == [str(rank) for rank in range(tp)]
+    assert f"{tp} ranks share " in run.output()
+    assert "Traceback" not in run.output()
+    run.require_nothing_left()
+
+
+def test_served_the_ranks_say_what_hugging_face_says(smollm2, expected, tmp_path):
+    log = tmp_path / "passes.jsonl"
+    spyre = SPYRE | {"pass_log": str(log), "step_timeout_s": 600}
+    server = Server(smollm2, spyre, tmp_path / "log", "--tensor-parallel-size", "3")
+    try:
+        server.wait_until_ready()
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        answer = client.completions.create(
+            model=server.model, prompt=PROMPTS, max_tokens=16, temperature=0,
+            extra_body={"return_token_ids": True},
+        )  # fmt: skip
+        assert [choice.token_ids for choice in answer.choices] == expected
+        require_every_bucket(log, SPYRE["buckets"])
+        sampled = [
+            client.completions.create(
+                model=server.model, prompt=PROMPTS[2], max_tokens=16, temperature=1, seed=7, n=2
+            )
+            for _ in range(2)
+        ]
+        first, again = ([choice.text for choice in one.choices] for one in sampled)
+        assert first == again, "a seed is worth the same however often it is asked"
+        server.ctrl_c()
+        server.process.wait(30)
+        server.require_nothing_left()
+    finally:
+        server.clean_up()
+
+
+def test_a_warm_start_compiles_nothing_on_any_rank_and_a_missing_artefact_is_named(
+    start, tiny_llama, tmp_path
+):
+    artefacts = tmp_path / "artefacts"
+    spyre = {
+        "buckets": [[2, 64, 8]], "artefact_directory": str(artefacts), "step_timeout_s": 600,
+    }  # fmt: skip
+
+    def begin(**more):
+        arguments = [str(tiny_llama), spyre | more, PROMPTS[:2], 8, {"tensor_parallel_size": 2}]
+        run = start(sys.executable, str(SCRIPT), json.dumps(arguments))
+        return run, run.process.wait(300)
+
+    cold, code = begin()
+    assert code == 0, cold.output()
+    # refuses to start unless every rank finds all of its code
+    warm, code = begin(require_precompiled=True)
+    assert code == 0, warm.output()
+    assert answers(warm) == answers(cold)
+    of_rank_1 = next(
+        path
+        for path in artefacts.glob("*.json")
+        if json.loads(path.read_text())["identity"]["rank"] == 1
+    )
+    of_rank_1.unlink()
+    refused, code = begin(require_precompiled=True)
+    assert code > 0
+    assert re.search(
+        r"the engine stops: rank 1 of 2 \(process \d+\) failed: ValueError: require_precompiled",
+        refused.output(),
+    ), refused.output()
+    refused.require_nothing_left()
+
+
+def test_more_threads_than_cores_are_warned_of(tiny_llama, monkeypatch, caplog):
+    from types import SimpleNamespace
+
+    from spyre_bench.engine.parallel import Rank
+    from spyre_bench.plugin import worker
+
+    monkeypatch.setattr(worker, "available_cpu_count", lambda: 4)
+    monkeypatch.setattr(worker.torch, "get_num_threads", lambda: 2)
+
+    def share(tp: int, is_driver: bool = True) -> list[str]:
+        caplog.clear()
+        rank = SimpleNamespace(spyre_rank=Rank(0, tp), is_driver_worker=is_driver)
+        with caplog.at_level("INFO", logger=worker.logger.name):
+            worker.SpyreWorker._share_cores(rank)
+        return caplog.messages
+
+    assert share(1) == share(2, is_driver=False) == []
+    assert share(2) == ["2 ranks share 4 cores, threads each: 2."]
+    _, warning = share(4)
+    assert "wait for each other. Set OMP_NUM_THREADS=1, or use fewer ranks" in warning
