@@ -11,6 +11,7 @@ import pytest
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
+from matplotlib.text import Text
 
 from spyre_bench import plots
 
@@ -138,7 +139,47 @@ SHARES = pd.DataFrame(
         "cap_share": 0.0,
     }
 )
+CAPACITIES = pd.DataFrame(
+    {
+        "cards": np.repeat([1, 2, 2], 3),
+        "tp": np.repeat([1, 1, 2], 3),
+        "deployment": np.repeat(["1 × TP 1", "2 × TP 1", "1 × TP 2"], 3),
+        "end": ["fast", "value", "slow"] * 3,
+        "capacity_rps_a_card": [0.3, 0.2, 0.1, 0.6, 0.4, 0.0, *[np.nan] * 3],
+        "refused": [""] * 6 + ["it does not split over two cards, " + "and so on " * 9] * 3,
+    }
+)
+SHARES_BY_TP = pd.DataFrame(
+    {
+        "tp": [1, 1, 4, 4],
+        "pass": ["prefill", "decode"] * 2,
+        "low_s": [1.0, 0.1, 0.5, 0.05],
+        "value_s": [2.0, 0.2, 1.0, 0.1],
+        "high_s": [3.0, 0.3, 2.0, 0.2],
+        "low_share": [0.0, 0.0, 0.1, 0.05],
+        "value_share": [0.0, 0.0, 0.4, 0.1],
+        "high_share": [0.0, 0.0, 0.7, 0.3],
+    }
+)
+TORNADO = pd.DataFrame(
+    {
+        "parameter": ["rest_decode_s", "all_reduce_s"],
+        "unit": ["s/layer", "s"],
+        "confidence": ["L-M", "L"],
+        "fast": [0.0, 5e-5],
+        "slow": [3.6e-3, 2e-4],
+        "winner": "2 × TP 1",
+        "base_lead": 0.1,
+        "fast_lead": [0.2, 0.05],
+        "slow_lead": [-0.3, 0.15],
+        "fast_winner": "2 × TP 1",
+        "slow_winner": ["1 × TP 2", "2 × TP 1"],
+        "changes": [True, False],
+    }
+)
 FIGURES = {
+    plots.capacities: (CAPACITIES, "[requests/min]"),
+    plots.tornado: (TORNADO, "[requests/min]"),
     plots.ledger_shares: (SHARES, "[%]"),
     partial(plots.fill_and_seconds, bound_s=50.0): (SETS, "[%]"),
     plots.lengths: (LENGTHS, "[tokens]"),
@@ -293,6 +334,67 @@ def test_shares_lie_end_to_end_and_groups_apart():
     assert [label.get_text() for label in ax.get_yticklabels()][2] == "fcfs (saturated)"
     written = [text.get_text() for text in ax.texts]
     assert written == ["50%", "25%", "", "load 0.2", "load 2"], "no figure where it has no room"
+
+
+def test_a_capacity_reaches_from_the_slow_to_the_fast_end_and_a_refusal_says_why():
+    ax = plots.capacities(CAPACITIES, "")
+    drawn = [line.get_xdata() for line in ax.lines if len(line.get_xdata())]
+    spans = [list(x) for x in drawn if len(x) == 2]
+    assert np.allclose(spans, [[6, 18], [0, 36]])
+    assert np.allclose([x[0] for x in drawn if len(x) == 1], [12, 24])
+    reason, *groups = texts(ax)
+    assert reason.startswith("it does not split over two cards")
+    assert len(reason) == 80
+    assert groups == ["1 card", "2 cards"]
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert names == ["1 × TP 1", "2 × TP 1", "1 × TP 2"]
+    legend = [text.get_text() for text in ax.figure.legends[0].get_texts()]
+    assert legend == ["engines of 1 card", "engines of 2 cards"]
+
+
+def test_a_pass_is_beside_what_it_would_take_were_cards_all_that_counted():
+    first = plots.all_reduce_shares(SHARES_BY_TP, "It is so")
+    seconds, shares = first.figure.axes
+    assert first.get_title(loc="left") == "It is so"
+    assert "[s]" in seconds.get_ylabel()
+    assert "[%" in shares.get_ylabel()
+    assert [label.get_text() for label in shares.get_xticklabels()] == ["TP 1", "TP 4"]
+    dotted = [list(line.get_ydata()) for line in seconds.lines if line.get_linestyle() == ":"]
+    assert dotted[:2] == [[0.2, 0.05], [2.0, 0.5]]
+    solid = [list(line.get_ydata()) for line in shares.lines]
+    assert solid == [[0, 0.1], [0, 0.4]]
+    legend = [text.get_text() for text in first.figure.legends[0].get_texts()]
+    assert legend == ["decode", "prefill", "were cards all that counted"]
+
+
+def test_a_parameter_that_decides_is_bold_and_who_wins_then_is_named():
+    ax = plots.tornado(TORNADO, "")
+    assert {bar[1:] for bar in bars(ax)} == {(6, 12), (6, 9)}, "what lies right of the lead of 6"
+    lost = [bar for bar in ax.patches if bar.get_width() < 0]
+    assert sorted(round(bar.get_x() + bar.get_width(), 6) for bar in lost) == [-18, 3]
+    assert texts(ax) == ["1 × TP 2"]
+    assert [label.get_fontweight() for label in ax.get_yticklabels()] == ["bold", "normal"]
+    assert "2 × TP 1" in ax.get_xlabel()
+
+
+def smallest_text(figure) -> float:
+    """Points of the smallest text that is drawn."""
+    figure.canvas.draw()
+    found = figure.findobj(lambda artist: isinstance(artist, Text))
+    return min(text.get_fontsize() for text in found if text.get_visible() and text.get_text())
+
+
+def test_no_text_is_below_nine_points_on_ten_inches():
+    figures = [figure(frame, title="It is so") for figure, (frame, _) in FIGURES.items()]
+    figures += [plots.all_reduce_shares(SHARES_BY_TP, "x"), plots.hold_timers(HELD, "x")]
+    for ax in figures:
+        assert ax.figure.get_size_inches()[0] == 10
+        assert smallest_text(ax.figure) >= 9, ax.get_xlabel()
+
+
+def test_the_colours_that_follow_one_another_are_those_for_colour_blind_eyes():
+    cycle = [colour["color"] for colour in plt.rcParams["axes.prop_cycle"]]
+    assert cycle[:4] == ["#0072B2", "#E69F00", "#009E73", "#CC79A7"]
 
 
 LOADED = pd.DataFrame(

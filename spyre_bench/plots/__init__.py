@@ -1,0 +1,50 @@
+"""One function a figure: a tidy frame in, a matplotlib Axes out. Nothing is computed here; what a
+figure means is its title, which the caller knows and passes.
+"""
+
+from spyre_bench.plots.cards import all_reduce_shares, capacities, tornado
+from spyre_bench.plots.choice import buckets, contenders, k_curve, lengths, schemes, waterfall
+from spyre_bench.plots.runs import small_multiples
+from spyre_bench.plots.serving import (
+    FULLNESS,
+    HOLDING,
+    LATENCIES,
+    fill_and_seconds,
+    fill_under_load,
+    hold_timers,
+    latency_under_load,
+    ledger_shares,
+    pass_timeline,
+    waste_ledger,
+)
+from spyre_bench.plots.startup import break_even, growth, predicted, startup_stages
+from spyre_bench.plots.trust import measured_and_simulated, pass_errors
+
+__all__ = [
+    "FULLNESS",
+    "HOLDING",
+    "LATENCIES",
+    "all_reduce_shares",
+    "break_even",
+    "buckets",
+    "capacities",
+    "contenders",
+    "fill_and_seconds",
+    "fill_under_load",
+    "growth",
+    "hold_timers",
+    "k_curve",
+    "latency_under_load",
+    "ledger_shares",
+    "lengths",
+    "measured_and_simulated",
+    "pass_errors",
+    "pass_timeline",
+    "predicted",
+    "schemes",
+    "small_multiples",
+    "startup_stages",
+    "tornado",
+    "waste_ledger",
+    "waterfall",
+]

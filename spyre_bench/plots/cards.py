@@ -1,0 +1,140 @@
+"""Many cards: what each division of them serves, what all-reduces take, and what decides."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.ticker import PercentFormatter
+
+from spyre_bench.plots.style import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PASSES,
+    PURPLE,
+    RED,
+    legend,
+    new_axes,
+    plain_numbers,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+ENGINES = ((BLUE, "o"), (GREEN, "s"), (ORANGE, "^"), (PURPLE, "D"))
+MARKS = {"prefill": "s", "decode": "o"}
+MINUTE = 60  # seconds; figures of a card are a few requests a minute
+REASON = 80  # letters of a refusal that fit into the picture
+
+
+def capacities(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
+    """Capacity a card of every deployment from the slow to the fast end of the parameters, with a
+    mark at their values, in groups of as many cards.
+
+    `frame`: cards, tp, deployment, end ("fast", "value", "slow"), capacity_rps_a_card, refused (why
+    there is none; empty where there is).
+    """
+    deployments = list(frame.groupby(["cards", "deployment"], sort=False))
+    numbers = list(dict.fromkeys(frame["cards"]))
+    places = [n + 0.9 * numbers.index(cards) for n, ((cards, _), _) in enumerate(deployments)]
+    ax = new_axes(ax, title, height=1.9 + 0.34 * places[-1])
+    styles = dict(zip(sorted(set(frame["tp"])), itertools.cycle(ENGINES), strict=False))
+    for place, (_, some) in zip(places, deployments, strict=True):
+        tp, refused = some["tp"].iloc[0], some["refused"].iloc[0]
+        if refused:
+            text = refused if len(refused) <= REASON else f"{refused[: REASON - 1]}…"
+            ax.annotate(text, (0, place), xytext=(6, 0), textcoords="offset points", va="center",
+                        style="italic")  # fmt: skip
+            continue
+        colour, marker = styles[tp]
+        at = MINUTE * some.set_index("end")["capacity_rps_a_card"]
+        ax.plot([at["slow"], at["fast"]], [place] * 2, color=colour, linewidth=7, alpha=0.35,
+                solid_capstyle="butt")  # fmt: skip
+        ax.plot(at["value"], place, marker, color=colour, markersize=8)
+    for cards in numbers:
+        first = next(p for p, ((n, _), _) in zip(places, deployments, strict=True) if n == cards)
+        ax.annotate(f"{cards} card{'s' if cards > 1 else ''}", (0, first - 0.5), xytext=(4, 0),
+                    textcoords="offset points", fontweight="bold", va="bottom")  # fmt: skip
+    for tp, (colour, marker) in styles.items():
+        ax.plot([], [], marker=marker, color=colour, linewidth=7, alpha=0.6, markersize=8,
+                label=f"engines of {tp} card{'s' if tp > 1 else ''}")  # fmt: skip
+    ax.set_yticks(places, [name for (_, name), _ in deployments])
+    ax.set_ylim(places[-1] + 0.6, -1.3)
+    ax.set_xlim(left=0)
+    ax.margins(x=0.05)
+    ax.grid(visible=False, axis="y")
+    ax.set_xlabel(
+        "capacity a card [requests/min]; bar: slow to fast parameters, mark: their values"
+    )
+    ax.set_ylabel("engines × cards of each")
+    return legend(ax, columns=4)
+
+
+def all_reduce_shares(frame: pd.DataFrame, title: str) -> Axes:
+    """Seconds of a pass over the cards of an engine, beside what all-reduces take of them, each
+    from low to high with a mark at the value. Returns the first panel.
+
+    `frame`: tp, pass ("prefill" or "decode"), and low, value and high as `_s` and as `_share` (of
+    0 to 1).
+    """
+    _, axes = plt.subplots(1, 2, sharex=True)
+    sizes = sorted(set(frame["tp"]))
+    for ax, quantity in zip(axes, ("s", "share"), strict=True):
+        for (name, some), shift in zip(frame.groupby("pass"), (-0.08, 0.08), strict=True):
+            places = np.array([sizes.index(tp) for tp in some["tp"]]) + shift
+            colour, value = PASSES[name][0], some[f"value_{quantity}"]
+            ax.vlines(places, some[f"low_{quantity}"], some[f"high_{quantity}"], color=colour,
+                      linewidth=7, alpha=0.35)  # fmt: skip
+            ax.plot(places, value, marker=MARKS[name], color=colour, markersize=8, label=name)
+            if quantity == "s":
+                ax.plot(places, value.iloc[0] * some["tp"].iloc[0] / some["tp"], ":", color=colour)
+        ax.set_xticks(range(len(sizes)), [f"TP {tp}" for tp in sizes])
+        ax.set_xlabel("cards of an engine")
+    axes[0].set_yscale("log")
+    plain_numbers(axes[0].yaxis)
+    axes[0].set_ylabel("seconds of a pass [s]")
+    axes[1].set_ylim(0, 1)
+    axes[1].yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=""))
+    axes[1].set_ylabel("in all-reduces [% of the pass]")
+    axes[0].plot([], [], ":", color="black", label="were cards all that counted")
+    axes[0].set_title(title)
+    return legend(axes[0], columns=4)
+
+
+def tornado(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
+    """How far the winner leads as one parameter at a time moves to its fast and its slow end; left
+    of the line it has lost, to the deployment that is named there.
+
+    `frame`: parameter, unit, confidence, fast, slow, winner, base_lead, fast_lead, slow_lead,
+    fast_winner, slow_winner, changes.
+    """
+    ax = new_axes(ax, title, height=1.9 + 0.5 * len(frame))
+    places, base = np.arange(len(frame)), MINUTE * frame["base_lead"]
+    for end, colour, hatch, shift in (("fast", BLUE, "", -0.18), ("slow", ORANGE, "///", 0.18)):
+        lead = MINUTE * frame[f"{end}_lead"]
+        ax.barh(places + shift, lead - base, left=base, height=0.34, color=colour, hatch=hatch,
+                edgecolor="white", label=f"at its {end} end")  # fmt: skip
+        for place, value, winner in zip(places, lead, frame[f"{end}_winner"], strict=True):
+            if value < 0:
+                ax.annotate(winner, (value, place + shift), xytext=(-4, 0), ha="right",
+                            va="center", textcoords="offset points")  # fmt: skip
+    ax.axvline(0, color=RED, linewidth=1.5, label="left of it another deployment serves more")
+    ax.axvline(base.iloc[0], color="black", linewidth=0.8)
+    ax.set_yticks(places, [
+        f"{row.parameter}\n{row.fast:.3g} to {row.slow:.3g} {row.unit}, {row.confidence}"
+        for row in frame.itertuples()
+    ])  # fmt: skip
+    for label, changes in zip(ax.get_yticklabels(), frame["changes"], strict=True):
+        label.set_fontweight("bold" if changes else "normal")
+    ax.set_ylim(len(frame) - 0.5, -0.5)
+    ax.margins(x=0.14)
+    ax.grid(visible=False, axis="y")
+    ax.set_xlabel(
+        f"capacity a card of {frame['winner'].iloc[0]} above that of the best other "
+        f"[requests/min]; bold: it decides"
+    )
+    return legend(ax)

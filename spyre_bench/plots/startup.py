@@ -1,0 +1,103 @@
+"""What start-up costs: its stages, its growth, predictions, and when a bucket has paid."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from spyre_bench.plots.style import BLUE, GREY, ORANGE, RED, SKY, legend, new_axes
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+STAGES = {
+    "load_s": ("load weights", GREY, ""),
+    "compile_s": ("compile", ORANGE, "///"),
+    "first_run_s": ("first runs", BLUE, "..."),
+}
+
+
+def startup_stages(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
+    """Seconds until ready, stacked by stage, one bar a row.
+
+    `frame`: label, and a column of seconds for each of load_s, compile_s and first_run_s.
+    """
+    ax = new_axes(ax, title, height=1.6 + 0.32 * len(frame))
+    left = np.zeros(len(frame))
+    for stage, (label, colour, hatch) in STAGES.items():
+        seconds = frame[stage].to_numpy()
+        ax.barh(frame["label"], seconds, left=left, height=0.7, color=colour, hatch=hatch,
+                edgecolor="white", linewidth=0.6, label=label)  # fmt: skip
+        left += seconds
+    ax.invert_yaxis()
+    ax.set_xlabel("seconds")
+    return legend(ax)
+
+
+def growth(frame: pd.DataFrame, factor: float, title: str, ax: Axes | None = None) -> Axes:
+    """By how much each stage grows as one dimension of a bucket grows by `factor`.
+
+    `frame`: dimension, stage, ratio.
+    """
+    ax = new_axes(ax, title)
+    dimensions = list(frame["dimension"].unique())
+    styles = ((ORANGE, "///"), (SKY, "..."), (BLUE, ""))
+    for (stage, some), place, (colour, hatch) in zip(
+        frame.groupby("stage", sort=False), (-0.26, 0, 0.26), styles, strict=True
+    ):
+        places = [dimensions.index(name) + place for name in some["dimension"]]
+        ax.bar(places, some["ratio"], width=0.24, color=colour, hatch=hatch,
+               edgecolor="white", label=stage)  # fmt: skip
+    ax.axhline(1, color="black", linewidth=0.8, label="no growth")
+    ax.axhline(factor, color="black", linewidth=0.8, linestyle="--", label="in proportion")
+    ax.set_xticks(range(len(dimensions)), dimensions)
+    ax.set_xlabel(f"dimension that grows by {factor:g}")
+    ax.set_ylabel("seconds, relative to the base bucket")
+    return legend(ax)
+
+
+def predicted(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
+    """Predicted beside measured seconds, one line a bucket.
+
+    `frame`: bucket, role ("fitted" or "held out"), startup_s (measured), predicted_s.
+    """
+    ax = new_axes(ax, title, height=1.6 + 0.4 * len(frame))
+    places = np.arange(len(frame))
+    ax.hlines(places, frame["startup_s"], frame["predicted_s"], color=GREY, linewidth=3)
+    ax.plot(frame["startup_s"], places, "o", color=BLUE, markersize=8, label="measured")
+    ax.plot(frame["predicted_s"], places, "D", color=RED, markersize=8, fillstyle="none",
+            markeredgewidth=1.5, label="predicted")  # fmt: skip
+    ax.set_yticks(places, frame["bucket"] + "\n" + frame["role"])
+    ax.set_ylim(len(frame) - 0.5, -0.5)
+    ax.set_xlim(0, 1.1 * frame[["startup_s", "predicted_s"]].to_numpy().max())
+    ax.set_xlabel("start-up [s]")
+    ax.set_ylabel("bucket B,P,N")
+    return legend(ax)
+
+
+def break_even(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
+    """After how many requests each bucket has paid for itself; no bar where it never does.
+
+    `frame`: bucket, start ("cold" or "warm"), requests (infinite: never).
+    """
+    labels = list(dict.fromkeys(frame["bucket"]))
+    ax = new_axes(ax, title, height=1.6 + 0.6 * len(labels))
+    for offset, start, colour, hatch in ((-0.2, "cold", BLUE, "///"), (0.2, "warm", ORANGE, "")):
+        some = frame[frame["start"] == start]
+        places = [labels.index(label) + offset for label in some["bucket"]]
+        requests = some["requests"].replace(np.inf, np.nan)
+        bars = ax.barh(places, requests, height=0.38, color=colour, hatch=hatch,
+                       edgecolor="white", label=f"{start} start")  # fmt: skip
+        texts = ["never" if value == np.inf else f"{value:,.0f}" for value in some["requests"]]
+        for bar, text in zip(bars, texts, strict=True):
+            width = 0 if np.isnan(bar.get_width()) else bar.get_width()
+            ax.annotate(text, (width, bar.get_y() + 0.19), xytext=(4, 0),
+                        textcoords="offset points", va="center")  # fmt: skip
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set_ylim(len(labels) - 0.5, -0.5)
+    ax.margins(x=0.12)
+    ax.set_xlabel("requests until the saved seconds equal the start-up seconds")
+    ax.set_ylabel("bucket B,P,N")
+    return legend(ax)

@@ -1,0 +1,77 @@
+"""The simulation beside the measurement."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.ticker import LogLocator
+
+from spyre_bench.plots.style import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PASSES,
+    PURPLE,
+    RED,
+    SKY,
+    legend,
+    new_axes,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+MARKS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PURPLE, "D"), (SKY, "v"), (RED, "P"))
+
+
+def measured_and_simulated(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
+    """Every request of some runs, simulated over measured; on the line they agree.
+
+    `frame`: run, measured_e2el_s, simulated_e2el_s.
+    """
+    ax = new_axes(ax, title, height=5)
+    columns = ["measured_e2el_s", "simulated_e2el_s"]
+    ends = [frame[columns].min().min() / 1.2, frame[columns].max().max() * 1.2]
+    ax.plot(ends, ends, color="black", linewidth=0.8, label="simulated = measured")
+    for (run, some), (colour, marker) in zip(
+        frame.groupby("run", sort=False), itertools.cycle(MARKS)
+    ):
+        ax.plot(*(some[name] for name in columns), marker, color=colour, markersize=6,
+                markeredgecolor="black", markeredgewidth=0.5, label=run)  # fmt: skip
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
+    ax.set_xlim(ends)
+    ax.set_ylim(ends)
+    ax.set_xlabel("E2EL measured by the client [s]")
+    ax.set_ylabel("E2EL simulated [s]")
+    return legend(ax)
+
+
+def pass_errors(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
+    """How far the single passes of each bucket are from the constant they were simulated with: a
+    point each, the bar is the median.
+
+    `frame`: bucket, kind ("prefill" or "decode"), error (0.1: took 10 % longer).
+    """
+    groups = list(frame.groupby(["bucket", "kind"]))
+    ax = new_axes(ax, title, height=1.6 + 0.55 * len(groups))
+    for place, ((_, kind), some) in enumerate(groups):
+        colour, _ = PASSES[kind]
+        spread = np.linspace(-0.25, 0.25, len(some))
+        ax.plot(100 * some["error"], place + spread, ".", color=colour, markersize=4)
+        ax.plot([100 * some["error"].median()] * 2, [place - 0.35, place + 0.35], color="black")
+    ax.axvline(0, color="black", linewidth=0.8)
+    ax.set_yticks(range(len(groups)), [f"{bucket}\n{kind}" for (bucket, kind), _ in groups])
+    ax.invert_yaxis()
+    ax.set_xscale("symlog", linthresh=10)
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.set_xlabel("the pass took longer than its constant by [%]; beyond 10 % the scale is shorter")
+    ax.set_ylabel("bucket B,P,N")
+    return ax
