@@ -10,7 +10,7 @@ published: show the range, never the middle value alone.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from types import SimpleNamespace
 
 from spyre_bench.cost import SMALLEST, BucketCost
@@ -127,6 +127,22 @@ class SpyreCard:
                     f"{'a rate is above 0 and larger' if rate else 'it is smaller'} when fast"
                 )
 
+    def fixed(self, **numbers: float) -> SpyreCard:
+        """The same card with one number, in its own unit, in place of a parameter's range.
+        Raises ValueError for a name that is no parameter."""
+        known = [field.name for field in fields(self)]
+        if unknown := sorted(set(numbers) - set(known)):
+            raise ValueError(
+                f"the card has no parameter {unknown[0]!r}: use one of {', '.join(known)}"
+            )
+        return replace(
+            self,
+            **{
+                name: replace(getattr(self, name), value=number, fast=number, slow=number)
+                for name, number in numbers.items()
+            },
+        )
+
     def at(self, end: str) -> SimpleNamespace:
         """Every parameter as a number at one of its ends."""
         if end not in ENDS:
@@ -134,6 +150,14 @@ class SpyreCard:
         return SimpleNamespace(
             **{f.name: getattr(getattr(self, f.name), end) for f in fields(self)}
         )
+
+
+def with_all_reduce(microseconds: float) -> SpyreCard:
+    """The card where an all-reduce takes at least so long; 0: as its own range has it. Raises
+    ValueError for less."""
+    if not microseconds >= 0:
+        raise ValueError(f"an all-reduce of {microseconds} µs is not possible: 0 takes the range")
+    return SpyreCard().fixed(all_reduce_s=microseconds / 1e6) if microseconds else SpyreCard()
 
 
 @dataclass(frozen=True)
@@ -209,7 +233,7 @@ class SpyreCost:
             return needed
         inner = self.model.intermediate_size // self.tp
         a_token = 4 * self.model.hidden_size + 3 * inner + prompt  # the last: its row of the mask
-        logits = self.model.head_linear(self.tp).columns
+        logits = self.model.vocab_size
         needed += rows * (prompt * a_token + logits) * FP16_BYTES
         if end == "slow":
             needed += rows * self.model.card_heads(self.tp) * prompt**2 * FP16_BYTES
@@ -314,8 +338,9 @@ class Passes:
         return product + (FP16_BYTES + item) * inputs / self.card.quantise_bytes_a_s
 
     def head_s(self, rows: int) -> float:
-        """The output head, in fp16 under both dtypes, for the last token of each row."""
-        return self.linear_s(self.model.head_linear(self.tp), rows, "fp16")
+        """The output head, in fp16 under both dtypes, for the last token of each row; every card
+        computes all of it."""
+        return self.linear_s(self.model.head_linear(), rows, "fp16")
 
     def prefill_attention_s(self, bucket: Bucket) -> float:
         """Scores and weighted values of a layer, nothing skipped for the causal mask."""

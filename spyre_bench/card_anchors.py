@@ -229,7 +229,8 @@ one engineer's. Confidence: H vendor or code, M one lab, L inferred or assumed.
 Not known, and not claimed: tokens a second, latencies, scaling over cards, energy, compile time a \
 shape. More than one card, fp8 beyond one product, other models than Granite-8B and long contexts \
 are extrapolated; quote the range of `SpyreCost.range_of`, never the value alone. The low is with \
-every parameter at its fast end, the high with every one at its slow end.
+every parameter at its fast end, the high with every one at its slow end. Over several cards \
+layers are split as FMS splits them; embedding and output head are whole on every card.
 
 ## Passes of Granite-3.3-8B
 

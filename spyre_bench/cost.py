@@ -237,6 +237,16 @@ class MeasuredCost:
         return BucketCost(bucket, **values, extrapolated=outside)
 
     @property
+    def model(self) -> str:
+        """The name of the model that was measured."""
+        return self.rows[0].model
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Those measured, ascending."""
+        return tuple(sorted({row.batch_size for row in self.rows}))
+
+    @property
     def smallest(self) -> tuple[int, int, int]:
         """The smallest B, P and N that it prices: those measured, unless it extrapolates."""
         return SMALLEST if self.extrapolate else self._least

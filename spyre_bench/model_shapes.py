@@ -46,7 +46,9 @@ class Linear:
 @dataclass(frozen=True, kw_only=True)
 class ModelConfiguration:
     """The sizes of a model. Sizes with a `tp` are of one of `tp` cards, split as FMS splits: heads
-    and the MLP's width over the cards, KV heads too, but never below one a card."""
+    and the MLP's width over the cards, KV heads too, but never below one a card. FMS distributes
+    the decoder layers alone (`distribute_layer` in its models): embedding, head and norms are
+    whole on every card, and so is the bias of a product whose inputs are split."""
 
     name: str
     hidden_size: int
@@ -117,9 +119,9 @@ class ModelConfiguration:
             Linear("down", inner, self.hidden_size),
         )
 
-    def head_linear(self, tp: int = 1) -> Linear:
-        """The output head of one card, whose share of the vocabulary is rounded up."""
-        return Linear("head", self.hidden_size, -(-self.vocab_size // tp))
+    def head_linear(self) -> Linear:
+        """The output head, whole on every card."""
+        return Linear("head", self.hidden_size, self.vocab_size)
 
     @property
     def parameters(self) -> int:
@@ -136,8 +138,8 @@ class ModelConfiguration:
         return self.layers * sum(linear.weights for linear in linears)
 
     def _other_weights(self, tp: int) -> int:
-        """Embedding, head, norms and biases: never in 8 bits."""
-        head = self.head_linear(tp).weights
+        """Embedding, head, norms and biases of one card: never in 8 bits."""
+        head = self.head_linear().weights
         tables = head if self.tied_head else 2 * head
         norms = 2 * self.hidden_size + (2 * self.head_dim if self.head_norms else 0)
         biases = sum(

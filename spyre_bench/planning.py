@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,12 +14,20 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from spyre_bench.advise import Advice
+    from spyre_bench.cost import BucketCost
+    from spyre_bench.cost_source import CardCost
+    from spyre_bench.simulate import Trace
     from spyre_bench.workload import Workload
 
 WorkloadName = Annotated[
     str, typer.Option("--workload", help="azure_conv, burstgpt, ..., or a trace file")
 ]
-Cost = Annotated[Path | None, typer.Option(help="cost table; default: the one that is shipped")]
+Cost = Annotated[
+    str | None,
+    typer.Option(
+        help="cost table, or card:MODEL,tp=4,dtype=fp8,end=slow; default: the table that ships"
+    ),
+]
 Requests = Annotated[int | None, typer.Option(help="how many; default: 10,000, or the whole file")]
 Seed = Annotated[int, typer.Option(help="of every random draw")]
 Arrivals = Annotated[
@@ -74,24 +82,31 @@ def simulate(
     from spyre_bench import simulate as simulator
     from spyre_bench.batching import Policy
     from spyre_bench.bench_json import bench_result
-    from spyre_bench.cost import load_cost, price
+    from spyre_bench.cost import price
+    from spyre_bench.cost_source import CardCost, load_source
     from spyre_bench.lint import lint
     from spyre_bench.shapes import BucketSet
 
     buckets = BucketSet.parse(bucket)
     limits = _limits(goodput)
     rules = Policy(policy, max_wait_s=max_wait_s, gather_s=gather_s, max_age_s=max_age_s)
-    model = load_cost(cost, extrapolate=extrapolate)
+    model = load_source(cost, extrapolate=extrapolate)
     costs = price(buckets, model)
     some = _workload(workload, requests, seed, arrivals, max_tokens, length_scale, rate_scale)
-    trace = simulator.simulate(
-        some, costs, rules, replicas=replicas, router=router,
-        ready_s=sum(c.warmup_s for c in costs) if warmup else 0.0,
-        client_overhead_s=client_overhead_ms / 1e3,
-    )  # fmt: skip
+
+    def served(costs: Sequence[BucketCost]) -> Trace:
+        return simulator.simulate(
+            some, costs, rules, replicas=replicas, router=router,
+            ready_s=sum(c.warmup_s for c in costs) if warmup else 0.0,
+            client_overhead_s=client_overhead_ms / 1e3,
+        )  # fmt: skip
+
     result = bench_result(
-        trace, goodput_ms=limits, detailed=detailed, model=model.rows[0].model
+        served(costs), goodput_ms=limits, detailed=detailed, model=model.model
     ) | {"spyre_seed": seed, "spyre_lint": lint(some, costs, model).sentences()}
+    if isinstance(model, CardCost):
+        ends = [bench_result(served(price(buckets, at))) for at in model.slow_and_fast()]
+        result["spyre_modelled"] = _modelled(model, RANGED, ends)
     if out:
         _write(out, json.dumps(result, indent=1, allow_nan=False) + "\n")
     if as_json:
@@ -126,24 +141,39 @@ def buckets(
     """Choose buckets for a workload: proved optimum, replayed, against other stacks' schemes."""
     from spyre_bench.advise import advise, within
     from spyre_bench.batching import Policy
-    from spyre_bench.cost import load_cost
+    from spyre_bench.bounds import shape_bound_s
+    from spyre_bench.cost import price
+    from spyre_bench.cost_source import CardCost, load_source
     from spyre_bench.optimize import Limits
 
     memory_bytes = None if memory_gib is None else int(memory_gib * 2**30)
     limits, goodput_ms = Limits(k, warmup_budget, memory_bytes), _limits(goodput)
     rules = Policy(policy)
-    model = load_cost(cost, extrapolate=extrapolate)
+    model = load_source(cost, extrapolate=extrapolate)
     some = _workload(workload, requests, seed, arrivals, max_tokens, length_scale, rate_scale)
     kept = within(some, model)
     advice = advise(
         kept, model, limits,
-        batch_sizes=batch_size or sorted({row.batch_size for row in model.rows}),
+        batch_sizes=batch_size or model.batch_sizes,
         policy=rules, objective=objective, goodput_ms=goodput_ms,
     )  # fmt: skip
+    found = _advice_json(advice, len(some) - len(kept))
+    if isinstance(model, CardCost):
+        ends = [price(advice.buckets, at) for at in model.slow_and_fast()]
+        figures = [
+            {
+                "shape_bound_s": shape_bound_s(advice.fitted, costs),
+                "compile_s": sum(c.compile_s for c in costs),
+            }
+            for costs in ends
+        ]
+        found["modelled"] = _modelled(model, ADVISED, figures)
     if as_json:
-        typer.echo(json.dumps(_advice_json(advice, len(some) - len(kept)), allow_nan=False))
-    else:
-        _print_advice(advice, len(some), len(some) - len(kept), model.span)
+        typer.echo(json.dumps(found, allow_nan=False))
+        return
+    _print_advice(advice, len(some), len(some) - len(kept), model.span)
+    if "modelled" in found:
+        typer.echo(_modelled_sentence(found["modelled"], ADVISED))
 
 
 def validate(
@@ -179,12 +209,16 @@ def sweep(
     ] = None,
 ) -> None:
     """Simulate every combination of a grid of settings, in parallel; resumable."""
+    from spyre_bench.cost_source import PREFIX
     from spyre_bench.sweep import read_grid, run_sweep
 
     frame = run_sweep(read_grid(grid), out, jobs=jobs, backend=backend, scheduler=scheduler)
     failed = int((frame["error"] != "").sum())
+    modelled = int(frame["cost"].str.startswith(PREFIX).sum())
     typer.echo(
-        f"{len(frame)} rows in {out}" + (f", {failed} of them with an error" if failed else ""),
+        f"{len(frame)} rows in {out}"
+        + (f", {failed} of them with an error" if failed else "")
+        + (f", {modelled} of them modelled, not measured: show both ends" if modelled else ""),
         err=True,
     )
 
@@ -238,6 +272,44 @@ def _write(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+# --- a card that nobody measured ------------------------------------------------------------------
+
+# figure -> its words and its scale; those that the card's model has a range of
+RANGED = {
+    "request_throughput": ("requests/s", 1),
+    "output_throughput": ("output tokens/s", 1),
+    "median_ttft_ms": ("seconds of median TTFT", 1e-3),
+    "median_tpot_ms": ("of median TPOT", 1e-3),
+    "p99_e2el_ms": ("of p99 E2EL", 1e-3),
+}
+ADVISED = {
+    "shape_bound_s": ("seconds of the advised buckets' bound for the first half", 1),
+    "compile_s": ("of their compiling", 1),
+}
+
+
+def _modelled(
+    model: CardCost, names: Iterable[str], ends: Sequence[Mapping[str, float]]
+) -> dict[str, Any]:
+    """What a result says of costs that were not measured: the range of its figures, from the slow
+    to the fast end of the card's parameters."""
+    slow, fast = ends
+    return {"of": str(model), "slow_to_fast": {name: [slow[name], fast[name]] for name in names}}
+
+
+def _modelled_sentence(modelled: Mapping[str, Any], words: Mapping[str, tuple[str, float]]) -> str:
+    ranges = []
+    for name, ends in modelled["slow_to_fast"].items():
+        what, scale = words[name]
+        slow, fast = (end * scale for end in ends)
+        form = ",.0f" if max(slow, fast) >= 100 else ".3g"
+        ranges.append(f"{what} {slow:{form}} to {fast:{form}}")
+    return (
+        f"modelled, not measured (docs/SPYRE_CARD.md): {modelled['of']}. From their slow to their "
+        f"fast end: {', '.join(ranges)}"
+    )
+
+
 # --- what is printed ------------------------------------------------------------------------------
 
 
@@ -271,7 +343,9 @@ def _print_result(result: dict[str, Any]) -> None:
         typer.echo(f"saturated: {result['spyre_saturation']}")
     for sentence in result["spyre_lint"]:
         typer.echo(sentence)
-    if result["spyre_extrapolated"]:
+    if "spyre_modelled" in result:
+        typer.echo(_modelled_sentence(result["spyre_modelled"], RANGED))
+    elif result["spyre_extrapolated"]:
         typer.echo(f"extrapolated: {', '.join(result['spyre_extrapolated'])}")
 
 

@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from spyre_bench import metrics
 from spyre_bench.batching import Policy
-from spyre_bench.cost import MeasuredCost, load_cost, price
+from spyre_bench.cost import price
+from spyre_bench.cost_source import Source, load_source
 from spyre_bench.shapes import BucketSet
 from spyre_bench.simulate import simulate
 from spyre_bench.workload import Workload, load_workload
@@ -51,7 +52,7 @@ class Point:
     max_age_s: float = 60.0
     replicas: int = 1
     router: str = "round_robin"
-    cost: str = ""  # the shipped table
+    cost: str = ""  # the shipped table; or a file, or card:MODEL,tp=4,dtype=fp8,end=slow
     extrapolate: bool = False
 
 
@@ -196,8 +197,8 @@ DTYPES = (
 
 # A process has many points of the same workload and table.
 @lru_cache(maxsize=8)
-def _cost(path: str, extrapolate: bool) -> MeasuredCost:
-    return load_cost(Path(path) if path else None, extrapolate=extrapolate)
+def _cost(text: str, extrapolate: bool) -> Source:
+    return load_source(text, extrapolate=extrapolate)
 
 
 @lru_cache(maxsize=8)

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from spyre_bench.card import CONFIDENCES, ENDS, LIMITS, Parameter, SpyreCard, SpyreCost
+from spyre_bench.card import (
+    CONFIDENCES,
+    ENDS,
+    LIMITS,
+    Parameter,
+    SpyreCard,
+    SpyreCost,
+    with_all_reduce,
+)
 from spyre_bench.cost import price
 from spyre_bench.model_shapes import PRESETS, Linear, preset
 from spyre_bench.shapes import Bucket
@@ -49,6 +57,22 @@ def test_a_range_the_wrong_way_round_is_refused():
         SpyreCard(scores_a_s=Parameter(0, 1, 0, "operation/s", "M", "x"))
 
 
+def test_a_parameter_that_is_known_has_no_range_left_and_the_others_keep_theirs():
+    card = SpyreCard().fixed(all_reduce_s=70e-6)
+    assert [card.at(end).all_reduce_s for end in ENDS] == [70e-6] * 3
+    assert replace(card, all_reduce_s=SpyreCard().all_reduce_s) == SpyreCard()
+    with pytest.raises(ValueError, match="no parameter 'latency': use one of read_bytes_a_s, "):
+        SpyreCard().fixed(latency=1)
+
+
+def test_an_all_reduce_can_be_given_in_microseconds_and_zero_leaves_the_range():
+    assert with_all_reduce(0) == SpyreCard()
+    known = SpyreCost(GRANITE, tp=4, card=with_all_reduce(300)).passes("fast")
+    assert known.all_reduce_s(1) == pytest.approx(300e-6)
+    with pytest.raises(ValueError, match=r"all-reduce of -1 µs is not possible: 0 takes the range"):
+        with_all_reduce(-1)
+
+
 # --- seconds, by hand -----------------------------------------------------------------------------
 
 
@@ -75,9 +99,10 @@ def test_eight_bits_halve_the_time_of_few_rows_and_gain_nothing_for_many():
     assert fp8.linear_s(weight, 512) > fp16.linear_s(weight, 512)
 
 
-def test_the_output_head_stays_in_16_bits():
+def test_the_output_head_stays_in_16_bits_and_whole_on_every_card():
     fp16, fp8 = SpyreCost(LLAMA).passes(), SpyreCost(LLAMA, dtype="fp8").passes()
     assert fp8.head_s(4) == fp16.head_s(4)
+    assert SpyreCost(LLAMA, tp=8).passes().head_s(4) == fp16.head_s(4)
 
 
 def test_the_mlp_reads_its_weights_again_for_every_256_rows():
@@ -144,7 +169,7 @@ def test_bytes_are_the_sum_by_hand():
     cost, bucket = SpyreCost(GRANITE, tp=4), Bucket(2, 128, 64)
     cache = 2 * 192 * 40 * 1024
     bare = GRANITE.weight_bytes("fp16", 4) + cache
-    mask, logits = 2 * 128 * 128 * 2, 2 * 12290 * 2  # 49159 / 4, rounded up
+    mask, logits = 2 * 128 * 128 * 2, 2 * 49159 * 2  # the head is whole on every card
     activations = 2 * 128 * (4 * 4096 + 3 * 3200) * 2
     scores = 2 * 8 * 128 * 128 * 2
     found = cost.range_of(bucket)
@@ -256,14 +281,15 @@ def test_a_larger_bucket_is_never_cheaper(setting, bucket, end):
 @given(MODELS, BUCKETS, st.sampled_from(["fp16", "fp8"]))
 def test_more_cards_hold_less_each_and_together_at_least_the_whole(model, bucket, dtype):
     one = SpyreCost(model, 1, dtype).memory_bytes(bucket, "fast")
-    held = one
+    held, tables = one, (1 if model.tied_head else 2) * model.vocab_size * model.hidden_size
     for tp in (2, 4, 8):
         try:
             each = SpyreCost(model, tp, dtype).memory_bytes(bucket, "fast")
         except ValueError:
             continue
         assert each < held
-        assert one <= tp * each <= 1.001 * one
+        copies = 2 * (tp - 1) * tables  # bytes of the embedding and the head of the other cards
+        assert one + copies <= tp * each <= 1.001 * one + copies
         held = each
 
 

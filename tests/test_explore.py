@@ -1,6 +1,8 @@
 """Panels: a moved control changes the picture, and what goes wrong is to be read in them."""
 
+import functools
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import ipywidgets as widgets
@@ -15,7 +17,9 @@ from matplotlib import pyplot as plt
 from spyre_bench import explore, loads, metrics
 from spyre_bench.batching import Policy
 from spyre_bench.bounds import shape_bound_s
+from spyre_bench.card import with_all_reduce
 from spyre_bench.cost import BucketCost, MeasuredCost, write_cost_table
+from spyre_bench.deployments import best, capacities
 from spyre_bench.optimize import Limits, choose
 from spyre_bench.shapes import Bucket
 from spyre_bench.simulate import simulate
@@ -219,5 +223,70 @@ def test_a_redraw_of_the_fill_is_quick(arriving):
     for name in ("length_aware", "fcfs", "best_fit"):
         started = time.process_time()
         panel.controls["policy"].value = name
+        seconds.append(time.process_time() - started)
+    assert min(seconds) < 0.5
+
+
+# --- 04_does_tensor_parallel_pay ------------------------------------------------------------------
+
+
+@pytest.fixture
+def divided() -> SimpleNamespace:
+    """Parameters of the notebook."""
+    return SimpleNamespace(
+        model="granite-3.3-8b", workload="fmperf_ibm", dtype="fp16", cards=[1, 2],
+        requests_a_card=50, arrivals="poisson:1", max_tokens="multiple:2", ttft_ms=20_000.0,
+        tpot_ms=250.0, share=0.9, k=3, policy="best_fit", all_reduce_us=0.0, seed=0,
+    )  # fmt: skip
+
+
+def test_every_control_of_the_division_changes_its_picture(divided):
+    panel = parts(explore.does_tp_pay(divided))
+    assert panel.controls["tp, or as many replicas"].value == 2
+    seen = {panel.figure.value}
+    for name, value in (
+        ("all-reduce [µs], 0: range", 1000.0),
+        ("dtype", "fp8"),
+        ("workload", "sharegpt"),
+        ("model", "llama-3.1-8b"),
+        ("tp, or as many replicas", 4),
+    ):
+        panel.controls[name].value = value
+        assert panel.message.value == ""
+        seen.add(panel.figure.value)
+    assert len(seen) == 6
+    assert "Modelled, not measured" in panel.note.value
+    assert not panel.controls["all-reduce [µs], 0: range"].continuous_update
+
+
+def test_a_model_that_does_not_split_says_so_in_the_picture(divided):
+    few = functools.partial(explore.few_deployments, divided)
+    ax = explore.draw_deployments(few, "smollm2-135m", 2, "fp16", "fmperf_ibm", 0.0)
+    assert any("does not split over tp=2" in text.get_text() for text in ax.texts)
+    assert "2 × TP 1 serves most at the middle values" in ax.get_title(loc="left")
+    plt.close("all")
+
+
+def test_the_division_shown_is_that_of_the_capacities(divided):
+    few = functools.partial(explore.few_deployments, divided)
+    service, found = few("granite-3.3-8b", 2, "fp16", "fmperf_ibm")
+    assert len(service.requests(2)) == 2 * 20
+    card = with_all_reduce(700)
+    slowed = [replace(it, cost=replace(it.cost, card=card)) for it in found]
+    tops = best(capacities(slowed, service)).set_index("end")["deployment"]
+    ax = explore.draw_deployments(few, "granite-3.3-8b", 2, "fp16", "fmperf_ibm", 700.0)
+    title = ax.get_title(loc="left")
+    assert f"{tops['value']} serves most" in title
+    assert f"{tops['slow']} at the slow end, {tops['fast']} at the fast" in title
+    plt.close("all")
+
+
+def test_a_redraw_of_the_division_is_quick(divided):
+    divided.cards = [8]
+    panel = parts(explore.does_tp_pay(divided))
+    seconds = []
+    for all_reduce_us in (100.0, 500.0, 900.0):
+        started = time.process_time()
+        panel.controls["all-reduce [µs], 0: range"].value = all_reduce_us
         seconds.append(time.process_time() - started)
     assert min(seconds) < 0.5

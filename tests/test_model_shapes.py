@@ -130,6 +130,15 @@ def test_the_kv_cache_of_granite_8b_takes_160_kib_a_token_and_40_on_each_of_four
     assert preset("llama-3.1-8b").kv_bytes_a_token() == 128 * 1024
 
 
+def test_a_card_holds_its_share_of_the_layers_and_all_of_embedding_head_and_norms():
+    layer = 2 * 32 * 16 + 2 * 32 * 8 + 3 * 32 * 32  # half of every product
+    assert TINY.weight_bytes("fp16", tp=2) == 2 * (2 * (layer + 2 * 32) + 2 * 100 * 32 + 32)
+    biased = replace(TINY, attention_bias=True, mlp_bias=True)
+    # query, key, value, gate and up hold half of their biases; output and down hold all of theirs
+    biases = 2 * (16 + 8 + 8 + 32 + 32 + 32 + 32)
+    assert biased.weight_bytes("fp16", tp=2) - TINY.weight_bytes("fp16", tp=2) == 2 * biases
+
+
 def test_operations_are_the_sum_by_hand():
     bucket = Bucket(3, 64, 6)
     products = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)  # weights in both layers
@@ -175,7 +184,9 @@ def test_cards_together_hold_the_whole_model_and_each_no_more_than_one_card_alon
     except ValueError:
         return
     whole, one = model.weight_bytes(dtype), model.weight_bytes(dtype, tp)
-    assert whole <= tp * one <= whole * 1.001  # norms are on every card
+    tables = 2 * (1 if model.tied_head else 2) * model.vocab_size * model.hidden_size
+    copies = (tp - 1) * tables  # embedding and head are whole on every card, and so are norms
+    assert whole + copies <= tp * one <= whole * 1.001 + copies
     assert tp * model.kv_bytes_a_token(tp) == model.kv_bytes_a_token()
 
 

@@ -15,7 +15,9 @@ import pytest
 from spyre_bench import cli
 from spyre_bench.batching import Policy
 from spyre_bench.bench_json import bench_result
+from spyre_bench.card import SpyreCost
 from spyre_bench.cost import load_cost, price, write_cost_table
+from spyre_bench.model_shapes import preset
 from spyre_bench.shapes import Bucket, BucketSet
 from spyre_bench.simulate import simulate
 from spyre_bench.workload import Workload, load_workload
@@ -196,6 +198,69 @@ def test_the_folder_of_the_result_is_made_and_nothing_else_is_left_in_it(
     out = tmp_path / "some" / "where" / "result.json"
     assert command("simulate", "--workload", trace, *TWO, "--cost", table, "--out", out).code == 0
     assert [path.name for path in out.parent.iterdir()] == ["result.json"]
+
+
+CARD = "card:granite-3.3-8b,tp=4,dtype=fp8"
+
+
+def on_card(command, trace, end: str, *words):
+    given = ("simulate", "--workload", trace, "--bucket", "2,2048,64", "--rate-scale", 0.05)
+    return command(*given, "--cost", f"{CARD},end={end}", *words)
+
+
+def test_a_card_is_simulated_at_the_end_asked_for_and_shown_with_its_range(command, trace):
+    slow, value, fast = (
+        json.loads(on_card(command, trace, end, "--json").out) for end in ("slow", "value", "fast")
+    )
+    cost = SpyreCost(preset("granite-3.3-8b"), 4, "fp8").at("slow", Bucket(2, 2048, 64))
+    run = bench_result(simulate(Workload.read(trace).scaled(rate=0.05), [cost]))
+    assert slow["request_throughput"] == run["request_throughput"]
+    assert slow["median_ttft_ms"] > value["median_ttft_ms"] > fast["median_ttft_ms"]
+    for name, ends in value["spyre_modelled"]["slow_to_fast"].items():
+        assert ends == [slow[name], fast[name]], "the same range whatever the end"
+    assert value["model_id"] == "granite-3.3-8b"
+
+
+def test_people_are_told_that_a_card_is_modelled_and_how_far_it_could_be_off(command, trace):
+    done = on_card(command, trace, "slow")
+    (line,) = [line for line in done.out.splitlines() if "modelled, not measured" in line]
+    assert "granite-3.3-8b in fp8 on 4 cards, at the slow end" in line
+    found = json.loads(on_card(command, trace, "slow", "--json").out)["spyre_modelled"]
+    slow, fast = (ms / 1e3 for ms in found["slow_to_fast"]["median_tpot_ms"])
+    assert f"of median TPOT {slow:.3g} to {fast:.3g}" in line
+    table = command("simulate", "--workload", trace, *TWO)
+    assert "modelled" not in table.out
+
+
+def test_buckets_are_chosen_for_a_card_with_the_range_of_their_seconds(command, trace):
+    words = ("buckets", "--workload", trace, "-k", 2, "--cost", CARD)
+    found = json.loads(command(*words, "--json").out)
+    ends = found["modelled"]["slow_to_fast"]
+    assert ends["compile_s"] == [1200.0 * len(found["buckets"]), 60.0 * len(found["buckets"])]
+    assert ends["shape_bound_s"][0] > ends["shape_bound_s"][1] > 0
+    assert "modelled, not measured" in command(*words).out
+
+
+def test_a_grid_says_how_many_of_its_rows_are_modelled(command, trace, table, tmp_path):
+    grid = {"workload": str(trace), "buckets": "2,1024,64"}
+    grid["cost"] = [str(table), f"{CARD},end=slow", f"{CARD},end=fast", "card:gpt"]
+    (tmp_path / "grid.yaml").write_text(json.dumps(grid))
+    done = command("sweep", tmp_path / "grid.yaml", "--out", tmp_path / "out.csv", "--jobs", 1)
+    assert "4 rows" in done.err
+    assert "1 of them with an error, 3 of them modelled, not measured" in done.err
+    rows = pd.read_csv(tmp_path / "out.csv", keep_default_na=False)
+    assert rows["extrapolated"].tolist() == ["0", "1", "1", ""]
+    assert rows["busy_s"].astype(str).str.len().gt(0).tolist() == [True, True, True, False]
+    assert "'gpt' is no preset" in rows["error"].iloc[3]
+    assert float(rows["busy_s"][1]) > float(rows["busy_s"][2])
+
+
+def test_a_card_that_is_not_known_is_one_line_with_those_that_are(command, trace):
+    given = ("simulate", "--workload", trace, "--bucket", "2,2048,64", "--cost")
+    done = command(*given, "card:gpt")
+    assert done.code == 1
+    assert "model 'gpt' is no preset: use one of granite-3.3-8b, " in done.err
+    assert "write key=value with one of tp, dtype, end" in command(*given, f"{CARD},x=1").err
 
 
 # --- buckets --------------------------------------------------------------------------------------

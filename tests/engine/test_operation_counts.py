@@ -28,7 +28,7 @@ def model(request):
     return request.param, _build(request.param)
 
 
-def _build(name: str):
+def _build(name: str, **split):
     import torch
     from fms.models import get_model
 
@@ -47,7 +47,9 @@ def _build(name: str):
     architecture, variant = MODELS[name]
     if architecture != "llama":  # whose heads always share the hidden size out
         sizes["head_dim"] = shape.head_dim
-    model = get_model(architecture, variant, device_type="meta", data_type=torch.float16, **sizes)
+    model = get_model(
+        architecture, variant, device_type="meta", data_type=torch.float16, **split, **sizes
+    )
     model.eval().requires_grad_(False)
     # FMS keeps no rotary table on meta, and looks it up there all the same
     rotary = model.base_model.layers[0].attn.position_encoder
@@ -94,3 +96,35 @@ def test_the_closed_form_counts_what_torch_counts(model):
 def test_the_closed_form_counts_every_parameter(model):
     name, built = model
     assert preset(name).parameters == sum(p.numel() for p in built.parameters())
+
+
+@pytest.fixture
+def one_of_many():
+    """Rank 0 of so many cards that are not there: FMS splits its weights, nothing is sent."""
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    def started(cards: int):
+        dist.init_process_group("fake", rank=0, world_size=cards, store=FakeStore())
+        return dist.group.WORLD
+
+    yield started
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("name", "cards"),
+    [
+        ("granite-3.3-8b", 4),
+        ("granite-3.3-8b", 16),  # more than its 8 KV heads
+        ("llama-3.1-8b", 2),
+        ("smollm2-135m", 3),
+        ("qwen3-8b", 8),
+    ],
+)
+def test_a_card_holds_what_fms_gives_to_one_rank(one_of_many, name, cards):
+    group = one_of_many(cards)
+    split = _build(name, distributed_strategy="tp", group=group, fused_weights=False)
+    held = sum(p.numel() for p in split.parameters())
+    assert preset(name).weight_bytes("fp16", cards) == 2 * held
+    assert split.base_model.embedding.num_embeddings == preset(name).vocab_size
