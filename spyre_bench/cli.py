@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperCommand
 
-from spyre_bench import planning
+from spyre_bench import gate, planning
 
 app = typer.Typer(
     help="What serving a language model from precompiled static shapes costs.",
@@ -30,6 +30,16 @@ app.command()(planning.simulate)
 app.command()(planning.buckets)
 app.command()(planning.sweep)
 app.command()(planning.validate)
+app.command()(gate.compare)
+
+baseline = typer.Typer(help="What the notebooks that only calculate are known to give.")
+baseline.command()(gate.update)
+app.add_typer(baseline, name="baseline", no_args_is_help=True)
+
+
+@baseline.callback()
+def _baseline() -> None:
+    """Makes `update` a word of its own although it is the only one."""
 
 
 @app.command()
@@ -67,7 +77,7 @@ class PairedParameters(TyperCommand):
 
 @app.command(cls=PairedParameters)
 def run(
-    notebooks: Annotated[list[Path], typer.Argument(help="notebooks to execute")],
+    notebooks: Annotated[list[Path] | None, typer.Argument(help="notebooks to execute")] = None,
     parameter: Annotated[
         list[str] | None,
         typer.Option("-p", "--parameter", metavar="NAME VALUE", help="may be repeated"),
@@ -75,17 +85,33 @@ def run(
     parameters_file: Annotated[
         Path | None, typer.Option("-f", "--parameters-file", help="YAML, one section a notebook")
     ] = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="takes one folder a run")] = Path(
-        "reports"
-    ),
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="takes a folder a run; of --all and --grid, it")
+    ] = Path("reports"),
+    every: Annotated[
+        bool, typer.Option("--all", help="the project's notebooks; what has passed stays")
+    ] = False,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=A,B,...", help="one notebook with every combination; resumable"),
+    ] = None,
 ) -> None:
     """Execute notebooks headless and strictly; prints where the report is."""
+    if bool(notebooks) == every or (grid and len(notebooks or []) != 1):
+        raise ValueError("name notebooks, or say --all; for a --grid name one notebook")
     try:
-        from spyre_bench.headless import run_notebooks
+        from spyre_bench import suite
+        from spyre_bench.grid import read_grid, run_grid
     except ImportError as error:
         raise ValueError(f"{error}: pip install 'spyre-bench[notebooks]'") from error
-    pairs = dict(pair.split("=", 1) for pair in parameter or [])
-    if not run_notebooks(notebooks, output, pairs, parameters_file):
+    given = dict(pair.split("=", 1) for pair in parameter or []), parameters_file
+    if grid:
+        passed = run_grid(notebooks[0], output, read_grid(grid), *given)
+    elif every:
+        passed = suite.run_suite(suite.project_notebooks(), output, *given)
+    else:
+        passed = suite.run_notebooks(notebooks, output, *given)
+    if not passed:
         raise typer.Exit(1)
 
 

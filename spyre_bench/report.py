@@ -152,7 +152,8 @@ class Run:
         self._save()
 
     def result(self, name: str, value: Any) -> Any:
-        """Keeps one figure of the answer under a name that ends in its unit; returns it."""
+        """Keeps one figure of the answer under a name that ends in its unit; returns it. One that
+        is no number (nan or None) makes `spyre-bench run` fail with its name."""
         self._record["results"][name] = value
         self._save()
         return value
@@ -183,13 +184,19 @@ class Run:
 def provenance() -> dict[str, Any]:
     """The machine, the versions and the commit that figures of this process come from."""
     return {
-        "versions": {"python": platform.python_version()}
-        | {name: version for name in PACKAGES if (version := _version(name))},
+        "versions": versions(),
         **_commit(),
         "host": platform.node(),
         "cpu": _cpu(),
         "threads": len(os.sched_getaffinity(0)),
         "load": [round(value, 2) for value in os.getloadavg()],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of those of our packages that are installed."""
+    return {"python": platform.python_version()} | {
+        name: version for name in PACKAGES if (version := _version(name))
     }
 
 
@@ -240,7 +247,8 @@ def _folder(path: Path) -> Path:
 
 
 def _plain(value: Any) -> Any:
-    """The value in JSON's own types: numpy scalars unpacked, numbers that JSON lacks as null."""
+    """The value in JSON's own types: numpy scalars unpacked; of the numbers that JSON lacks, an
+    infinite one (a break-even never reached) as the text "inf" or "-inf", nan as null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
@@ -248,5 +256,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return _plain(value.item())
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return None if math.isnan(value) else value if math.isfinite(value) else str(value)
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)

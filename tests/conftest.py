@@ -14,6 +14,8 @@ collect_ignore = (
         "notebooks",
         "test_report.py",
         "test_headless.py",
+        "test_suite.py",
+        "test_grid.py",
         "test_plots.py",
         "test_explore.py",
     ]

@@ -16,8 +16,12 @@ START = """from spyre_bench import report
 run = report.start("Does it run?", globals(), threads=report.between(1, 8))"""
 
 
-def notebook(path: Path, *cells: str, kernel: str | None = "python3") -> Path:
-    """Writes a notebook of a parameters cell, the setup cell and these cells."""
+def notebook(
+    path: Path, *cells: str, kernel: str | None = "python3", says: dict | None = None
+) -> Path:
+    """Writes a notebook of a parameters cell, the setup cell, these cells and an answer."""
+    if not any("run.answer(" in cell for cell in cells):
+        cells = (*cells, 'run.answer("Yes.");')
     parameters = new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
     document = new_notebook(
         cells=[
@@ -26,6 +30,8 @@ def notebook(path: Path, *cells: str, kernel: str | None = "python3") -> Path:
             *map(new_code_cell, (START, *cells)),
         ]
     )
+    if says is not None:
+        document.metadata.spyre_bench = says
     if kernel:
         document.metadata.kernelspec = {"name": kernel, "display_name": kernel}
         document.metadata.language_info = {"name": "python"}
@@ -65,6 +71,7 @@ def test_a_good_notebook_leaves_a_report_and_says_where(tmp_path):
     assert "<strong>5</strong> threads" in (report / "index.html").read_text()
     assert {path.name for path in (report / "good").iterdir()} == {
         "notebook.ipynb",
+        "outcome.json",
         "report.html",
         "results.json",
     }
@@ -110,6 +117,41 @@ def test_a_failing_cell_names_notebook_cell_and_error_and_keeps_what_ran(tmp_pat
     assert "ZeroDivisionError" in (report / "bad" / "report.html").read_text()
     assert results(report / "bad")["results"] == {"found": 1}
     assert results(report / "bad")["finished"] is False
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ('run.result("fill", float("nan"))', "result fill is not a number"),
+        ('run.result("fill_by", {"skip": None})', "result fill_by/skip is not a number"),
+        ('"run.answer("', "its record ends without an answer"),
+    ],
+)
+def test_a_result_that_is_no_number_and_a_record_without_an_answer_are_named(
+    tmp_path, cell, message
+):
+    path = notebook(tmp_path / "bad.ipynb", cell)
+    code, said, report = spyre_bench_run(tmp_path, path)
+    assert code == 1
+    assert f"bad.ipynb: {message}" in said
+    assert results(report / "bad")["question"] == "Does it run?"
+
+
+def test_a_failing_check_is_named_even_where_its_error_is_caught(tmp_path):
+    cell = """try:
+    run.check("sane", 1 == 2, "1 is not 2")
+except AssertionError:
+    pass"""
+    code, said, _ = spyre_bench_run(tmp_path, notebook(tmp_path / "bad.ipynb", cell))
+    assert code == 1
+    assert "bad.ipynb: check 'sane' failed: 1 is not 2" in said
+
+
+def test_what_a_notebook_says_of_itself_is_checked(tmp_path):
+    path = notebook(tmp_path / "bad.ipynb", says={"mesures": False})
+    code, said, _ = spyre_bench_run(tmp_path, path)
+    assert code == 1
+    assert "bad.ipynb: metadata spyre_bench has 'mesures': there are measures" in said
 
 
 def test_a_dying_kernel_is_an_error_and_keeps_what_ran(tmp_path):

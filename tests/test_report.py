@@ -138,6 +138,7 @@ def test_a_run_leaves_its_record_tables_and_figures(tmp_path):
     assert run.result("step_s", np.float64(0.5)) == 0.5
     run.result("rows", np.int64(3))
     run.result("break_even_requests", float("inf"))
+    run.result("speedup", float("nan"))
     shown = run.answer("**Yes**")
 
     assert shown.data == "**Yes**"
@@ -145,7 +146,12 @@ def test_a_run_leaves_its_record_tables_and_figures(tmp_path):
     assert kept["question"] == "Does it work?"
     assert kept["parameters"] == DEFAULTS | {"output_directory": str(tmp_path)}
     assert kept["seed"] == 7
-    assert kept["results"] == {"step_s": 0.5, "rows": 3, "break_even_requests": None}
+    assert kept["results"] == {
+        "step_s": 0.5,
+        "rows": 3,
+        "break_even_requests": "inf",
+        "speedup": None,
+    }
     assert kept["checks"] == {"sane": {"ok": True, "evidence": "1 = 1"}}
     assert kept["measurements"]["passes"] == {
         "rows": 2,

@@ -15,11 +15,15 @@ import pytest
 import yaml
 
 from spyre_bench.cost import write_cost_table
+from spyre_bench.headless import measures
+from spyre_bench.records import Traits, matches, read_run
+from spyre_bench.regression import compare
 from spyre_bench.workload import load_workload
 from tests.test_cost import CORNERS, machine
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent.parent / "notebooks").glob("*.ipynb"))
 FULL = NOTEBOOKS[0].parent / "full.yaml"
+BASELINE = FULL.parent / "baseline"
 COMMAND = (sys.executable, "-c", "from spyre_bench.cli import main; main()", "run")
 
 
@@ -51,6 +55,11 @@ def test_no_output_and_no_trace_of_a_run_is_kept(notebook):
         assert cell.get("execution_count") is None
         assert "papermill" not in cell.metadata
     assert "papermill" not in notebook.metadata
+
+
+def test_it_says_whether_it_measures(notebook):
+    assert isinstance(notebook.metadata.spyre_bench["measures"], bool)
+    Traits.of(notebook.metadata.spyre_bench)
 
 
 def test_the_kernel_is_the_one_that_every_environment_has(notebook):
@@ -142,6 +151,44 @@ def run(folder: Path, stem: str, model: Path | None, *words: str) -> dict:
     return record
 
 
+def calculating() -> list[Path]:
+    return [path for path in NOTEBOOKS if not measures(path)]
+
+
+@pytest.fixture(scope="session")
+def calculated(tmp_path_factory) -> Path:
+    """The notebooks that only calculate, all at their default parameters, side by side."""
+    folder = tmp_path_factory.mktemp("calculated")
+    (folder / "notebooks").mkdir()
+    for path in calculating():
+        (folder / "notebooks" / path.name).symlink_to(path)
+    done = subprocess.run(
+        [*COMMAND, "--all", "-o", "out"],
+        cwd=folder, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "out"
+
+
+def test_the_baseline_is_of_every_notebook_that_only_calculates():
+    assert set(read_run(BASELINE)) == {path.stem for path in calculating()}
+
+
+def test_what_is_said_of_ties_is_about_items_that_are_there():
+    for record in read_run(BASELINE).values():
+        for tie in record.traits.ties:
+            for pattern in (tie.choice, tie.objective, *tie.settles):
+                assert any(matches(item, (pattern,)) for item in record.items()), pattern
+
+
+@pytest.mark.slow
+def test_the_figures_are_those_of_the_baseline(calculated):
+    """Where the change is meant: `spyre-bench baseline update`, and commit what it writes."""
+    found = compare(read_run(BASELINE), read_run(calculated))
+    different = found[~found["state"].isin(["same", "tied"])]
+    assert different.empty, "\n" + different.to_string()
+
+
 @pytest.mark.slow
 @pytest.mark.vllm
 def test_a_first_look_answers_eight_prompts_on_two_buckets(tmp_path, tiny_llama):
@@ -228,6 +275,38 @@ def test_how_full_batches_are_is_said_of_every_policy_load_and_set_of_buckets(tm
     held = pd.read_csv(tables / "hold.csv").pivot(index="max_wait_s", columns="set")
     assert (held["batches"].loc[60] < held["batches"].loc[0]).all()
     assert (held["median_ttft_s"].loc[60] >= held["median_ttft_s"].loc[0]).all()
+
+
+@pytest.mark.slow
+def test_tensor_parallel_is_held_against_replicas_on_as_many_cards_and_as_a_range(tmp_path):
+    words = ("-p", "cards", "2 3 4", "-p", "requests_a_card", "40", "-p", "k", "3",
+             "-p", "workload", "fmperf_ibm", "-p", "ttft_ms", "10000")  # fmt: skip
+    record = run(tmp_path, "04_does_tensor_parallel_pay", None, *words)
+    assert set(record["figures"]) >= {"all-reduces", "capacity", "tornado"}
+    found = record["results"]
+    tables = tmp_path / "out/latest/04_does_tensor_parallel_pay/tables"
+
+    divided = pd.read_csv(tables / "deployments.csv", keep_default_na=False)
+    assert (divided["tp"] * divided["replicas"] == divided["cards"]).all()
+    assert divided["deployment"].tolist() == [
+        "2 × TP 1", "1 × TP 2", "3 × TP 1", "1 × TP 3", "4 × TP 1", "2 × TP 2", "1 × TP 4",
+    ]  # fmt: skip
+    refused = divided[divided["refused"] != ""]
+    assert refused["deployment"].tolist() == ["1 × TP 3"]
+    assert "does not split over tp=3" in refused["refused"].item()
+    assert "1 × TP 3" in record["answer"]
+
+    capacity = pd.read_csv(tables / "capacities.csv")
+    four = capacity[capacity["cards"] == 4].set_index(["end", "deployment"])["capacity_rps_a_card"]
+    for end in ("fast", "value", "slow"):
+        assert found["rps_a_card"][end] == pytest.approx(four[end].max())
+        assert found["deployments"][end] == (four[end].idxmax() if four[end].max() else "none")
+        assert found["deployments"][end] in record["answer"]
+    assert record["answer"].startswith("**Modelled, not measured: on 4 cards granite-3.3-8b")
+
+    leads = pd.read_csv(tables / "tornado.csv")
+    assert found["deciding"] == leads.loc[leads["changes"], "parameter"].tolist()
+    assert {"all_reduce_s", "rest_decode_s"} <= set(leads["parameter"])
 
 
 @pytest.mark.slow

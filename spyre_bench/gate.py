@@ -1,0 +1,161 @@
+"""The commands of the regression gate: `compare` and `baseline update`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+    from spyre_bench.records import Record
+
+TITLES = {
+    "broken": "broken: failed, or no number",
+    "vanished": "vanished: covered before, and no longer",
+    "worse": "worse",
+    "changed": "changed, for no known better or worse",
+    "better": "better",
+    "new": "new",
+    "tied": "tied: a solver chose otherwise, and as well",
+    "by chance": "differs by chance",
+}
+STYLES = {"broken": "red", "vanished": "red", "worse": "red", "changed": "yellow",
+          "better": "green"}  # fmt: skip
+SHOWN = 20  # rows of a kind; all of them with --json
+BASELINE = "baseline"  # a folder beside the notebooks
+
+Tolerance = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="of a kind (ratio=0.2) or an item (results/fill=0.05)"),
+]
+Tolerances = Annotated[Path | None, typer.Option(help="YAML of such names and values")]
+
+
+def compare(
+    base: Annotated[Path, typer.Argument(help="folder of a run, or notebooks/baseline")],
+    new: Annotated[Path, typer.Argument(help="folder of a later run")],
+    tolerance: Tolerance = None,
+    tolerances: Tolerances = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="takes a picture of each differing table")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON and nothing else")] = False,
+) -> None:
+    """Hold a run against an earlier one: exit code 1 where anything got worse or lost."""
+    from spyre_bench import regression
+    from spyre_bench.records import read_run
+
+    runs = read_run(base), read_run(new)
+    found = regression.compare(*runs, _tolerances(tolerance or [], tolerances))
+    if output:
+        _draw(regression.curves(*runs, found), output)
+    if as_json:
+        typer.echo(found[found["state"] != "same"].to_json(orient="records", indent=1))
+    else:
+        _print(found)
+    if found["fails"].any():
+        raise typer.Exit(1)
+
+
+def update(
+    yes: Annotated[bool, typer.Option("--yes", help="after review: write it")] = False,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="takes the run; what is there is not run again")
+    ] = Path("reports/baseline"),
+) -> None:
+    """Run the notebooks that only calculate, show how they differ from the baseline, and with --yes
+    make what they found the new one."""
+    from spyre_bench import regression
+    from spyre_bench.baseline import calculated, write_baseline
+    from spyre_bench.headless import measures
+    from spyre_bench.records import read_run
+    from spyre_bench.suite import project_notebooks, run_suite
+
+    notebooks = project_notebooks()
+    folder = notebooks[0].parent / BASELINE
+    chosen = [notebook for notebook in notebooks if not measures(notebook)]
+    if not run_suite(chosen, output, {}):
+        raise ValueError("a notebook failed: the baseline stays as it is")
+    run = {path.stem: record for path in chosen for record in [read_run(output)[path.stem]]}
+    found = regression.compare(_baseline(folder), calculated(run))
+    _print(found)
+    if (found["state"] == "same").all():
+        typer.echo("nothing to update")
+    elif yes or typer.confirm(f"write this to {folder}?"):
+        write_baseline(folder, run)
+        typer.echo(f"written: {folder}")
+    else:
+        raise typer.Exit(1)
+
+
+def _baseline(folder: Path) -> dict[str, Record]:
+    from spyre_bench.records import read_run
+
+    return read_run(folder) if folder.exists() else {}
+
+
+def _tolerances(texts: Sequence[str], path: Path | None) -> dict[str, float]:
+    """Those of the command line come first; ValueError for what is no number."""
+    import yaml
+
+    try:
+        found = (yaml.safe_load(path.read_text()) or {}) if path else {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: write a line for each tolerance, such as `ratio: 0.2`")
+    given = dict(text.rpartition("=")[::2] for text in texts)
+    try:
+        return {name: float(value) for name, value in (given | found | given).items()}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a tolerance is a name and a number: {error}") from error
+
+
+def _print(found: pd.DataFrame) -> None:
+    from rich.console import Console
+
+    console = Console()
+    for state, title in TITLES.items():
+        some = found[found["state"] == state]
+        if len(some):
+            console.print(_table(title, some, STYLES.get(state)))
+    counts = found["state"].value_counts()
+    said = ", ".join(f"{count:,} {state}" for state, count in counts.items())
+    console.print(f"{len(found):,} items: {said}", highlight=False)
+
+
+def _table(title: str, rows: pd.DataFrame, style: str | None) -> Table:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    more = f" ({len(rows)}, the first {SHOWN} shown)" if len(rows) > SHOWN else f" ({len(rows)})"
+    table = Table(title=title + more, title_justify="left", title_style=style or "", box=box.SIMPLE)
+    for name in ("item", "base", "new", "change", "allowed"):
+        table.add_column(name, justify="left" if name == "item" else "right", overflow="fold")
+    for row in rows.head(SHOWN).itertuples():
+        change = "" if row.change != row.change else f"{row.change:+.2%}"
+        allowed = "" if row.tolerance != row.tolerance else f"{row.tolerance:.2g}"
+        texts = (f"{row.notebook}/{row.item}", row.base, row.new)
+        table.add_row(*map(escape, texts), change, allowed)
+    return table
+
+
+def _draw(curves: dict[tuple[str, str], pd.DataFrame], output: Path) -> None:
+    """A picture a table, its differing columns as panels, the runs over each other."""
+    try:
+        import matplotlib.pyplot as plt
+
+        from spyre_bench import plots
+    except ImportError as error:
+        raise ValueError(f"{error}: pip install 'spyre-bench[notebooks]'") from error
+    output.mkdir(parents=True, exist_ok=True)
+    for (notebook, table), frame in curves.items():
+        axes = plots.small_multiples(frame, f"{notebook}: {table}", "row")
+        axes[0].figure.savefig(output / f"{notebook}-{table}.png", bbox_inches="tight")
+        plt.close(axes[0].figure)

@@ -1,0 +1,193 @@
+"""A run as it lies on disk: what each notebook found, and what it says about itself.
+
+A run is a folder with one folder a notebook, and in each `outcome.json` (how the execution ended),
+`results.json` and `tables/*.csv` (what `report.py` kept).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+OUTCOME, RESULTS = "outcome.json", "results.json"
+INFINITE = ("inf", "-inf")  # JSON has no such numbers; `report.py` writes these texts
+WHERE = ("output_directory", "interactive")  # parameters that say where and how, not what
+
+
+@dataclass(frozen=True)
+class Tie:
+    """A choice of a solver that another one may make differently and as well.
+
+    All are patterns or paths as in `Record.items`: where `choice` differs and `objective` agrees
+    within `gap` (relative), what it `settles` cannot be compared.
+    """
+
+    choice: str
+    objective: str
+    gap: float
+    settles: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a notebook says of itself in its metadata, under `spyre_bench`."""
+
+    measures: bool = True  # times something, so that nothing else may run beside it
+    calculated: tuple[
+        str, ...
+    ] = ()  # of a notebook that measures: what repeats exactly all the same
+    chance: tuple[str, ...] = ()  # differs from run to run, for no reason of the code
+    ties: tuple[Tie, ...] = ()
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any]) -> Traits:
+        """From `{"measures": false, "chance": ["results/..."], ...}`; ValueError for another key.
+
+        A notebook that says nothing is taken to measure."""
+        known = [entry.name for entry in fields(cls)]
+        if unknown := sorted(set(metadata) - set(known)):
+            raise ValueError(
+                f"metadata spyre_bench has {unknown[0]!r}: there are {', '.join(known)}"
+            )
+        said = {"measures": True, "calculated": (), "chance": (), "ties": (), **metadata}
+        if not isinstance(said["measures"], bool):
+            raise ValueError(f"measures {said['measures']!r} is not true or false")
+        for name in ("calculated", "chance", "ties"):
+            if not isinstance(said[name], list | tuple):
+                raise ValueError(f"{name} {said[name]!r} is not a list")
+        return cls(
+            measures=said["measures"],
+            calculated=tuple(said["calculated"]),
+            chance=tuple(said["chance"]),
+            ties=tuple(map(_tie, said["ties"])),
+        )
+
+    def repeats(self, item: str) -> bool:
+        """Whether a repetition on another machine gives this item again. Wall-clock seconds never
+        do, whoever takes them."""
+        words = item.split("/")[-1].split("_") + item.split("/")[1].split("_")
+        return "wall" not in words and (not self.measures or matches(item, self.calculated))
+
+
+@dataclass(frozen=True)
+class Record:
+    """One executed notebook. `results` and `parameters` are by name, `tables` hold frames."""
+
+    notebook: str
+    traits: Traits
+    error: str | None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    results: Mapping[str, Any] = field(default_factory=dict)
+    checks: Mapping[str, bool] = field(default_factory=dict)
+    figures: tuple[str, ...] = ()
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+
+    def items(self) -> dict[str, Any]:
+        """Everything that can be compared, by its path: `parameters/k`, `results/fill`,
+        `results/over_shape_bound/skip`, `checks/0 < fill <= 1`, `figures/waste`, and of a table
+        `tables/hold` (its number of rows) and `tables/hold/fill` (a column, as a Series)."""
+        found = {f"parameters/{name}": value for name, value in self.parameters.items()}
+        found |= {f"results/{name}": value for name, value in leaves(self.results)}
+        found |= {f"checks/{name}": ok for name, ok in self.checks.items()}
+        found |= {f"figures/{name}": name for name in self.figures}
+        for name, frame in self.tables.items():
+            found[f"tables/{name}"] = len(frame)
+            found |= {f"tables/{name}/{column}": frame[column] for column in _lasting(frame)}
+        return found
+
+
+def read_run(folder: Path) -> dict[str, Record]:
+    """The records of a run by notebook; ValueError where the folder holds none."""
+    found = [path.parent for path in sorted(Path(folder).glob(f"*/{OUTCOME}"))]
+    if not found:
+        raise ValueError(
+            f"{folder}: no notebook was run there (no */{OUTCOME}): name a folder that "
+            f"`spyre-bench run` wrote"
+        )
+    return {place.name: read_record(place) for place in found}
+
+
+def read_record(folder: Path) -> Record:
+    """The record of one notebook; of one that broke, what it left. ValueError with the file's name
+    where a file cannot be read."""
+    outcome = _json(folder / OUTCOME)
+    kept = _json(folder / RESULTS) if (folder / RESULTS).exists() else {}
+    return Record(
+        notebook=outcome["notebook"],
+        traits=Traits.of(outcome["traits"]),
+        error=outcome["error"],
+        parameters={k: v for k, v in kept.get("parameters", {}).items() if k not in WHERE},
+        results=kept.get("results", {}),
+        checks={name: check["ok"] for name, check in kept.get("checks", {}).items()},
+        figures=tuple(kept.get("figures", ())),
+        tables={path.stem: _table(path) for path in sorted(folder.glob("tables/*.csv"))},
+    )
+
+
+def faults(record: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the content of a `results.json`, a sentence each."""
+    found = [f"result {name} is not a number" for name, v in leaves(record["results"]) if v is None]
+    found += [
+        f"check {name!r} failed: {check['evidence']}"
+        for name, check in record["checks"].items()
+        if not check["ok"]
+    ]
+    return found + ([] if record["finished"] else ["its record ends without an answer"])
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The single figures of a result and their paths: a mapping by its keys, a list that holds
+    fractions or gaps by its places. Any other list is one choice, such as a set of buckets."""
+    if isinstance(value, Mapping):
+        parts = value.items()
+    elif isinstance(value, list) and _has_fractions(value):
+        parts = enumerate(value)
+    else:
+        yield path, float(value) if value in INFINITE else value
+        return
+    for name, item in parts:
+        yield from leaves(item, f"{path}/{name}" if path else str(name))
+
+
+def _tie(said: Mapping[str, Any]) -> Tie:
+    known = [entry.name for entry in fields(Tie)]
+    if set(said) != set(known):
+        raise ValueError(f"a tie has {', '.join(known)}, not {', '.join(said)}")
+    return Tie(**{**said, "settles": tuple(said["settles"])})
+
+
+def _has_fractions(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(map(_has_fractions, value))
+    return value is None or isinstance(value, float)
+
+
+def matches(item: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(item, pattern) for pattern in patterns)
+
+
+def _lasting(frame: pd.DataFrame) -> list[str]:
+    """Columns that are no times of the clock."""
+    return [name for name in frame.columns if not str(name).endswith("_at")]
+
+
+def _table(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path)
+    except pd.errors.EmptyDataError:
+        return pd.DataFrame()
+    except ValueError as error:
+        raise ValueError(f"{path}: not a table: {error}") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}; run the notebook again") from error

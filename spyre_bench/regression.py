@@ -1,0 +1,282 @@
+"""Two runs held against each other, item by item: what got worse, better, lost, and what is new.
+
+How near is near enough depends on the kind of an item, which follows from its name (results and
+columns end in their unit), its type, and whether its notebook measures.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from spyre_bench.records import Record, matches
+
+TOLERANCES = {
+    "exact": 0.0,  # counts, choices and texts
+    "calculated": 1e-6,  # relative; whatever a notebook that does not measure finds
+    "ratio": 0.1,  # relative; two figures of the same run, so that a slow machine cancels out
+    "error": 0.1,  # absolute, since its ideal is 0
+    "seconds": 0.5,  # relative; of a clock, so that the machine and its other work count
+}
+UNITS_OF_A_CLOCK = {"s", "ms", "rps", "seconds"}
+# A calculated 0 may come out as the rounding error of a sum over a day of simulated seconds.
+NOTHING = 1e-9
+
+HIGHER_IS_BETTER = {"rps", "fill", "saving", "useful", "goodput", "agree", "efficiency", "speedup"}
+LOWER_IS_BETTER = {"s", "ms", "seconds", "error", "lost", "rejected", "beyond", "left", "bytes",
+                   "growth", "pad", "padding", "tail", "cap", "slots", "never", "bound",
+                   "cold"}  # fmt: skip
+FAILING = {"worse", "changed", "vanished", "broken"}
+STATES = ("broken", "vanished", "worse", "changed", "better", "new", "tied", "by chance", "same")
+COLUMNS = ["notebook", "item", "state", "fails", "kind", "base", "new", "change", "tolerance"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`change` is relative to the base (absolute for kind `error`) and signed; nan: no number."""
+
+    kind: str
+    change: float
+    tolerance: float
+
+    @property
+    def matters(self) -> bool:
+        return not abs(self.change) <= self.tolerance  # nan matters
+
+
+def compare(
+    base: Mapping[str, Record],
+    new: Mapping[str, Record],
+    tolerances: Mapping[str, float] | None = None,
+) -> pd.DataFrame:
+    """One row for each item of either run, those that fail first.
+
+    `tolerances` replace those of kinds (`{"ratio": 0.2}`) or of single items by pattern, with or
+    without their notebook (`{"results/fill": 0.05, "00_*/tables/*": 1.0}`).
+
+    Columns: notebook; item (see `Record.items`; `outcome` for the execution itself); state
+    (STATES); fails; kind; base and new, as text; change (see `Difference`); tolerance.
+    Raises ValueError for a tolerance that is negative or of an unknown kind.
+    """
+    allowed = _checked(tolerances or {})
+    rows = []
+    for name in sorted({*base, *new}):
+        if name not in new:
+            rows.append(_row(name, "outcome", "vanished", base="ran"))
+        elif name not in base:
+            rows.append(_row(name, "outcome", "new", new="ran"))
+        else:
+            rows += _notebook(name, base[name], new[name], allowed)
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    order = frame["state"].map(STATES.index)
+    return frame.assign(order=order).sort_values(
+        ["fails", "order", "notebook"], ascending=[False, True, True], kind="stable"
+    ).drop(columns="order").reset_index(drop=True)  # fmt: skip
+
+
+def curves(
+    base: Mapping[str, Record], new: Mapping[str, Record], found: pd.DataFrame
+) -> dict[tuple[str, str], pd.DataFrame]:
+    """The numeric columns that differ, as tidy frames by notebook and table: panel (the column),
+    series (base or new), x (the row, counted from 0), value."""
+    different = found[(found["state"] != "same") & (found["item"] != "outcome")]
+    parts: dict[tuple[str, str], list[pd.DataFrame]] = {}
+    for row in different.itertuples():
+        place, _, rest = row.item.partition("/")
+        table, _, column = rest.partition("/")
+        frames = [run[row.notebook].tables.get(table, {}) for run in (base, new)]
+        if place != "tables" or any(column not in frame for frame in frames):
+            continue
+        for series, values in zip(("base", "new"), (f[column] for f in frames), strict=True):
+            if _number(values):
+                part = {"panel": column, "series": series, "x": range(len(values)), "value": values}
+                parts.setdefault((row.notebook, table), []).append(pd.DataFrame(part))
+    return {key: pd.concat(some, ignore_index=True) for key, some in parts.items()}
+
+
+def _checked(tolerances: Mapping[str, float]) -> dict[str, float]:
+    for name, value in tolerances.items():
+        if not value >= 0:
+            raise ValueError(f"tolerance {name} = {value} is below 0: give 0 or more")
+        if "/" not in name and name not in TOLERANCES:
+            near = difflib.get_close_matches(name, TOLERANCES, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise ValueError(
+                f"tolerance {name!r} is of no kind{hint}: there are {', '.join(TOLERANCES)}; or "
+                f"name an item, such as results/fill"
+            )
+    return TOLERANCES | dict(tolerances)
+
+
+def _notebook(
+    name: str, base: Record, new: Record, tolerances: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    state = "broken" if new.error else "better" if base.error else "same"
+    rows = [_row(name, "outcome", state, base=base.error or "ran", new=new.error or "ran")]
+    before, after = base.items(), new.items()
+    for item in dict.fromkeys([*before, *after]):
+        rows.append(_item(name, item, before, after, new, tolerances))
+    return _untied(rows, new)
+
+
+def _item(
+    name: str,
+    item: str,
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    record: Record,
+    tolerances: Mapping[str, float],
+) -> dict[str, Any]:
+    was, now = before.get(item), after.get(item)
+    shown = {"base": _text(was), "new": _text(now)}
+    if item in before and item not in after:
+        return _row(name, item, "vanished", **shown)
+    if now is None or (item.startswith("checks/") and not now):
+        return _row(name, item, "broken", **shown)
+    if was is None:
+        return _row(name, item, "new", **shown)
+    kind = _kind(item, was, now, record)
+    found = Difference(kind, _change(kind, was, now), _tolerance(name, item, kind, tolerances))
+    state = "same" if not found.matters else _direction(item, found.change)
+    if state != "same" and matches(item, record.traits.chance):
+        state = "by chance"
+    facts = {"kind": kind, "change": found.change, "tolerance": found.tolerance}
+    return _row(name, item, state, **facts, **shown)
+
+
+def _kind(item: str, was: Any, now: Any, record: Record) -> str:
+    found = item.startswith(("results/", "tables/"))
+    numbers = _number(was) and _number(now)
+    if not (found and numbers and (_fractional(was) or _fractional(now))):
+        return "exact"
+    if record.traits.repeats(item):
+        return "calculated"
+    words = _words(item)
+    if "error" in words:
+        return "error"
+    return "seconds" if words[-1] in UNITS_OF_A_CLOCK else "ratio"
+
+
+def _fractional(value: Any) -> bool:
+    if isinstance(value, pd.Series):
+        return pd.api.types.is_float_dtype(value)
+    return isinstance(value, float)
+
+
+def _change(kind: str, was: Any, now: Any) -> float:
+    """Signed; of a column the largest, or that of its median where rows are measured one by one
+    and single ones may be off."""
+    if isinstance(was, pd.Series):
+        if kind in ("exact", "calculated"):
+            return _worst(kind, was, now)
+        was, now = (float(column.median()) for column in (was, now))
+    if not (_number(was) and _number(now)):
+        return 0.0 if was == now else math.nan
+    return float(_changes(kind, np.array([was], dtype=float), np.array([now], dtype=float))[0])
+
+
+def _worst(kind: str, was: pd.Series, now: pd.Series) -> float:
+    if len(was) != len(now):
+        return math.nan  # the number of rows is an item of its own
+    if not (_number(was) and _number(now)):
+        same = (was == now) | (was.isna() & now.isna())
+        return 0.0 if same.all() else math.nan
+    changes = _changes(kind, was.to_numpy(dtype=float), now.to_numpy(dtype=float))
+    if np.isnan(changes).any():
+        return math.nan
+    return float(changes[np.abs(changes).argmax()]) if len(changes) else 0.0
+
+
+def _changes(kind: str, was: np.ndarray, now: np.ndarray) -> np.ndarray:
+    """0 where both are the same, be it infinite or no number; nan where only one of them is."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        difference = now - was
+        change = difference if kind == "error" else difference / np.abs(was)
+    change = np.where(np.isfinite(was) & np.isfinite(now), change, np.nan)
+    near = (was == now) | (np.isnan(was) & np.isnan(now)) | (np.abs(difference) <= NOTHING)
+    return np.where(near, 0.0, change)
+
+
+def _number(value: Any) -> bool:
+    """Also of a column; yes and no count as 1 and 0."""
+    if isinstance(value, pd.Series):
+        return pd.api.types.is_numeric_dtype(value)
+    return isinstance(value, bool | int | float)
+
+
+def _direction(item: str, change: float) -> str:
+    """Whether that change is for the better, where the item's name tells."""
+    words = set(_words(item))
+    if math.isnan(change) or not item.startswith(("results/", "tables/")):
+        return "changed"
+    if words & HIGHER_IS_BETTER:
+        return "better" if change > 0 else "worse"
+    if words & LOWER_IS_BETTER:
+        return "worse" if change > 0 else "better"
+    return "changed"
+
+
+def _words(item: str) -> list[str]:
+    """The words of a name with a unit: that of a result, or of a table's column."""
+    parts = item.split("/")
+    return parts[min(2, len(parts) - 1) if parts[0] == "tables" else 1].split("_")
+
+
+def _tolerance(name: str, item: str, kind: str, tolerances: Mapping[str, float]) -> float:
+    patterns = {pattern: value for pattern, value in tolerances.items() if "/" in pattern}
+    for pattern, value in patterns.items():
+        if matches(item, (pattern,)) or matches(f"{name}/{item}", (pattern,)):
+            return value
+    return tolerances[kind]
+
+
+def _untied(rows: list[dict[str, Any]], record: Record) -> list[dict[str, Any]]:
+    """Takes back what follows from a solver's choosing otherwise and as well."""
+    by_item = {row["item"]: row for row in rows}
+    for tie in record.traits.ties:
+        choice, objective = by_item.get(tie.choice), by_item.get(tie.objective)
+        if not choice or not objective or choice["state"] == "same":
+            continue
+        if not abs(objective["change"]) <= tie.gap:
+            continue
+        for row in rows:
+            if row["fails"] and matches(row["item"], (tie.choice, tie.objective, *tie.settles)):
+                row |= {"state": "tied", "fails": False}
+    return rows
+
+
+def _row(
+    notebook: str,
+    item: str,
+    state: str,
+    *,
+    kind: str = "",
+    base: str = "",
+    new: str = "",
+    change: float = math.nan,
+    tolerance: float = math.nan,
+) -> dict[str, Any]:
+    # Of a measurement, a change for no known better or worse is worth a line, not a failure.
+    fails = state in FAILING and not (state == "changed" and kind in ("ratio", "seconds", "error"))
+    return dict(zip(COLUMNS, (notebook, item, state, fails, kind, base, new, change, tolerance),
+                    strict=True))  # fmt: skip
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, pd.Series):
+        return _column_text(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _column_text(column: pd.Series) -> str:
+    if _number(column) and not pd.api.types.is_bool_dtype(column):
+        return f"median {column.median():.6g} of {len(column)}"
+    return f"{len(column)} rows"

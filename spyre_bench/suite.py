@@ -1,0 +1,237 @@
+"""Many notebooks: those that only calculate side by side, those that measure one by one and beside
+nothing, and one index of what came of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from datetime import datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import yaml
+from nbconvert.filters import markdown2html
+from rich.console import Console
+from rich.table import Table
+
+from spyre_bench.headless import Outcome, Task, execute, interrupt_kernels, measures
+from spyre_bench.records import Traits
+
+PATIENCE_S = 10.0  # between two interrupts: a notebook may have a server to end
+
+
+def run_notebooks(
+    notebooks: Sequence[Path],
+    output: Path,
+    parameters: Mapping[str, str],
+    parameters_file: Path | None = None,
+) -> bool:
+    """Runs each notebook into a folder of its own under `output/<time>`, prints where the report
+    is, and returns whether all passed. `parameters` are texts, read as the notebook declares
+    them, and come before those of the file, which has one section a notebook."""
+    sections = sections_of(parameters_file, notebooks)
+    folder = _report_folder(output)
+    tasks = [
+        Task(path, _fresh(folder / path.stem), sections[path.stem], parameters)
+        for path in notebooks
+    ]
+    return conclude(run_tasks(tasks), folder)
+
+
+def run_suite(
+    notebooks: Sequence[Path],
+    output: Path,
+    parameters: Mapping[str, str],
+    parameters_file: Path | None = None,
+) -> bool:
+    """The same into `output` itself, where a notebook that passed with the same content,
+    parameters, code and versions is not run again."""
+    sections = sections_of(parameters_file, notebooks)
+    folder = output.resolve()
+    tasks = [Task(path, folder / path.stem, sections[path.stem], parameters) for path in notebooks]
+    return conclude(run_tasks(tasks, resume=True), folder)
+
+
+def project_notebooks() -> list[Path]:
+    """`notebooks/*.ipynb` of the current folder or the nearest above it; ValueError without."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if found := sorted((folder / "notebooks").glob("*.ipynb")):
+            return found
+    raise ValueError(f"no notebooks/*.ipynb in {here} or above it: change into the project")
+
+
+def run_tasks(tasks: Sequence[Task], *, resume: bool = False) -> list[Outcome]:
+    """Executes the tasks and returns their outcomes in the same order; those that only calculate
+    come first.
+
+    Ctrl-C interrupts what is running, which then has failed like what was to come, and leaves what
+    has finished; a second one kills."""
+    console = Console(stderr=True)
+    done: dict[Path, Outcome] = {}
+
+    def finish(outcome: Outcome) -> None:
+        done[outcome.directory] = outcome
+        style = "red" if outcome.error else None
+        line = f"{len(done)}/{len(tasks)} {outcome.directory.name}: {_line(outcome)}"
+        for text in filter(None, (line, outcome.error)):
+            console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    measuring = [task for task in tasks if measures(task.notebook)]
+    calculating = [task for task in tasks if task not in measuring]
+    side_by_side = len(calculating) > 1
+    try:
+        _run(calculating, resume, progress=not side_by_side, finish=finish)
+        _run(measuring, resume, progress=True, finish=finish)
+    except KeyboardInterrupt:
+        console.print("interrupted; what has finished stays")
+    return [done.get(task.directory) or _left_out(task) for task in tasks]
+
+
+def _left_out(task: Task) -> Outcome:
+    error = f"{task.notebook}: interrupted"
+    return Outcome(task.notebook, task.directory, 0.0, error, Traits(), {})
+
+
+def conclude(outcomes: Sequence[Outcome], folder: Path) -> bool:
+    """Writes `index.html` and `index.json`, prints where, and returns whether all passed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "index.html").write_text(_index(outcomes))
+    (folder / "index.json").write_text(json.dumps(_index_json(outcomes), indent=1) + "\n")
+    Console(stderr=True).print(_summary(outcomes))
+    Console(soft_wrap=True).print(f"report: {folder / 'index.html'}", highlight=False)
+    return not any(outcome.error for outcome in outcomes)
+
+
+def _run(
+    tasks: Sequence[Task], resume: bool, progress: bool, finish: Callable[[Outcome], None]
+) -> None:
+    if not tasks:
+        return
+    workers = 1 if progress else min(len(tasks), len(os.sched_getaffinity(0)))
+    # In threads even one by one: papermill would swallow an interrupt of the main thread.
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(execute, task, resume=resume, progress=progress) for task in tasks]
+        try:
+            for future in as_completed(futures):
+                finish(future.result())
+        except KeyboardInterrupt:
+            _stop(futures)
+            raise
+
+
+def _stop(futures: Sequence[Future]) -> None:
+    for future in futures:
+        future.cancel()
+    number = signal.SIGINT
+    while True:
+        try:
+            interrupt_kernels(number)
+            if not wait(futures, timeout=PATIENCE_S).not_done:
+                return
+        except KeyboardInterrupt:
+            number = signal.SIGKILL
+
+
+def sections_of(path: Path | None, notebooks: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """The parameters that the file has for each notebook, by its stem; says where it has none.
+    ValueError for a file that is no such thing."""
+    sections = _read_sections(path) if path else {}
+    for notebook in notebooks:
+        if path and notebook.stem not in sections:
+            print(f"{path} has no section {notebook.stem}: default parameters", file=sys.stderr)
+    return {notebook.stem: sections.get(notebook.stem, {}) for notebook in notebooks}
+
+
+def _read_sections(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        sections = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(sections, dict) or not all(
+        isinstance(section, dict) for section in sections.values()
+    ):
+        raise ValueError(f"{path}: write one section a notebook, each with `name: value` lines")
+    return sections
+
+
+def _report_folder(output: Path) -> Path:
+    """A new folder named by the time; `latest` beside it points there."""
+    output.mkdir(parents=True, exist_ok=True)
+    folder = _fresh(output.resolve() / datetime.now().strftime("%Y%m%d-%H%M%S"))
+    latest = folder.with_name("latest")
+    latest.unlink(missing_ok=True)
+    latest.symlink_to(folder.name)
+    return folder
+
+
+def _fresh(path: Path) -> Path:
+    """Makes the folder, numbered where the name is taken."""
+    for number in range(1, 1000):
+        try:
+            folder = path.with_name(f"{path.name}-{number}") if number > 1 else path
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            continue
+    raise ValueError(f"{path}: a thousand folders of this name are there: remove some")
+
+
+# --- what is said -------------------------------------------------------------------------------
+
+
+def _line(outcome: Outcome) -> str:
+    if outcome.reused:
+        return "there already, nothing has changed"
+    again = f" (again: {outcome.again})" if outcome.again else ""
+    return f"{outcome.state}, {outcome.seconds:.0f} s{again}"
+
+
+def _summary(outcomes: Sequence[Outcome]) -> Table:
+    table = Table("notebook", "outcome", "seconds")
+    for outcome in outcomes:
+        colour = "red" if outcome.error else "green"
+        state = "there already" if outcome.reused else outcome.state
+        table.add_row(
+            outcome.directory.name, f"[{colour}]{state}[/]", f"{outcome.seconds:.0f}"
+        )  # fmt: skip
+    return table
+
+
+def _index(outcomes: Sequence[Outcome]) -> str:
+    parts = ["<!doctype html><meta charset=utf-8><title>spyre_bench report</title>"]
+    parts.append("<style>body{font:16px/1.5 sans-serif;max-width:50em;margin:2em auto}</style>")
+    for outcome in outcomes:
+        folder = escape(outcome.directory.name)
+        links = " · ".join(
+            f'<a href="{folder}/{escape(path.name)}">{escape(path.name)}</a>'
+            for path in sorted(outcome.directory.glob("*"))
+        )
+        text = f"<pre>{escape(outcome.error)}</pre>" if outcome.error else ""
+        text += markdown2html(outcome.answer or "")
+        parts.append(
+            f"<h2>{folder}: {outcome.state}, {outcome.seconds:.0f} s</h2><p>{links}</p>{text}"
+        )
+    return "\n".join(parts)
+
+
+def _index_json(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    return [
+        {
+            "notebook": outcome.notebook.stem,
+            "folder": outcome.directory.name,
+            "state": outcome.state,
+            "error": outcome.error,
+            "seconds": round(outcome.seconds, 3),
+            "measures": outcome.traits.measures,
+            "reused": outcome.reused,
+            "answer": outcome.answer,
+        }
+        for outcome in outcomes
+    ]
