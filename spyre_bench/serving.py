@@ -39,11 +39,13 @@ class Server:
 
 @contextlib.contextmanager
 def serve(
-    model_directory: Path, buckets: BucketSet, directory: Path, *, threads: int = 1, **setting: Any
-) -> Iterator[Server]:
-    """`vllm serve` with these buckets until the block ends; `setting` are further keys of
-    `additional_config["spyre"]`. Log and pass log go into the directory. Raises ValueError with
-    the end of the log where the server ends or is not ready within a quarter of an hour."""
+    model_directory: Path, buckets: BucketSet, directory: Path, *, threads: int = 1, tp: int = 1,
+    **setting: Any,
+) -> Iterator[Server]:  # fmt: skip
+    """`vllm serve` with these buckets over `tp` ranks of so many threads until the block ends;
+    `setting` are further keys of `additional_config["spyre"]`. Log and pass log go into the
+    directory. Raises ValueError with the end of the log where the server ends or is not ready
+    within a quarter of an hour."""
     directory.mkdir(parents=True, exist_ok=True)
     pass_log = directory / "passes.jsonl"
     sizes = [[b.batch_size, b.prompt_length, b.new_tokens] for b in buckets]
@@ -52,6 +54,7 @@ def serve(
     command = [
         *_environment(threads), str(VLLM), "serve", str(model_directory), "--port", str(port),
         "--served-model-name", "model", "--additional-config", json.dumps({"spyre": spyre}),
+        "--tensor-parallel-size", str(tp),
     ]  # fmt: skip
     log = directory / "server.log"
     with log.open("w") as sink:

@@ -2,7 +2,7 @@
 
 `python -m tests.bench [NAME ...]` runs some of them: decode, generate, overhead and compile of the
 engine; simulate, simulate_many, optimize_1d, optimize_joint and sweep of the core, without torch;
-scheduler and serve of the server.
+scheduler and serve of the server; tensor_parallel and dead_rank of its ranks.
 Every measurement has a process of its own, with its threads pinned; nothing else should be running.
 """
 
@@ -448,6 +448,79 @@ def scheduler() -> Iterator[dict]:
                 }
 
 
+def tensor_parallel() -> Iterator[dict]:
+    """Ranks of one thread each: gains over one rank, the share of a pass in all-reduces, start-up.
+    A tiny model, where all is overhead, and one of SmolLM2's sizes with heads that divide."""
+    import tempfile
+    from pathlib import Path
+
+    import pandas as pd
+
+    from spyre_bench.engine.checkpoint import model_directory
+    from spyre_bench.engine.stand_in import stand_in
+    from spyre_bench.engine.starts import measure_starts
+    from spyre_bench.ranks_here import gains
+    from spyre_bench.shapes import BucketSet
+    from tests.tiny_models import tiny_model
+
+    buckets = BucketSet.parse(f"4,{PROMPT_LENGTH},{NEW_TOKENS}")
+    with tempfile.TemporaryDirectory() as scratch:
+        models = {
+            "tiny": tiny_model(Path(scratch) / "tiny", "llama"),
+            "smollm2-sized": stand_in(model_directory("smollm2"), 12, 6, Path(scratch) / "sized"),
+        }
+        for name, model in models.items():
+            starts = [measure_starts(model, buckets, tp=tp, threads=1) for tp in (1, 2)]
+            cold, warm = (
+                gains(pd.concat([one[one["start"] == start] for one in starts]))
+                for start in ("cold", "warm")
+            )
+            for tp in range(len(starts)):
+                first, again = cold.iloc[tp], warm.iloc[tp]
+                yield {
+                    "model": name,
+                    "tp": int(again["tp"]),
+                    "threads_a_rank": 1,
+                    "prefill_ms": again["prefill_s"] * 1e3,
+                    "decode_ms": again["decode_s"] * 1e3,
+                    "prefill_gain": again["prefill_gain"],
+                    "decode_gain": again["decode_gain"],
+                    "decode_gain_a_rank": again["decode_gain_a_rank"],
+                    "prefill_reduce_share": again["prefill_reduce_share"],
+                    "decode_reduce_share": again["decode_reduce_share"],
+                    "cold_start_s": first["load_s"] + first["startup_s"],
+                    "warm_start_s": again["load_s"] + again["startup_s"],
+                }
+
+
+def dead_rank() -> Iterator[dict]:
+    """From the kill of one of two idle ranks to the sentence that names it, and to the end of the
+    server."""
+    import tempfile
+    from pathlib import Path
+
+    from tests.plugin.servers import SPYRE, Server
+    from tests.tiny_models import tiny_model
+
+    with tempfile.TemporaryDirectory() as scratch:
+        model = tiny_model(Path(scratch) / "tiny", "llama")
+        detected_s, ended_s = [], []
+        for turn in range(3):
+            server = Server(model, SPYRE, Path(scratch) / f"{turn}", "--tensor-parallel-size", "2")
+            try:
+                server.wait_until_ready()
+                killed_at = time.monotonic()
+                server.ranks()[1].kill()
+                while "The engine stops: rank 1" not in server.output():
+                    time.sleep(0.01)
+                detected_s.append(time.monotonic() - killed_at)
+                server.process.wait(60)
+                ended_s.append(time.monotonic() - killed_at)
+            finally:
+                server.clean_up()
+        yield {"detected_s": statistics.median(detected_s), "ended_s": statistics.median(ended_s)}
+
+
 CORE = {
     "simulate": simulate,
     "simulate_many": simulate_many,
@@ -456,6 +529,8 @@ CORE = {
     "sweep": sweep,
     "scheduler": scheduler,
     "serve": serve,
+    "tensor_parallel": tensor_parallel,
+    "dead_rank": dead_rank,
 }
 BENCHES = {name: [[]] for name in CORE} | {name: sizes for name, (_, sizes) in ENGINE.items()}
 """Name -> the arguments of each of its processes: threads and batch size, or none."""

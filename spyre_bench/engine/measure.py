@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from spyre_bench.cost import CostRow, read_cost_table, write_cost_table
 from spyre_bench.engine.checkpoint import model_directory
+from spyre_bench.engine.parallel import share_of_cores
 from spyre_bench.engine.starts import measure_starts
 from spyre_bench.shapes import Bucket, BucketSet
 
@@ -30,11 +30,10 @@ def measure_bucket(
     """One row of the cost table, from two fresh processes: one that starts without compiled
     code, one that starts from the first one's artefact and also times the passes.
 
-    `model` is a name or a model directory, `threads` those of each process (None: one a core).
+    `model` is a name or a model directory, `threads` those of each process (None: its share of the
+    cores), of which there are `tp`.
     Raises ValueError for a setting that the engine refuses, with the engine's own words.
     """
-    if tp != 1:
-        raise ValueError(f"tp {tp} cannot be measured yet: use 1")
     if passes < 1:
         raise ValueError(f"passes {passes} is below 1: use 1 or more")
     starts = measure_starts(
@@ -43,7 +42,8 @@ def measure_bucket(
         compile_backend=compile_backend,
         compile_scope=compile_scope,
         dtype=dtype,
-        threads=threads or os.cpu_count(),
+        tp=tp,
+        threads=threads,
         passes=passes,
         timed=("warm",),
     ).set_index("start")
@@ -81,7 +81,7 @@ def measure_table(
     """Measures the buckets that `out` does not hold yet, writing it after each, so that an
     interrupted run goes on where it stopped. Returns all rows of the table."""
     rows = read_cost_table(out) if out.exists() else []
-    threads = setting.get("threads") or os.cpu_count()
+    threads = setting.get("threads") or share_of_cores(setting.get("tp", 1))
     for bucket in buckets:
         if not any(_same_measurement(row, bucket, threads, setting) for row in rows):
             rows.append(measure_bucket(bucket=bucket, **setting))

@@ -8,6 +8,7 @@ and head are whole on every rank, and so are the logits.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,6 +61,11 @@ def require_split(tp: int, heads: int, kv_heads: int, intermediate_size: int) ->
             f"do not divide over tensor parallel size {tp}: use one of "
             f"{', '.join(map(str, possible))}"
         )
+
+
+def share_of_cores(tp: int) -> int:
+    """Threads for each of `tp` ranks on this machine, one at least."""
+    return max(1, len(os.sched_getaffinity(0)) // tp)
 
 
 def join(rank: Rank, meeting_point: Path, timeout_s: float) -> None:

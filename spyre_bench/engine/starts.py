@@ -3,8 +3,8 @@
 A server starts with all of its buckets, and what every start pays once is then paid once;
 `measure.py` starts with each bucket alone, for the cost table.
 
-`python -m spyre_bench.engine.starts` is the child: one JSON request in, one JSON answer out; its
-progress bar goes to stderr.
+`python -m spyre_bench.engine.starts` is the child, one a rank: one JSON request in, one JSON answer
+out; its progress bar goes to stderr.
 """
 
 from __future__ import annotations
@@ -16,15 +16,28 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from spyre_bench.engine.parallel import Rank, join, share_of_cores
 from spyre_bench.shapes import Bucket, BucketSet
 
-UNTIMED = dict.fromkeys(("prefill_s", "prefill_iqr_s", "decode_s", "decode_iqr_s"), np.nan)
+UNTIMED = dict.fromkeys(
+    (
+        *("prefill_s", "prefill_iqr_s", "decode_s", "decode_iqr_s"),
+        *("prefill_reduces", "prefill_reduced_elements", "prefill_reduce_share"),
+        *("decode_reduces", "decode_reduced_elements", "decode_reduce_share"),
+    ),
+    np.nan,
+)
+
+
+PROFILED = 5
+"""Passes of each kind under the profiler."""
 
 
 def measure_starts(
@@ -35,18 +48,26 @@ def measure_starts(
     compile_scope: str = "layer",
     dtype: str = "float32",
     layers: int | None = None,
-    threads: int = 0,
+    tp: int = 1,
+    threads: int | None = None,
     passes: int = 5,
     timed: Sequence[str] = ("cold", "warm"),
 ) -> pd.DataFrame:
     """One row for each bucket of a cold start and of the warm start after it, in warmup order.
 
     `load_s` is of the whole start; `compile_s` and `first_run_s` are of the bucket, `startup_s`
-    their sum; `prefill_s` and `decode_s` are medians of at least `passes` passes afterwards, the
-    `_iqr_s` their interquartile ranges, nan for a start that is not in `timed`; `memory_bytes` is
-    the engine's. `layers` takes only that many of the model's. `threads` are those of the process,
-    0 for one a core. ValueError for a setting that the engine refuses.
+    their sum. Nan for a start that is not in `timed`: `prefill_s` and `decode_s`, medians of at
+    least `passes` passes afterwards, the `_iqr_s`, their interquartile ranges; the `_reduces` of a
+    pass, their `_reduced_elements`, and `_reduce_share`, the median share of a pass that the first
+    rank spends in them, under a profiler that makes passes slower. `memory_bytes` and `weights`
+    (elements) are of each rank.
+
+    `layers` takes only that many of the model's. With `tp` above 1 every start is of that many
+    processes, and seconds are those of the first rank, which waits for the others in every layer.
+    `threads` are those of a process, None for its share of the cores.
+    ValueError for a setting that the engine refuses.
     """
+    Rank(0, tp)  # refuses a number that cannot be before any process starts
     setting = {
         "compile_backend": compile_backend,
         "compile_scope": compile_scope,
@@ -61,30 +82,42 @@ def measure_starts(
             "model_directory": str(model_directory),
             "buckets": str(buckets),
             "artefact_directory": str(Path(scratch) / "artefacts"),
-            "threads": threads,
+            "threads": threads or share_of_cores(tp),
+            "tp": tp,
         }
         rows = [
             {"start": start, **row}
             for start in ("cold", "warm")
-            for row in _in_fresh_process(request | {"passes": passes if start in timed else 0})
+            for row in _in_fresh_processes(
+                request
+                | {"passes": passes if start in timed else 0}
+                | {"meeting_point": str(Path(scratch) / f"meeting-{start}")}
+            )
         ]
-    return pd.DataFrame(rows).assign(layers=layers, **setting)
+    return pd.DataFrame(rows).assign(layers=layers, tp=tp, **setting)
 
 
-def _in_fresh_process(request: dict) -> list[dict]:
-    child = subprocess.run(
+def _in_fresh_processes(request: dict) -> list[dict]:
+    """What the first of a request's ranks answers."""
+    with ThreadPoolExecutor(request["tp"]) as pool:
+        ranks = list(pool.map(_child, [request | {"rank": rank} for rank in range(request["tp"])]))
+    for child in ranks:
+        lines = child.stdout.splitlines()
+        if child.returncode or not lines:
+            raise ValueError(
+                f"starting with buckets {request['buckets']} failed: "
+                f"{lines[-1] if lines else f'exit code {child.returncode}, its words are above'}"
+            )
+    return json.loads(ranks[0].stdout.splitlines()[-1])
+
+
+def _child(request: dict) -> subprocess.CompletedProcess:
+    return subprocess.run(
         [sys.executable, "-m", "spyre_bench.engine.starts"],
         input=json.dumps(request),
         stdout=subprocess.PIPE,
         text=True,
     )
-    lines = child.stdout.splitlines()
-    if child.returncode or not lines:
-        raise ValueError(
-            f"starting with buckets {request['buckets']} failed: "
-            f"{lines[-1] if lines else f'exit code {child.returncode}, its words are above'}"
-        )
-    return json.loads(lines[-1])
 
 
 def start_here(request: dict) -> list[dict]:
@@ -94,8 +127,10 @@ def start_here(request: dict) -> list[dict]:
     from spyre_bench.engine.model import EngineConfig, SpyreCausalLM
     from spyre_bench.engine.warmup import warm_up
 
-    if request["threads"]:
-        torch.set_num_threads(request["threads"])
+    torch.set_num_threads(request["threads"])
+    rank = Rank(request["rank"], request["tp"])
+    if rank.tp > 1:
+        join(rank, Path(request["meeting_point"]), timeout_s=120)
     model = SpyreCausalLM(
         EngineConfig(
             model_directory=Path(request["model_directory"]),
@@ -104,9 +139,10 @@ def start_here(request: dict) -> list[dict]:
             compile_backend=request["compile_backend"],
             compile_scope=request["compile_scope"],
             artefact_directory=Path(request["artefact_directory"]),
+            rank=rank,
         )
     )
-    warmed = warm_up(model)
+    warmed = warm_up(model, progress=rank.rank == 0)
     measured_at = datetime.now(UTC).isoformat(timespec="seconds")
     return [
         {
@@ -118,6 +154,7 @@ def start_here(request: dict) -> list[dict]:
             "was_warm": row.was_warm,
             **_time_passes(model, row.bucket, request["passes"]),
             "memory_bytes": model.memory_bytes,
+            "weights": model.weight_bytes // model.dtype.itemsize,
             "threads": torch.get_num_threads(),
             "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
             "measured_at": measured_at,
@@ -139,10 +176,26 @@ def _time_passes(model, bucket: Bucket, passes: int) -> dict[str, float]:
         for _ in range(min(bucket.new_tokens - 1, passes)):
             decode_s.append(_seconds(lambda: model.decode(tokens)))
     return {
+        **_profile_passes(lambda: model.prefill(bucket, prompts), lambda: model.decode(tokens)),
         "prefill_s": float(np.median(prefill_s)),
         "prefill_iqr_s": _interquartile_range(prefill_s),
         "decode_s": float(np.median(decode_s)),
         "decode_iqr_s": _interquartile_range(decode_s),
+    }
+
+
+def _profile_passes(prefill: Callable, decode: Callable) -> dict[str, float]:
+    from spyre_bench.engine.collectives import profile_pass
+
+    pairs = [(profile_pass(prefill), profile_pass(decode)) for _ in range(PROFILED)]
+    return {
+        f"{kind}_{name}": value
+        for kind, passes in zip(("prefill", "decode"), zip(*pairs, strict=True), strict=True)
+        for name, value in (
+            ("reduces", passes[0].reduces),
+            ("reduced_elements", passes[0].reduced_elements),
+            ("reduce_share", float(np.median([one.share for one in passes]))),
+        )
     }
 
 

@@ -21,7 +21,7 @@ logger = init_logger("vllm.spyre_bench.executor")
 
 PASS = ("execute_model", "sample_tokens")
 GRACE_S = 2.0
-"""A broken connection reaches one rank before the death of another reaches the executor."""
+"""How long the executor looks for the cause of a failure."""
 
 
 class StaticShapes:
@@ -55,7 +55,7 @@ class MultiprocessingSpyreExecutor(StaticShapes, MultiprocExecutor):
         try:
             super()._init_executor()
         except Exception as error:
-            if cause := self._diagnose():
+            if cause := diagnose([], Path(self._last_words.name)):
                 raise RuntimeError(f"the engine cannot start: {cause}") from error
             raise
 
@@ -82,20 +82,21 @@ class MultiprocessingSpyreExecutor(StaticShapes, MultiprocExecutor):
         try:
             return get_response()
         except Exception as error:
-            end = time.monotonic() + GRACE_S
-            while not (cause := self._diagnose()) and time.monotonic() < end:
-                time.sleep(0.05)
-            raise RuntimeError(
-                f"the engine stops: {cause or 'every rank is alive'} ({error})"
-            ) from error
+            cause = self._wait_for_cause() or "every rank is alive"
+            raise RuntimeError(f"the engine stops: {cause} ({error})") from error
 
     def shutdown(self) -> None:
         # Before the others are ended too: afterwards nobody could tell the cause.
-        if cause := self._diagnose():
+        if self.is_failed and (cause := self._wait_for_cause()):
             logger.error("The engine stops: %s.", cause)
         super().shutdown()
 
-    def _diagnose(self) -> str | None:
-        if self._cause is None and not getattr(self, "shutting_down", False):
-            self._cause = diagnose(self._ranks, Path(self._last_words.name))
+    def _wait_for_cause(self) -> str | None:
+        """A dead rank's connections and its sentinel close a little before its exit code is there;
+        others that are ended with it are no cause."""
+        end = time.monotonic() + GRACE_S
+        while self._cause is None and time.monotonic() < end:
+            if not getattr(self, "shutting_down", False):
+                self._cause = diagnose(self._ranks, Path(self._last_words.name))
+            time.sleep(0.02)
         return self._cause

@@ -43,9 +43,11 @@ def last_words(vllm_config: VllmConfig, rank: Rank) -> Iterator[None]:
         if directory is None:  # one rank, whose errors reach everybody
             raise
         with suppress(OSError):  # the executor may be gone
-            path = Path(directory, str(rank.rank))
-            path.with_suffix(".partial").write_text(f"{type(error).__name__}: {error}")
-            os.replace(path.with_suffix(".partial"), path)
+            partial = Path(directory, f"{rank.rank}.partial")
+            partial.write_text(
+                f"{rank} (process {os.getpid()}) failed: {type(error).__name__}: {error}"
+            )
+            os.replace(partial, _words(Path(directory), rank))
         if rank.rank:
             raise SystemExit(1) from error
         raise
@@ -68,7 +70,8 @@ class RankProcess:
 
 
 def diagnose(ranks: Sequence[RankProcess], directory: Path) -> str | None:
-    """Which ranks failed and why, the cause only; None while all of them run.
+    """Which ranks failed and why, the cause only; None while all of them run. During the start,
+    before the processes are known, `ranks` may be empty.
 
     A rank that died without a word or is stopped is a cause; the errors of others, whose
     connection it broke, then are not. Among errors the first one is.
@@ -76,23 +79,18 @@ def diagnose(ranks: Sequence[RankProcess], directory: Path) -> str | None:
     silent = []
     for one in ranks:
         code = one.process.exitcode
-        if code is not None and not _words(directory, one.rank):
+        if code is not None and not _words(directory, one.rank).exists():
             silent.append(f"{one} {_end(code)}")
         elif code is None and one.is_stopped():
             silent.append(f"{one} is stopped (SIGSTOP)")
     if silent:
         return "; ".join(silent)
-    told = [one for one in ranks if _words(directory, one.rank)]
-    if not told:
-        return None
-    first = min(told, key=lambda one: (directory / str(one.rank.rank)).stat().st_mtime_ns)
-    return f"{first} failed: {_words(directory, first.rank)}"
+    told = sorted(directory.glob("*.words"), key=lambda path: path.stat().st_mtime_ns)
+    return told[0].read_text() if told else None
 
 
-def _words(directory: Path, rank: Rank) -> str:
-    with suppress(OSError):
-        return (directory / str(rank.rank)).read_text()
-    return ""
+def _words(directory: Path, rank: Rank) -> Path:
+    return directory / f"{rank.rank}.words"
 
 
 def _end(exitcode: int) -> str:

@@ -178,6 +178,20 @@ def test_sendnn_compiles_inside_its_warmup_mode_and_deploys_outside_in_fp16(fres
     assert fake_sendnn == ["run", "run"]
 
 
+def test_a_rank_compiles_for_the_card_in_its_turn(fake_sendnn):
+    from spyre_bench.engine.compile import sendnn_warmup
+
+    @contextmanager
+    def turn():
+        fake_sendnn.append("my turn")
+        yield
+        fake_sendnn.append("the next one's")
+
+    with sendnn_warmup("sendnn", turn()):
+        fake_sendnn.append("passes")
+    assert fake_sendnn == ["enter", "passes", "my turn", "exit", "the next one's"]
+
+
 def test_sendnn_refuses_a_dtype_that_the_card_does_not_run(fresh, fake_sendnn):
     with pytest.raises(ValueError, match="'float32' does not run on sendnn: use float16"):
         fresh(compile_backend="sendnn", dtype="float32")

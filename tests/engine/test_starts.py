@@ -7,7 +7,7 @@ from safetensors import safe_open
 
 from spyre_bench.engine.shallow import shallow_copy
 from spyre_bench.engine.starts import measure_starts
-from spyre_bench.shapes import BucketSet
+from spyre_bench.shapes import Bucket, BucketSet
 
 BUCKETS = BucketSet.parse("1,64,4 2,64,4")
 
@@ -27,6 +27,26 @@ def test_each_bucket_has_a_row_of_a_cold_and_of_a_warm_start_in_the_order_of_war
     by_start = frame.groupby("start")["compile_s"].sum()
     assert by_start["warm"] < by_start["cold"]
     assert set(frame["threads"]) == set(frame["layers"]) == {1}
+
+
+@pytest.mark.slow
+def test_ranks_start_together_and_each_needs_less_memory(tiny_llama):
+    one, two = (
+        measure_starts(tiny_llama, BUCKETS, tp=tp, compile_backend="eager", passes=2)
+        for tp in (1, 2)
+    )
+    assert set(two["tp"]) == {2}
+    assert list(two["bucket"]) == list(one["bucket"])
+    assert (two["memory_bytes"] < one["memory_bytes"]).all()
+    assert (two["decode_s"] > 0).all()
+    # Two all-reduces a layer of [rows, tokens, hidden]: what the card's cost model counts.
+    assert set(one["decode_reduces"]) == {0}
+    assert set(two["decode_reduces"]) == set(two["prefill_reduces"]) == {2 * 2}
+    rows = two["bucket"].map(lambda text: Bucket.parse(text).batch_size)
+    hidden = 12 * 8
+    assert (two["decode_reduced_elements"] == 4 * rows * hidden).all()
+    assert (two["prefill_reduced_elements"] == 4 * rows * 64 * hidden).all()
+    assert two["decode_reduce_share"].between(0, 1).all()
 
 
 def test_a_setting_that_the_engine_refuses_is_told_in_its_words(tiny_llama):

@@ -79,9 +79,16 @@ class Run:
 
     def ranks(self) -> list[psutil.Process]:
         """The processes of a tensor parallel engine's ranks, in order."""
-        named = [one for one in self.left() if one.status() != psutil.STATUS_ZOMBIE]
-        workers = [one for one in named if "Worker" in " ".join(one.cmdline())]
-        return sorted(workers, key=lambda one: one.create_time())
+        engines = [one for one in self.left() if "EngineCore" in " ".join(one.cmdline())]
+        return sorted(
+            (
+                child
+                for engine in engines
+                for child in engine.children()
+                if "resource_tracker" not in " ".join(child.cmdline())
+            ),
+            key=lambda one: one.create_time(),
+        )
 
     def require_nothing_left(self) -> None:
         end = time.monotonic() + 5
@@ -98,7 +105,7 @@ class Run:
 class Server(Run):
     """`vllm serve` on the backend, on a free port."""
 
-    def __init__(self, model: Path, spyre: dict, log: Path, *words: str):
+    def __init__(self, model: Path, spyre: dict, log: Path, *words: str, **environment: str):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -111,10 +118,11 @@ class Server(Run):
                 "--additional-config", json.dumps({"spyre": spyre}), *words,
             ],
             log,
+            **environment,
         )  # fmt: skip
 
     def wait_until_ready(self) -> None:
-        self.wait_for(lambda: self.answers("/health"))
+        self.wait_for(lambda: self.answers("/health"), timeout_s=300)
 
     def answers(self, path: str) -> bool:
         try:

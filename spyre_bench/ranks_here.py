@@ -1,0 +1,94 @@
+"""Tensor parallel on this machine: the real server by number of ranks, and what its ranks send.
+
+The ranks of a CPU share its cores and its memory's bandwidth, which cards do not: what is measured
+here is the execution (that it works, what is sent, what waits), never what cards would gain.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from spyre_bench.batching import Policy
+from spyre_bench.model_shapes import FP16_BYTES, ModelConfiguration
+from spyre_bench.server_log import read_warmup
+from spyre_bench.serving import serve
+from spyre_bench.shapes import Bucket, BucketSet
+from spyre_bench.trust import calibrate
+
+GATHER_S = 0.5  # simultaneous requests shall share a batch, however busy the machine is
+
+
+def serve_by_tp(
+    model_directory: Path, bucket: Bucket, tps: Sequence[int], directory: Path, *,
+    threads: int = 1, compile_backend: str = "inductor",
+) -> pd.DataFrame:  # fmt: skip
+    """One row for each number of ranks of a server that starts without compiled code and serves a
+    few full batches: start_s to the first answer of its health page, compile_s of the bucket,
+    seconds of a prefill and of a decode pass with vLLM's own time in them, and both as gain over
+    the first of `tps`, and as gain a rank. Logs stay in the directory."""
+    buckets = BucketSet((bucket,))
+    policy = Policy(gather_s=GATHER_S)
+    rows = []
+    for tp in tps:
+        here = directory / f"tp{tp}"
+        began = time.perf_counter()
+        with serve(
+            model_directory, buckets, here, threads=threads, tp=tp, gather_s=GATHER_S,
+            compile_backend=compile_backend, artefact_directory=str(here / "artefacts"),
+        ) as server:  # fmt: skip
+            start_s = time.perf_counter() - began
+            constants = calibrate(server, buckets, policy, here, f"tp{tp}")
+            warmup = read_warmup(server.pass_log).iloc[0]
+        rows.append(
+            {
+                "tp": tp,
+                "threads": threads,
+                "start_s": start_s,
+                "compile_s": warmup["prefill_compile_s"] + warmup["decode_compile_s"],
+                "prefill_s": constants.costs[0].prefill_s,
+                "decode_s": constants.costs[0].decode_s,
+                "measured_at": constants.fixed_at,
+            }
+        )
+    return gains(pd.DataFrame(rows))
+
+
+def gains(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with `prefill_gain` and `decode_gain` over the first, and each a rank."""
+    first = rows.iloc[0]
+    ranks = rows["tp"] / first["tp"]
+    named = {}
+    for kind in ("prefill", "decode"):
+        named[f"{kind}_gain"] = first[f"{kind}_s"] / rows[f"{kind}_s"]
+        named[f"{kind}_gain_a_rank"] = named[f"{kind}_gain"] / ranks
+    return rows.assign(**named)
+
+
+def against_model(starts: pd.DataFrame, model: ModelConfiguration) -> pd.DataFrame:
+    """What each rank held and sent, of starts measured by `engine.starts`, beside the closed form
+    that the card's cost model uses: one row for each number of ranks and quantity.
+
+    A layer's two all-reduces sum [rows, tokens, hidden size] elements; weights are counted in
+    elements too, so that their type does not matter.
+    """
+    rows = []
+    for start in starts.drop_duplicates("tp").itertuples():
+        bucket, tp = Bucket.parse(start.bucket), int(start.tp)
+        reduces = 2 * model.layers if tp > 1 else 0
+        width = bucket.batch_size * model.hidden_size
+        for quantity, measured, modelled in (
+            ("weights of a rank", start.weights, model.weight_bytes("fp16", tp) // FP16_BYTES),
+            ("all-reduces of a pass", start.decode_reduces, reduces),
+            ("elements reduced in a decode", start.decode_reduced_elements, reduces * width),
+            (
+                "elements reduced in a prefill",
+                start.prefill_reduced_elements,
+                reduces * width * bucket.prompt_length,
+            ),
+        ):
+            rows.append({"tp": tp, "quantity": quantity, "measured": measured, "model": modelled})
+    return pd.DataFrame(rows).astype({"measured": int, "model": int})
