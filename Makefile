@@ -11,7 +11,7 @@ PIP        = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c
 BUILD_TOOLS := "setuptools<81" setuptools-scm setuptools-rust packaging cmake ninja jinja2 wheel numpy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-core lint lab bench soak clean check-tools
+.PHONY: help setup run test test-core test-faults lint lab bench soak image clean check-tools
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -24,6 +24,9 @@ run: setup ## execute every notebook headless; prints where the report is
 
 test: setup test-core ## all tests
 	@$(BIN)/python -m pytest
+
+test-faults: setup ## ranks of an engine killed, stopped, out of memory; prints seconds
+	@$(BIN)/python -m pytest -m faults -s --durations=0
 
 lint: setup ## ruff over code and notebooks; notebooks hold no outputs
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -41,6 +44,10 @@ soak: setup ## a server under 20 minutes of mixed traffic; the last line is JSON
 	    .venv-guidellm/bin/python -m pip install --quiet torch==2.13.0 guidellm==0.8.1; }
 	@$(BIN)/python -m tests.soak --guidellm .venv-guidellm/bin/guidellm
 
+# As root on Debian; elsewhere docker build -f Dockerfile.spyre. ARCHIVE=FILE keeps the image.
+image: ## build Dockerfile.spyre without a Docker engine, run the tests and a server in it
+	@tools/image.sh $(ARCHIVE)
+
 clean: ## remove the environment and everything generated
 	rm -rf $(VENV) .venv-core .venv-guidellm build *.egg-info $(REPORTS) .pytest_cache .ruff_cache .hypothesis
 
@@ -52,9 +59,11 @@ check-tools:
 	@command -v g++ >/dev/null || { echo "setup: 'g++' not found; Inductor compiles with it, even on a warm start; on Debian: apt-get install g++"; exit 1; }
 	@command -v git >/dev/null || { echo "setup: 'git' not found; on Debian: apt-get install git"; exit 1; }
 
+# A conda environment (environment.yml) is one already: make setup VENV=$CONDA_PREFIX
 $(STAMPS)/venv: | check-tools
 	@echo "setup 1/5: virtual environment in $(VENV)"
-	@$(PYTHON) -m venv $(VENV) && mkdir -p $(STAMPS)
+	@test -d $(VENV)/conda-meta || $(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS)
 	@$(PIP) "pip<26" && touch $@
 
 $(STAMPS)/torch: $(STAMPS)/venv constraints.txt

@@ -23,6 +23,7 @@ CORE = {
     "cost": {"shapes"},
     "model_shapes": {"shapes"},
     "card": {"shapes", "cost", "model_shapes"},
+    "cost_source": {"shapes", "cost", "model_shapes", "card"},
     "card_anchors": {"shapes", "model_shapes", "card"},
     "startup": {"shapes"},
     "batching": {"shapes", "workload", "cost"},
@@ -34,6 +35,9 @@ CORE = {
     "bounds": {"shapes", "cost", "workload"},
     "lint": {"shapes", "cost", "workload"},
     "validate": set(),
+    "records": set(),
+    "regression": {"records"},
+    "baseline": {"records"},
     "optimize": {"shapes", "workload", "cost", "bounds", "schemes"},
     "advise": {
         "shapes",
@@ -60,6 +64,20 @@ CORE = {
         "optimize",
         "advise",
     },
+    "deployments": {
+        "shapes",
+        "workload",
+        "cost",
+        "batching",
+        "simulate",
+        "metrics",
+        "bounds",
+        "optimize",
+        "advise",
+        "loads",
+        "model_shapes",
+        "card",
+    },
 }
 # The commands that only calculate: on top of any of the core, and of nothing else.
 EDGE = {
@@ -67,6 +85,7 @@ EDGE = {
     "planning": CORE.keys() | {"sweep"},
     "serving": CORE.keys(),
     "trust": CORE.keys() | {"serving"},
+    "ranks_here": CORE.keys() | {"serving", "trust"},
 }
 HEAVY = {"torch", "vllm", "fms", "transformers", "matplotlib", "IPython", "ipywidgets", "papermill"}
 
@@ -118,7 +137,7 @@ def test_the_calculating_commands_stand_on_the_core_alone(module):
 def test_the_engine_knows_no_vllm(path):
     names = imports(path)
     assert "vllm" not in libraries(names)
-    assert rooms(names) <= {"engine", "shapes", "cost"}
+    assert rooms(names) <= {"engine", "shapes", "cost", "card"}
 
 
 @pytest.mark.parametrize("path", modules("plugin"), ids=lambda path: path.stem)
@@ -127,8 +146,8 @@ def test_the_plugin_stands_on_engine_and_core_only(path):
 
 
 def test_plots_take_frames_and_know_nothing_else_of_us():
-    path = PACKAGE / "plots.py"
-    assert not path.exists() or not rooms(imports(path))
+    for path in modules("plots"):
+        assert rooms(imports(path)) <= {"plots"}
 
 
 def test_only_the_config_reads_the_environment():
@@ -137,7 +156,8 @@ def test_only_the_config_reads_the_environment():
         for path in PACKAGE.rglob("*.py")
         if "os.environ" in path.read_text() or "getenv" in path.read_text()
     }
-    assert readers <= {"plugin/config.py", "plugin/__init__.py", "engine/checkpoint.py"}
+    settings = {"plugin/config.py", "plugin/__init__.py", "engine/checkpoint.py"}
+    assert readers <= settings | {"plugin/card_runtime.py"}  # which writes what the runtime reads
 
 
 def test_the_package_and_the_command_line_import_without_torch():
