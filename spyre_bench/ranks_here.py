@@ -6,6 +6,7 @@ here is the execution (that it works, what is sent, what waits), never what card
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from spyre_bench.batching import Policy
-from spyre_bench.model_shapes import FP16_BYTES, ModelConfiguration
+from spyre_bench.model_shapes import FP16_BYTES, ModelConfiguration, model_configuration
 from spyre_bench.server_log import read_warmup
 from spyre_bench.serving import serve
 from spyre_bench.shapes import Bucket, BucketSet
@@ -57,6 +58,21 @@ def serve_by_tp(
     return gains(pd.DataFrame(rows))
 
 
+def starts_by_tp(model_directory: Path, bucket: Bucket, tps: Sequence[int]) -> pd.DataFrame:
+    """One row for each number of ranks, of one thread each, of an engine that compiles nothing: see
+    `engine.starts.measure_starts`, which counts what the ranks hold and send."""
+    from spyre_bench.engine.starts import measure_starts
+
+    starts = [
+        measure_starts(
+            model_directory, BucketSet((bucket,)), tp=tp, threads=1, compile_backend="eager",
+            passes=1, timed=("warm",),
+        )
+        for tp in tps
+    ]  # fmt: skip
+    return pd.concat([one[one["start"] == "warm"] for one in starts], ignore_index=True)
+
+
 def gains(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with `prefill_gain` and `decode_gain` over the first, and each a rank."""
     first = rows.iloc[0]
@@ -68,15 +84,20 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(**named)
 
 
+def configuration(model_directory: Path) -> ModelConfiguration:
+    """Of a Hugging Face directory."""
+    return model_configuration(json.loads((model_directory / "config.json").read_text()))
+
+
 def against_model(starts: pd.DataFrame, model: ModelConfiguration) -> pd.DataFrame:
-    """What each rank held and sent, of starts measured by `engine.starts`, beside the closed form
-    that the card's cost model uses: one row for each number of ranks and quantity.
+    """What each rank held and sent in `starts_by_tp`, beside the closed form that the card's cost
+    model uses: one row for each number of ranks and quantity.
 
     A layer's two all-reduces sum [rows, tokens, hidden size] elements; weights are counted in
     elements too, so that their type does not matter.
     """
     rows = []
-    for start in starts.drop_duplicates("tp").itertuples():
+    for start in starts.itertuples():
         bucket, tp = Bucket.parse(start.bucket), int(start.tp)
         reduces = 2 * model.layers if tp > 1 else 0
         width = bucket.batch_size * model.hidden_size

@@ -85,7 +85,7 @@ EDGE = {
     "planning": CORE.keys() | {"sweep"},
     "serving": CORE.keys(),
     "trust": CORE.keys() | {"serving"},
-    "ranks_here": CORE.keys() | {"serving", "trust"},
+    "ranks_here": CORE.keys() | {"serving", "trust", "engine"},
 }
 HEAVY = {"torch", "vllm", "fms", "transformers", "matplotlib", "IPython", "ipywidgets", "papermill"}
 

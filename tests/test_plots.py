@@ -161,6 +161,9 @@ SHARES_BY_TP = pd.DataFrame(
         "high_share": [0.0, 0.0, 0.7, 0.3],
     }
 )
+GAINS = pd.DataFrame(
+    {"tp": [1, 2, 3], "prefill_gain": [1.0, 1.6, 1.4], "decode_gain": [1.0, 0.9, 0.5]}
+)
 TORNADO = pd.DataFrame(
     {
         "parameter": ["rest_decode_s", "all_reduce_s"],
@@ -180,6 +183,7 @@ TORNADO = pd.DataFrame(
 FIGURES = {
     plots.capacities: (CAPACITIES, "[requests/min]"),
     plots.tornado: (TORNADO, "[requests/min]"),
+    plots.gains: (GAINS, "speed against one rank"),
     plots.ledger_shares: (SHARES, "[%]"),
     partial(plots.fill_and_seconds, bound_s=50.0): (SETS, "[%]"),
     plots.lengths: (LENGTHS, "[tokens]"),

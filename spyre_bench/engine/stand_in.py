@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tempfile
 from pathlib import Path
 
+from spyre_bench.engine.checkpoint import cache_directory
 
-def stand_in(source: Path, heads: int, kv_heads: int, target: Path) -> Path:
+KEPT = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"),
+    *("max_position_embeddings", "tie_word_embeddings"),
+    *("bos_token_id", "eos_token_id", "pad_token_id"),
+)
+"""What the stand-in has of the original's configuration."""
+
+
+def stand_in(source: Path, heads: int, kv_heads: int, target: Path | None = None) -> Path:
     """Writes a Llama of `source`'s sizes with other numbers of heads, seeded random weights and
-    `source`'s tokenizer as the Hugging Face directory `target`; returns it.
+    `source`'s tokenizer as the Hugging Face directory `target` (None: in the cache directory,
+    once); returns it.
 
     Raises ValueError where the hidden size does not divide into an even head dimension, or the
     heads into groups of KV heads.
     """
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     config = json.loads((source / "config.json").read_text())
     hidden_size = config["hidden_size"]
     if hidden_size % (2 * heads) or heads % kv_heads:
@@ -24,13 +33,22 @@ def stand_in(source: Path, heads: int, kv_heads: int, target: Path) -> Path:
             f"{heads} heads over {kv_heads} KV heads do not divide a hidden size of {hidden_size}: "
             f"use a divisor of {hidden_size // 2} and one of that"
         )
-    kept = (
-        *("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"),
-        *("max_position_embeddings", "tie_word_embeddings"),
-        *("bos_token_id", "eos_token_id", "pad_token_id"),
-    )
-    changed = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "dtype": "float32"}
-    values = {name: config[name] for name in kept if name in config} | changed
+    values = {name: config[name] for name in KEPT if name in config}
+    values |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "dtype": "float32"}
+    if target is not None:
+        return _write(values, source, target)
+    cached = cache_directory() / f"{source.name}-{heads}-{kv_heads}-heads"
+    if not cached.exists():
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cached.parent) as scratch:
+            os.replace(_write(values, source, Path(scratch) / "model"), cached)
+    return cached
+
+
+def _write(values: dict, source: Path, target: Path) -> Path:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     target.mkdir(parents=True, exist_ok=True)
     for path in source.glob("*"):
         if path.is_file() and path.suffix in (".json", ".jinja", ".txt"):

@@ -113,7 +113,8 @@ def _in_fresh_processes(request: dict) -> list[dict]:
 
 def _child(request: dict) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "spyre_bench.engine.starts"],
+        # the profiler's library would tell of each start and stop
+        ["env", "KINETO_LOG_LEVEL=5", sys.executable, "-m", "spyre_bench.engine.starts"],
         input=json.dumps(request),
         stdout=subprocess.PIPE,
         text=True,

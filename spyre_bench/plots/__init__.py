@@ -2,8 +2,9 @@
 figure means is its title, which the caller knows and passes.
 """
 
-from spyre_bench.plots.cards import all_reduce_shares, capacities, tornado
+from spyre_bench.plots.cards import all_reduce_shares, capacities, gains, tornado
 from spyre_bench.plots.choice import buckets, contenders, k_curve, lengths, schemes, waterfall
+from spyre_bench.plots.drawn import drawn
 from spyre_bench.plots.runs import small_multiples
 from spyre_bench.plots.serving import (
     FULLNESS,
@@ -29,8 +30,10 @@ __all__ = [
     "buckets",
     "capacities",
     "contenders",
+    "drawn",
     "fill_and_seconds",
     "fill_under_load",
+    "gains",
     "growth",
     "hold_timers",
     "k_curve",

@@ -138,3 +138,21 @@ def tornado(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
         f"[requests/min]; bold: it decides"
     )
     return legend(ax)
+
+
+def gains(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
+    """How much faster passes get with ranks, as measured, and what would be the whole gain.
+
+    `frame`: tp, prefill_gain, decode_gain (1 for the first row).
+    """
+    ax = new_axes(ax, title)
+    ranks = frame["tp"]
+    for kind in ("prefill", "decode"):
+        ax.plot(ranks, frame[f"{kind}_gain"], f"{MARKS[kind]}-", color=PASSES[kind][0], label=kind)
+    ax.plot(ranks, ranks / ranks.iloc[0], "--", color=RED, label="as many times as ranks")
+    ax.axhline(1, color="0.6", linewidth=1)
+    ax.set_xticks(list(ranks))
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("ranks (processes, one thread each)")
+    ax.set_ylabel("speed against one rank (1 = the same)")
+    return legend(ax)

@@ -27,13 +27,15 @@ if TYPE_CHECKING:
 MARKS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PURPLE, "D"), (SKY, "v"), (RED, "P"))
 
 
-def measured_and_simulated(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
+def measured_and_simulated(
+    frame: pd.DataFrame, title: str, metric: str = "e2el", ax: Axes | None = None
+) -> Axes:
     """Every request of some runs, simulated over measured; on the line they agree.
 
-    `frame`: run, measured_e2el_s, simulated_e2el_s.
+    `frame`: run and, for the `metric` e2el, ttft or tpot, measured_e2el_s, simulated_e2el_s.
     """
     ax = new_axes(ax, title, height=5)
-    columns = ["measured_e2el_s", "simulated_e2el_s"]
+    columns = [f"measured_{metric}_s", f"simulated_{metric}_s"]
     ends = [frame[columns].min().min() / 1.2, frame[columns].max().max() * 1.2]
     ax.plot(ends, ends, color="black", linewidth=0.8, label="simulated = measured")
     for (run, some), (colour, marker) in zip(
@@ -49,8 +51,8 @@ def measured_and_simulated(frame: pd.DataFrame, title: str, ax: Axes | None = No
         axis.set_minor_formatter("")
     ax.set_xlim(ends)
     ax.set_ylim(ends)
-    ax.set_xlabel("E2EL measured by the client [s]")
-    ax.set_ylabel("E2EL simulated [s]")
+    ax.set_xlabel(f"{metric.upper()} measured by the client [s]")
+    ax.set_ylabel(f"{metric.upper()} simulated [s]")
     return legend(ax)
 
 
