@@ -1,25 +1,32 @@
 """Panels: a moved control changes the picture, and what goes wrong is to be read in them."""
 
+import asyncio
 import functools
+import io
+import threading
 import time
 from dataclasses import replace
+from html import unescape
 from types import SimpleNamespace
 
 import ipywidgets as widgets
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 
-from spyre_bench import explore, loads, metrics
+from spyre_bench import explore, loads, metrics, server_log, startup
 from spyre_bench.batching import Policy
 from spyre_bench.bounds import shape_bound_s
 from spyre_bench.card import with_all_reduce
 from spyre_bench.cost import BucketCost, MeasuredCost, write_cost_table
 from spyre_bench.deployments import best, capacities
+from spyre_bench.explore import cards, choice, fill, passes, trust
+from spyre_bench.explore.work import Step
 from spyre_bench.optimize import Limits, choose
 from spyre_bench.shapes import Bucket
 from spyre_bench.simulate import simulate
@@ -28,10 +35,21 @@ from tests.test_cost import CORNERS, machine
 
 
 def parts(box) -> SimpleNamespace:
-    """The pieces of a panel: its controls by name, message, figure and note."""
-    controls, message, figure, note = box.children
+    """The pieces of a panel: its controls by name, message, figure, note and numbers, and where it
+    has long work, the buttons and the bar of it."""
+    controls, *work, message, figure, note, folded = box.children
     named = {control.description: control for control in controls.children}
-    return SimpleNamespace(controls=named, message=message, figure=figure, note=note)
+    (numbers,) = folded.children
+    pieces = {"message": message, "figure": figure, "note": note, "numbers": numbers}
+    if work:
+        pieces |= dict(zip(("begin", "bar", "stop", "what"), work[0].children, strict=True))
+    return SimpleNamespace(controls=named, **pieces)
+
+
+def numbers(panel) -> pd.DataFrame:
+    """What a panel says that its figure shows."""
+    text = unescape(panel.numbers.value.removeprefix("<pre>").removesuffix("</pre>"))
+    return pd.read_csv(io.StringIO(text))
 
 
 # --- the panel itself -----------------------------------------------------------------------------
@@ -88,6 +106,169 @@ def test_no_figure_stays_open(bar):
     assert not plt.get_fignums()
 
 
+def test_the_numbers_beside_the_figure_are_those_that_it_shows(bar):
+    bar.controls["height"].value = 5
+    (row,) = numbers(bar).itertuples()
+    assert (row.x, row.y, row.start) == (0, 5, 0)
+
+
+# --- long work ------------------------------------------------------------------------------------
+
+
+class Building:
+    """Long work in three steps, the second of which waits until it is let go."""
+
+    def __init__(self):
+        self.reached, self.let_go, self.ended = threading.Event(), threading.Event(), False
+
+    def steps(self, height: int):
+        yield Step(0.0, "begins")
+        self.reached.set()
+        yield Step(0.5, "half of it")
+        assert self.let_go.wait(10)
+        if height == 9:
+            raise ValueError("9 is too high")
+        self.ended = True
+        return functools.partial(draw_bar, 10 * height)
+
+
+@pytest.fixture
+def building() -> Building:
+    return Building()
+
+
+@pytest.fixture
+def built(building) -> SimpleNamespace:
+    control = widgets.IntSlider(value=1, max=20)
+    return parts(explore.panel(draw_bar, {"height": control}, "", ("Build", building.steps)))
+
+
+async def until(condition) -> None:
+    """Lets the loop turn, as a kernel's does between two messages."""
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("waited five seconds")
+
+
+def test_long_work_is_not_shown_before_it_is_asked_for(built):
+    assert built.bar.layout.display == built.stop.layout.display == "none"
+    assert not built.begin.disabled
+
+
+def test_long_work_shows_how_far_it_is_and_then_its_picture(built, building):
+    async def use():
+        built.begin.click()
+        await until(lambda: built.bar.value == 0.5)
+        assert built.what.value == "half of it"
+        assert built.bar.layout.display is None
+        assert built.begin.disabled
+        assert numbers(built)["y"].item() == 1
+        building.let_go.set()
+        await until(lambda: not built.begin.disabled)
+
+    asyncio.run(use())
+    assert numbers(built)["y"].item() == 10
+    assert built.bar.layout.display == "none"
+    assert not plt.get_fignums()
+
+
+def test_cancelled_work_shows_nothing_even_when_its_step_ends_later(built, building):
+    async def use():
+        built.begin.click()
+        await until(lambda: built.bar.value == 0.5)
+        built.stop.click()
+        await until(lambda: built.what.value == "cancelled")
+        assert not built.begin.disabled
+        building.let_go.set()
+        await until(lambda: building.ended)
+
+    asyncio.run(use())
+    assert numbers(built)["y"].item() == 1
+
+
+def test_a_moved_control_ends_the_work_that_was_for_its_old_value(built, building):
+    async def use():
+        built.begin.click()
+        await until(building.reached.is_set)
+        built.controls["height"].value = 4
+        building.let_go.set()
+        await until(lambda: built.what.value == "cancelled")
+
+    asyncio.run(use())
+    assert numbers(built)["y"].item() == 4
+
+
+def test_what_is_wrong_with_long_work_is_a_sentence_and_it_can_begin_anew(built, building):
+    building.let_go.set()
+
+    async def use():
+        built.controls["height"].value = 9
+        built.begin.click()
+        await until(lambda: not built.begin.disabled)
+        assert built.message.value == "<b>9 is too high</b>"
+        built.controls["height"].value = 2
+        built.begin.click()
+        await until(lambda: not built.begin.disabled)
+
+    asyncio.run(use())
+    assert built.message.value == ""
+    assert numbers(built)["y"].item() == 20
+
+
+# --- 00_first_look --------------------------------------------------------------------------------
+
+
+def batch(number: int, bucket: str, rows: int, seconds: float) -> list[dict]:
+    """A prefill and two decode passes for so many rows, a second apart from the next batch."""
+    return [
+        {"batch": number, "bucket": bucket, "kind": "decode" if step else "prefill", "step": step,
+         "start_s": number + 0.2 * step, "seconds": seconds, "prompt_tokens": [10] * rows,
+         "running": rows}
+        for step in range(3)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def ran() -> pd.DataFrame:
+    return pd.DataFrame(
+        batch(0, "4,64,16", 4, 0.1) + batch(1, "2,128,16", 2, 0.2) + batch(2, "4,64,16", 1, 0.1)
+    )
+
+
+def test_every_control_of_the_first_look_changes_its_picture(ran):
+    panel = parts(explore.first_look(ran))
+    seen = {panel.figure.value}
+    for name, value in (("show", "waste"), ("bucket", "4,64,16"), ("first batches", 1)):
+        panel.controls[name].value = value
+        assert panel.message.value == ""
+        seen.add(panel.figure.value)
+    assert len(seen) == 4
+
+
+def test_the_first_look_shows_the_passes_of_the_first_batches_of_a_bucket(ran):
+    panel = parts(explore.first_look(ran))
+    panel.controls["bucket"].value = "4,64,16"
+    assert set(numbers(panel)["y"]) == {"batch 0 4,64,16", "batch 2 4,64,16"}
+    panel.controls["first batches"].value = 1
+    shown = numbers(panel)
+    assert set(shown["y"]) == {"batch 0 4,64,16"}
+    assert shown["start"].tolist() == pytest.approx([0, 0.2, 0.4])
+    assert shown["x"].tolist() == pytest.approx([0.1, 0.3, 0.5])
+
+
+def test_the_title_of_the_first_look_is_that_of_the_ledger(ran):
+    ax = passes.draw_batches(ran, "waste", "4,64,16", 2)
+    ledger = server_log.waste(ran[ran["bucket"] == "4,64,16"])
+    fill_share = ledger["useful"].sum() / ledger["computed"].sum()
+    assert ax.get_title(loc="left").startswith(f"2 batches of 4,64,16: {fill_share:.0%} of ")
+    ax = passes.draw_batches(ran, "passes", "2,128,16", 3)
+    title = ax.get_title(loc="left")
+    assert title == "1 batch of 2,128,16: 0.60 s in passes, 67% of it decoding"
+    plt.close("all")
+
+
 # --- 01_which_buckets -----------------------------------------------------------------------------
 
 
@@ -127,16 +308,35 @@ def test_a_budget_too_small_for_any_bucket_is_a_sentence(chosen_for):
 
 def test_the_panel_shows_the_proved_choice_and_says_what_is_left_out(chosen_for):
     table = MeasuredCost(machine(*CORNERS))
-    some, costs, drawn = explore.few_requests(chosen_for, table, "azure_conv")
+    some, costs, drawn = choice.few_requests(chosen_for, table, "azure_conv")
     assert len(some) < drawn == 300
-    ax = explore.draw_choice(lambda name: (some, costs, drawn), "azure_conv", 2, 0.0)
-    choice = choose(some, costs, Limits(2))
+    ax = choice.draw_choice(lambda name: (some, costs, drawn), "azure_conv", 2, 0.0)
+    best_two = choose(some, costs, Limits(2))
     seconds, beyond = ax.get_title(loc="left").split("\n")
-    assert f"{shape_bound_s(some, choice.costs) / len(some):.3f} device seconds" in seconds
+    assert f"{shape_bound_s(some, best_two.costs) / len(some):.3f} device seconds" in seconds
     assert f"{1 - len(some) / 300:.0%} of the requests are beyond" in beyond
     labels = [text.get_text() for text in ax.figure.legends[0].get_texts()]
-    for label, bucket in zip(labels, choice.buckets, strict=True):
+    for label, bucket in zip(labels, best_two.buckets, strict=True):
         assert f"P {bucket.prompt_length}, N {bucket.new_tokens}" in label
+    plt.close("all")
+
+
+def test_for_the_whole_workload_as_many_buckets_as_asked_are_chosen_from_all_candidates(chosen_for):
+    table = MeasuredCost(machine(*CORNERS))
+    steps, shares = choice.choose_for_all(chosen_for, table, "azure_conv", 2, 0.0), []
+    while True:
+        try:
+            shares.append(next(steps).share)
+        except StopIteration as end:
+            ax = end.value()
+            break
+    assert shares == pytest.approx([0, 1 / 3, 2 / 3])
+    few, costs, _ = choice.few_requests(chosen_for, table, "azure_conv")
+    title = ax.get_title(loc="left").replace("\n", " ")
+    assert title.startswith("300 requests, 2 buckets")
+    assert "less than 1," in title
+    seconds = float(title.split("2 buckets: ")[1].split(" ")[0])
+    assert seconds <= choose(few, costs, Limits(2)).objective_s / len(few) + 5e-4
     plt.close("all")
 
 
@@ -147,6 +347,51 @@ def test_a_file_shorter_than_the_few_requests_is_no_obstacle(chosen_for, tmp_pat
     panel = parts(explore.which_buckets(chosen_for, 2))
     assert panel.figure.value
     assert panel.controls["workload"].value == str(trace)
+
+
+# --- 02_what_does_warmup_cost ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def started() -> tuple[pd.DataFrame, Bucket]:
+    """Predicted starts of eight buckets, each of which takes longer the larger it is."""
+    fitted, held_out = startup.corners(Bucket(2, 64, 16), 2)
+    rows = [
+        {"role": role, "start": start, "bucket": str(bucket), "compile_s": seconds,
+         "first_run_s": 0.5, "startup_s": seconds + 0.5, "prefill_s": 1e-4 * bucket.prompt_length,
+         "decode_s": 1e-5 * bucket.batch_size * bucket.context_length}
+        for role, some in (("fitted", fitted), ("held out", held_out))
+        for start, part in (("cold", 1.0), ("warm", 0.1))
+        for bucket in some
+        for seconds in [part * (2 + 1e-3 * bucket.batch_size * bucket.prompt_length)]
+    ]  # fmt: skip
+    return startup.predict(pd.DataFrame(rows)), max(fitted)
+
+
+def test_every_control_of_the_start_changes_its_picture(started):
+    panel = parts(explore.what_warmup_costs(*started))
+    seen = {panel.figure.value}
+    for name, value in (
+        ("buckets beside 4,128,32", 3),
+        ("answers [tokens]", 20),
+        ("start", "warm"),
+    ):
+        panel.controls[name].value = value
+        assert panel.message.value == ""
+        seen.add(panel.figure.value)
+    assert len(seen) == 4
+
+
+def test_the_start_is_that_of_the_buckets_that_pay_soonest(started):
+    predicted, fallback = started
+    panel = parts(explore.what_warmup_costs(predicted, fallback))
+    panel.controls["buckets beside 4,128,32"].value = 2
+    shown = numbers(panel)
+    paid = startup.break_even(predicted, fallback, panel.controls["answers [tokens]"].value)
+    soonest = paid[paid["start"] == "cold"].nsmallest(2, "requests")
+    cold = shown[shown["series"] == "cold start"]
+    assert cold["y"].tolist() == soonest["bucket"].tolist()
+    assert cold["x"].tolist() == pytest.approx(soonest["requests"].tolist(), rel=1e-5)
 
 
 # --- 03_how_full_are_batches ----------------------------------------------------------------------
@@ -204,14 +449,14 @@ def test_the_title_of_the_fill_is_that_of_the_run(arriving):
     some, capacity_rps = arriving
     rules = Policy(max_age_s=9.0)
     trace = simulate(loads.at_rate(some, 0.2), FOUR_ROWS, Policy("length_aware", 3.0, 0.0, 9.0))
-    ax = explore.draw_fill(some, FOUR_ROWS, rules, capacity_rps, "length_aware", 0.2, 3.0)
+    ax = fill.draw_fill(some, FOUR_ROWS, rules, capacity_rps, "length_aware", 0.2, 3.0)
     first, second = ax.get_title(loc="left").split("\n")
     found = metrics.summary(trace)
     assert first.startswith(f"length_aware at {0.2 / capacity_rps:.0%} load: {found['fill']:.0%}")
     assert f"{found['batches']:,} batches" in first
     assert f"P95 {found['p95_e2el_ms'] / 1e3:.1f} s" in second
     assert "saturated" not in second
-    ax = explore.draw_fill(some, FOUR_ROWS, rules, capacity_rps, "fcfs", 3 * capacity_rps, 0.0)
+    ax = fill.draw_fill(some, FOUR_ROWS, rules, capacity_rps, "fcfs", 3 * capacity_rps, 0.0)
     assert "saturated" in ax.get_title(loc="left")
     plt.close("all")
 
@@ -260,21 +505,21 @@ def test_every_control_of_the_division_changes_its_picture(divided):
 
 
 def test_a_model_that_does_not_split_says_so_in_the_picture(divided):
-    few = functools.partial(explore.few_deployments, divided)
-    ax = explore.draw_deployments(few, "smollm2-135m", 2, "fp16", "fmperf_ibm", 0.0)
+    few = functools.partial(cards.few_deployments, divided)
+    ax = cards.draw_deployments(few, "smollm2-135m", 2, "fp16", "fmperf_ibm", 0.0)
     assert any("does not split over tp=2" in text.get_text() for text in ax.texts)
     assert "2 × TP 1 serves most at the middle values" in ax.get_title(loc="left")
     plt.close("all")
 
 
 def test_the_division_shown_is_that_of_the_capacities(divided):
-    few = functools.partial(explore.few_deployments, divided)
+    few = functools.partial(cards.few_deployments, divided)
     service, found = few("granite-3.3-8b", 2, "fp16", "fmperf_ibm")
     assert len(service.requests(2)) == 2 * 20
     card = with_all_reduce(700)
     slowed = [replace(it, cost=replace(it.cost, card=card)) for it in found]
     tops = best(capacities(slowed, service)).set_index("end")["deployment"]
-    ax = explore.draw_deployments(few, "granite-3.3-8b", 2, "fp16", "fmperf_ibm", 700.0)
+    ax = cards.draw_deployments(few, "granite-3.3-8b", 2, "fp16", "fmperf_ibm", 700.0)
     title = ax.get_title(loc="left")
     assert f"{tops['value']} serves most" in title
     assert f"{tops['slow']} at the slow end, {tops['fast']} at the fast" in title
@@ -290,3 +535,52 @@ def test_a_redraw_of_the_division_is_quick(divided):
         panel.controls["all-reduce [µs], 0: range"].value = all_reduce_us
         seconds.append(time.process_time() - started)
     assert min(seconds) < 0.5
+
+
+# --- 05_can_we_trust_the_simulator ----------------------------------------------------------------
+
+
+@pytest.fixture
+def compared() -> pd.DataFrame:
+    """Requests of two runs; the simulation is off by as many per cent as the request's number."""
+    n = np.arange(1, 11)
+    frame = pd.DataFrame({"run": np.repeat(["queued", "load 1"], 5), "measured_ttft_s": 0.1 * n})
+    for metric in ("ttft", "e2el", "tpot"):
+        frame[f"measured_{metric}_s"] = 0.1 * n
+        frame[f"error_{metric}"] = n / 100
+        frame[f"simulated_{metric}_s"] = frame[f"measured_{metric}_s"] * (1 + n / 100)
+    return frame
+
+
+def test_every_control_of_the_comparison_changes_its_picture(compared):
+    panel = parts(explore.trust_the_simulator(compared))
+    seen = {panel.figure.value}
+    for name, value in (("off by at least [%]", 4.0), ("quantity", "ttft"), ("run", "load 1")):
+        panel.controls[name].value = value
+        assert panel.message.value == ""
+        seen.add(panel.figure.value)
+    assert len(seen) == 4
+
+
+def test_the_comparison_shows_the_requests_that_are_off_by_so_much(compared):
+    panel = parts(explore.trust_the_simulator(compared))
+    panel.controls["off by at least [%]"].value = 9.0
+    shown = numbers(panel)
+    points = shown[shown["series"] == "load 1"]
+    assert points["x"].tolist() == pytest.approx([0.9, 1.0])
+    assert points["y"].tolist() == pytest.approx([0.9 * 1.09, 1.1])
+    assert "queued" not in set(shown["series"])
+    ax = trust.draw_requests(compared, "every run", "e2el", 9.0)
+    assert ax.get_title(loc="left").startswith(
+        "E2EL of 2 of 10 requests of every run is off by 9 %"
+    )
+    plt.close("all")
+
+
+def test_where_no_request_is_off_by_so_much_a_sentence_says_how_far_the_furthest_is(compared):
+    panel = parts(explore.trust_the_simulator(compared))
+    panel.controls["run"].value = "queued"
+    panel.controls["off by at least [%]"].value = 6.0
+    assert panel.message.value == (
+        "<b>no request of queued is off by 6 % or more in E2EL: the furthest is 5.0%</b>"
+    )

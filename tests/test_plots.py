@@ -183,7 +183,7 @@ TORNADO = pd.DataFrame(
 FIGURES = {
     plots.capacities: (CAPACITIES, "[requests/min]"),
     plots.tornado: (TORNADO, "[requests/min]"),
-    plots.gains: (GAINS, "speed against one rank"),
+    plots.gains: (GAINS, "(processes, one thread each)"),
     plots.ledger_shares: (SHARES, "[%]"),
     partial(plots.fill_and_seconds, bound_s=50.0): (SETS, "[%]"),
     plots.lengths: (LENGTHS, "[tokens]"),

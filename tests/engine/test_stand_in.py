@@ -1,0 +1,35 @@
+"""A stand-in has the original's sizes and tokenizer, and heads that divide."""
+
+import json
+
+import pytest
+
+from spyre_bench.engine.stand_in import stand_in
+
+pytestmark = pytest.mark.engine
+
+
+def test_a_stand_in_differs_from_the_original_in_its_heads_alone(smollm2, tmp_path):
+    from spyre_bench.engine.memory import ModelShape
+
+    target = stand_in(smollm2, 12, 6, tmp_path / "model")
+    was, now = (ModelShape.read(directory) for directory in (smollm2, target))
+    assert (now.heads, now.kv_heads, now.head_dim) == (12, 6, 48)
+    for name in ("layers", "hidden_size", "intermediate_size", "vocab_size", "context_length"):
+        assert getattr(now, name) == getattr(was, name), name
+    assert (target / "tokenizer.json").read_bytes() == (smollm2 / "tokenizer.json").read_bytes()
+
+
+def test_without_a_target_it_is_made_once(tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPYRE_BENCH_CACHE", str(tmp_path))
+    made = stand_in(tiny_llama, 6, 3)
+    (made / "mark").touch()
+    assert stand_in(tiny_llama, 6, 3) == made
+    assert (made / "mark").exists()
+    assert json.loads((made / "config.json").read_text())["num_key_value_heads"] == 3
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(7, 7), (9, 2), (64, 8)])
+def test_heads_that_cannot_be_are_refused(smollm2, heads, kv_heads):
+    with pytest.raises(ValueError, match="do not divide a hidden size of 576: use a divisor of"):
+        stand_in(smollm2, heads, kv_heads)

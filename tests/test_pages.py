@@ -1,0 +1,239 @@
+"""The page of a design review and its PDF, made of runs written by hand."""
+
+import base64
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from bs4 import BeautifulSoup
+from pypdf import PdfReader
+
+from spyre_bench import pages
+from spyre_bench.review import gather
+from tests.test_records import KEPT, write
+from tests.test_review import WASTE, story
+
+COMMAND = (sys.executable, "-c", "from spyre_bench.cli import main; main()", "report")
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="20" height="10"><rect width="9" height="9"/>'
+HOSTILE = """<script>alert("&'1")</script><img src=http://example.org/x onerror='boom'>"""
+CHROMIUM = next(filter(None, map(shutil.which, pages.BROWSERS)), None)
+
+
+def picture(folder, name="waste", stem="some", svg=f"{SVG}</svg>"):
+    (folder / stem / "figures").mkdir(exist_ok=True)
+    (folder / stem / f"figures/{name}.svg").write_text(svg)
+    (folder / stem / f"figures/{name}.png").write_bytes(b"a png")
+    return folder
+
+
+def page_of(run, **more) -> BeautifulSoup:
+    return BeautifulSoup(pages.render(gather(run, **more)), "html.parser")
+
+
+def section(page, name: str) -> str:
+    """Its words, with one space between any two."""
+    return " ".join(page.find(id=name).get_text(" ").split())
+
+
+def command(folder, *words) -> tuple[int, str]:
+    done = subprocess.run(
+        [*COMMAND, *map(str, words)], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """A run in which everything that can hold a text holds a hostile one."""
+    kept = {
+        "question": HOSTILE,
+        "answer": f"{HOSTILE} [link](http://example.org) ![shot](http://example.org/y.png)",
+        "parameters": {"k": HOSTILE, HOSTILE: 1},
+        "results": {f"{HOSTILE}_error": 0.5, "over_shape_bound": {HOSTILE: 2.0}},
+        "checks": {HOSTILE: {"ok": False, "evidence": HOSTILE}},
+        "figures": {"waste": HOSTILE},
+        "finished": True,
+        "host": HOSTILE,
+        "versions": {"numpy": HOSTILE},
+    }
+    table = pd.DataFrame({HOSTILE: [HOSTILE, "x"], "busy_over_shape_bound": [1.5, 2.0]})
+    run = picture(write(tmp_path / "run", kept=kept, error=HOSTILE, t=table))
+    base = write(tmp_path / "base", kept=kept | {"answer": "", "results": {HOSTILE: HOSTILE}})
+    return story(run, f"# t\n{HOSTILE} <b onclick=x>b</b>\n\n{HOSTILE}"), base
+
+
+def test_a_hostile_text_stays_a_text_wherever_it_stands(hostile):
+    run, base = hostile
+    page = page_of(run, base=base)
+    assert not page.find_all(["script", "iframe", "object", "embed", "link", "base", "form"])
+    tags = page.find_all(True)
+    assert not [tag for tag in tags if any(name.startswith("on") for name in tag.attrs)]
+    assert not page.find_all("b", string="b")
+    for place in (
+        "h1", "pre.error", ".answer", ".prose", "figcaption", "th", "td", "title, .eyebrow, article",
+    ):  # fmt: skip
+        assert any(HOSTILE[:29] in tag.get_text() for tag in page.select(place)) or (
+            place.startswith("title")
+        ), place
+    assert page.find("img")["alt"] == HOSTILE
+
+
+def test_the_page_fetches_nothing(hostile):
+    run, base = hostile
+    page = page_of(run, base=base)
+    for tag in page.find_all(True):
+        for name in ("src", "href", "srcset", "data", "poster", "action", "xlink:href"):
+            assert tag.get(name, "#").startswith(("#", "data:image/")), tag
+        assert "url(" not in tag.get("style", "")
+    styles = " ".join(style.string for style in page.find_all("style"))
+    assert not re.search(r"url\(|@import|http", styles)
+
+
+def test_all_figures_and_tables_are_on_it_with_title_and_file(tmp_path):
+    kept = KEPT | {"figures": {"waste": "Most is lost", "fill": "It is full"}}
+    run = picture(picture(write(tmp_path, kept=kept, waste=WASTE, other=WASTE)), "fill")
+    page = page_of(run)
+    captions = [" ".join(tag.get_text(" ").split()) for tag in page.find_all("figcaption")]
+    assert captions == [
+        "Figure 1.1 Most is lost some-waste.svg",
+        "Figure 1.2 It is full some-fill.svg",
+    ]
+    kind, _, content = page.find("img")["src"].partition(",")
+    assert kind == "data:image/svg+xml;base64"
+    assert base64.b64decode(content).decode() == f"{SVG}</svg>"
+    said = section(page, "some")
+    for name in ("waste", "other"):
+        assert f"{name}: 2 rows; all of it in some/tables/{name}.csv" in said
+
+
+def test_a_figure_of_very_many_dots_is_on_it_as_png(tmp_path):
+    run = picture(write(tmp_path), svg=f"{SVG}{'<rect/>' * 200_000}</svg>")
+    assert page_of(run).find("img")["src"].startswith("data:image/png;base64,")
+
+
+def test_a_figure_without_its_file_is_said_to_be_missing(tmp_path):
+    assert "Its files are not in the run." in section(page_of(write(tmp_path)), "some")
+
+
+def test_of_a_long_table_it_says_how_many_rows_there_are(tmp_path):
+    long = pd.DataFrame({"fill": [i / 7 for i in range(200)], "n": range(1000, 1200)})
+    page = page_of(write(tmp_path, long=long))
+    assert "long: the first 10 of 200 rows; all of it" in section(page, "some")
+    rows = page.select("#some .table tbody tr")
+    assert [[cell.get_text() for cell in row.find_all("td")] for row in rows[:2]] == [
+        ["0", "1,000"],
+        ["0.1429", "1,001"],
+    ]
+    assert len(rows) == 10
+    assert page.select("#some .table thead th")
+
+
+def test_the_summary_has_each_answer_and_the_counts_of_checks(tmp_path):
+    run = write(tmp_path, "a", kept=KEPT | {"answer": "**Yes**, it is", "question": "Is it?"})
+    checks = {"x": {"ok": True, "evidence": ""}, "y": {"ok": False, "evidence": "1 > 2"}}
+    write(run, "b", kept=KEPT | {"checks": checks}, error="check 'y' failed: 1 > 2")
+    said = section(page_of(run), "summary")
+    for text in (
+        "1 of 2 notebooks passed", "2 of 3 checks passed", "1 notebook failed", "1 check failed",
+        "Is it? passed a · 1 of 1 checks passed Yes , it is",
+        "b failed b · 1 of 2 checks passed, 1 failed check 'y' failed: 1 > 2",
+    ):  # fmt: skip
+        assert text in said
+
+
+def test_a_failed_notebook_has_its_error_on_the_summary_and_in_its_chapter(tmp_path):
+    page = page_of(write(tmp_path, kept=None, error="cell In [3]: ZeroDivisionError"))
+    for place in ("summary", "some"):
+        assert "failed" in section(page, place)
+        assert "cell In [3]: ZeroDivisionError" in section(page, place)
+
+
+def test_parameters_results_and_provenance_are_in_the_chapter(tmp_path):
+    kept = KEPT | {"host": "vm", "cpu": "EPYC", "threads": 2, "started_at": "2026-11-24"}
+    run = story(write(tmp_path, kept=kept | {"seconds": 3.2}), "k: int = 1  # how many")
+    said = section(page_of(run), "some")
+    for text in ("k 3 how many", "over/skip 2", "host vm", "cpu EPYC", "threads 2", "seconds 3"):
+        assert text in said
+
+
+def test_what_is_not_there_is_said(tmp_path):
+    page = page_of(write(tmp_path))
+    assert "No notebook of this run has a result or a table with a bound" in section(page, "bounds")
+    assert "Not in this run" in section(page, "accuracy")
+    assert "There is nothing to compare with" in section(page, "changes")
+
+
+def test_bounds_accuracy_and_changes_are_on_it(tmp_path):
+    errors = {"quantity": ["fill"], "run": ["load 1"], "measured": 1.0, "simulated": 0.9}
+    errors = pd.DataFrame(errors | {"error": [-0.1]})
+    results = {"over_shape_bound": {"skip": 2.5}, "fill": 0.4}
+    run = write(tmp_path / "run", kept=KEPT | {"results": results}, errors=errors)
+    base = write(tmp_path / "base", kept=KEPT | {"results": results | {"fill": 0.5}}, errors=errors)
+    page = page_of(run, base=base)
+    assert "skip +150.0%" in section(page, "bounds")
+    assert "fill −10.0%" in section(page, "accuracy")
+    assert "some/results/ fill 0.5 0.4 −20.00%" in section(page, "changes").replace("/f", "/ f")
+
+
+def test_the_command_leaves_page_and_figures_and_names_them(tmp_path):
+    run = picture(write(tmp_path / "run"))
+    code, said = command(tmp_path, run)
+    assert (code, said) == (0, f"page: {run / 'design-review.html'}\n")
+    figures = sorted(path.name for path in (run / "design-review-figures").iterdir())
+    assert figures == ["some-waste.png", "some-waste.svg"]
+
+
+def test_the_projects_baseline_is_what_it_is_held_against(tmp_path):
+    write(tmp_path / "notebooks/baseline", kept=KEPT | {"results": {"fill": 0.6}})
+    write(tmp_path / "run")
+    assert command(tmp_path, "run", "-o", "new/page.html")[0] == 0
+    page = BeautifulSoup((tmp_path / "new/page.html").read_text(), "html.parser")
+    assert f"Held against {tmp_path / 'notebooks/baseline'}" in section(page, "changes")
+    assert "worse" in section(page, "changes")
+
+
+@pytest.mark.parametrize("words", [["nowhere"], ["run", "--base", "nowhere"]])
+def test_a_folder_of_no_run_is_one_sentence(tmp_path, words):
+    write(tmp_path / "run")
+    code, said = command(tmp_path, *words)
+    assert code == 1
+    assert said.startswith("spyre-bench: nowhere: no notebook was run there")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.skipif(not CHROMIUM, reason=f"none of {', '.join(pages.BROWSERS)} is on the PATH")
+def test_the_pdf_has_every_chapter_on_a_page_of_its_own(tmp_path):
+    run = picture(write(tmp_path, "a", kept=KEPT | {"answer": "It pays."}))
+    write(run, "b", kept=KEPT | {"question": "Does it last?"})
+    code, said = command(tmp_path, run, "-o", "out.html", "--pdf")
+    assert (code, said) == (0, "page: out.html\nPDF: out.pdf\n")
+    texts = [page.extract_text() for page in PdfReader(tmp_path / "out.pdf").pages]
+    assert "It pays." in texts[0]
+    assert len(texts) == 4  # summary, bounds to provenance, two chapters
+    assert "Does it last?" in texts[3]
+
+
+def test_without_a_browser_the_page_stays_and_a_sentence_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    write(tmp_path / "run")
+    code, said = command(tmp_path, "run", "-o", "out.html", "--pdf")
+    assert code == 1
+    assert "no PDF: none of chromium, " in said
+    assert "install Chromium, or print out.html from any browser" in said
+    assert (tmp_path / "out.html").exists()
+
+
+def test_a_browser_that_fails_is_quoted_and_an_earlier_pdf_is_gone(tmp_path, monkeypatch):
+    broken = tmp_path / "chromium"
+    broken.write_text("#!/bin/sh\necho 'out of memory' >&2; exit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    pdf = Path(tmp_path / "out.pdf")
+    pdf.write_text("of an earlier run")
+    with pytest.raises(ValueError, match="left none and said: out of memory"):
+        pages.print_pdf(tmp_path / "out.html", pdf)
+    assert not pdf.exists()
