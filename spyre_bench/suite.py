@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from nbconvert.filters import markdown2html
 from rich.console import Console
 from rich.table import Table
 
 from spyre_bench.headless import Outcome, Task, execute, interrupt_kernels, measures
+from spyre_bench.pages import markdown
 from spyre_bench.records import Traits
 
 PATIENCE_S = 10.0  # between two interrupts: a notebook may have a server to end
@@ -214,7 +214,7 @@ def _index(outcomes: Sequence[Outcome]) -> str:
             for path in sorted(outcome.directory.glob("*"))
         )
         text = f"<pre>{escape(outcome.error)}</pre>" if outcome.error else ""
-        text += markdown2html(outcome.answer or "")
+        text += markdown(outcome.answer or "")
         parts.append(
             f"<h2>{folder}: {outcome.state}, {outcome.seconds:.0f} s</h2><p>{links}</p>{text}"
         )

@@ -62,6 +62,18 @@ def test_the_whole_suite_is_found_from_within_the_project_and_has_one_index(tmp_
     assert (good["answer"], good["measures"]) == ("**Yes**", False)
 
 
+def test_the_index_takes_no_markup_from_an_answer(tmp_path):
+    from spyre_bench.headless import Outcome
+    from spyre_bench.records import Traits
+    from spyre_bench.suite import _index
+
+    answer = {"answer": "**Yes** <script>alert(1)</script>"}
+    (tmp_path / "results.json").write_text(json.dumps(answer))
+    page = _index([Outcome(tmp_path / "a.ipynb", tmp_path, 1.0, None, Traits(), {})])
+    assert "<strong>Yes</strong>" in page
+    assert "<script>" not in page
+
+
 def test_a_folder_without_notebooks_is_refused(tmp_path):
     code, said, _ = spyre_bench_run(tmp_path, "--all")
     assert code == 1

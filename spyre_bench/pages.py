@@ -1,0 +1,141 @@
+"""A review as one page that needs no network, its figures as files, and its PDF by Chromium."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from base64 import b64encode
+from pathlib import Path
+from typing import Any
+
+import mistune
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from spyre_bench.review import Figure, Review
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+PRINTING_S = 300  # before a browser is given up
+LARGEST_SVG = 2**20  # bytes; a figure of more dots than that goes onto the page as PNG
+LONGEST_TEXT = 100  # characters of a table's cell; its CSV file has all
+
+
+def write_page(review: Review, page: Path) -> None:
+    """Writes the page, and the figures as SVG and PNG into the folder `figures_of(page)`."""
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(render(review), encoding="utf-8")
+    _copy_figures(review, figures_of(page))
+
+
+def figures_of(page: Path) -> Path:
+    """The folder beside the page."""
+    return page.with_name(f"{page.stem}-figures")
+
+
+def render(review: Review) -> str:
+    """The page as HTML: everything that is not the template's own is escaped."""
+    environment = Environment(
+        loader=PackageLoader("spyre_bench"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {
+        "markdown": markdown, "value": value, "percent": percent, "picture": picture,
+        "breakable": breakable, "number": pd.api.types.is_number,
+    }  # fmt: skip
+    return environment.get_template("review.html").render(review=review)
+
+
+def print_pdf(page: Path, pdf: Path) -> None:
+    """Prints the page; ValueError where there is no browser for it, or where it fails."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not browser:
+        raise ValueError(
+            f"no PDF: none of {', '.join(BROWSERS)} is on the PATH: install Chromium, or print "
+            f"{page} from any browser"
+        )
+    pdf.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix="spyre_bench-") as profile:
+        command = [
+            browser, "--headless", "--disable-gpu", f"--user-data-dir={profile}",
+            # Chromium's sandbox refuses to work for root.
+            *(["--no-sandbox"] if os.geteuid() == 0 else []),
+            "--no-pdf-header-footer", "--generate-pdf-document-outline",
+            f"--print-to-pdf={pdf.resolve()}", page.resolve().as_uri(),
+        ]  # fmt: skip
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=PRINTING_S)
+        except subprocess.TimeoutExpired as error:
+            raise ValueError(
+                f"no PDF: {browser} did not end within {PRINTING_S} s: print {page} from a browser"
+            ) from error
+    if not pdf.exists():
+        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+        raise ValueError(f"no PDF: {browser} left none and said: {said}")
+
+
+def _copy_figures(review: Review, folder: Path) -> None:
+    for chapter in review.chapters:
+        for figure in (part for part in chapter.story if part.kind == "figure"):
+            for path in figure.path.parent.glob(f"{figure.path.name}.*"):
+                folder.mkdir(exist_ok=True)
+                shutil.copyfile(path, folder / f"{chapter.name}-{path.name}")
+
+
+# --- filters of the template --------------------------------------------------------------------
+
+
+class Words(mistune.HTMLRenderer):
+    """Markdown without the network: HTML in it is text, a link its words, a picture its name."""
+
+    def link(self, text: str, url: str, title: str | None = None) -> str:
+        return text
+
+    def image(self, text: str, url: str, title: str | None = None) -> str:
+        return text
+
+    def heading(self, text: str, level: int, **attrs: Any) -> str:
+        # Below the chapter's own.
+        return super().heading(text, min(level + 1, 6))
+
+
+_to_html = mistune.create_markdown(renderer=Words(escape=True), plugins=["table"])
+
+
+def markdown(text: str) -> Markup:
+    """As HTML that is safe to show, whoever wrote the text."""
+    return Markup(_to_html(text))
+
+
+def value(content: Any) -> str:
+    """A table's cell, a parameter or a result as a reader wants it: four digits of a fraction."""
+    if isinstance(content, float):
+        if content != content:
+            return ""
+        return f"{content:,.0f}" if 1e3 <= abs(content) < 1e15 else f"{content:.4g}"
+    if isinstance(content, int) and not isinstance(content, bool):
+        return f"{content:,}"
+    text = str(content)
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} …"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """With its sign; empty for nan."""
+    return "" if share != share else f"{share:+.{digits}%}".replace("-", "−")
+
+
+def breakable(name: str) -> Markup:
+    """A name that may go on in the next line after an underscore."""
+    return Markup(escape(name).replace("_", Markup("_<wbr>")))
+
+
+def picture(figure: Figure) -> str:
+    """The figure as the address of an image that is its own content; "" where no file is there.
+
+    As an image and not as elements of the page: an SVG's names meet those of no other figure."""
+    svg, png = (figure.path.with_name(f"{figure.path.name}.{end}") for end in ("svg", "png"))
+    if svg.exists() and not (png.exists() and svg.stat().st_size > LARGEST_SVG):
+        return f"data:image/svg+xml;base64,{b64encode(svg.read_bytes()).decode()}"
+    return f"data:image/png;base64,{b64encode(png.read_bytes()).decode()}" if png.exists() else ""

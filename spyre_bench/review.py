@@ -1,0 +1,315 @@
+"""A run as a document for a design review: what was asked, found and checked, how far it is from
+the bounds, and what has changed since an earlier run. `pages.py` makes the page and the PDF.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+
+from spyre_bench import regression
+from spyre_bench.records import RESULTS, Record, leaves, read_run
+
+SHOWN_ROWS, SHOWN_COLUMNS = 10, 12  # of a table on the page; its CSV file has all
+SHOWN_CHANGES = 15  # of each state
+LABEL = 40  # characters at most of words that a row is called by
+MADE = re.compile(r"""run\.(figure|table)\(\s*["']([^"']+)["']""")
+PARAMETER = re.compile(r"^(\w+): \w+ = .*?  # (.+)$", re.MULTILINE)
+# A table's column of device seconds, and the column it cannot be below, behind the same prefix.
+BOUNDED, BOUND = ("busy_s", "device_s"), "bound_s"
+PROVENANCE = ("commit", "host", "cpu", "threads", "load", "started_at", "seconds", "versions")
+
+
+@dataclass(frozen=True)
+class Prose:
+    """What the notebook says between its cells, in Markdown."""
+
+    markdown: str
+    kind: str = "prose"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture that a notebook kept; `path` is without the suffix."""
+
+    title: str
+    path: Path
+    kind: str = "figure"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that a notebook kept."""
+
+    name: str
+    path: Path
+    frame: pd.DataFrame
+    kind: str = "table"
+
+    @property
+    def shown(self) -> pd.DataFrame:
+        """The first rows; of a wide table the first columns that differ from row to row."""
+        some = self.frame
+        if some.shape[1] > SHOWN_COLUMNS:
+            some = some[[name for name in some if some[name].nunique(dropna=False) > 1]]
+        return some.iloc[:SHOWN_ROWS, :SHOWN_COLUMNS]
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One notebook: what it says, found and made, in its own order."""
+
+    name: str
+    question: str
+    error: str | None
+    answer: str | None
+    checks: Mapping[str, Mapping[str, Any]]
+    parameters: list[tuple[str, Any, str]]  # name, value, meaning
+    results: list[tuple[str, Any]]
+    provenance: Mapping[str, str]
+    story: list[Prose | Figure | Table] = field(default_factory=list)
+
+    @property
+    def passed(self) -> int:
+        """How many of its checks hold."""
+        return sum(check["ok"] for check in self.checks.values())
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What differs from the run at `base`; `frame` as of `regression.compare`, None without one.
+    `left_out` are notebooks of this run that the base knows nothing of."""
+
+    base: str
+    frame: pd.DataFrame | None = None
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Items by state, those that fail first."""
+        found = {} if self.frame is None else self.frame["state"].value_counts().to_dict()
+        return {state: found[state] for state in regression.STATES if state in found}
+
+    def of(self, state: str) -> pd.DataFrame:
+        """The first items in that state."""
+        return self.frame[self.frame["state"] == state].head(SHOWN_CHANGES)
+
+
+@dataclass(frozen=True)
+class Review:
+    """All that goes onto the page."""
+
+    folder: Path
+    chapters: list[Chapter]
+    distances: pd.DataFrame
+    accuracy: dict[str, pd.DataFrame]  # by notebook: errors of the simulator by quantity and run
+    errors: list[tuple[str, str, float]]  # notebook, path of a result that is called an error, it
+    changes: Changes
+
+    @property
+    def provenance(self) -> dict[str, dict[str, list[str]]]:
+        """Each fact's values, and the notebooks that have them."""
+        found: dict[str, dict[str, list[str]]] = {}
+        for chapter in self.chapters:
+            for fact, value in chapter.provenance.items():
+                found.setdefault(fact, {}).setdefault(value, []).append(chapter.name)
+        return found
+
+
+def gather(run: Path, base: Path | None = None, baseline: Path | None = None) -> Review:
+    """Reads the run, and what it is held against: another run (`base`), or else the notebooks that
+    it shares with a `baseline`. ValueError where `run` or `base` is the folder of no run."""
+    folder = _latest(Path(run))
+    records = read_run(folder)
+    return Review(
+        folder=folder,
+        chapters=[_chapter(folder / name, record) for name, record in records.items()],
+        distances=distances(records),
+        accuracy={
+            name: errors
+            for name, record in records.items()
+            if (errors := _accuracy(record)) is not None
+        },
+        errors=[
+            (name, path, value)
+            for name, record in records.items()
+            for path, value in leaves(record.results)
+            if "error" in path.split("/")[0].split("_") and isinstance(value, float)
+        ],
+        changes=_changes(records, base, baseline),
+    )
+
+
+def project_baseline() -> Path | None:
+    """`notebooks/baseline` of the current folder or the nearest above it, where there is one."""
+    here = Path.cwd()
+    places = (folder / "notebooks" / "baseline" for folder in (here, *here.parents))
+    return next(filter(Path.is_dir, places), None)
+
+
+def _latest(folder: Path) -> Path:
+    """Of a folder that takes a folder a run, the one of the last run."""
+    latest = folder / "latest"
+    return latest.resolve() if latest.is_dir() else folder
+
+
+# --- a notebook ---------------------------------------------------------------------------------
+
+
+def _chapter(folder: Path, record: Record) -> Chapter:
+    path = folder / RESULTS
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    cells = _cells(folder / "notebook.ipynb")
+    meanings = dict(PARAMETER.findall("\n".join(cell.source for cell in cells)))
+    return Chapter(
+        name=folder.name,
+        question=kept.get("question") or folder.name,
+        error=record.error,
+        answer=kept.get("answer"),
+        checks=kept.get("checks", {}),
+        parameters=[
+            (name, value, meanings.get(name, "")) for name, value in record.parameters.items()
+        ],
+        results=list(leaves(record.results)),
+        provenance=_provenance(kept),
+        story=list(_story(cells, _exhibits(folder, record, kept))),
+    )
+
+
+def _cells(path: Path) -> list[nbformat.NotebookNode]:
+    """None of a notebook that never ran."""
+    return nbformat.read(path, as_version=4).cells if path.exists() else []
+
+
+def _exhibits(folder: Path, record: Record, kept: Mapping) -> dict[tuple[str, str], Figure | Table]:
+    tables = {
+        ("table", name): Table(name, folder / "tables" / f"{name}.csv", frame)
+        for name, frame in record.tables.items()
+    }
+    titles = kept.get("figures", {})
+    return tables | {
+        ("figure", name): Figure(titles[name], folder / "figures" / name) for name in titles
+    }
+
+
+def _story(cells: list, exhibits: dict) -> Iterator[Prose | Figure | Table]:
+    """Prose as it stands, and each exhibit where the cell is that kept it; exhibits that no cell
+    names come last."""
+    left = dict(exhibits)
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            # The title is the chapter's.
+            yield Prose(re.sub(r"\A# .*\n?", "", cell.source))
+        for made in MADE.findall(cell.source) if cell.cell_type == "code" else ():
+            if made in left:
+                yield left.pop(made)
+    yield from left.values()
+
+
+def _provenance(kept: Mapping[str, Any]) -> dict[str, str]:
+    facts = {name: kept[name] for name in PROVENANCE if kept.get(name) is not None}
+    if "commit" in facts:
+        facts["commit"] += ", and changes to it" if kept.get("dirty") else ""
+    if "versions" in facts:
+        facts["versions"] = ", ".join(f"{name} {is_}" for name, is_ in facts["versions"].items())
+    if "load" in facts:
+        facts["load"] = ", ".join(map(str, facts["load"])) + " (1, 5, 15 minutes)"
+    if "seconds" in facts:
+        facts["seconds"] = f"{facts['seconds']:.0f}"
+    return {name: str(value) for name, value in facts.items()}
+
+
+# --- across notebooks ---------------------------------------------------------------------------
+
+
+def distances(records: Mapping[str, Record]) -> pd.DataFrame:
+    """How far above a bound: whatever results and tables hold under a name that says so.
+
+    One row a figure of a result that is called `..._over_shape_bound`, and one a group of rows of
+    a table with such a column, or with seconds and their `bound_s`, if no result has it already.
+    Columns: notebook, of (the measure), item, least, median, largest (each over the bound, less 1).
+    """
+    rows = [
+        {"notebook": name, **row}
+        for name, record in records.items()
+        for row in (*_of_results(record), *_of_tables(record))
+    ]
+    return pd.DataFrame(rows, columns=["notebook", "of", "item", "least", "median", "largest"])
+
+
+def _of_results(record: Record) -> Iterator[dict[str, Any]]:
+    for path, value in leaves(record.results):
+        name, _, item = path.partition("/")
+        if name.endswith("over_shape_bound") and isinstance(value, int | float):
+            yield {"of": name, "item": item, **_spread(pd.Series([value]) - 1)}
+
+
+def _of_tables(record: Record) -> Iterator[dict[str, Any]]:
+    for table, frame in record.tables.items():
+        for name, above in _above(frame):
+            if name in record.results:
+                continue
+            for item, values in above.groupby(_groups(frame), sort=False):
+                yield {"of": f"{table}: {name}", "item": item, **_spread(values)}
+
+
+def _above(frame: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
+    numbers = frame.select_dtypes("number")
+    for name in numbers:
+        if name.endswith("over_shape_bound"):
+            yield name, numbers[name] - 1
+        elif name.endswith(BOUND):
+            prefix = name.removesuffix(BOUND)
+            for seconds in (f"{prefix}{bounded}" for bounded in BOUNDED):
+                if seconds in numbers:
+                    yield f"{seconds} over {name}", numbers[seconds] / numbers[name] - 1
+
+
+def _groups(frame: pd.DataFrame) -> pd.Series:
+    """For each row what it is about: its words, or else the span of the first column."""
+    if label := _label(frame):
+        return frame[label].fillna("")
+    first = frame.iloc[:, 0]
+    return pd.Series(f"{frame.columns[0]} {first.min()} to {first.max()}", index=frame.index)
+
+
+def _label(frame: pd.DataFrame) -> str | None:
+    """The column of short words that tells most rows apart."""
+    words = [
+        name
+        for name in frame
+        if pd.api.types.is_string_dtype(frame[name]) and not frame[name].str.len().max() > LABEL
+    ]
+    return max(words, key=lambda name: frame[name].nunique(), default=None)
+
+
+def _spread(values: pd.Series) -> dict[str, float]:
+    return {"least": values.min(), "median": values.median(), "largest": values.max()}
+
+
+def _accuracy(record: Record) -> pd.DataFrame | None:
+    """Errors of the simulator, a row a quantity and a column a run, where the notebook has them."""
+    errors = record.tables.get("errors")
+    if errors is None or not {"quantity", "run", "measured", "simulated", "error"} <= {*errors}:
+        return None
+    return errors.pivot_table(index="quantity", columns="run", values="error", sort=False)
+
+
+def _changes(records: Mapping[str, Record], base: Path | None, baseline: Path | None) -> Changes:
+    if base:
+        return Changes(str(base), regression.compare(read_run(_latest(base)), records))
+    if not baseline:
+        return Changes("")
+    # Of a baseline, which is of the whole project, only what this run repeats.
+    known = read_run(baseline)
+    shared = {name: record for name, record in records.items() if name in known}
+    was = {name: known[name] for name in shared}
+    left_out = tuple(name for name in records if name not in known)
+    return Changes(str(baseline), regression.compare(was, shared), left_out)
