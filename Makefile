@@ -11,11 +11,11 @@ PIP        = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c
 BUILD_TOOLS := "setuptools<81" setuptools-scm setuptools-rust packaging cmake ninja jinja2 wheel numpy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-core test-faults lint lab bench soak image clean check-tools
+.PHONY: help setup run test test-core test-faults test-browser lint lab bench soak image clean check-tools
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(STAMPS)/ready ## virtual environment with torch, vLLM (no kernels), FMS, the model, the kernel
 
@@ -28,8 +28,16 @@ test: setup test-core ## all tests
 test-faults: setup ## ranks of an engine killed, stopped, out of memory; prints seconds
 	@$(BIN)/python -m pytest -m faults -s --durations=0
 
-lint: setup ## ruff over code and notebooks; notebooks hold no outputs
+# Chromium is a package of the system: installed here as root on Debian, otherwise asked for.
+test-browser: setup ## the notebooks' panels in JupyterLab and Chromium; pictures in reports/browser
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
+	    { [ "$$(id -u)" = 0 ] && apt-get install -y --no-install-recommends chromium; } || \
+	    { echo "test-browser: 'chromium' not found; on Debian: apt-get install chromium"; exit 1; }
+	@$(BIN)/python -m pytest tests/browser --screenshots $(REPORTS)/browser
+
+lint: setup ## ruff, types of the core, spelling; notebooks hold no outputs
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/mypy && $(BIN)/typos
 	@$(BIN)/nbstripout --verify --extra-keys "metadata.papermill cell.metadata.papermill" $(wildcard notebooks/*.ipynb)
 
 lab: setup ## JupyterLab on the notebooks, kernel registered
@@ -49,7 +57,7 @@ image: ## build Dockerfile.spyre without a Docker engine, run the tests and a se
 	@tools/image.sh $(ARCHIVE)
 
 clean: ## remove the environment and everything generated
-	rm -rf $(VENV) .venv-core .venv-guidellm build *.egg-info $(REPORTS) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-core .venv-guidellm build *.egg-info $(REPORTS) .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 # --- set-up, a stamp a stage: an interrupted one goes on where it stopped ---------------------
 check-tools:

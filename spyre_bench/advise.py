@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -114,7 +115,7 @@ def advise(
     score, sign = {"device_seconds": ("busy_s", 1), "goodput": ("goodput_rps", -1)}[objective]
     best = (sign * contenders.loc[contenders["kind"] == "ours", f"fitted_{score}"]).idxmin()
     contenders["advised"] = contenders.index == best
-    chosen = sets[contenders.at[best, "name"]]
+    chosen = sets[str(contenders.at[best, "name"])]
     return Advice(chosen, certificate, contenders, fitted, held_out)
 
 
@@ -147,9 +148,9 @@ def _priced(buckets: Iterable[Bucket], model: CostModel) -> tuple[BucketCost, ..
             priced.setdefault(bucket.batch_size, []).append(model.of(bucket))
         except ValueError as error:
             refused[bucket.batch_size] = error
-    for batch_size, error in refused.items():
+    for batch_size, refusal in refused.items():
         if not priced[batch_size]:
-            raise error
+            raise refusal
     return tuple(itertools.chain(*priced.values()))
 
 
@@ -169,8 +170,8 @@ def _baselines(
     }
     found = {}
     for name, tops in schemes.items():
-        tops = sorted({max(top, least_prompt) for top in tops})
-        if costs := _at_largest_batch(batch_size, tops, new_tokens, limits, model):
+        priced = sorted({max(top, least_prompt) for top in tops})
+        if costs := _at_largest_batch(batch_size, priced, new_tokens, limits, model):
             found[name] = costs
     return found
 
@@ -198,7 +199,7 @@ def _row(
     halves: Mapping[str, Workload],
     policy: Policy | None,
     goodput_ms: Mapping[str, float] | None,
-) -> dict:
+) -> dict[str, Any]:
     row = {
         "name": name,
         "buckets": " ".join(str(cost.bucket) for cost in costs),

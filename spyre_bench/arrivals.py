@@ -32,7 +32,7 @@ class Constant:
 
     rate: float  # requests/s
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _require_positive(self)
 
     def times(self, requests: int, rng: np.random.Generator | None) -> np.ndarray:
@@ -49,7 +49,7 @@ class Poisson:
 
     rate: float  # requests/s
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _require_positive(self)
 
     def times(self, requests: int, rng: np.random.Generator | None) -> np.ndarray:
@@ -69,7 +69,7 @@ class Gamma:
     rate: float  # requests/s
     burstiness: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _require_positive(self, infinite=("burstiness",))
 
     def times(self, requests: int, rng: np.random.Generator | None) -> np.ndarray:
@@ -92,7 +92,7 @@ class OnOff:
     on_s: float
     off_s: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _require_positive(self)
 
     def times(self, requests: int, rng: np.random.Generator | None) -> np.ndarray:
@@ -111,7 +111,9 @@ class Replay:
         )
 
 
-def _require_positive(process, infinite: tuple[str, ...] = ()) -> None:
+def _require_positive(
+    process: Constant | Poisson | Gamma | OnOff, infinite: tuple[str, ...] = ()
+) -> None:
     for field in fields(process):
         value = getattr(process, field.name)
         if not value > 0 or (math.isinf(value) and field.name not in infinite):

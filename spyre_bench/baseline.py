@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from spyre_bench.records import OUTCOME, RESULTS, Record
 
@@ -49,11 +50,11 @@ def _write(folder: Path, record: Record) -> None:
         frame.to_csv(folder / "tables" / f"{name}.csv", index=False, float_format=f"%.{DIGITS}g")
 
 
-def _dump(path: Path, content: dict) -> None:
+def _dump(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _rounded(value):
+def _rounded(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _rounded(item) for name, item in value.items()}
     if isinstance(value, list):

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from spyre_bench.cost import BucketCost
 from spyre_bench.shapes import Bucket, BucketSet
@@ -32,6 +32,7 @@ class Waiting(Protocol):
 
 
 R = TypeVar("R", bound=Waiting)
+Row = tuple[float, int, int]  # bound in seconds, prompt tokens, minus the place in the queue
 
 
 class Batch(NamedTuple, Generic[R]):
@@ -83,7 +84,7 @@ class Policy:
     gather_s: float = 0.0
     max_age_s: float = 60.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.name not in POLICIES:
             raise ValueError(f"policy {self.name!r} is not known: use one of {', '.join(POLICIES)}")
         for name in ("max_wait_s", "gather_s", "max_age_s"):
@@ -165,15 +166,15 @@ def _in_order(head: R, queue: Iterator[R], costs: Sequence[BucketCost], passing:
     return Formed(_cheapest(feasible, members), members, open=len(members) < room)
 
 
-def _fcfs(head: R, queue: Iterator[R], costs: Sequence[BucketCost], *_) -> Formed[R]:
+def _fcfs(head: R, queue: Iterator[R], costs: Sequence[BucketCost], *__: object) -> Formed[R]:
     return _in_order(head, queue, costs, passing=False)
 
 
-def _skip(head: R, queue: Iterator[R], costs: Sequence[BucketCost], *_) -> Formed[R]:
+def _skip(head: R, queue: Iterator[R], costs: Sequence[BucketCost], *__: object) -> Formed[R]:
     return _in_order(head, queue, costs, passing=True)
 
 
-def _best_fit(head: R, queue: Iterator[R], costs: Sequence[BucketCost], *_) -> Formed[R]:
+def _best_fit(head: R, queue: Iterator[R], costs: Sequence[BucketCost], *__: object) -> Formed[R]:
     """Every bucket that the head fits, filled from the queue; least expected seconds a member."""
     fitting = _fitting(head, costs)
     free = max([cost.bucket.batch_size for cost in fitting]) > 1
@@ -226,15 +227,15 @@ def _length_aware(
         for cost, some in fitting
         for rows in _groups(some, cost.bucket.batch_size, anchored)
     ]
-    cost, rows = max(choices, key=lambda choice: _efficiency(*choice, read))
+    cost, rows = max(choices, key=lambda choice: _efficiency(choice[0], choice[1], read))
     members = [read[place] for place in sorted(-place for _, _, place in rows)]
     return Formed(cost, members, open=len(members) < cost.bucket.batch_size)
 
 
-def _by_bound(read: list[R], costs: Sequence[BucketCost]) -> list[tuple[BucketCost, list[tuple]]]:
+def _by_bound(read: list[R], costs: Sequence[BucketCost]) -> list[tuple[BucketCost, list[Row]]]:
     """For each bucket the requests that fit it, as (bound in seconds, prompt tokens, -place in the
     queue)."""
-    fitting = [(cost, []) for cost in costs]
+    fitting: list[tuple[BucketCost, list[Row]]] = [(cost, []) for cost in costs]
     shares = [(rows, cost.bucket.prompt_length, cost.bucket.new_tokens,
                cost.prefill_s / cost.bucket.batch_size, cost.decode_s / cost.bucket.batch_size)
               for cost, rows in fitting]  # fmt: skip
@@ -255,7 +256,7 @@ def _by_bound(read: list[R], costs: Sequence[BucketCost]) -> list[tuple[BucketCo
     return fitting
 
 
-def _groups(rows: list[tuple], size: int, anchored: bool) -> list[list[tuple]]:
+def _groups(rows: list[Row], size: int, anchored: bool) -> list[list[Row]]:
     """The rows that could run together: the `size` largest, or, where the head (place 0) must be
     with them, every run of `size` in the order of their size that has it."""
     if not anchored:
@@ -268,13 +269,13 @@ def _groups(rows: list[tuple], size: int, anchored: bool) -> list[list[tuple]]:
     return [rows[start : start + size] for start in range(min(first, last), last + 1)]
 
 
-def _efficiency(cost: BucketCost, rows: list[tuple], read: list[R]) -> float:
+def _efficiency(cost: BucketCost, rows: list[Row], read: list[R]) -> float:
     """The members' shape bounds over the expected seconds of the batch, at most 1."""
     expected_s = cost.batch_s(max([read[-place].max_tokens for _, _, place in rows]))
     return sum([bound_s for bound_s, _, _ in rows]) / expected_s
 
 
-POLICIES: dict[str, Callable[..., Formed]] = {
+POLICIES: dict[str, Callable[..., Formed[Any]]] = {
     "best_fit": _best_fit,
     "skip": _skip,
     "fcfs": _fcfs,

@@ -80,7 +80,7 @@ def _totals(trace: Trace, goodput_ms: Mapping[str, float] | None) -> dict[str, A
     }
 
 
-def _arrays(trace: Trace) -> dict[str, list]:
+def _arrays(trace: Trace) -> dict[str, list[Any]]:
     """One entry a request, in the order of the workload; zeros and empty lists where rejected."""
     served = trace.served
     outputs = np.where(served, trace.workload.output_tokens, 0)

@@ -42,7 +42,7 @@ class Parameter:
     confidence: str
     source: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not min(self.fast, self.slow) <= self.value <= max(self.fast, self.slow):
             raise ValueError(
                 f"parameter {self.value} {self.unit} is outside of its range {self.fast} to "
@@ -116,7 +116,7 @@ class SpyreCard:
         "1.6: 262,144 tokens are listed for 2 cards, so that limit is not theirs")
     # fmt: on
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in fields(self):
             it = getattr(self, field.name)
             rate = it.unit.endswith("/s") or field.name == "mlp_rows"
@@ -183,7 +183,7 @@ class SpyreCost:
     dtype: str = "fp16"
     card: SpyreCard = SpyreCard()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_dtype(self.dtype)
         self.model.require_tp(self.tp)
         if self.tp > LARGEST_TP:

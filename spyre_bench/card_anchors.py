@@ -7,10 +7,11 @@ measurements are other people's, taken from the team's `spyre-facts.md`, whose s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 
-from spyre_bench.card import LIMITS, SpyreCard, SpyreCost
+from spyre_bench.card import LIMITS, Passes, SpyreCard, SpyreCost
 from spyre_bench.model_shapes import Linear, preset
 from spyre_bench.shapes import Bucket
 
@@ -69,7 +70,14 @@ class Anchor:
         return self.low <= self.measured <= self.high
 
 
-def _anchor(cost: SpyreCost, source: str, what: str, unit: str, measured: float, of) -> Anchor:
+def _anchor(
+    cost: SpyreCost,
+    source: str,
+    what: str,
+    unit: str,
+    measured: float,
+    of: Callable[[Passes], float],
+) -> Anchor:
     scale = {"µs": 1e6, "ms": 1e3, "s": 1.0}[unit]
     ends = [of(cost.passes(end)) * scale for end in ("fast", "value", "slow")]
     return Anchor(source, what, unit, measured, *ends)
@@ -95,7 +103,9 @@ def fp8_anchors() -> list[Anchor]:
     return [_product("2.3 sendnn", rows, 4096, 1024, us, "fp8") for rows, us in FP8_PRODUCTS]
 
 
-def _product(source, rows, inner, columns, measured, dtype) -> Anchor:
+def _product(
+    source: str, rows: int, inner: int, columns: int, measured: float, dtype: str
+) -> Anchor:
     weight = Linear("product", inner, columns)
     what = f"{rows} × {inner} × {columns}"
     cost = _cost(dtype=dtype)
@@ -106,7 +116,9 @@ def part_anchors() -> list[Anchor]:
     """Parts of a layer: the MLP, attention, an all-reduce."""
     granite, four = _cost(), _cost(tp=4)
     mlps = [
-        _anchor(granite, "2.2 sendnn", f"MLP, {rows} rows", "ms", ms, lambda p, m=rows: p.mlp_s(m))
+        _anchor(
+            granite, "2.2 sendnn", f"MLP, {rows} rows", "ms", ms, partial(Passes.mlp_s, rows=rows)
+        )
         for rows, ms in MLPS
     ]
     prompt = Bucket(1, 512, 64)

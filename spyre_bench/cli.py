@@ -115,6 +115,31 @@ def run(
         raise typer.Exit(1)
 
 
+@app.command("report")
+def design_review(
+    run: Annotated[Path, typer.Argument(help="folder of a run")],
+    base: Annotated[
+        Path | None, typer.Option(help="an earlier run; default: the project's baseline")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="default: design-review.html in RUN")
+    ] = None,
+    pdf: Annotated[bool, typer.Option("--pdf", help="print it to a PDF too, by Chromium")] = False,
+) -> None:
+    """Make one page of a run for a design review: answers, figures, tables, bounds, changes."""
+    try:
+        from spyre_bench import pages, review
+    except ImportError as error:
+        raise ValueError(f"{error}: pip install 'spyre-bench[notebooks]'") from error
+    found = review.gather(run, base, review.project_baseline())
+    page = output or found.folder / "design-review.html"
+    pages.write_page(found, page)
+    typer.echo(f"page: {page}")
+    if pdf:
+        pages.print_pdf(page, page.with_suffix(".pdf"))
+        typer.echo(f"PDF: {page.with_suffix('.pdf')}")
+
+
 @app.command()
 def measure(
     bucket: Annotated[list[str], typer.Option(help="batch_size,prompt_length,new_tokens")],

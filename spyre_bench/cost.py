@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -57,7 +57,7 @@ class CostRow:
         return Bucket(self.batch_size, self.prompt_length, self.new_tokens)
 
     @property
-    def identity(self) -> tuple:
+    def identity(self) -> tuple[object, ...]:
         """What makes two rows measurements of the same thing."""
         return (self.model, self.bucket, self.tp, self.compile_backend, self.compile_scope,
                 self.dtype, self.threads)  # fmt: skip
@@ -77,14 +77,14 @@ def read_cost_table(path: Path) -> list[CostRow]:
         raise ValueError(f"{path}: not a cost table, columns {missing} are missing")
     try:
         return [
-            CostRow(**{f.name: _typed(row[f.name], f.type) for f in fields(CostRow)})
+            CostRow(**{f.name: _typed(row[f.name], str(f.type)) for f in fields(CostRow)})
             for row in frame.to_dict("records")
         ]
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: a row does not read as a cost row: {error}") from error
 
 
-def _typed(value, type_name: str):
+def _typed(value: Any, type_name: str) -> Any:
     return {"int": int, "float": float, "str": str}[type_name](value)
 
 
@@ -170,10 +170,11 @@ class FittedCost:
                 f"{len(rows)} rows of a cost table are too few for a fit: measure three buckets or "
                 f"more with `spyre-bench measure`"
             )
-        return cls(**{name: _relative_fit(rows, name) for name in FORMS})
+        parts: dict[str, Any] = {name: _relative_fit(rows, name) for name in FORMS}
+        return cls(**parts)
 
     def of(self, bucket: Bucket) -> BucketCost:
-        values = {name: self._value(name, bucket) for name in FORMS}
+        values: dict[str, Any] = {name: self._value(name, bucket) for name in FORMS}
         return BucketCost(bucket, **values | {"memory_bytes": round(values["memory_bytes"])})
 
     def below(self, rows: Iterable[CostRow]) -> FittedCost:
@@ -207,7 +208,7 @@ class MeasuredCost:
     rows: tuple[CostRow, ...]
     extrapolate: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(self.rows))
         if not self.rows:
             raise ValueError("the cost table has no row: add some with `spyre-bench measure`")

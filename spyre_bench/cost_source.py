@@ -4,9 +4,10 @@ Spyre card's model as `card:MODEL,tp=4,dtype=fp8,end=slow`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from spyre_bench.card import SpyreCard, SpyreCost, with_all_reduce
 from spyre_bench.cost import SMALLEST, BucketCost, MeasuredCost, load_cost
@@ -34,7 +35,7 @@ class CardCost:
     smallest = SMALLEST
     span = "whatever the card's limits allow"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         SpyreCard().at(self.end)
 
     def of(self, bucket: Bucket) -> BucketCost:
@@ -88,7 +89,10 @@ def _settings(text: str, settings: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _number(text: str, key: str, value: str, kind: type):
+N = TypeVar("N", int, float)
+
+
+def _number(text: str, key: str, value: str, kind: Callable[[str], N]) -> N:
     try:
         return kind(value)
     except ValueError as error:

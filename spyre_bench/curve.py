@@ -67,7 +67,7 @@ def knee(curve: pd.DataFrame) -> int:
     """The number of buckets with the least total seconds a request, the fewest of equals. Where the
     curve is convex that is where one more saves less than its compile time (`schemes.knee`); the
     joint choice need not be convex, so all numbers are compared."""
-    return int(curve.loc[curve["total_s"].idxmin(), "k"])
+    return int(curve["k"].to_numpy()[curve["total_s"].argmin()])
 
 
 def prompts_only(

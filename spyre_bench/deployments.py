@@ -14,6 +14,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,7 +36,8 @@ BATCH_SIZES = (1, 2, 4, 8, 16)
 STEP = 1.02  # from one rate that is tried to the next
 LEAST = 1 / 256  # of the rate with full batches: a capacity below counts as 0
 TIE = 0.05  # nearer capacities count as equal: six draws of 200 to 400 a card spread by 2 to 6 %
-CANDIDATES = {"prompt_lengths": 6, "new_tokens": 3}  # enough for a few buckets, and quick
+# Enough for a few buckets, and quick.
+CANDIDATES: dict[str, Any] = {"prompt_lengths": 6, "new_tokens": 3}
 UNTIMED = (*LIMITS, "compile_s")  # parameters that no pass depends on
 
 
@@ -56,7 +58,7 @@ class Service:
     router: str = "least_loaded"
     share: float = 0.9
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         metrics.require_limits(self.limits_ms)
         if not self.limits_ms:
             raise ValueError("a capacity needs limits on latency: give some, such as ttft 30000 ms")
@@ -132,6 +134,8 @@ class Deployment:
 
     def costs(self, end: str = "value") -> list[tuple[BucketCost, ...]]:
         """Of each of its sets at one end of the card's parameters."""
+        if self.cost is None:
+            return []
         return [tuple(self.cost.at(end, bucket) for bucket in some) for some in self.sets]
 
     def capacity(self, service: Service, end: str = "value") -> tuple[float, tuple[Bucket, ...]]:
@@ -189,7 +193,13 @@ def propose(
     return found
 
 
-def _engine(settings, workload: Workload, k: int, batch_sizes, given) -> Deployment:
+def _engine(
+    settings: tuple[ModelConfiguration, int, str, SpyreCard],
+    workload: Workload,
+    k: int,
+    batch_sizes: Sequence[int],
+    given: tuple[Bucket, ...],
+) -> Deployment:
     """One engine with its sets of buckets, or with those given, or why there is none."""
     tp = settings[1]
     try:
@@ -250,8 +260,8 @@ def capacities(deployments: Iterable[Deployment], service: Service) -> pd.DataFr
     for it, end in _at_ends(deployments):
         rps, some = (math.nan, ()) if it.refused else it.capacity(service, end)
         figures = {"capacity_rps": rps, "capacity_rps_a_card": rps / it.cards}
-        figures["buckets"] = " ".join(map(str, some))
-        rows.append({**_names(it), "end": end, **figures, "refused": it.refused})
+        names = " ".join(map(str, some))
+        rows.append({**_names(it), "end": end, **figures, "buckets": names, "refused": it.refused})
     return pd.DataFrame(rows)
 
 
@@ -264,10 +274,11 @@ def replays(
     goodput_rps_a_card, utilisation, saturated, refused. Figures are missing where it is refused."""
     rows = []
     for it, end in _at_ends(deployments):
-        row = {**_names(it), "end": end, "rate_rps": rate_rps_a_card * it.cards}
+        rate_rps = rate_rps_a_card * it.cards
+        row: dict[str, Any] = {**_names(it), "end": end, "rate_rps": rate_rps}
         if not it.refused:
             found = [
-                _figures(service.replay(it.cards, costs, it.replicas, row["rate_rps"]),
+                _figures(service.replay(it.cards, costs, it.replicas, rate_rps),
                          service.limits_ms, it.cards)
                 for costs in it.costs(end)
             ]  # fmt: skip
@@ -370,7 +381,7 @@ def sensitivity(deployments: Iterable[Deployment], service: Service) -> pd.DataF
     """
     rows = []
     for it in deployments:
-        if it.refused:
+        if it.cost is None:  # it is refused
             continue
         base, (base_rps, _) = it.costs(), it.capacity(service)
         for name, end, card in _moved(it.cost.card):
@@ -410,7 +421,7 @@ def tornado(moved: pd.DataFrame) -> pd.DataFrame:
             "a tornado compares two deployments or more of one number of cards: give these"
         )
     base = moved.groupby("deployment", sort=False)["base_rps_a_card"].first()
-    winner = base.idxmax()
+    winner = str(base.idxmax())
     rows = []
     for name, some in moved.groupby("parameter", sort=False):
         row = {"parameter": name, **some[["unit", "confidence"]].iloc[0]}

@@ -150,7 +150,7 @@ def is_length_table(path: str | Path) -> bool:
 
 def _read_levels(frame: pd.DataFrame, prefix: str) -> tuple[np.ndarray, np.ndarray]:
     """Levels and quantiles by the names of the columns."""
-    names = [name for name in frame if name.startswith(prefix)]
+    names = [name for name in map(str, frame) if name.startswith(prefix)]
     if len(names) < 2 or frame.empty:
         raise ValueError(f"{len(frame)} lines of {len(names)} columns {prefix}…")
     levels = np.array([float(name.removeprefix(prefix)) for name in names])

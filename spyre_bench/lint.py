@@ -3,7 +3,7 @@ requests that no bucket takes with the bucket that would."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,7 +55,7 @@ def lint(workload: Workload, costs: Sequence[BucketCost], model: CostModel) -> L
     nor its decode pass takes longer.
     """
     fits = np.array([workload.fits(cost.bucket) for cost in costs])  # [buckets, requests]
-    uncovered = ~fits.any(axis=0)
+    uncovered = np.logical_not(fits.any(axis=0))
     return Lint(
         dominated=tuple(_dominated(costs)),
         unreachable=tuple(
@@ -67,7 +67,7 @@ def lint(workload: Workload, costs: Sequence[BucketCost], model: CostModel) -> L
     )
 
 
-def _dominated(costs: Sequence[BucketCost]):
+def _dominated(costs: Sequence[BucketCost]) -> Iterator[tuple[Bucket, Bucket]]:
     for cost in costs:
         for other in costs:
             dearer = other.prefill_s > cost.prefill_s or other.decode_s > cost.decode_s

@@ -164,7 +164,7 @@ def bucket_sets(
     shapes["powers of two, diagonal"] = list(zip(descending, doubled, strict=True))
     shapes[f"percentiles, B {large}"] = [(large, top) for top in percentiles(prompts, k)]
     shapes |= {f"one shape, B {b}": [(b, p) for p in one(prompts)] for b in (small, large)}
-    names = {}
+    names: dict[tuple[Bucket, ...], str] = {}
     for name, some in shapes.items():
         names.setdefault(tuple(Bucket(b, p, new_tokens) for b, p in some), name)
     return {name: buckets for buckets, name in names.items()}

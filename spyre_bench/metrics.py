@@ -132,7 +132,9 @@ class Statistics:
         )
 
 
-def _percentiles(values: np.ndarray, counts: np.ndarray, percentiles) -> np.ndarray:
+def _percentiles(
+    values: np.ndarray, counts: np.ndarray, percentiles: Sequence[float]
+) -> np.ndarray:
     """numpy's linear percentiles of `np.repeat(values, counts)`, without building it."""
     order = np.argsort(values)
     values, last = values[order], np.cumsum(counts[order])

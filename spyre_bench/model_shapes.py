@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from spyre_bench.shapes import Bucket
 
@@ -64,7 +65,7 @@ class ModelConfiguration:
     mlp_bias: bool = False
     head_norms: bool = False  # a norm over each head's query and key, as in Qwen3
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         sizes = ("hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "head_dim")
         for name in (*sizes, "vocab_size", "context_length"):
             value = getattr(self, name)
@@ -185,7 +186,7 @@ def require_dtype(dtype: str) -> None:
         raise ValueError(f"dtype {dtype!r} is unknown to the card model: use {' or '.join(DTYPES)}")
 
 
-def model_configuration(config: Mapping, name: str = "") -> ModelConfiguration:
+def model_configuration(config: Mapping[str, Any], name: str = "") -> ModelConfiguration:
     """From the fields of a Hugging Face `config.json`.
 
     Raises ValueError for an architecture that is not known, naming those that are, for one with
@@ -220,7 +221,7 @@ def model_configuration(config: Mapping, name: str = "") -> ModelConfiguration:
     )
 
 
-def _field(config: Mapping, key: str) -> int:
+def _field(config: Mapping[str, Any], key: str) -> int:
     if config.get(key) is None:
         raise ValueError(
             f"the model's configuration has no {key!r}: give the fields of its config.json"
@@ -228,7 +229,7 @@ def _field(config: Mapping, key: str) -> int:
     return config[key]
 
 
-def _require_dense(architecture: str, config: Mapping) -> None:
+def _require_dense(architecture: str, config: Mapping[str, Any]) -> None:
     experts = config.get("num_local_experts") or 0
     if experts:
         raise ValueError(

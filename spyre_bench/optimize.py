@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -35,7 +36,7 @@ class Limits:
     warmup_budget_s: float | None = None  # sum of the chosen buckets' cold compile seconds
     memory_bytes: int | None = None  # of each candidate: buckets share one KV storage
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.buckets < 1:
             raise ValueError(f"k {self.buckets} is below 1: allow one bucket or more")
 
@@ -159,7 +160,7 @@ class _Instance:
         kept = tuple(cost for cost, keep in zip(fitting, needed, strict=True) if keep)
         return cls(workload, kept, seconds[:, needed], np.array([cost.compile_s for cost in kept]))
 
-    def choice(self, chosen, bound_s: float, method: str, started: float) -> Choice:
+    def choice(self, chosen: Iterable[int], bound_s: float, method: str, started: float) -> Choice:
         costs = sorted((self.costs[index] for index in chosen), key=lambda cost: cost.bucket)
         objective_s = shape_bound_s(self.workload, costs)
         return Choice(
@@ -170,7 +171,7 @@ class _Instance:
             seconds=time.perf_counter() - started,
         )
 
-    def programme(self, limits: Limits) -> dict:
+    def programme(self, limits: Limits) -> dict[str, Any]:
         """min Σ c·x  with  Σ_s x_rs = 1,  x_rs <= y_s,  Σ y <= k,  Σ compile·y <= budget,  y whole.
 
         Variables: y of each candidate, then x of each point and candidate that fits it."""
@@ -187,7 +188,7 @@ class _Instance:
         number = csr_array(np.concatenate([np.ones(y), np.zeros(x)])[None, :])
         constraints = [
             LinearConstraint(served.tocsr(), 1, 1),
-            LinearConstraint(vstack([opened, number]).tocsr(), -np.inf,
+            LinearConstraint(vstack([opened, number], format="csr"), -np.inf,
                              np.concatenate([np.zeros(x), [limits.buckets]])),
         ]  # fmt: skip
         if limits.warmup_budget_s is not None:

@@ -7,7 +7,7 @@ A run is a folder with one folder a notebook, and in each `outcome.json` (how th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -145,7 +145,7 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """The single figures of a result and their paths: a mapping by its keys, a list that holds
     fractions or gaps by its places. Any other list is one choice, such as a set of buckets."""
     if isinstance(value, Mapping):
-        parts = value.items()
+        parts: Iterable[tuple[Any, Any]] = value.items()
     elif isinstance(value, list) and _has_fractions(value):
         parts = enumerate(value)
     else:

@@ -10,6 +10,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -87,16 +88,17 @@ def curves(
     series (base or new), x (the row, counted from 0), value."""
     different = found[(found["state"] != "same") & (found["item"] != "outcome")]
     parts: dict[tuple[str, str], list[pd.DataFrame]] = {}
-    for row in different.itertuples():
-        place, _, rest = row.item.partition("/")
+    for row in different.to_dict("records"):
+        place, _, rest = row["item"].partition("/")
         table, _, column = rest.partition("/")
-        frames = [run[row.notebook].tables.get(table, {}) for run in (base, new)]
+        notebook = row["notebook"]
+        frames = [run[notebook].tables.get(table, pd.DataFrame()) for run in (base, new)]
         if place != "tables" or any(column not in frame for frame in frames):
             continue
         for series, values in zip(("base", "new"), (f[column] for f in frames), strict=True):
             if _number(values):
                 part = {"panel": column, "series": series, "x": range(len(values)), "value": values}
-                parts.setdefault((row.notebook, table), []).append(pd.DataFrame(part))
+                parts.setdefault((notebook, table), []).append(pd.DataFrame(part))
     return {key: pd.concat(some, ignore_index=True) for key, some in parts.items()}
 
 
@@ -134,20 +136,19 @@ def _item(
     tolerances: Mapping[str, float],
 ) -> dict[str, Any]:
     was, now = before.get(item), after.get(item)
-    shown = {"base": _text(was), "new": _text(now)}
+    shown = partial(_row, name, item, base=_text(was), new=_text(now))
     if item in before and item not in after:
-        return _row(name, item, "vanished", **shown)
+        return shown("vanished")
     if now is None or (item.startswith("checks/") and not now):
-        return _row(name, item, "broken", **shown)
+        return shown("broken")
     if was is None:
-        return _row(name, item, "new", **shown)
+        return shown("new")
     kind = _kind(item, was, now, record)
     found = Difference(kind, _change(kind, was, now), _tolerance(name, item, kind, tolerances))
     state = "same" if not found.matters else _direction(item, found.change)
     if state != "same" and matches(item, record.traits.chance):
         state = "by chance"
-    facts = {"kind": kind, "change": found.change, "tolerance": found.tolerance}
-    return _row(name, item, state, **facts, **shown)
+    return shown(state, kind=kind, change=found.change, tolerance=found.tolerance)
 
 
 def _kind(item: str, was: Any, now: Any, record: Record) -> str:

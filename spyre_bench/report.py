@@ -115,6 +115,7 @@ class Run:
             "checks": {},
             "measurements": {},
             "figures": {},
+            "captions": {},
             "started_at": _now(),
             "seconds": 0.0,
             **provenance(),
@@ -143,13 +144,16 @@ class Run:
         return frame
 
     def figure(self, name: str, axes: Any) -> None:
-        """Keeps the figure of a matplotlib Axes as PNG and SVG."""
+        """Shows the figure of a matplotlib Axes and below it its caption, which is the figure's
+        label, and keeps it as PNG and SVG."""
         self._record["figures"][name] = axes.get_title(loc="left") or axes.get_title()
+        self._record["captions"][name] = axes.figure.get_label()
         if self.directory:
             path = _folder(self.directory / "figures") / name
             for suffix in ("png", "svg"):
                 axes.figure.savefig(f"{path}.{suffix}", dpi=150, bbox_inches="tight")
         self._save()
+        _show(axes.figure)
 
     def result(self, name: str, value: Any) -> Any:
         """Keeps one figure of the answer under a name that ends in its unit; returns it. One that
@@ -179,6 +183,20 @@ class Run:
             partial = path.with_suffix(".partial")
             partial.write_text(json.dumps(_plain(self._record), indent=1) + "\n")
             os.replace(partial, path)
+
+
+def _show(figure: Any) -> None:
+    """Nothing outside a notebook. Left to itself, Jupyter shows a figure below all else that its
+    cell shows, a caption too."""
+    from IPython import get_ipython
+    from IPython.display import Markdown, display
+    from matplotlib import pyplot as plt
+
+    if get_ipython():
+        display(figure)
+        if caption := figure.get_label():
+            display(Markdown(f"*{caption}*"))
+        plt.close(figure)
 
 
 def provenance() -> dict[str, Any]:

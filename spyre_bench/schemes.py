@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -104,10 +105,12 @@ def max_of_batch(lengths: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.n
 
 def padding_share(lengths: np.ndarray, tops: Sequence[int]) -> float:
     """Padding over computed prompt tokens. Raises ValueError for a length above the last top."""
-    lengths, tops = _lengths(lengths), np.sort(np.asarray(tops))
-    if lengths.max() > tops[-1]:
-        raise ValueError(f"length {lengths.max()} is above the last top {tops[-1]}: add a larger")
-    return 1 - float(lengths.sum() / tops[np.searchsorted(tops, lengths)].sum())
+    lengths, ascending = _lengths(lengths), np.sort(np.asarray(tops))
+    if lengths.max() > ascending[-1]:
+        raise ValueError(
+            f"length {lengths.max()} is above the last top {ascending[-1]}: add a larger"
+        )
+    return 1 - float(lengths.sum() / ascending[np.searchsorted(ascending, lengths)].sum())
 
 
 def to_match(
@@ -220,11 +223,12 @@ def compare(lengths: np.ndarray, held_out: np.ndarray | None = None) -> pd.DataF
     solved = optimal(lengths, max(map(len, sets.values())), largest=largest)
     rows = []
     for name, tops in sets.items():
-        row = {"scheme": name, "k": len(tops), "tops": tops, "optimal_tops": solved[len(tops)]}
-        for prefix, some in {"": lengths, "held_out_": held_out}.items():
-            if some is not None:
-                row[f"{prefix}padding"] = padding_share(some, tops)
-                row[f"{prefix}optimal_padding"] = padding_share(some, row["optimal_tops"])
+        best = solved[len(tops)]
+        row: dict[str, Any] = {"scheme": name, "k": len(tops), "tops": tops, "optimal_tops": best}
+        for prefix, those in {"": lengths, "held_out_": held_out}.items():
+            if those is not None:
+                row[f"{prefix}padding"] = padding_share(those, tops)
+                row[f"{prefix}optimal_padding"] = padding_share(those, best)
         rows.append(row | {"to_match": to_match(lengths, tops, largest=largest)})
     return pd.DataFrame(rows)
 
@@ -234,12 +238,15 @@ def _reaching(lengths: np.ndarray, largest: int) -> np.ndarray:
     return lengths if lengths.max() >= largest else np.append(lengths, largest)
 
 
-def round_up(value, step: int):
+N = TypeVar("N", int, np.ndarray)
+
+
+def round_up(value: N, step: int) -> N:
     """The next multiple of `step`, of a number or an array."""
     return -(-value // step) * step
 
 
-def _ascending(values) -> tuple[int, ...]:
+def _ascending(values: Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted({int(value) for value in values}))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 STICK_TOKENS = 64
 """Prompt lengths are multiples of this: a Spyre stick is 128 bytes, 64 fp16 elements."""
@@ -29,7 +30,7 @@ class Bucket:
     prompt_length: int
     new_tokens: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in self.__slots__:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
@@ -85,14 +86,14 @@ class Bucket:
         return f"{self.batch_size},{self.prompt_length},{self.new_tokens}"
 
 
-def _not_a_bucket(value) -> ValueError:
+def _not_a_bucket(value: object) -> ValueError:
     return ValueError(
         f"bucket {value!r} is not three whole numbers: write batch_size, prompt_length, "
         f"new_tokens, for example 4,64,32"
     )
 
 
-def _json(text: str) -> list:
+def _json(text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -116,7 +117,7 @@ class BucketSet:
 
     buckets: tuple[Bucket, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.buckets:
             raise ValueError("no bucket given: an engine needs at least one, for example 4,64,32")
         object.__setattr__(self, "buckets", tuple(sorted(set(self.buckets))))

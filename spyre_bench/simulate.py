@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -158,7 +158,13 @@ def simulate(
 class _Engine:
     """One replica: its queue, its clock and the log of its batches."""
 
-    def __init__(self, costs, believed: tuple[BucketCost, ...], policy: Policy, ready_s: float):
+    def __init__(
+        self,
+        costs: tuple[BucketCost, ...],
+        believed: tuple[BucketCost, ...],
+        policy: Policy,
+        ready_s: float,
+    ):
         self.costs, self.believed, self.policy = costs, believed, policy
         self.free_s = ready_s  # the running batch ends
         self.look_s = 0.0  # nothing can happen before
@@ -191,6 +197,7 @@ class _Engine:
                 self._put_back(())
                 self.look_s = min(decision.until_s, self._next_arrival_s(now))
             else:
+                assert decision, "somebody has arrived, so there is a batch"
                 self._start(decision, now)
 
     def unfinished(self, now: float) -> int:
@@ -233,8 +240,8 @@ class _Engine:
         """What the policy has read and not taken goes back to its place in the queue."""
         read = self._read
         if len(read) > len(taken):
-            taken = set(taken)
-            self.queue.extendleft([r for r in reversed(read) if r.row not in taken])
+            gone = set(taken)
+            self.queue.extendleft([r for r in reversed(read) if r.row not in gone])
         read.clear()
 
     def _next_arrival_s(self, now: float) -> float:
@@ -283,10 +290,17 @@ def _requests(workload: Workload, rows: np.ndarray) -> Iterator[Request]:
         yield from map(Request, *(column[some].tolist() for column in columns), some.tolist())
 
 
-def _trace(workload, costs, policy, ready_s, rejected, engines: Sequence[_Engine]) -> Trace:
+def _trace(
+    workload: Workload,
+    costs: tuple[BucketCost, ...],
+    policy: Policy,
+    ready_s: float,
+    rejected: np.ndarray,
+    engines: Sequence[_Engine],
+) -> Trace:
     """The engines' logs as one, batches in the order of their start."""
 
-    def joined(of: Callable[[_Engine], array], dtype) -> np.ndarray:
+    def joined(of: Callable[[_Engine], array[Any]], dtype: type) -> np.ndarray:
         return np.concatenate([np.array(of(engine), dtype) for engine in engines])
 
     rows = joined(lambda engine: engine.rows, np.int32)

@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,8 @@ STAGES = {
 def corners(base: Bucket, factor: int) -> tuple[BucketSet, BucketSet]:
     """The buckets to fit on, which are `base` with none, one or all of its dimensions grown by
     `factor`, and those to hold out, with two grown."""
-    fitted, held_out = [], []
+    fitted: list[Bucket] = []
+    held_out: list[Bucket] = []
     for grown in itertools.product((0, 1), repeat=3):
         (held_out if sum(grown) == 2 else fitted).append(_grow(base, factor, grown))
     return BucketSet(tuple(fitted)), BucketSet(tuple(held_out))
@@ -44,13 +46,13 @@ def _grow(base: Bucket, factor: int, grown: tuple[int, ...]) -> Bucket:
 def growth(starts: pd.DataFrame, base: Bucket, factor: int) -> pd.DataFrame:
     """Seconds of each stage with one dimension grown, relative to the base bucket's: dimension,
     stage, ratio."""
-    seconds = starts.set_index(["start", "bucket"])
+    seconds = starts.set_index(["start", "bucket"]).to_dict()
     return pd.DataFrame(
         {
             "dimension": dimension,
             "stage": stage,
-            "ratio": seconds.at[(start, str(_grow(base, factor, grown))), column]
-            / seconds.at[(start, str(base)), column],
+            "ratio": seconds[column][start, str(_grow(base, factor, grown))]
+            / seconds[column][start, str(base)],
         }
         for dimension, grown in DIMENSIONS.items()
         for stage, (start, column) in STAGES.items()
@@ -103,7 +105,7 @@ def predict(starts: pd.DataFrame) -> pd.DataFrame:
     for _, some in starts.groupby("start", sort=False):
         groups = dict(iter(some.groupby("role")))
         buckets = {role: list(map(Bucket.parse, rows["bucket"])) for role, rows in groups.items()}
-        fit = StartupFit.of(buckets["fitted"], groups["fitted"]["startup_s"])
+        fit = StartupFit.of(buckets["fitted"], groups["fitted"]["startup_s"].tolist())
         for role, rows in groups.items():
             once_s = np.where(np.arange(len(rows)) == 0, fit.once_s, 0.0)
             done.append(
@@ -125,23 +127,34 @@ def break_even(predicted: pd.DataFrame, fallback: Bucket, output_tokens: int) ->
     rows = predicted[predicted["bucket"] != str(fallback)]
     return pd.DataFrame(
         {
-            "bucket": row.bucket,
-            "start": row.start,
-            "marginal_s": row.marginal_s,
-            "batch_s": seconds[row.bucket],
+            "bucket": row["bucket"],
+            "start": row["start"],
+            "marginal_s": row["marginal_s"],
+            "batch_s": seconds[row["bucket"]],
             "fallback_batch_s": seconds[str(fallback)],
             "requests": break_even_requests(
-                row.marginal_s,
-                seconds[row.bucket],
+                row["marginal_s"],
+                seconds[row["bucket"]],
                 seconds[str(fallback)],
-                Bucket.parse(row.bucket).batch_size,
+                Bucket.parse(row["bucket"]).batch_size,
             ),
         }
-        for row in rows.itertuples()
+        for row in rows.to_dict("records")
     )
 
 
-def batch_s(prefill_s, decode_s, output_tokens: int):
+Seconds = TypeVar("Seconds", float, pd.Series)
+
+
+def start_s(predicted: pd.DataFrame, start: str, buckets: Sequence[str]) -> float:
+    """Seconds of a cold or warm start with some of the measured buckets: what each of them adds,
+    and what is paid once."""
+    some = predicted[predicted["start"] == start]
+    once_s = (some["startup_s"] - some["marginal_s"]).max()
+    return float(once_s + some.loc[some["bucket"].isin(buckets), "marginal_s"].sum())
+
+
+def batch_s(prefill_s: Seconds, decode_s: Seconds, output_tokens: int) -> Seconds:
     """Engine seconds of a batch whose longest answer has `output_tokens`; the prefill yields the
     first of them."""
     assert output_tokens >= 1

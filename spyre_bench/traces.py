@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 import pandas as pd
@@ -182,7 +182,7 @@ def _read_csv(path: Path, file: TextIO) -> tuple[pd.DataFrame, Format]:
 def _read_jsonl(path: Path, file: TextIO) -> tuple[pd.DataFrame, Format]:
     """Line by line into arrays: block ids and other long values of a line are dropped at once."""
     form: Format | None = None
-    values: dict[str, array] = {}
+    values: dict[str, array[float]] = {}
     lines = array("q")
     for line, text in enumerate(file, start=1):
         if not text.strip():
@@ -201,7 +201,7 @@ def _read_jsonl(path: Path, file: TextIO) -> tuple[pd.DataFrame, Format]:
     return pd.DataFrame(columns, index=np.frombuffer(lines, np.int64)), form
 
 
-def _json_object(path: Path, line: int, text: str) -> dict:
+def _json_object(path: Path, line: int, text: str) -> dict[str, Any]:
     try:
         record = json.loads(text)
     except ValueError as error:
@@ -211,7 +211,7 @@ def _json_object(path: Path, line: int, text: str) -> dict:
     return record
 
 
-def _json_number(path: Path, line: int, name: str, value) -> float:
+def _json_number(path: Path, line: int, name: str, value: Any) -> float:
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):

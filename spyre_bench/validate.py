@@ -114,7 +114,9 @@ def _shared(measured: Mapping[str, Any], simulated: Mapping[str, Any]) -> list[t
     return [(key, label) for key, label in labels.items() if key in both]
 
 
-def _row(label: str, measured: Mapping, simulated: Mapping, key: str) -> dict[str, Any]:
+def _row(
+    label: str, measured: Mapping[str, Any], simulated: Mapping[str, Any], key: str
+) -> dict[str, Any]:
     return _quantity(label, float(measured[key]), float(simulated[key]))
 
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 import numpy as np
 import pandas as pd
@@ -58,7 +58,7 @@ class Workload:
     max_tokens: np.ndarray  # int32, >= output_tokens
     note: str = ""  # what a reader should know, such as requests that were left out
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, kind in COLUMNS.items():
             column = np.asarray(getattr(self, name))
             if column.dtype != kind:
@@ -165,7 +165,7 @@ class Workload:
 
     # --- parts
 
-    def take(self, index) -> Workload:
+    def take(self, index: slice | np.ndarray) -> Workload:
         """The requests of an ascending index, a slice or a mask, at their own times."""
         return replace(self, **{name: getattr(self, name)[index] for name in COLUMNS})
 
@@ -213,7 +213,9 @@ class Workload:
         for name, factor in (("lengths", lengths), ("rate", rate)):
             if not 0 < factor < math.inf:
                 raise ValueError(f"scaled {name} {factor} is not a positive number")
-        columns = {name: _times(getattr(self, name), lengths) for name in list(COLUMNS)[1:]}
+        columns: dict[str, Any] = {
+            name: _times(getattr(self, name), lengths) for name in list(COLUMNS)[1:]
+        }
         return replace(self, arrival_s=self.arrival_s / rate, **columns)
 
 
@@ -265,7 +267,7 @@ class Fixed:
 
     tokens: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (1 <= self.tokens <= MAX_TOKENS and self.tokens == int(self.tokens)):
             raise ValueError(f"Fixed tokens {self.tokens} is not a whole number, 1 or more")
 
@@ -279,7 +281,7 @@ class Multiple:
 
     factor: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 1 <= self.factor < math.inf:
             raise ValueError(f"Multiple factor {self.factor} is below 1, or not a number")
 
@@ -293,7 +295,7 @@ class Quantile:
 
     q: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.q <= 1:
             raise ValueError(f"Quantile q {self.q} is not within 0 and 1")
 

@@ -9,10 +9,13 @@ SHARED = Path(__file__).parent.parent.parent / "shared"
 
 collect_ignore = (
     [
+        "browser",
         "engine",
         "plugin",
         "notebooks",
         "test_report.py",
+        "test_review.py",
+        "test_pages.py",
         "test_headless.py",
         "test_suite.py",
         "test_grid.py",
@@ -22,6 +25,10 @@ collect_ignore = (
     if os.environ.get("SPYRE_BENCH_CORE_ONLY")
     else []
 )
+
+
+def pytest_addoption(parser):
+    parser.addoption("--screenshots", metavar="DIR", help="where pages of browser tests are kept")
 
 
 @pytest.fixture(scope="session")

@@ -134,7 +134,6 @@ def says(template: str, message: str) -> bool:
     return bool(re.search(".*".join(map(re.escape, message.split("…"))), template, re.DOTALL))
 
 
-@pytest.mark.skipif(not (ROOT / "spyre_bench/engine").exists(), reason="only the core is here")
 def test_every_message_that_troubleshooting_explains_is_still_raised():
     messages, known = quoted("TROUBLESHOOTING.md"), sentences()
     assert len(messages) >= 25

@@ -2,8 +2,10 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,8 @@ EDGE = {
     "serving": CORE.keys(),
     "trust": CORE.keys() | {"serving"},
     "ranks_here": CORE.keys() | {"serving", "trust", "engine"},
+    "review": {"records", "regression"},
+    "pages": {"review"},
 }
 HEAVY = {"torch", "vllm", "fms", "transformers", "matplotlib", "IPython", "ipywidgets", "papermill"}
 
@@ -176,3 +180,17 @@ def test_the_core_alone_means_torch_is_not_even_installed():
 
 def test_the_version_is_stated_once():
     assert f'version = "{spyre_bench.__version__}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_types_are_checked_strictly_in_the_whole_core():
+    checked = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
+    assert checked["strict"]
+    assert {Path(file).stem for file in checked["files"]} == CORE.keys()
+
+
+def test_commit_hooks_and_make_lint_strip_the_same_from_notebooks():
+    keys = {
+        re.search(r'--extra-keys "(.+?)"', (ROOT / name).read_text()).group(1)
+        for name in ("Makefile", ".pre-commit-config.yaml")
+    }
+    assert len(keys) == 1
