@@ -2,7 +2,7 @@
 
 `python -m tests.bench [NAME ...]` runs some of them: decode, generate, overhead and compile of the
 engine; simulate, simulate_many, optimize_1d, optimize_joint and sweep of the core, without torch;
-scheduler and serve of the server; tensor_parallel and dead_rank of its ranks.
+scheduler and serve of the server; tensor_parallel and dead_rank of its ranks; panels of notebooks.
 Every measurement has a process of its own, with its threads pinned; nothing else should be running.
 """
 
@@ -521,6 +521,67 @@ def dead_rank() -> Iterator[dict]:
         yield {"detected_s": statistics.median(detected_s), "ended_s": statistics.median(ended_s)}
 
 
+def panels() -> Iterator[dict]:
+    """From a moved control to the new picture and its numbers, in every notebook's panel: those
+    that calculate at the notebooks' own settings, those of what was measured on made-up frames."""
+    import ast
+    from types import SimpleNamespace
+
+    import numpy as np
+    from papermill import inspect_notebook
+
+    from spyre_bench import explore, loads
+    from spyre_bench.batching import Policy
+    from spyre_bench.cost import load_cost, price
+    from spyre_bench.shapes import BucketSet
+    from spyre_bench.workload import load_workload
+    from tests.test_explore import parts, some_passes, some_requests, some_starts
+
+    def settings(stem: str) -> SimpleNamespace:
+        declared = inspect_notebook(f"notebooks/{stem}.ipynb").items()
+        return SimpleNamespace(**{name: ast.literal_eval(it["default"]) for name, it in declared})
+
+    p = settings("03_how_full_are_batches")
+    costs, rules = price(BucketSet.parse(p.buckets), load_cost()), Policy(p.policy)
+    rng, drawn = np.random.default_rng(p.seed), {"arrivals": p.arrivals, "max_tokens": p.max_tokens}
+    asked = load_workload(p.workload, requests=p.requests, rng=rng, **drawn)
+    queue = loads.fitting(asked.scaled(lengths=p.length_scale), costs)
+    rate = loads.capacity_rps(queue, costs, rules)
+    tp = settings("04_does_tensor_parallel_pay")
+    tp.cards = [int(word) for word in tp.cards.split()]
+    used = {
+        "00_first_look": (explore.first_look(some_passes()), {"show": ["waste", "passes"],
+            "first batches": [1, 2, 3]}),
+        "01_which_buckets": (explore.which_buckets(settings("01_which_buckets"), 6),
+            {"k": [3, 4, 8], "workload": ["sharegpt", "fmperf_ibm"]}),
+        "02_what_does_warmup_cost": (explore.what_warmup_costs(*some_starts()),
+            {"answers [tokens]": [4, 8, 20], "start": ["warm", "cold"]}),
+        "03_how_full_are_batches": (explore.how_full(queue, costs, rules, rate),
+            {"max_wait [s]": [5.0, 20.0, 60.0], "policy": ["skip", "length_aware"]}),
+        "04_does_tensor_parallel_pay": (explore.does_tp_pay(tp),
+            {"all-reduce [µs], 0: range": [100.0, 500.0, 900.0], "dtype": ["fp8", "fp16"]}),
+        "05_can_we_trust_the_simulator": (explore.trust_the_simulator(some_requests(64)),
+            {"off by at least [%]": [1.0, 5.0, 9.0], "quantity": ["ttft", "tpot"]}),
+    }  # fmt: skip
+    for stem, (box, moves) in used.items():
+        panel, took_s, cpu_s = parts(box), [], []
+        for words, values in moves.items():
+            for value in values:
+                started, busy_from = time.perf_counter(), time.process_time()
+                panel.controls[words].value = value
+                took_s.append(time.perf_counter() - started)
+                cpu_s.append(time.process_time() - busy_from)
+                assert not panel.message.value, panel.message.value
+        yield {
+            "notebook": stem,
+            "redraws": len(took_s),
+            "median_s": statistics.median(took_s),
+            "median_cpu_s": statistics.median(cpu_s),
+            "longest_s": max(took_s),
+            "aim_median_s": 0.5,
+        }
+
+
 CORE = {
     "simulate": simulate,
     "simulate_many": simulate_many,
@@ -531,6 +592,7 @@ CORE = {
     "serve": serve,
     "tensor_parallel": tensor_parallel,
     "dead_rank": dead_rank,
+    "panels": panels,
 }
 BENCHES = {name: [[]] for name in CORE} | {name: sizes for name, (_, sizes) in ENGINE.items()}
 """Name -> the arguments of each of its processes: threads and batch size, or none."""

@@ -194,7 +194,7 @@ FIGURES = {
     plots.waterfall: (WATERFALL, "[s]"),
     plots.pass_timeline: (PASSES, "[s]"),
     plots.waste_ledger: (LEDGER, "[tokens]"),
-    plots.startup_stages: (STAGES, "seconds"),
+    plots.startup_stages: (STAGES, "[s]"),
     partial(plots.growth, factor=2): (GROWTH, "grows by 2"),
     plots.predicted: (PREDICTED, "[s]"),
     plots.break_even: (BREAK_EVEN, "requests"),
@@ -206,6 +206,30 @@ NAMES = [getattr(figure, "func", figure).__name__ for figure in FIGURES]
 def closed_figures():
     yield
     plt.close("all")
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=NAMES)
+def test_every_figure_has_a_caption_of_whole_sentences(figure):
+    caption = figure(FIGURES[figure][0], title="It is so").figure.get_label()
+    assert caption[0].isupper()
+    assert caption.endswith(".")
+    assert "`" not in caption  # words for a reader, not for who calls it
+
+
+def test_what_is_drawn_can_be_read_off_by_series_and_place():
+    table = plots.drawn(plots.waste_ledger(LEDGER, title="It is so"))
+    useful = table[table["series"] == "useful"]
+    assert useful["x"].tolist() == [100, 200]
+    assert useful["start"].tolist() == [0, 0]
+    assert useful["y"].tolist() == ["batch 0 4,64,32", "batch 1 2,256,64"]
+    assert set(table["panel"]) == {"bucket B,P,N"}
+
+
+def test_points_of_every_panel_are_read_off():
+    table = plots.drawn(plots.latency_under_load(LOADED, title="It is so"))
+    assert set(table["panel"]) == set(plots.LATENCIES.values())
+    named = table[table["series"] != ""]
+    assert len(named) == 4 * (~LOADED["saturated"]).sum()
 
 
 @pytest.mark.parametrize("figure", FIGURES, ids=NAMES)

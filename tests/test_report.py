@@ -133,6 +133,7 @@ def test_a_run_leaves_its_record_tables_and_figures(tmp_path):
     assert run.table("passes", frame) is frame
     axes = Figure().subplots()
     axes.set_title("It grows", loc="left")
+    axes.figure.set_label("Seconds over rows.")
     run.figure("growth", axes)
     run.check("sane", np.bool_(True), "1 = 1")
     assert run.result("step_s", np.float64(0.5)) == 0.5
@@ -159,6 +160,7 @@ def test_a_run_leaves_its_record_tables_and_figures(tmp_path):
         "last_measured_at": "2026-01-01T00:05:00",
     }
     assert kept["figures"] == {"growth": "It grows"}
+    assert kept["captions"] == {"growth": "Seconds over rows."}
     assert kept["answer"] == "**Yes**"
     assert kept["finished"] is True
     assert kept["seconds"] > 0

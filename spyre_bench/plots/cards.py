@@ -16,6 +16,7 @@ from spyre_bench.plots.style import (
     PASSES,
     PURPLE,
     RED,
+    captioned,
     legend,
     new_axes,
     plain_numbers,
@@ -31,6 +32,7 @@ MINUTE = 60  # seconds; figures of a card are a few requests a minute
 REASON = 80  # letters of a refusal that fit into the picture
 
 
+@captioned
 def capacities(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     """Capacity a card of every deployment from the slow to the fast end of the parameters, with a
     mark at their values, in groups of as many cards.
@@ -70,13 +72,16 @@ def capacities(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     ax.set_xlabel(
         "capacity a card [requests/min]; bar: slow to fast parameters, mark: their values"
     )
-    ax.set_ylabel("engines × cards of each")
+    ax.set_ylabel("engines × cards")
     return legend(ax, columns=4)
 
 
+@captioned
 def all_reduce_shares(frame: pd.DataFrame, title: str) -> Axes:
     """Seconds of a pass over the cards of an engine, beside what all-reduces take of them, each
-    from low to high with a mark at the value. Returns the first panel.
+    from low to high with a mark at the value.
+
+    Returns the first panel.
 
     `frame`: tp, pass ("prefill" or "decode"), and low, value and high as `_s` and as `_share` (of
     0 to 1).
@@ -105,6 +110,7 @@ def all_reduce_shares(frame: pd.DataFrame, title: str) -> Axes:
     return legend(axes[0], columns=4)
 
 
+@captioned
 def tornado(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     """How far the winner leads as one parameter at a time moves to its fast and its slow end; left
     of the line it has lost, to the deployment that is named there.
@@ -140,6 +146,7 @@ def tornado(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     return legend(ax)
 
 
+@captioned
 def gains(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     """How much faster passes get with ranks, as measured, and what would be the whole gain.
 

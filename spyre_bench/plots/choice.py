@@ -15,6 +15,7 @@ from spyre_bench.plots.style import (
     PURPLE,
     RED,
     SKY,
+    captioned,
     legend,
     new_axes,
     plain_numbers,
@@ -33,6 +34,7 @@ LENGTHS = {
 BATCHES = ((BLUE, "--"), (RED, "-"), (GREEN, "-."), (PURPLE, ":"), (ORANGE, "--"), (SKY, "-"))
 
 
+@captioned
 def lengths(quantiles: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     """The laws of the lengths as cumulative shares over a logarithmic axis.
 
@@ -50,6 +52,7 @@ def lengths(quantiles: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes
     return legend(ax)
 
 
+@captioned
 def schemes(compared: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     """Padding of each scheme and of the optimum with as many graphs, one line a scheme.
 
@@ -82,6 +85,7 @@ def _graphs(k: int) -> str:
     return f"{k} graph{'s' if k > 1 else ''}"
 
 
+@captioned
 def k_curve(curve: pd.DataFrame, knee: int, title: str, ax: Axes | None = None) -> Axes:
     """Device seconds a request over the number of buckets, and with the compile time on top.
 
@@ -109,6 +113,7 @@ def k_curve(curve: pd.DataFrame, knee: int, title: str, ax: Axes | None = None) 
     return legend(ax, columns=2)
 
 
+@captioned
 def buckets(chosen: pd.DataFrame, requests: pd.DataFrame, title: str, ax: Axes | None = None):
     """Each bucket as the region of requests that it takes, over the requests as dots.
 
@@ -140,6 +145,7 @@ def buckets(chosen: pd.DataFrame, requests: pd.DataFrame, title: str, ax: Axes |
     return legend(ax, columns=2)
 
 
+@captioned
 def contenders(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     """Device seconds of sets of buckets, replayed, beside the bound of each, and the latency.
 
@@ -171,6 +177,7 @@ def contenders(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     return legend(ax)
 
 
+@captioned
 def waterfall(stages: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     """What each stage adds to the seconds of the one above it.
 

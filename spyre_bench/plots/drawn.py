@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import FixedFormatter
+from matplotlib.ticker import FuncFormatter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,9 +55,9 @@ def _series(artist: Line2D | BarContainer) -> str:
 
 
 def _place(axis: Axis, value: float) -> float | str:
-    formatter = axis.get_major_formatter()
-    if not isinstance(formatter, FixedFormatter) or not np.isfinite(value):
+    """The value, or on an axis whose ticks have texts that of the nearest one."""
+    texts = axis.get_major_formatter()
+    if not isinstance(texts, FuncFormatter) or not np.isfinite(value):
         return value
-    places = np.asarray(axis.get_ticklocs(), dtype=float)
-    nearest = int(np.abs(places - value).argmin())
-    return " ".join(formatter.seq[nearest].split())
+    ticks = np.asarray(axis.get_ticklocs(), dtype=float)
+    return " ".join(texts(ticks[np.abs(ticks - value).argmin()]).split())

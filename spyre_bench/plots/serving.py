@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, PercentFormatter
 
 from spyre_bench.plots.style import (
     BLUE,
@@ -20,6 +20,7 @@ from spyre_bench.plots.style import (
     RED,
     SKY,
     YELLOW,
+    captioned,
     legend,
     new_axes,
     plain_numbers,
@@ -59,6 +60,7 @@ POLICIES = {
 }
 
 
+@captioned
 def pass_timeline(passes: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     """Every pass as a bar from its start to its end, one line a batch.
 
@@ -75,6 +77,7 @@ def pass_timeline(passes: pd.DataFrame, title: str, ax: Axes | None = None) -> A
     return legend(ax)
 
 
+@captioned
 def waste_ledger(ledger: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     """What each batch computed, split into useful tokens and the kinds of waste.
 
@@ -94,11 +97,12 @@ def waste_ledger(ledger: pd.DataFrame, title: str, ax: Axes | None = None) -> Ax
     return legend(ax, columns=2)
 
 
+@captioned
 def fill_and_seconds(frame: pd.DataFrame, bound_s: float, title: str, ax: Axes | None = None):
     """Sets of buckets by how full their batches are and how long they take, all requests at once;
-    numbered from the fastest. No set takes less than `bound_s`.
+    numbered from the fastest. No set takes less than the dashed bound.
 
-    `frame`: set, kind (a name of KINDS), fill (0 to 1), busy_s.
+    `bound_s`: that bound. `frame`: set, kind (a name of KINDS), fill (0 to 1), busy_s.
     """
     ax = new_axes(ax, title, height=5)
     for number, row in enumerate(frame.sort_values("busy_s").itertuples(), 1):
@@ -113,19 +117,21 @@ def fill_and_seconds(frame: pd.DataFrame, bound_s: float, title: str, ax: Axes |
     ax.margins(x=0.08)
     ax.set_yscale("log")
     ax.set_ylim(0.85 * bound_s, 1.25 * frame["busy_s"].max())
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     ax.yaxis.set_major_formatter("{x:,.0f}")
-    ax.yaxis.set_minor_formatter("{x:,.0f}")
+    ax.yaxis.set_minor_formatter("")
     ax.set_xlabel("fill: useful share of the computed token slots [%]; fuller to the right")
     ax.set_ylabel("until all are served [s]; faster below")
     ax.grid(which="minor", axis="y", alpha=0.3)
     return legend(ax, columns=2)
 
 
+@captioned
 def ledger_shares(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
-    """What was computed, split into useful slots and the kinds of waste, one bar a row, in groups.
+    """What was computed, split into useful slots and the kinds of waste.
 
     `frame`: group, label, saturated, and the parts of the ledger as shares (`useful_share`, ...)
-    of 0 to 1; what is useful is written on its bar.
+    of 0 to 1; a bar a row, with what is useful written on it.
     """
     groups = list(dict.fromkeys(frame["group"]))
     places = np.arange(len(frame)) + 0.9 * frame["group"].map(groups.index).to_numpy()
@@ -153,9 +159,12 @@ def ledger_shares(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Ax
     return legend(ax, columns=2)
 
 
+@captioned
 def latency_under_load(frame: pd.DataFrame, title: str) -> Axes:
     """TTFT and E2EL of every policy over the load, median and 95th percentile, a panel each;
-    saturated runs are hollow and dotted. Returns the first panel.
+    saturated runs are hollow and dotted.
+
+    Returns the first panel.
 
     `frame`: policy, load (1 is full), saturated, median_ttft_s, p95_ttft_s, median_e2el_s,
     p95_e2el_s.
@@ -163,8 +172,10 @@ def latency_under_load(frame: pd.DataFrame, title: str) -> Axes:
     return _under_load(frame, LATENCIES, title, "log")
 
 
+@captioned
 def fill_under_load(frame: pd.DataFrame, title: str) -> Axes:
     """Fill, and beside it the busy seconds over the shape bound, of every policy over the load.
+
     Returns the first panel.
 
     `frame`: policy, load (1 is full), saturated, fill (0 to 1), busy_over_shape_bound.
@@ -183,8 +194,10 @@ def _under_load(frame: pd.DataFrame, panels: Mapping[str, str], title: str, scal
     return _legend_of_panels(axes, frame["saturated"].any())
 
 
+@captioned
 def hold_timers(frame: pd.DataFrame, title: str) -> Axes:
     """What a hold timer does on each set of buckets: batches, busy time and latency, a panel each.
+
     Returns the first panel.
 
     `frame`: set, max_wait_s, saturated, batches, utilisation (0 to 1), median_e2el_s, p95_e2el_s.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spyre_bench.plots.style import BLUE, GREY, ORANGE, RED, SKY, legend, new_axes
+from spyre_bench.plots.style import BLUE, GREY, ORANGE, RED, SKY, captioned, legend, new_axes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +19,7 @@ STAGES = {
 }
 
 
+@captioned
 def startup_stages(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     """Seconds until ready, stacked by stage, one bar a row.
 
@@ -31,15 +32,16 @@ def startup_stages(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> A
         ax.barh(frame["label"], seconds, left=left, height=0.7, color=colour, hatch=hatch,
                 edgecolor="white", linewidth=0.6, label=label)  # fmt: skip
         left += seconds
-    ax.invert_yaxis()
-    ax.set_xlabel("seconds")
+    ax.set_ylim(len(frame) - 0.5, -0.5)
+    ax.set_xlabel("time until ready [s]")
     return legend(ax)
 
 
+@captioned
 def growth(frame: pd.DataFrame, factor: float, title: str, ax: Axes | None = None) -> Axes:
-    """By how much each stage grows as one dimension of a bucket grows by `factor`.
+    """By how much each stage grows as one dimension of a bucket grows.
 
-    `frame`: dimension, stage, ratio.
+    `frame`: dimension, stage, ratio. `factor`: by how much the dimension grows.
     """
     ax = new_axes(ax, title)
     dimensions = list(frame["dimension"].unique())
@@ -58,6 +60,7 @@ def growth(frame: pd.DataFrame, factor: float, title: str, ax: Axes | None = Non
     return legend(ax)
 
 
+@captioned
 def predicted(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     """Predicted beside measured seconds, one line a bucket.
 
@@ -77,6 +80,7 @@ def predicted(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     return legend(ax)
 
 
+@captioned
 def break_even(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     """After how many requests each bucket has paid for itself; no bar where it never does.
 

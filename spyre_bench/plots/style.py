@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,6 +23,19 @@ plt.style.use(Path(__file__).with_name("spyre.mplstyle"))
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 SKY, RED, YELLOW, GREY = "#56B4E9", "#D55E00", "#F0E442", "#BBBBBB"
 PASSES = {"prefill": (ORANGE, "///"), "decode": (BLUE, "")}
+
+
+def captioned(draw: Callable[..., Axes]) -> Callable[..., Axes]:
+    """Makes the first paragraph of a figure's docstring its caption: the label of the figure."""
+    caption = " ".join(inspect.getdoc(draw).split("\n\n")[0].split())
+
+    @functools.wraps(draw)
+    def drawn(*arguments: Any, **settings: Any) -> Axes:
+        axes = draw(*arguments, **settings)
+        axes.figure.set_label(caption)
+        return axes
+
+    return drawn
 
 
 def new_axes(ax: Axes | None, title: str, *, height: float = 4) -> Axes:

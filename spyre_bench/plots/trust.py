@@ -16,6 +16,7 @@ from spyre_bench.plots.style import (
     PURPLE,
     RED,
     SKY,
+    captioned,
     legend,
     new_axes,
 )
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 MARKS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PURPLE, "D"), (SKY, "v"), (RED, "P"))
 
 
+@captioned
 def measured_and_simulated(
     frame: pd.DataFrame, title: str, metric: str = "e2el", ax: Axes | None = None
 ) -> Axes:
@@ -56,6 +58,7 @@ def measured_and_simulated(
     return legend(ax)
 
 
+@captioned
 def pass_errors(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     """How far the single passes of each bucket are from the constant they were simulated with: a
     point each, the bar is the median.

@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -145,6 +146,15 @@ def run(folder: Path, stem: str, model: Path | None, *words: str) -> dict:
     assert record["finished"]
     assert record["answer"]
     assert all(check["ok"] for check in record["checks"].values())
+    executed = nbformat.read(folder / "out/latest" / stem / "notebook.ipynb", as_version=4)
+    shown = [
+        output.data
+        for cell in executed.cells
+        for output in cell.get("outputs", ())
+        if output.output_type == "display_data"
+    ]
+    below = [after.get("text/markdown") for at, after in pairwise(shown) if "image/png" in at]
+    assert below == [f"*{caption}*" for caption in record["captions"].values()]
     for name in record["figures"]:
         for suffix in ("png", "svg"):
             assert (folder / "out/latest" / stem / "figures" / f"{name}.{suffix}").exists()

@@ -1,0 +1,98 @@
+"""04_does_tensor_parallel_pay: the capacity of every division of some cards."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spyre_bench.explore.panel import panel
+
+if TYPE_CHECKING:
+    from ipywidgets import Box
+    from matplotlib.axes import Axes
+
+    from spyre_bench.deployments import Deployment, Service
+
+FEW_A_CARD = 20
+FEW_SIZES = (1, 4)
+MOST_MICROSECONDS = 1000.0
+
+
+def does_tp_pay(parameters: Any) -> Box:
+    """Model, number of cards, dtype, workload and all-reduce latency over the capacity of every
+    division of these cards. `parameters` are those of the notebook."""
+    import ipywidgets as widgets
+
+    from spyre_bench.model_shapes import DTYPES, PRESETS
+    from spyre_bench.workload import WORKLOADS
+
+    names = list(dict.fromkeys([parameters.workload, *WORKLOADS]))
+    controls = {
+        "model": widgets.Dropdown(options=sorted(PRESETS), value=parameters.model),
+        "tp": widgets.Dropdown(
+            options=sorted({1, 2, 4, 8, *parameters.cards}), value=max(parameters.cards),
+            description="tp, or as many replicas",
+        ),
+        "dtype": widgets.Dropdown(options=list(DTYPES), value=parameters.dtype),
+        "workload": widgets.Dropdown(options=names, value=parameters.workload),
+        "all_reduce_us": widgets.FloatSlider(
+            value=parameters.all_reduce_us, max=MOST_MICROSECONDS, step=10, continuous_update=False,
+            description="all-reduce [µs], 0: range",
+        ),
+    }  # fmt: skip
+    note = (
+        f"Modelled, not measured. At most {FEW_A_CARD} requests a card and fewer candidate buckets "
+        f"than in the notebook, so that the picture follows at once; figures differ from those "
+        f"above."
+    )
+    few = functools.cache(functools.partial(few_deployments, parameters))
+    return panel(functools.partial(draw_deployments, few), controls, note)
+
+
+def few_deployments(
+    parameters: Any, model: str, tp: int, dtype: str, workload: str
+) -> tuple[Service, list[Deployment]]:
+    """Every division of `tp` cards with its buckets, and a service of few requests."""
+    from spyre_bench.batching import Policy
+    from spyre_bench.deployments import Service, propose
+    from spyre_bench.model_shapes import preset
+    from spyre_bench.workload import load_workload
+
+    requests_a_card = min(FEW_A_CARD, parameters.requests_a_card)
+    some = load_workload(
+        workload, requests=requests_a_card * tp, rng=np.random.default_rng(parameters.seed),
+        arrivals=parameters.arrivals, max_tokens=parameters.max_tokens,
+    )  # fmt: skip
+    limits_ms = {"ttft": parameters.ttft_ms, "tpot": parameters.tpot_ms}
+    rules = Policy(parameters.policy)
+    service = Service(some, limits_ms, requests_a_card, rules, share=parameters.share)
+    settings = {"dtype": dtype, "k": parameters.k, "batch_sizes": FEW_SIZES}
+    return service, propose(preset(model), [tp], service, **settings)
+
+
+def draw_deployments(
+    few: Callable[..., tuple[Service, list[Deployment]]],
+    model: str,
+    tp: int,
+    dtype: str,
+    workload: str,
+    all_reduce_us: float,
+) -> Axes:
+    """The capacity of every division of `tp` cards, an all-reduce taking at least so many
+    microseconds (0: the card's range); the buckets are those of the card's range."""
+    from spyre_bench import plots
+    from spyre_bench.card import with_all_reduce
+    from spyre_bench.deployments import best, capacities
+
+    service, found = few(model, tp, dtype, workload)
+    card = with_all_reduce(all_reduce_us)
+    moved = [it if it.refused else replace(it, cost=replace(it.cost, card=card)) for it in found]
+    capacity = capacities(moved, service)
+    tops = best(capacity).set_index("end")["deployment"]
+    title = f"{model}, {dtype}, {workload}: {tops['value']} serves most at the middle values,\n"
+    title += f"{tops['slow']} at the slow end, {tops['fast']} at the fast"
+    return plots.capacities(capacity, title)

@@ -1,0 +1,82 @@
+"""03_how_full_are_batches: the waste in each bucket by policy, rate and hold timer."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from spyre_bench.explore.panel import panel
+
+if TYPE_CHECKING:
+    from ipywidgets import Box
+    from matplotlib.axes import Axes
+
+    from spyre_bench.batching import Policy
+    from spyre_bench.cost import BucketCost
+    from spyre_bench.workload import Workload
+
+QUEUED_REQUESTS = 1000
+
+
+def how_full(
+    workload: Workload, costs: Sequence[BucketCost], rules: Policy, capacity_rps: float
+) -> Box:
+    """Policy, rate and hold timer over the waste in each bucket. `rules` is the policy to begin
+    with, `capacity_rps` the rate that counts as load 1."""
+    import ipywidgets as widgets
+
+    from spyre_bench.batching import POLICIES
+
+    some = workload.head(min(QUEUED_REQUESTS, len(workload)))
+    controls = {
+        "policy": widgets.Dropdown(options=list(POLICIES), value=rules.name),
+        "rate": widgets.FloatSlider(
+            value=0.5 * capacity_rps, min=0.05 * capacity_rps, max=1.5 * capacity_rps,
+            step=0.05 * capacity_rps, readout_format=".3g", continuous_update=False,
+            description="rate [requests/s]",
+        ),
+        "max_wait_s": widgets.FloatSlider(
+            value=rules.max_wait_s, max=60.0, step=1, continuous_update=False,
+            description="max_wait [s]",
+        ),
+    }  # fmt: skip
+    note = f"100 % load is {capacity_rps:.3g} requests/s."
+    if len(some) < len(workload):
+        note += (
+            f" Only the first {len(some):,} of {len(workload):,} requests are simulated, so that "
+            f"the picture follows at once; figures differ a little from those above."
+        )
+    draw = functools.partial(draw_fill, some, costs, rules, capacity_rps)
+    return panel(draw, controls, note)
+
+
+def draw_fill(
+    workload: Workload,
+    costs: Sequence[BucketCost],
+    rules: Policy,
+    capacity_rps: float,
+    policy: str,
+    rate: float,
+    max_wait_s: float,
+) -> Axes:
+    """The waste of each bucket when the workload's arrivals come at `rate` requests/s, and in the
+    title what that means for those who wait."""
+    from spyre_bench import loads, metrics, plots
+    from spyre_bench.simulate import simulate
+
+    rules = replace(rules, name=policy, max_wait_s=max_wait_s)
+    trace = simulate(loads.at_rate(workload, rate), costs, rules)
+    found = metrics.summary(trace)
+    frame = loads.by_bucket(trace)
+    labels = [f"{row.bucket}: {row.batches:,}" for row in frame.itertuples()]
+    saturated = bool(metrics.saturation(trace))
+    title = (
+        f"{policy} at {rate / capacity_rps:.0%} load: {found['fill']:.0%} useful, "
+        f"{found['utilisation']:.0%} busy, {found['batches']:,} batches\n"
+        f"E2EL P50 {found['median_e2el_ms'] / 1e3:.1f} s, P95 {found['p95_e2el_ms'] / 1e3:.1f} s"
+        f"{' (saturated: depends on the length of the run)' if saturated else ''}"
+    )
+    grouped = frame.assign(label=labels, group="bucket: batches", saturated=False)
+    return plots.ledger_shares(grouped, title)

@@ -1,0 +1,56 @@
+"""05_can_we_trust_the_simulator: single requests of a run, measured and simulated."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from spyre_bench.explore.panel import panel
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from ipywidgets import Box
+    from matplotlib.axes import Axes
+
+EVERY = "every run"
+METRICS = ("e2el", "ttft", "tpot")
+
+
+def trust_the_simulator(found: pd.DataFrame) -> Box:
+    """Run, quantity and least error over the requests. `found`: as in `trust.Check.by_request`."""
+    import ipywidgets as widgets
+
+    controls = {
+        "run": widgets.Dropdown(options=[EVERY, *dict.fromkeys(found["run"])]),
+        "metric": widgets.Dropdown(
+            options=[(metric.upper(), metric) for metric in METRICS], description="quantity"
+        ),
+        "least": widgets.FloatSlider(
+            value=0, max=100, step=1, continuous_update=False, description="off by at least [%]",
+        ),
+    }  # fmt: skip
+    note = "The requests that were measured above; nothing is sent again."
+    return panel(functools.partial(draw_requests, found), controls, note)
+
+
+def draw_requests(found: pd.DataFrame, run: str, metric: str, least: float) -> Axes:
+    """The requests of a run whose simulated time is off by `least` per cent or more. ValueError
+    where there is none."""
+    from spyre_bench import plots
+
+    some = found if run == EVERY else found[found["run"] == run]
+    some = some[some[f"measured_{metric}_s"] > 0]  # an answer of one token has no TPOT
+    off = some[f"error_{metric}"].abs()
+    far = some[off >= least / 100]
+    if far.empty:
+        raise ValueError(
+            f"no request of {run} is off by {least:g} % or more in {metric.upper()}: the furthest "
+            f"is {off.max():.1%}"
+        )
+    which = f"the {len(far)} requests of {run}"
+    if least:
+        which = (
+            f"the {len(far)} of {len(some)} requests of {run} that are off by {least:g} % or more"
+        )
+    title = f"{metric.upper()} is off by {off[far.index].median():.1%} in the median of\n{which}"
+    return plots.measured_and_simulated(far, title, metric)
