@@ -41,7 +41,7 @@ lint: setup ## ruff, types of the core, spelling; notebooks hold no outputs
 	@$(BIN)/nbstripout --verify --extra-keys "metadata.papermill cell.metadata.papermill" $(wildcard notebooks/*.ipynb)
 
 lab: setup ## JupyterLab on the notebooks, kernel registered
-	@$(BIN)/jupyter lab notebooks
+	@$(BIN)/jupyter lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 bench: setup ## measured figures as JSON lines
 	@$(BIN)/python -m tests.bench

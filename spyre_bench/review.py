@@ -41,6 +41,7 @@ class Figure:
 
     title: str
     path: Path
+    caption: str = ""
     kind: str = "figure"
 
 
@@ -193,9 +194,10 @@ def _exhibits(folder: Path, record: Record, kept: Mapping) -> dict[tuple[str, st
         ("table", name): Table(name, folder / "tables" / f"{name}.csv", frame)
         for name, frame in record.tables.items()
     }
-    titles = kept.get("figures", {})
+    titles, captions = kept.get("figures", {}), kept.get("captions", {})
     return tables | {
-        ("figure", name): Figure(titles[name], folder / "figures" / name) for name in titles
+        ("figure", name): Figure(titles[name], folder / "figures" / name, captions.get(name, ""))
+        for name in titles
     }
 
 

@@ -4,7 +4,6 @@ import asyncio
 import functools
 import io
 import threading
-import time
 from dataclasses import replace
 from html import unescape
 from types import SimpleNamespace
@@ -472,17 +471,6 @@ def test_the_title_of_the_fill_is_that_of_the_run(arriving):
     plt.close("all")
 
 
-def test_a_redraw_of_the_fill_is_quick(arriving):
-    some, capacity_rps = arriving
-    panel = parts(explore.how_full(some, FOUR_ROWS, Policy(), capacity_rps))
-    seconds = []
-    for name in ("length_aware", "fcfs", "best_fit"):
-        started = time.process_time()
-        panel.controls["policy"].value = name
-        seconds.append(time.process_time() - started)
-    assert min(seconds) < 0.5
-
-
 # --- 04_does_tensor_parallel_pay ------------------------------------------------------------------
 
 
@@ -535,17 +523,6 @@ def test_the_division_shown_is_that_of_the_capacities(divided):
     assert f"{tops['value']} serves most" in title
     assert f"{tops['slow']} at the slow end, {tops['fast']} at the fast" in title
     plt.close("all")
-
-
-def test_a_redraw_of_the_division_is_quick(divided):
-    divided.cards = [8]
-    panel = parts(explore.does_tp_pay(divided))
-    seconds = []
-    for all_reduce_us in (100.0, 500.0, 900.0):
-        started = time.process_time()
-        panel.controls["all-reduce [µs], 0: range"].value = all_reduce_us
-        seconds.append(time.process_time() - started)
-    assert min(seconds) < 0.5
 
 
 # --- 05_can_we_trust_the_simulator ----------------------------------------------------------------

@@ -63,6 +63,7 @@ def hostile(tmp_path):
         "results": {f"{HOSTILE}_error": 0.5, "over_shape_bound": {HOSTILE: 2.0}},
         "checks": {HOSTILE: {"ok": False, "evidence": HOSTILE}},
         "figures": {"waste": HOSTILE},
+        "captions": {"waste": HOSTILE},
         "finished": True,
         "host": HOSTILE,
         "versions": {"numpy": HOSTILE},
@@ -98,12 +99,13 @@ def test_the_page_fetches_nothing(hostile):
 
 def test_all_figures_and_tables_are_on_it_with_title_and_file(tmp_path):
     kept = KEPT | {"figures": {"waste": "Most is lost", "fill": "It is full"}}
+    kept |= {"captions": {"fill": "Rows by load."}}
     run = picture(picture(write(tmp_path, kept=kept, waste=WASTE, other=WASTE)), "fill")
     page = page_of(run)
     captions = [" ".join(tag.get_text(" ").split()) for tag in page.find_all("figcaption")]
     assert captions == [
         "Figure 1.1 Most is lost some-waste.svg",
-        "Figure 1.2 It is full some-fill.svg",
+        "Figure 1.2 It is full. Rows by load. some-fill.svg",
     ]
     kind, _, content = page.find("img")["src"].partition(",")
     assert kind == "data:image/svg+xml;base64"
