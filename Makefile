@@ -22,7 +22,7 @@ setup: $(STAMPS)/ready ## virtual environment with torch, vLLM (no kernels), FMS
 run: setup ## execute every notebook headless; prints where the report is
 	@$(BIN)/spyre-bench run notebooks/*.ipynb -o $(REPORTS)
 
-test: setup test-core ## all tests
+test: setup test-core ## all tests but those of the next two
 	@$(BIN)/python -m pytest
 
 test-faults: setup ## ranks of an engine killed, stopped, out of memory; prints seconds
@@ -33,7 +33,7 @@ test-browser: setup ## the notebooks' panels in JupyterLab and Chromium; picture
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
 	    { [ "$$(id -u)" = 0 ] && apt-get install -y --no-install-recommends chromium; } || \
 	    { echo "test-browser: 'chromium' not found; on Debian: apt-get install chromium"; exit 1; }
-	@$(BIN)/python -m pytest tests/browser --screenshots $(REPORTS)/browser
+	@$(BIN)/python -m pytest tests/browser -m browser --screenshots $(REPORTS)/browser
 
 lint: setup ## ruff, types of the core, spelling; notebooks hold no outputs
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
