@@ -11,7 +11,7 @@ PIP        = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c
 BUILD_TOOLS := "setuptools<81" setuptools-scm setuptools-rust packaging cmake ninja jinja2 wheel numpy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-core test-faults test-browser lint lab bench soak image clean check-tools
+.PHONY: help setup run test test-core test-faults test-ranks test-browser lint lab bench soak image clean check-tools
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -22,13 +22,16 @@ setup: $(STAMPS)/ready ## virtual environment with torch, vLLM (no kernels), FMS
 run: setup ## execute every notebook headless; prints where the report is
 	@$(BIN)/spyre-bench run notebooks/*.ipynb -o $(REPORTS)
 
-test: setup test-core ## all tests but those of the next two
+test: setup test-core ## all tests but those of the next three
 	@$(BIN)/python -m pytest
 
 test-faults: setup ## ranks of an engine killed, stopped, out of memory; prints seconds
 	@$(BIN)/python -m pytest -m faults -s --durations=0
 
 # Chromium is a package of the system: installed here as root on Debian, otherwise asked for.
+test-ranks: setup ## several ranks through vLLM with compiled code: minutes
+	@$(BIN)/python -m pytest -m ranks
+
 test-browser: setup ## the notebooks' panels in JupyterLab and Chromium; pictures in reports/browser
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
 	    { [ "$$(id -u)" = 0 ] && apt-get install -y --no-install-recommends chromium; } || \

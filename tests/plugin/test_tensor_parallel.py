@@ -58,8 +58,8 @@ def require_every_bucket(log: Path, buckets: list[list[int]]) -> None:
         # every number of ranks with both backends, here or in one of the tests below
         ("tiny_llama", 2, "eager"),
         ("tiny_granite", 4, "eager"),
-        ("tiny_llama", 4, "inductor"),
-        ("smollm2", 3, "inductor"),
+        pytest.param("tiny_llama", 4, "inductor", marks=pytest.mark.ranks),
+        pytest.param("smollm2", 3, "inductor", marks=pytest.mark.ranks),
     ],
 )
 def test_offline_the_ranks_say_what_hugging_face_says(start, request, tmp_path, name, tp, backend):
@@ -82,7 +82,11 @@ def test_offline_the_ranks_say_what_hugging_face_says(start, request, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("name", "tp", "backend"), [("smollm2", 3, "eager"), ("tiny_granite", 2, "inductor")]
+    ("name", "tp", "backend"),
+    [
+        ("smollm2", 3, "eager"),
+        pytest.param("tiny_granite", 2, "inductor", marks=pytest.mark.ranks),
+    ],
 )
 def test_served_the_ranks_say_what_hugging_face_says(request, tmp_path, name, tp, backend):
     model, log = request.getfixturevalue(name), tmp_path / "passes.jsonl"
@@ -116,6 +120,7 @@ def test_served_the_ranks_say_what_hugging_face_says(request, tmp_path, name, tp
         server.clean_up()
 
 
+@pytest.mark.ranks
 def test_a_warm_start_compiles_nothing_on_any_rank_and_a_missing_artefact_is_named(
     start, tiny_llama, tmp_path
 ):
