@@ -9,30 +9,31 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
 
-from spyre_bench.batching import Policy
 from spyre_bench.model_shapes import FP16_BYTES, ModelConfiguration, model_configuration
-from spyre_bench.server_log import read_warmup
-from spyre_bench.serving import serve
+from spyre_bench.server_log import read_passes, read_warmup
+from spyre_bench.serving import complete, serve
 from spyre_bench.shapes import Bucket, BucketSet
-from spyre_bench.trust import calibrate
+from spyre_bench.trust import pass_costs
 
-GATHER_S = 0.5  # simultaneous requests shall share a batch, however busy the machine is
+BATCHES = 3
+GATHER_S = 5.0  # the prompts of a request shall share a batch, however busy the machine is
 
 
 def serve_by_tp(
     model_directory: Path, bucket: Bucket, tps: Sequence[int], directory: Path, *,
     threads: int = 1, compile_backend: str = "inductor",
 ) -> pd.DataFrame:  # fmt: skip
-    """One row for each number of ranks of a server that starts without compiled code and serves a
-    few full batches: start_s to the first answer of its health page, compile_s of the bucket,
-    seconds of a prefill and of a decode pass with vLLM's own time in them, and both as gain over
-    the first of `tps`, and as gain a rank. Logs stay in the directory."""
+    """One row for each number of ranks of a server that starts without compiled code and serves
+    `BATCHES` full batches: start_s to the first answer of its health page, compile_s of the bucket,
+    median seconds of a prefill and of a decode pass with vLLM's own time in them, and both as gain
+    over the first of `tps`, and as gain a rank. Logs stay in the directory."""
     buckets = BucketSet((bucket,))
-    policy = Policy(gather_s=GATHER_S)
+    prompts = [[1] * bucket.prompt_length] * bucket.batch_size
     rows = []
     for tp in tps:
         here = directory / f"tp{tp}"
@@ -42,7 +43,9 @@ def serve_by_tp(
             compile_backend=compile_backend, artefact_directory=str(here / "artefacts"),
         ) as server:  # fmt: skip
             start_s = time.perf_counter() - began
-            constants = calibrate(server, buckets, policy, here, f"tp{tp}")
+            for _ in range(BATCHES):
+                complete(server, prompts, bucket.new_tokens)
+            (cost,) = pass_costs(read_passes(server.pass_log))
             warmup = read_warmup(server.pass_log).iloc[0]
         rows.append(
             {
@@ -50,9 +53,9 @@ def serve_by_tp(
                 "threads": threads,
                 "start_s": start_s,
                 "compile_s": warmup["prefill_compile_s"] + warmup["decode_compile_s"],
-                "prefill_s": constants.costs[0].prefill_s,
-                "decode_s": constants.costs[0].decode_s,
-                "measured_at": constants.fixed_at,
+                "prefill_s": cost.prefill_s,
+                "decode_s": cost.decode_s,
+                "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
             }
         )
     return gains(pd.DataFrame(rows))
@@ -66,11 +69,11 @@ def starts_by_tp(model_directory: Path, bucket: Bucket, tps: Sequence[int]) -> p
     starts = [
         measure_starts(
             model_directory, BucketSet((bucket,)), tp=tp, threads=1, compile_backend="eager",
-            passes=1, timed=("warm",),
+            passes=1, warm=False,
         )
         for tp in tps
     ]  # fmt: skip
-    return pd.concat([one[one["start"] == "warm"] for one in starts], ignore_index=True)
+    return pd.concat(starts, ignore_index=True)
 
 
 def gains(rows: pd.DataFrame) -> pd.DataFrame:

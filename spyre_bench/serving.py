@@ -68,6 +68,21 @@ def serve(
         _stop(process)
 
 
+def complete(server: Server, prompts: list[list[int]], new_tokens: int) -> None:
+    """One request with so many prompts of token ids, each answered with so many tokens, the end of
+    sequence ignored. Returns with the whole answer; raises urllib.error.HTTPError for a refusal."""
+    body = {
+        "model": "model", "prompt": prompts, "max_tokens": new_tokens, "temperature": 0,
+        "ignore_eos": True,
+    }  # fmt: skip
+    request = urllib.request.Request(
+        f"{server.url}/v1/completions", json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )  # fmt: skip
+    with urllib.request.urlopen(request) as reply:
+        reply.read()
+
+
 def replay(server: Server, workload: Workload, directory: Path, name: str) -> dict[str, Any]:
     """`vllm bench serve` sends the requests at their times, each with a prompt of exactly its
     length and max_tokens = output_tokens, the end of sequence ignored. Returns its result with all

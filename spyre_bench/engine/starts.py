@@ -36,10 +36,6 @@ UNTIMED = dict.fromkeys(
 )
 
 
-PROFILED = 5
-"""Passes of each kind under the profiler."""
-
-
 def measure_starts(
     model_directory: Path,
     buckets: BucketSet,
@@ -51,9 +47,11 @@ def measure_starts(
     tp: int = 1,
     threads: int | None = None,
     passes: int = 5,
+    warm: bool = True,
     timed: Sequence[str] = ("cold", "warm"),
 ) -> pd.DataFrame:
-    """One row for each bucket of a cold start and of the warm start after it, in warmup order.
+    """One row for each bucket of a cold start and, where `warm`, of the start after it, in warmup
+    order.
 
     `load_s` is of the whole start; `compile_s` and `first_run_s` are of the bucket, `startup_s`
     their sum. Nan for a start that is not in `timed`: `prefill_s` and `decode_s`, medians of at
@@ -87,7 +85,7 @@ def measure_starts(
         }
         rows = [
             {"start": start, **row}
-            for start in ("cold", "warm")
+            for start in (("cold", "warm") if warm else ("cold",))
             for row in _in_fresh_processes(
                 request
                 | {"passes": passes if start in timed else 0}
@@ -177,7 +175,9 @@ def _time_passes(model, bucket: Bucket, passes: int) -> dict[str, float]:
         for _ in range(min(bucket.new_tokens - 1, passes)):
             decode_s.append(_seconds(lambda: model.decode(tokens)))
     return {
-        **_profile_passes(lambda: model.prefill(bucket, prompts), lambda: model.decode(tokens)),
+        **_profile_passes(
+            lambda: model.prefill(bucket, prompts), lambda: model.decode(tokens), passes
+        ),
         "prefill_s": float(np.median(prefill_s)),
         "prefill_iqr_s": _interquartile_range(prefill_s),
         "decode_s": float(np.median(decode_s)),
@@ -185,10 +185,10 @@ def _time_passes(model, bucket: Bucket, passes: int) -> dict[str, float]:
     }
 
 
-def _profile_passes(prefill: Callable, decode: Callable) -> dict[str, float]:
+def _profile_passes(prefill: Callable, decode: Callable, passes: int) -> dict[str, float]:
     from spyre_bench.engine.collectives import profile_pass
 
-    pairs = [(profile_pass(prefill), profile_pass(decode)) for _ in range(PROFILED)]
+    pairs = [(profile_pass(prefill), profile_pass(decode)) for _ in range(passes)]
     return {
         f"{kind}_{name}": value
         for kind, passes in zip(("prefill", "decode"), zip(*pairs, strict=True), strict=True)

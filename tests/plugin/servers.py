@@ -15,6 +15,8 @@ from pathlib import Path
 import psutil
 
 SPYRE = {"buckets": [[4, 64, 16], [2, 128, 16]], "compile_backend": "eager"}
+# For prompts of one request that shall share batches, however late a busy machine brings them.
+GATHERED = SPYRE | {"gather_s": 10}
 PROMPTS = [
     "The capital of France is",
     "def fibonacci(n):",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugin.servers import PROMPTS, SPYRE
+from tests.plugin.servers import GATHERED, PROMPTS, SPYRE
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +21,7 @@ def test_an_offline_script_says_what_hugging_face_says_and_ends_cleanly(
     start, smollm2, expected, tmp_path
 ):
     log = tmp_path / "passes.jsonl"
-    arguments = json.dumps([str(smollm2), SPYRE | {"pass_log": str(log)}, PROMPTS, 16])
+    arguments = json.dumps([str(smollm2), GATHERED | {"pass_log": str(log)}, PROMPTS, 16])
     run = start(sys.executable, str(SCRIPT), arguments)
     assert run.process.wait(180) == 0, run.output()
     (answers,) = [json.loads(line) for line in run.output().splitlines() if line.startswith("[[")]

@@ -9,7 +9,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.plugin.servers import PROMPTS, SPYRE, Server
+from tests.plugin.servers import GATHERED, PROMPTS, SPYRE, Server
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +65,7 @@ def require_every_bucket(log: Path, buckets: list[list[int]]) -> None:
 def test_offline_the_ranks_say_what_hugging_face_says(start, request, tmp_path, name, tp, backend):
     model, log = request.getfixturevalue(name), tmp_path / "passes.jsonl"
     prompts = prompts_for(name)
-    spyre = SPYRE | {
+    spyre = GATHERED | {
         "compile_backend": backend, "pass_log": str(log), "step_timeout_s": 600,
         "artefact_directory": str(tmp_path / "artefacts"),
     }  # fmt: skip
@@ -84,14 +84,15 @@ def test_offline_the_ranks_say_what_hugging_face_says(start, request, tmp_path, 
 @pytest.mark.parametrize(
     ("name", "tp", "backend"),
     [
-        ("smollm2", 3, "eager"),
+        ("tiny_granite", 2, "eager"),
         pytest.param("tiny_granite", 2, "inductor", marks=pytest.mark.ranks),
+        pytest.param("smollm2", 3, "eager", marks=pytest.mark.ranks),
     ],
 )
 def test_served_the_ranks_say_what_hugging_face_says(request, tmp_path, name, tp, backend):
     model, log = request.getfixturevalue(name), tmp_path / "passes.jsonl"
     prompts = prompts_for(name)
-    spyre = SPYRE | {
+    spyre = GATHERED | {
         "compile_backend": backend, "pass_log": str(log), "step_timeout_s": 600,
         "artefact_directory": str(tmp_path / "artefacts"),
     }  # fmt: skip
@@ -107,7 +108,7 @@ def test_served_the_ranks_say_what_hugging_face_says(request, tmp_path, name, tp
         require_every_bucket(log, SPYRE["buckets"])
         sampled = [
             client.completions.create(
-                model=server.model, prompt=prompts[2], max_tokens=16, temperature=1, seed=7, n=2
+                model=server.model, prompt=prompts[2], max_tokens=16, temperature=1, seed=7, n=4
             )
             for _ in range(2)
         ]
