@@ -29,7 +29,7 @@ test-faults: setup ## ranks of an engine killed, stopped, out of memory; prints 
 	@$(BIN)/python -m pytest -m faults -s --durations=0
 
 # Chromium is a package of the system: installed here as root on Debian, otherwise asked for.
-test-ranks: setup ## several ranks through vLLM with compiled code: minutes
+test-ranks: setup ## several ranks through vLLM, most with compiled code: minutes
 	@$(BIN)/python -m pytest -m ranks
 
 test-browser: setup ## the notebooks' panels in JupyterLab and Chromium; pictures in reports/browser

@@ -6,9 +6,10 @@ them. A cost model answers `of(bucket)`; the measured table and a closed form ar
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,31 +27,32 @@ SHIPPED = Path(__file__).parent / "data" / "cost.csv"
 
 @dataclass(frozen=True, kw_only=True)
 class CostRow:
-    """What one bucket costs, and where that was measured. Spreads are interquartile ranges."""
+    """What one bucket costs, and where that was measured. Spreads are interquartile ranges. What
+    has a default may be missing in a table that something else measured."""
 
     model: str
     batch_size: int
     prompt_length: int
     new_tokens: int
-    tp: int
-    compile_backend: str
-    compile_scope: str
-    dtype: str
-    compile_s: float  # cold: nothing cached
-    compile_warm_s: float  # from the artefact of an earlier run
-    load_s: float  # weights from disk into the engine
+    tp: int = 1
+    compile_backend: str = ""
+    compile_scope: str = ""
+    dtype: str = ""
+    compile_s: float = 0.0  # cold: nothing cached
+    compile_warm_s: float = math.nan  # from the artefact of an earlier run
+    load_s: float = math.nan  # weights from disk into the engine
     prefill_s: float  # median of one prefill pass
-    prefill_iqr_s: float
+    prefill_iqr_s: float = math.nan
     decode_s: float  # median of one decode pass
-    decode_iqr_s: float
-    passes: int  # repetitions behind each median
-    memory_bytes: int  # weights + KV cache + logits of this bucket
-    threads: int
-    host: str
-    cpu: str
-    torch_version: str
-    fms_version: str
-    measured_at: str  # ISO 8601, UTC
+    decode_iqr_s: float = math.nan
+    passes: int = 0  # repetitions behind each median
+    memory_bytes: int = 0  # weights + KV cache + logits of this bucket
+    threads: int = 1
+    host: str = ""
+    cpu: str = ""
+    torch_version: str = ""
+    fms_version: str = ""
+    measured_at: str = ""  # ISO 8601, UTC
 
     @property
     def bucket(self) -> Bucket:
@@ -64,20 +66,28 @@ class CostRow:
 
 
 COLUMNS = tuple(field.name for field in fields(CostRow))
+NEEDED = tuple(field.name for field in fields(CostRow) if field.default is MISSING)
 
 
 def read_cost_table(path: Path) -> list[CostRow]:
-    """The rows of a cost table; raises ValueError naming the file and what is wrong in it."""
+    """The rows of a cost table, columns in any order; a column that is missing or a cell that is
+    empty is the default. Raises ValueError naming the file and what is wrong in it."""
     try:
         frame = pd.read_csv(path)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a CSV file: {error}") from error
-    missing = [name for name in COLUMNS if name not in frame]
+    missing = [name for name in NEEDED if name not in frame]
     if missing:
         raise ValueError(f"{path}: not a cost table, columns {missing} are missing")
     try:
         return [
-            CostRow(**{f.name: _typed(row[f.name], str(f.type)) for f in fields(CostRow)})
+            CostRow(
+                **{
+                    field.name: _typed(row[field.name], str(field.type))
+                    for field in fields(CostRow)
+                    if not pd.isna(row.get(field.name))
+                }
+            )
             for row in frame.to_dict("records")
         ]
     except (TypeError, ValueError) as error:

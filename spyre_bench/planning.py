@@ -35,7 +35,7 @@ Arrivals = Annotated[
 ]
 MaxTokens = Annotated[
     str | None,
-    typer.Option(help="what clients ask for: exact, fixed:256, multiple:2, quantile:0.99"),
+    typer.Option(help="clients ask for: exact, recorded, fixed:256, multiple:2, quantile:0.99"),
 ]
 LengthScale = Annotated[float, typer.Option(help="multiplies all lengths")]
 RateScale = Annotated[float, typer.Option(help="divides the times between arrivals")]

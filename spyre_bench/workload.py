@@ -202,7 +202,7 @@ class Workload:
     def with_max_tokens(self, policy: MaxTokens | str) -> Workload:
         """The same requests with another max_tokens. Longer answers are cut there, as a server
         stops: a policy can shorten answers, and a second one does not bring them back."""
-        max_tokens = parse_max_tokens(policy).of(self.output_tokens)
+        max_tokens = parse_max_tokens(policy).of(self)
         return replace(
             self, max_tokens=max_tokens, output_tokens=np.minimum(self.output_tokens, max_tokens)
         )
@@ -248,8 +248,8 @@ def _create_text(path: Path, compressed: bool) -> TextIO:
 
 
 class MaxTokens(Protocol):
-    def of(self, output_tokens: np.ndarray) -> np.ndarray:
-        """The max_tokens of each request, from the lengths of the answers."""
+    def of(self, workload: Workload) -> np.ndarray:
+        """The max_tokens of each request."""
         ...
 
 
@@ -257,8 +257,16 @@ class MaxTokens(Protocol):
 class Exact:
     """Clients know the length of their answer."""
 
-    def of(self, output_tokens: np.ndarray) -> np.ndarray:
-        return output_tokens
+    def of(self, workload: Workload) -> np.ndarray:
+        return workload.output_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """Clients ask for what they asked for in the trace; where it does not say, as `Exact`."""
+
+    def of(self, workload: Workload) -> np.ndarray:
+        return workload.max_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,8 +279,8 @@ class Fixed:
         if not (1 <= self.tokens <= MAX_TOKENS and self.tokens == int(self.tokens)):
             raise ValueError(f"Fixed tokens {self.tokens} is not a whole number, 1 or more")
 
-    def of(self, output_tokens: np.ndarray) -> np.ndarray:
-        return np.full(len(output_tokens), int(self.tokens), np.int32)
+    def of(self, workload: Workload) -> np.ndarray:
+        return np.full(len(workload), int(self.tokens), np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,8 +293,8 @@ class Multiple:
         if not 1 <= self.factor < math.inf:
             raise ValueError(f"Multiple factor {self.factor} is below 1, or not a number")
 
-    def of(self, output_tokens: np.ndarray) -> np.ndarray:
-        return _times(output_tokens, self.factor)
+    def of(self, workload: Workload) -> np.ndarray:
+        return _times(workload.output_tokens, self.factor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,13 +307,14 @@ class Quantile:
         if not 0 <= self.q <= 1:
             raise ValueError(f"Quantile q {self.q} is not within 0 and 1")
 
-    def of(self, output_tokens: np.ndarray) -> np.ndarray:
-        tokens = np.quantile(output_tokens, self.q, method="higher")
-        return np.full(len(output_tokens), tokens, np.int32)
+    def of(self, workload: Workload) -> np.ndarray:
+        tokens = np.quantile(workload.output_tokens, self.q, method="higher")
+        return np.full(len(workload), tokens, np.int32)
 
 
 POLICIES: dict[str, tuple[Callable[..., MaxTokens], str]] = {
     "exact": (Exact, "exact"),
+    "recorded": (Recorded, "recorded"),
     "fixed": (Fixed, "fixed:256"),
     "multiple": (Multiple, "multiple:2"),
     "quantile": (Quantile, "quantile:0.99"),
@@ -313,7 +322,8 @@ POLICIES: dict[str, tuple[Callable[..., MaxTokens], str]] = {
 
 
 def parse_max_tokens(value: str | MaxTokens) -> MaxTokens:
-    """A policy from text: `exact`, `fixed:TOKENS`, `multiple:FACTOR` or `quantile:Q`."""
+    """A policy from text: `exact`, `recorded`, `fixed:TOKENS`, `multiple:FACTOR` or
+    `quantile:Q`."""
     return parse_choice("max_tokens", value, POLICIES) if isinstance(value, str) else value
 
 

@@ -37,7 +37,8 @@ def test_a_table_reads_back_as_it_was_written(tmp_path):
     ("text", "words"),
     [
         ("", "not a CSV file"),
-        ("a,b\n1,2\n", "columns .*batch_size.* are missing"),
+        ("a,b\n1,2\n", "columns .*batch_size.*decode_s.* are missing"),
+        ("model,batch_size,prompt_length,new_tokens,prefill_s,decode_s\nx,1,64,2,,1", "prefill_s"),
         (",".join(COLUMNS) + "\n" + ",".join("y" for _ in COLUMNS), "does not read"),
     ],
 )
@@ -46,6 +47,19 @@ def test_a_broken_table_is_refused_by_name(tmp_path, text, words):
     path.write_text(text)
     with pytest.raises(ValueError, match=f"cost.csv.*{words}"):
         read_cost_table(path)
+
+
+def test_a_table_of_somebody_else_needs_the_bucket_and_the_seconds_of_its_passes(tmp_path):
+    path = tmp_path / "cost.csv"
+    path.write_text(
+        "decode_s,prefill_s,new_tokens,prompt_length,batch_size,model,cpu,compile_s\n"
+        "0.1,0.5,2,64,1,mine,,40\n0.2,0.6,2,64,2,mine,,\n"
+    )
+    first, second = read_cost_table(path)
+    assert (first.bucket, first.prefill_s, first.decode_s) == (Bucket(1, 64, 2), 0.5, 0.1)
+    assert (first.compile_s, second.compile_s, first.cpu, first.tp) == (40.0, 0.0, "", 1)
+    write_cost_table(path, [first, second])
+    assert [str(one) for one in read_cost_table(path)] == [str(first), str(second)]
 
 
 def machine(*buckets: str, **changed) -> list[CostRow]:

@@ -15,6 +15,7 @@ from spyre_bench.workload import (
     Fixed,
     Multiple,
     Quantile,
+    Recorded,
     Workload,
     load_workload,
     named_workload,
@@ -360,6 +361,7 @@ def test_without_a_policy_clients_know_the_length_of_their_answer():
     ("policy", "max_tokens", "output"),
     [
         (Exact(), [1, 2, 3, 10], [1, 2, 3, 10]),
+        (Recorded(), [1, 4, 4, 12], [1, 2, 3, 10]),
         (Fixed(3), [3, 3, 3, 3], [1, 2, 3, 3]),
         (Multiple(1.5), [2, 3, 5, 15], [1, 2, 3, 10]),
         (Multiple(1.1), [2, 3, 4, 11], [1, 2, 3, 10]),
@@ -368,7 +370,9 @@ def test_without_a_policy_clients_know_the_length_of_their_answer():
     ],
 )
 def test_a_policy_sets_max_tokens_and_longer_answers_are_cut_there(policy, max_tokens, output):
-    some = workload(arrival_s=(0, 0, 0, 0), prompt=(1, 1, 1, 1), output=(1, 2, 3, 10))
+    some = workload(
+        arrival_s=(0, 0, 0, 0), prompt=(1, 1, 1, 1), output=(1, 2, 3, 10), max_tokens=(1, 4, 4, 12)
+    )
     changed = some.with_max_tokens(policy)
     assert changed.max_tokens.tolist() == max_tokens
     assert changed.output_tokens.tolist() == output
@@ -379,6 +383,7 @@ def test_a_policy_sets_max_tokens_and_longer_answers_are_cut_there(policy, max_t
     ("text", "policy"),
     [
         ("exact", Exact()),
+        ("recorded", Recorded()),
         ("fixed:256", Fixed(256)),
         ("multiple:2", Multiple(2.0)),
         ("quantile:0.99", Quantile(0.99)),

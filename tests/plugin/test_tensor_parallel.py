@@ -56,7 +56,7 @@ def require_every_bucket(log: Path, buckets: list[list[int]]) -> None:
     ("name", "tp", "backend"),
     [
         # every number of ranks with both backends, here or in one of the tests below
-        ("tiny_llama", 2, "eager"),
+        pytest.param("tiny_llama", 2, "eager", marks=pytest.mark.ranks),
         ("tiny_granite", 4, "eager"),
         pytest.param("tiny_llama", 4, "inductor", marks=pytest.mark.ranks),
         pytest.param("smollm2", 3, "inductor", marks=pytest.mark.ranks),
