@@ -120,6 +120,8 @@ def _print(found: pd.DataFrame) -> None:
     from rich.console import Console
 
     console = Console()
+    if not console.is_terminal:  # a log has no window to fit into
+        console.width = max(console.width, 140)
     for state, title in TITLES.items():
         some = found[found["state"] == state]
         if len(some):
