@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 
 SPYRE = {"buckets": [[4, 64, 16], [2, 128, 16]], "compile_backend": "eager"}
-# For prompts of one request that shall share batches, however late a busy machine brings them.
-GATHERED = SPYRE | {"gather_s": 10}
+# Prompts of one request form the same batches, however late a busy machine brings them and whatever
+# its warmup measured, by which `best_fit` would choose.
+GATHERED = SPYRE | {"gather_s": 10, "policy": "skip"}
 PROMPTS = [
     "The capital of France is",
     "def fibonacci(n):",
