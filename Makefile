@@ -28,10 +28,10 @@ test: setup test-core ## all tests but those of the next three
 test-faults: setup ## ranks of an engine killed, stopped, out of memory; prints seconds
 	@$(BIN)/python -m pytest -m faults -s --durations=0
 
-# Chromium is a package of the system: installed here as root on Debian, otherwise asked for.
 test-ranks: setup ## several ranks through vLLM, most with compiled code: minutes
 	@$(BIN)/python -m pytest -m ranks
 
+# Chromium is a package of the system: installed here as root on Debian, otherwise asked for.
 test-browser: setup ## the notebooks' panels in JupyterLab and Chromium; pictures in reports/browser
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
 	    { [ "$$(id -u)" = 0 ] && apt-get install -y --no-install-recommends chromium; } || \

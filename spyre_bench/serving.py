@@ -1,7 +1,7 @@
-"""A real server and a real client for a notebook: `vllm serve` on the backend, `vllm bench serve`
-replaying a workload.
+"""A real server and real clients for a notebook: `vllm serve` on the backend, `vllm bench serve`
+replaying a workload, and a single request where times of a client are not asked for.
 
-Nothing of vLLM is imported here: both are processes of their own.
+Nothing of vLLM is imported here: server and benchmark are processes of their own.
 """
 
 from __future__ import annotations

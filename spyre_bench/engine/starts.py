@@ -176,7 +176,9 @@ def _time_passes(model, bucket: Bucket, passes: int) -> dict[str, float]:
             decode_s.append(_seconds(lambda: model.decode(tokens)))
     return {
         **_profile_passes(
-            lambda: model.prefill(bucket, prompts), lambda: model.decode(tokens), passes
+            lambda: model.prefill(bucket, prompts),
+            lambda: model.decode(tokens),
+            passes if model.config.rank.tp > 1 else 1,  # alone there is no share to measure
         ),
         "prefill_s": float(np.median(prefill_s)),
         "prefill_iqr_s": _interquartile_range(prefill_s),
