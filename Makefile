@@ -11,7 +11,7 @@ PIP        = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c
 BUILD_TOOLS := "setuptools<81" setuptools-scm setuptools-rust packaging cmake ninja jinja2 wheel numpy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-core test-faults test-ranks test-browser lint lab bench soak image clean check-tools
+.PHONY: help setup run test test-core test-models test-faults test-ranks test-browser lint lab bench soak image clean check-tools
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -22,11 +22,14 @@ setup: $(STAMPS)/ready ## virtual environment with torch, vLLM (no kernels), FMS
 run: setup ## execute every notebook headless; prints where the report is
 	@$(BIN)/spyre-bench run notebooks/*.ipynb -o $(REPORTS)
 
-test: setup test-core ## all tests but those of the next three
+test: setup test-core ## all tests but those of the next four
 	@$(BIN)/python -m pytest
 
 test-faults: setup ## ranks of an engine killed, stopped, out of memory; prints seconds
 	@$(BIN)/python -m pytest -m faults -s --durations=0
+
+test-models: setup ## every model that runs, each value of its config, against transformers; a line each
+	@$(BIN)/python -m pytest tests/engine/test_matrix.py -m "models or not models" -v --durations=0
 
 test-ranks: setup ## several ranks through vLLM, most with compiled code: minutes
 	@$(BIN)/python -m pytest -m ranks

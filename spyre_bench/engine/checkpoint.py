@@ -13,8 +13,9 @@ HUB_TIMEOUT_S = 10
 TOKENIZERS = ["tokenizer.json", "tokenizer.model", "vocab.json"]
 
 
-def model_directory(name: str = EMBEDDED) -> Path:
-    """The directory of a model: `smollm2`, a local Hugging Face directory, or a hub id.
+def model_directory(name: str = EMBEDDED, *, tokenizer: bool = True) -> Path:
+    """The directory of a model: `smollm2`, a local Hugging Face directory, or a hub id. Whoever
+    only computes needs no `tokenizer` in it.
 
     The embedded model is unpacked into `cache_directory()` at the first call. ValueError or
     OSError, in one line with the remedy, where the model is missing, incomplete or unreachable.
@@ -24,8 +25,9 @@ def model_directory(name: str = EMBEDDED) -> Path:
             return embedded_directory()
         path = Path(os.path.expanduser(name))
         if path.exists():
-            return checked(path.absolute(), f"name another directory, a hub id, or {EMBEDDED!r}")
-        return checked(path := hub_directory(name), f"remove {path} to fetch it again")
+            remedy = f"name another directory, a hub id, or {EMBEDDED!r}"
+            return checked(path.absolute(), remedy, tokenizer)
+        return checked(path := hub_directory(name), f"remove {path} to fetch it again", tokenizer)
     except ModuleNotFoundError as missing:
         raise ValueError(
             f"model {name!r} needs the package {missing.name}: pip install 'spyre-bench[engine]'"
@@ -41,30 +43,27 @@ def cache_directory() -> Path:
     return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "spyre_bench"
 
 
-def checked(directory: Path, remedy: str) -> Path:
+def checked(directory: Path, remedy: str, tokenizer: bool = True) -> Path:
     """The directory itself; ValueError naming what a Hugging Face directory would also hold."""
-    if problem := missing_from(directory):
+    if problem := missing_from(directory, tokenizer):
         raise ValueError(f"{directory} is no Hugging Face model directory: {problem}; {remedy}")
     return directory
 
 
-def missing_from(directory: Path) -> str | None:
+def missing_from(directory: Path, tokenizer: bool = True) -> str | None:
     """What the directory lacks, or None. Reads headers only, so it is quick for any size."""
     if not directory.is_dir():
         return "it is not a directory"
     if not is_json(directory / "config.json"):
         return "config.json is missing or no JSON"
-    if not any((directory / name).is_file() for name in TOKENIZERS):
+    if tokenizer and not any((directory / name).is_file() for name in TOKENIZERS):
         return f"a tokenizer is missing ({', '.join(TOKENIZERS)})"
-    shards = {path.name for path in directory.glob("*.safetensors")}
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        if not is_json(index):
-            return f"{index.name} is no JSON"
-        shards |= set(json.loads(index.read_text()).get("weight_map", {}).values())
-    if not shards:
-        return "weights in safetensors are missing (other weight formats are not read)"
-    return next(filter(None, (damage(directory / shard) for shard in sorted(shards))), None)
+    from spyre_bench.engine.weight_files import WeightFiles
+
+    try:
+        return None if WeightFiles(directory).shapes else "its files hold no weights"
+    except ValueError as error:
+        return str(error).removeprefix(f"{directory}: ")
 
 
 def is_json(path: Path) -> bool:
@@ -72,19 +71,6 @@ def is_json(path: Path) -> bool:
         return isinstance(json.loads(path.read_text()), dict)
     except (FileNotFoundError, ValueError):
         return False
-
-
-def damage(shard: Path) -> str | None:
-    """What is wrong with a safetensors file: its header says how long the file must be."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(shard, framework="numpy"):
-            return None
-    except FileNotFoundError:
-        return f"{shard.name} is missing"
-    except SafetensorError as error:
-        return f"{shard.name} is damaged ({error})"
 
 
 def hub_directory(name: str) -> Path:

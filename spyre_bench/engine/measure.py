@@ -37,7 +37,7 @@ def measure_bucket(
     if passes < 1:
         raise ValueError(f"passes {passes} is below 1: use 1 or more")
     starts = measure_starts(
-        model_directory(str(model)),
+        model_directory(str(model), tokenizer=False),
         BucketSet((bucket,)),
         compile_backend=compile_backend,
         compile_scope=compile_scope,

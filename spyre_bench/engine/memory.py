@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
-import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
+from spyre_bench.engine.carried import read_config
+from spyre_bench.engine.weight_files import WeightFiles
 from spyre_bench.shapes import Bucket, BucketSet
 
-SPLIT = re.compile(r"\.layers\..*((q|gate|up)_proj\.(weight|bias)|(o|down)_proj\.weight)$")
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+SPLIT = re.compile(
+    r"\.layers\..*((q|gate|up)_proj\.(weight|bias)|(o|down)_proj\.weight"
+    r"|shared_mlp\.(in|out)put_linear\.weight)$"
+)
 KV_SPLIT = re.compile(r"\.layers\..*(k|v)_proj\.(weight|bias)$")
 """What FMS splits over ranks, by the names of Hugging Face checkpoints."""
 
@@ -38,22 +44,25 @@ class ModelShape:
 
     @classmethod
     def read(cls, directory: Path) -> ModelShape:
-        """From config.json and the headers of the safetensors files; loads no weight."""
-        config = json.loads((directory / "config.json").read_text())
-        heads = config["num_attention_heads"]
-        sizes = _tensor_sizes(directory)
+        """Of the model in a directory."""
+        return cls.of(read_config(directory), WeightFiles(directory))
+
+    @classmethod
+    def of(cls, config: PretrainedConfig, files: WeightFiles) -> ModelShape:
+        """From a config and the headers of the files; loads no weight."""
+        sizes = files.elements
         return cls(
             weights=sum(sizes.values()),
             split_weights=sum(size for name, size in sizes.items() if SPLIT.search(name)),
             kv_weights=sum(size for name, size in sizes.items() if KV_SPLIT.search(name)),
-            layers=config["num_hidden_layers"],
-            heads=heads,
-            kv_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            hidden_size=config["hidden_size"],
-            intermediate_size=config["intermediate_size"],
-            vocab_size=config["vocab_size"],
-            context_length=config["max_position_embeddings"],
+            layers=config.num_hidden_layers,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=head_dim(config),
+            hidden_size=config.hidden_size,
+            intermediate_size=mlp_width(config),
+            vocab_size=config.vocab_size,
+            context_length=config.max_position_embeddings,
         )
 
     def rank_kv_heads(self, tp: int) -> int:
@@ -84,20 +93,14 @@ class ModelShape:
         return self.weight_bytes(dtype, tp) + self.pass_bytes(bucket, dtype, tp)
 
 
-def _tensor_sizes(directory: Path) -> dict[str, int]:
-    """Elements of each tensor, by name, of all safetensors files."""
-    return {
-        name: math.prod(tensor["shape"])
-        for path in sorted(directory.glob("*.safetensors"))
-        for name, tensor in _header(path).items()
-        if name != "__metadata__"
-    }
+def head_dim(config: PretrainedConfig) -> int:
+    own = getattr(config, "head_dim", None)
+    return own or config.hidden_size // config.num_attention_heads
 
 
-def _header(path: Path) -> dict:
-    """Of a safetensors file: an 8-byte length, then JSON."""
-    with path.open("rb") as file:
-        return json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+def mlp_width(config: PretrainedConfig) -> int:
+    """A dense Granite 4 keeps it under the name of shared experts."""
+    return getattr(config, "shared_intermediate_size", None) or config.intermediate_size
 
 
 def check_memory(

@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from fms.models import get_model
 from torch import Tensor, nn
 
+from spyre_bench.engine import fms
 from spyre_bench.engine.attention import SPYRE_STATIC
 from spyre_bench.engine.compile import check_backend, check_scope, compile_pass, no_compile
 from spyre_bench.engine.linear import stream_linears
 from spyre_bench.engine.memory import ITEM_BYTES, ModelShape, check_memory
 from spyre_bench.engine.parallel import ALONE, Rank, require_joined, require_split
+from spyre_bench.engine.weight_files import WeightFiles
+from spyre_bench.engine.weights import require_servable
 from spyre_bench.shapes import Bucket, BucketSet
 
 
@@ -87,7 +89,10 @@ class SpyreCausalLM:
     def __init__(self, config: EngineConfig):
         self.config = config
         self.buckets = config.buckets
-        self.shape = ModelShape.read(config.model_directory)
+        longest = self.buckets.max_context_length
+        hf_config = require_servable(config.model_directory, longest)
+        files = WeightFiles(config.model_directory)
+        self.shape = ModelShape.of(hf_config, files)
         self.vocab_size = self.shape.vocab_size
         self.context_length = self.shape.context_length
         _check_context(self.buckets, self.context_length)
@@ -100,7 +105,9 @@ class SpyreCausalLM:
         self.dtype = getattr(torch, config.dtype)
         self.pad_token = 0  # fills pad slots and dummy rows; no output depends on it
         started = time.perf_counter()
-        self._model = _load(config)
+        self._model = fms.load(hf_config, files, self.dtype, longest, tp, config.rank.rank)
+        if config.compile_backend == "inductor":
+            stream_linears(self._model)
         self.load_s = time.perf_counter() - started
         self._passes: dict[Bucket, tuple[Callable, Callable]] = {}
         self._warmed: set[Bucket] = set()
@@ -289,25 +296,6 @@ def _run_model(model, tokens, positions, caches, mask, slot):
         slot=slot,
     )
     return logits[:, -1]
-
-
-def _load(config: EngineConfig) -> nn.Module:
-    try:
-        model = get_model(
-            "hf_pretrained",
-            model_path=str(config.model_directory),
-            data_type=getattr(torch, config.dtype),
-            distributed_strategy="tp" if config.rank.tp > 1 else None,
-        )
-    except (KeyError, NotImplementedError) as error:
-        raise ValueError(
-            f"{config.model_directory}: FMS cannot load this model ({error}); it knows "
-            f"Llama, Granite and relatives: see fms.models.list_models()"
-        ) from error
-    model.eval().requires_grad_(False)
-    if config.compile_backend == "inductor":
-        stream_linears(model)
-    return model
 
 
 def _check_context(buckets: BucketSet, context_length: int) -> None:

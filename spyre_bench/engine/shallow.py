@@ -9,6 +9,8 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from spyre_bench.engine.weight_files import WeightFiles
+
 
 def shallow_copy(source: Path, layers: int, target: Path) -> Path:
     """Writes the first `layers` decoder layers of a Hugging Face directory, with everything
@@ -21,14 +23,20 @@ def shallow_copy(source: Path, layers: int, target: Path) -> Path:
     for path in source.glob("*"):
         if path.is_file() and "safetensors" not in path.name:
             shutil.copyfile(path, target / path.name)
-    (target / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+    (target / "config.json").write_text(json.dumps(_cut(config, layers)))
     tensors = {}
-    for shard in source.glob("*.safetensors"):
+    for shard in WeightFiles(source).files:
         with safe_open(shard, framework="pt") as file:
             kept = filter(lambda name: _layer(name) < layers, file.keys())
             tensors |= {name: file.get_tensor(name) for name in kept}
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     return target
+
+
+def _cut(config: dict, layers: int) -> dict:
+    types = config.get("layer_types")  # one a layer
+    cut = {"num_hidden_layers": layers} | ({"layer_types": types[:layers]} if types else {})
+    return config | cut
 
 
 def _layer(name: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import psutil
@@ -14,6 +15,7 @@ from vllm.logger import init_logger
 from vllm.platforms.interface import Platform, PlatformEnum
 
 from spyre_bench.engine.parallel import require_split
+from spyre_bench.engine.weights import require_servable
 from spyre_bench.plugin.config import ENVIRONMENT, SpyreConfig
 from spyre_bench.plugin.shims import let_ctrl_c_through
 from spyre_bench.plugin.unsupported import refuse_config, refuse_quantization, refuse_request
@@ -98,6 +100,8 @@ class SpyrePlatform(Platform):
         refuse_config(vllm_config)
         config = SpyreConfig.of(vllm_config)
         config.require_context(model.max_model_len)
+        if (directory := Path(model.model)).is_dir():  # another one is looked at when it is there
+            require_servable(directory, config.buckets.max_context_length)
         sizes = model.hf_text_config
         require_split(
             vllm_config.parallel_config.tensor_parallel_size,

@@ -107,7 +107,7 @@ class SpyreWorker(WorkerBase):
         config = self.spyre_config
         self.model = SpyreCausalLM(
             EngineConfig(
-                model_directory=model_directory(self.model_config.model),
+                model_directory=model_directory(self.model_config.model, tokenizer=False),
                 buckets=config.buckets,
                 dtype=str(self.model_config.dtype).removeprefix("torch."),
                 compile_backend=config.compile_backend,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,27 +16,33 @@ PRELOAD = ["fms.models", "spyre_bench.engine.warmup", "tests.engine.ranks"]
 class Told:
     """What a rank says of itself."""
 
-    tokens: list[list[list[int]]]  # of each bucket, of each pass, of each row
+    tokens: list  # as asked: of each bucket, of each pass, of each row
     weight_bytes: int
     predicted_bytes: int
     was_warm: list[bool]
 
 
 def run_ranks(
-    model: Path, tp: int, buckets: str, prompts: list[list[int]], **setting
+    model: Path,
+    tp: int,
+    buckets: str,
+    prompts: list[list[int]],
+    ask: Callable | None = None,
+    **setting,
 ) -> list[Told]:
-    """Greedy tokens of every bucket, by every rank."""
+    """What `ask(engine, prompts)` says on every rank; by default greedy tokens of every bucket."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     with TemporaryDirectory() as meeting, ProcessPoolExecutor(tp, context) as pool:
         point = Path(meeting) / "point"
         ranks = [
-            pool.submit(_rank, model, r, tp, point, buckets, prompts, setting) for r in range(tp)
+            pool.submit(_rank, model, r, tp, point, buckets, prompts, ask, setting)
+            for r in range(tp)
         ]
         return [rank.result(300) for rank in ranks]
 
 
-def _rank(model, rank, tp, point, buckets, prompts, setting) -> Told:
+def _rank(model, rank, tp, point, buckets, prompts, ask, setting) -> Told:
     import torch
 
     from spyre_bench.engine.model import EngineConfig, SpyreCausalLM
@@ -52,7 +59,7 @@ def _rank(model, rank, tp, point, buckets, prompts, setting) -> Told:
     )
     rows = warm_up(engine, progress=False)
     return Told(
-        greedy(engine, prompts),
+        (ask or greedy)(engine, prompts),
         engine.weight_bytes,
         engine.shape.weight_bytes("float32", tp),
         [row.was_warm for row in rows],

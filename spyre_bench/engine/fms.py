@@ -1,0 +1,105 @@
+"""A checkpoint as an FMS model that computes what transformers would."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from fms.models import get_model
+from fms.models.hf.config_utils import _FMS_MODEL_CONFIG_REGISTRY
+from fms.modules.attention import MultiHeadAttention
+from fms.modules.positions import RopeNoScalingImpl, RotaryEmbedding
+from fms.utils.serialization import load_state_dict_into_model
+from torch import Tensor, nn
+
+from spyre_bench.engine.memory import mlp_width
+from spyre_bench.engine.weight_files import WeightFiles
+from spyre_bench.engine.weights import finite_tensors, skeleton
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+def load(
+    config: PretrainedConfig,
+    files: WeightFiles,
+    dtype: torch.dtype,
+    context_length: int,
+    tp: int,
+    rank: int,
+) -> nn.Module:
+    """The model, ready to compute `context_length` tokens, as one of `tp` ranks.
+
+    `config` and `files` were accepted by `require_servable`. Raises ValueError for weights that are
+    not finite, or a tied head of its own.
+    """
+    tensors = finite_tensors(files, config, dtype)
+    strategy = "tp" if tp > 1 else None
+    arguments = _arguments(config, context_length)
+    architecture = arguments["architecture"]
+    # without memory: what is not filled below would show
+    model = get_model(
+        **arguments, device_type="meta", data_type=dtype, distributed_strategy=strategy
+    )
+    load_state_dict_into_model(
+        model=model,
+        state_dict=tensors,
+        architecture=architecture,
+        source="hf",
+        dtype=dtype,
+        distributed_strategy=strategy,
+        rank=rank,
+    )
+    model.post_init()  # ties the head
+    _encode_positions(model, config, context_length)
+    empty = [name for name, value in model.named_parameters() if value.is_meta]
+    assert not empty, f"FMS left {empty} unfilled"
+    return model.eval().requires_grad_(False)
+
+
+def _arguments(config: PretrainedConfig, context_length: int) -> dict[str, Any]:
+    """FMS's own reading of the config, mended where it drops or guesses a field.
+
+    It reads no activation for Llama, and takes the width of a dense Granite
+    4's MLP from a field that its layers do not use. It rounds an MLP's width up to a multiple, of
+    a factor of the hidden size that may fall short of the whole number by rounding. An embedding's
+    pad row matters in training only, and may lie outside the vocabulary.
+    """
+    arguments = _FMS_MODEL_CONFIG_REGISTRY.hf_config_to_fms_config_params(config, None)
+    return arguments | {
+        "activation_fn": config.hidden_act,
+        "attn_bias": getattr(config, "attention_bias", False),
+        "mlp_bias": getattr(config, "mlp_bias", False),
+        "hidden_grow_factor": (mlp_width(config) + 0.5) / config.hidden_size,
+        "multiple_of": 1,
+        "max_expected_seq_len": context_length,
+        "pad_id": -1,
+        "p_dropout": 0.0,
+    }
+
+
+def _encode_positions(model: nn.Module, config: PretrainedConfig, context_length: int) -> None:
+    """Gives every layer the rotations of transformers' own class, or none where it has none."""
+    if getattr(config, "position_embedding_type", "rope") != "rope":
+        for module in model.modules():
+            if isinstance(module, MultiHeadAttention):
+                module.position_encoder = None
+        return
+    rotary: RotaryEmbedding = model.base_model.rot_emb  # one for all layers
+    rotary.rope_type = "regular"
+    rotary.rope_scaling = RopeNoScalingImpl(rotary.dim)
+    rotary.cached_freqs = {None: {1: rotations(config, context_length)}}
+    rotary.max_seq_len_cached = {None: context_length}
+
+
+def rotations(config: PretrainedConfig, context_length: int) -> Tensor:
+    """Rotation matrices [context_length, D/2, 2, 2] of each position, in FMS's form.
+
+    Frequencies and scale come from transformers' rotary embedding of this model, whatever its
+    rope type.
+    """
+    reference = type(skeleton(config).model.rotary_emb)(config)
+    angles = torch.outer(torch.arange(context_length).float(), reference.inv_freq.float())
+    cos, sin = angles.cos(), angles.sin()
+    pairs = torch.stack([cos, -sin, sin, cos], -1) * reference.attention_scaling
+    return pairs.view(*angles.shape, 2, 2)
