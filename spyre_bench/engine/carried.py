@@ -197,6 +197,7 @@ def read_config(directory: Path) -> PretrainedConfig:
             f"{directory}/config.json has no 'architectures': name the model's class there, one "
             f"of {', '.join(CARRIED)}"
         )
+    _require_own_class(written)
     try:
         return AutoConfig.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:  # whatever a config's own validation raises
@@ -239,6 +240,18 @@ def _require_architecture(architecture: str) -> None:
         raise ValueError(
             f"architecture {architecture!r} cannot be served: what runs is {', '.join(CARRIED)} "
             f"(docs/MODELS.md)"
+        )
+
+
+def _require_own_class(written: dict[str, Any]) -> None:
+    """`auto_map` beside a class that transformers has is only another way to load it."""
+    from transformers import CONFIG_MAPPING
+
+    if written.get("auto_map") and written.get("model_type") not in CONFIG_MAPPING:
+        raise ValueError(
+            f"config.json asks for code of the model's own (auto_map, model_type "
+            f"{written.get('model_type')!r}), which is not run here, trusted or not: what runs is "
+            f"{', '.join(CARRIED)} of transformers itself (docs/MODELS.md)"
         )
 
 
