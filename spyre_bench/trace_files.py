@@ -1,0 +1,233 @@
+"""Files to frames: CSV, JSON lines, JSON arrays and parquet, their values as they stand.
+
+The index of a frame says where a row stands in its file: the line as an editor counts, or the
+number of the request where there are no lines. `choose` is asked for the columns to keep as soon as
+their names are known, so that long values nobody uses are dropped at once.
+"""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import pandas as pd
+
+Choose = Callable[[Sequence[str]], Iterable[str]]
+SEPARATORS = {";": "semicolon", "\t": "tab", "|": "pipe", ",": "comma"}  # and their names
+
+
+def read_frame(
+    path: Path, choose: Choose, separator: str | None = None, as_text: Iterable[str] = ()
+) -> pd.DataFrame:
+    """The columns that `choose` keeps, those of `as_text` as they are spelled in a CSV file.
+
+    Raises ValueError with the file, and the line where there is one, for bytes that are no table.
+    """
+    if path.name.endswith(".parquet"):
+        return _read_parquet(path, choose)
+    try:
+        with open_text(path) as file:
+            if is_jsonl(path):
+                return _read_json(path, file, choose)
+            return read_csv(path, file, separator, as_text)
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(
+            f"{path} is not readable as {'gzip of ' * (path.suffix == '.gz')}UTF-8 text ({error}): "
+            f"is it whole, and is its suffix right?"
+        ) from error
+
+
+def is_jsonl(path: Path) -> bool:
+    """Whether the name says JSON; every other name but .parquet means CSV."""
+    return path.name.removesuffix(".gz").endswith((".jsonl", ".json"))
+
+
+def open_text(path: Path) -> TextIO:
+    """The file as text; a byte order mark is passed over."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    return opener(path, "rt", encoding="utf-8-sig", newline="")
+
+
+# --- CSV ------------------------------------------------------------------------------------------
+
+
+def read_csv(
+    path: Path, file: TextIO, separator: str | None = None, as_text: Iterable[str] | None = ()
+) -> pd.DataFrame:
+    """All columns of a CSV file; every cell as text where `as_text` is None."""
+    default = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
+    by_name = {name: character for character, name in SEPARATORS.items()} | {"\\t": "\t"}
+    sep = default if separator is None else by_name.get(separator, separator)
+    if len(sep) != 1:
+        raise ValueError(f"separator {separator!r} is not one character: write, for example, tab")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # a first row that is too long
+            frame = pd.read_csv(
+                file,
+                sep=sep,
+                dtype=str if as_text is None else dict.fromkeys(as_text, str),
+                index_col=False,
+                keep_default_na=False,
+                na_values=[""],
+                skip_blank_lines=False,  # so that lines are counted right
+                low_memory=False,
+            )
+    except pd.errors.EmptyDataError as error:
+        raise ValueError(f"{path} is empty: it needs a line of column names") from error
+    except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
+        raise ValueError(
+            f"{path} is not a CSV table: {str(error).strip()}. A line has more values than there "
+            f"are column names: look for a comma too many, or for another separator"
+        ) from error
+    frame.columns = [str(name).strip() for name in frame.columns]
+    if len(frame.columns) == 1 and (other := [s for s in SEPARATORS if s in frame.columns[0]]):
+        raise ValueError(
+            f"{path} line 1 has no {SEPARATORS.get(sep, sep)} between its column names, but "
+            f"another separator: say --separator {SEPARATORS[other[0]]}"
+        )
+    frame.index = pd.RangeIndex(2, len(frame) + 2, name="line")  # the header is line 1
+    unnamed = [name for name in frame.columns if name.startswith("Unnamed: ")]
+    return frame.dropna(how="all").drop(columns=[n for n in unnamed if frame[n].isna().all()])
+
+
+# --- JSON -----------------------------------------------------------------------------------------
+
+
+def _read_json(path: Path, file: TextIO, choose: Choose) -> pd.DataFrame:
+    """One object a line, an array of objects, or an object that holds one array of objects.
+    Objects within objects are flattened: the inner names count."""
+    lines = ((number, text) for number, text in enumerate(file, start=1) if text.strip())
+    first = next(lines, None)
+    if first is None:
+        raise ValueError(f"{path} is empty: it needs one JSON object a line, or an array of them")
+    whole = _whole(path, first, lines)
+    if whole is None:
+        records = ((n, _object(path, n, text)) for n, text in itertools.chain([first], lines))
+        return _frame(path, "line", records, choose)
+    return _frame(path, "request", _numbered(path, whole), choose)
+
+
+def _whole(path: Path, first: tuple[int, str], lines: Iterator[tuple[int, str]]) -> Any:
+    """The requests of a file that is one JSON value; None where each line is one, of which only the
+    first has been looked at."""
+    number, text = first
+    start = text.lstrip()[0]
+    try:
+        value = _loads(text)
+    except ValueError as error:
+        try:
+            value = _loads(text + "".join(line for _, line in lines))
+        except ValueError:
+            raise ValueError(f"{path} line {number} is not JSON: {error}") from error
+        start = "["  # over many lines
+    if isinstance(value, list):
+        if value and not isinstance(value[0], dict):
+            raise ValueError(
+                f"{path} line {number} is not a JSON object: write one object a line, or an array "
+                f"of objects"
+            )
+        return value
+    if isinstance(value, dict):
+        arrays = [some for some in value.values() if _is_array_of_objects(some)]
+        if len(arrays) == 1:
+            return arrays[0]
+        if start == "[":
+            return [value]
+    return None
+
+
+def _is_array_of_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _numbered(path: Path, values: Sequence[Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, value in enumerate(values, start=1):
+        if not isinstance(value, dict):
+            raise ValueError(f"{path} request {number} is not a JSON object")
+        yield number, _flat(value)
+
+
+def _object(path: Path, line: int, text: str) -> dict[str, Any]:
+    try:
+        record = _loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} line {line} is not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} line {line} is not a JSON object: write one object a line")
+    return _flat(record)
+
+
+def _loads(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    if not any(isinstance(value, dict) for value in record.values()):
+        return record
+    inner = [value for value in record.values() if isinstance(value, dict)]
+    flat = {name: value for name, value in record.items() if not isinstance(value, dict)}
+    for value in inner:
+        flat = {name: item for name, item in value.items() if not isinstance(item, dict)} | flat
+    return flat
+
+
+def _frame(
+    path: Path, place: str, records: Iterable[tuple[int, dict[str, Any]]], choose: Choose
+) -> pd.DataFrame:
+    values: dict[str, list[Any]] | None = None
+    places: list[int] = []
+    for number, record in records:
+        if values is None:
+            values = {name: [] for name in choose(list(record)) if name in record}
+        for name, column in values.items():
+            column.append(record.get(name))
+        places.append(number)
+    columns = {name: _column(column) for name, column in (values or {}).items()}
+    return pd.DataFrame(columns, index=pd.Index(places, name=place, dtype="int64"))
+
+
+def _column(values: list[Any]) -> np.ndarray:
+    """Numbers as numbers; anything else as the objects they are."""
+    kinds = set(map(type, values))
+    if kinds <= {int, float, type(None)}:
+        try:
+            return np.array(values, np.int64 if kinds == {int} else np.float64)
+        except OverflowError:
+            pass
+    column = np.empty(len(values), dtype=object)
+    column[:] = values
+    return column
+
+
+# --- parquet --------------------------------------------------------------------------------------
+
+
+def _read_parquet(path: Path, choose: Choose) -> pd.DataFrame:
+    try:
+        import pyarrow as arrow
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise ValueError(
+            f"{path}: parquet is read with pyarrow, which is not installed: pip install "
+            f"'spyre-bench[parquet]'"
+        ) from error
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = list(file.schema_arrow.names)
+            kept = set(choose(names))
+            frame = file.read(columns=[name for name in names if name in kept]).to_pandas()
+    except arrow.ArrowException as error:
+        raise ValueError(f"{path} is not a parquet file: {error}") from error
+    frame.index = pd.RangeIndex(1, len(frame) + 1, name="request")
+    return frame

@@ -1,0 +1,132 @@
+"""The law of the clock: when it was set changes nothing but the times themselves."""
+
+from dataclasses import replace
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spyre_bench import loads, metrics
+from spyre_bench.advise import advise
+from spyre_bench.batching import Policy
+from spyre_bench.bench_json import bench_result
+from spyre_bench.cost import BucketCost, load_cost
+from spyre_bench.optimize import Limits
+from spyre_bench.shapes import Bucket
+from spyre_bench.simulate import simulate
+from spyre_bench.workload import Workload, load_workload
+
+# Seconds that a float holds exactly at any of the offsets, so that equal means equal.
+COSTS = (BucketCost(Bucket(2, 128, 16), 0.5, 0.25), BucketCost(Bucket(4, 64, 8), 0.25, 0.125))
+OFFSETS = st.integers(0, 2**32).map(float)
+YEARS = 1_700_000_000.0
+
+
+@st.composite
+def recordings(draw):
+    """Requests at multiples of an eighth of a second, the first at any time."""
+    gaps = draw(st.lists(st.integers(0, 80), min_size=2, max_size=30))
+    arrival_s = np.cumsum(gaps) / 8
+    lengths = st.tuples(st.integers(1, 140), st.integers(1, 16))
+    prompt, output = np.array([draw(lengths) for _ in gaps]).T
+    return Workload("recorded", arrival_s, prompt, output, output)
+
+
+def later(some: Workload, offset_s: float) -> Workload:
+    return replace(some, arrival_s=some.arrival_s + offset_s)
+
+
+@given(recordings(), OFFSETS)
+def test_rates_spans_and_parts_do_not_look_at_the_clock(some, offset_s):
+    moved = later(some, offset_s)
+    assert moved.requests_per_s == some.requests_per_s
+    assert moved.span_s == some.span_s
+    for half, same in zip(some.halves(), moved.halves(), strict=True):
+        assert half.requests_per_s == same.requests_per_s
+        assert (half.arrival_s - half.start_s == same.arrival_s - same.start_s).all()
+    window, same = some.window(0, some.span_s + 1), moved.window(0, some.span_s + 1)
+    assert (window.arrival_s == same.arrival_s).all()
+    assert moved.from_zero().arrival_s.tolist() == some.from_zero().arrival_s.tolist()
+
+
+@settings(deadline=None)
+@given(
+    recordings(),
+    OFFSETS,
+    st.sampled_from(["best_fit", "skip", "fcfs", "length_aware"]),
+    st.sampled_from([{}, {"replicas": 2}, {"replicas": 2, "router": "least_loaded"}]),
+    st.sampled_from([0.0, 4.5]),
+)
+def test_a_simulation_does_not_look_at_the_clock(some, offset_s, policy, replicas, ready_s):
+    rules = Policy(policy, max_wait_s=0.5, gather_s=0.25, max_age_s=2.0)
+    traces = [
+        simulate(workload, COSTS, rules, ready_s=ready_s, **replicas)
+        for workload in (some, later(some, offset_s))
+    ]
+    first, second = (bench_result(trace, goodput_ms={"ttft": 700}) for trace in traces)
+    assert {**first, "date": ""} == {**second, "date": ""}
+    assert metrics.summary(traces[0]) == pytest.approx(metrics.summary(traces[1]), nan_ok=True)
+    assert metrics.saturation(traces[0]) == metrics.saturation(traces[1])
+
+
+@given(recordings(), OFFSETS, st.sampled_from([0.25, 0.5, 2.0]))
+def test_another_rate_does_not_look_at_the_clock(some, offset_s, rate):
+    if some.span_s == 0:
+        return
+    for workload in (some, later(some, offset_s)):
+        found = loads.at_rate(workload, rate)
+        assert found.requests_per_s == pytest.approx(rate)
+        since_s = (found.arrival_s - found.start_s) * rate
+        expected_s = (some.arrival_s - some.start_s) * some.requests_per_s
+        assert since_s == pytest.approx(expected_s, abs=1e-4)
+
+
+@pytest.mark.parametrize("drawn", ["poisson:2", "constant:2", "gamma:2,0.5"])
+def test_a_draw_counts_its_first_gap_wherever_the_clock_stands(drawn):
+    some = load_workload("azure_conv", requests=50, rng=np.random.default_rng(0), arrivals=drawn)
+    assert some.requests_per_s == 50 / some.arrival_s[-1]
+    assert later(some, YEARS).requests_per_s == pytest.approx(some.requests_per_s, rel=1e-6)
+    assert some.take(slice(10, None)).start_s == 0.0
+
+
+def test_advice_does_not_look_at_the_clock():
+    rng = np.random.default_rng(0)
+    drawn = load_workload("azure_conv", requests=60, rng=rng).scaled(lengths=0.1)
+    eighths = replace(drawn, arrival_s=np.round(drawn.arrival_s * 8) / 8, lead_in_s=0.0)
+    first, second = (
+        advise(some, load_cost(extrapolate=True), Limits(2), batch_sizes=(1, 4)).contenders
+        for some in (eighths, later(eighths, YEARS))
+    )
+    assert first["buckets"].tolist() == second["buckets"].tolist()
+    for name in ("fitted_busy_s", "held_out_busy_s", "fitted_p95_e2el_s", "held_out_p95_e2el_s"):
+        assert first[name].tolist() == pytest.approx(second[name].tolist(), abs=1e-5)
+
+
+def test_memory_does_not_grow_with_the_clock():
+    columns = np.array([10, 10]), np.array([3, 3]), np.array([3, 3])
+    trace = simulate(Workload("a gap of ages", np.array([0.0, 1e15]), *columns), COSTS)
+    longest = []
+    count = np.bincount
+
+    def watched(*arguments, **options):
+        found = count(*arguments, **options)
+        longest.append(len(found))
+        return found
+
+    with patch("numpy.bincount", watched):
+        assert metrics.busiest_second(trace) == (3.0, 1)
+    assert max(longest) < 100
+
+
+def test_a_file_with_another_clock_is_the_same_workload(tmp_path):
+    rows = [(0.0, 10, 3), (0.5, 20, 3), (2.25, 60, 5)]
+    for unit, scale in (("s", 1), ("ms", 1e3), ("us", 1e6), ("ns", 1e9)):
+        path = tmp_path / f"{unit}.csv"
+        lines = [f"{round((YEARS + t) * scale) if scale > 1 else YEARS + t},{p},{o}"
+                 for t, p, o in rows]  # fmt: skip
+        path.write_text("created,prompt_tokens,output_tokens\n" + "\n".join(lines))
+        some = Workload.read(path)
+        assert some.arrival_s == pytest.approx([0, 0.5, 2.25], abs=1e-6)
+        assert f"in {unit} since 1970, counted from 2023-11-14 22:13:20 UTC" in str(some)
