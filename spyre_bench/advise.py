@@ -100,6 +100,11 @@ def advise(
         raise ValueError(f"objective {objective!r} is not known: use {' or '.join(OBJECTIVES)}")
     if objective == "goodput" and not goodput_ms:
         raise ValueError("goodput needs limits: give some, for example --goodput e2el:5000")
+    if isinstance(model, MeasuredCost):
+        if limits.warmup_budget_s is not None:
+            model.require("compile_s", "a warmup budget (--warmup-budget)")
+        if limits.memory_bytes is not None:
+            model.require("memory_bytes", "a memory limit (--memory-gib)")
     fitted, held_out = workload.halves()
     baselines = _baselines(fitted, limits, max(batch_sizes), model)
     others = (cost.bucket for cost in itertools.chain(*baselines.values()))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from scipy.optimize import nnls
 from scipy.spatial import QhullError
 
 from spyre_bench.shapes import STICK_TOKENS, Bucket
+from spyre_bench.trace_files import open_text, read_csv
 
 SHIPPED = Path(__file__).parent / "data" / "cost.csv"
 
@@ -28,7 +29,7 @@ SHIPPED = Path(__file__).parent / "data" / "cost.csv"
 @dataclass(frozen=True, kw_only=True)
 class CostRow:
     """What one bucket costs, and where that was measured. Spreads are interquartile ranges. What
-    has a default may be missing in a table that something else measured."""
+    has a default may be missing in a table that something else measured; 0 then means unknown."""
 
     model: str
     batch_size: int
@@ -69,33 +70,78 @@ COLUMNS = tuple(field.name for field in fields(CostRow))
 NEEDED = tuple(field.name for field in fields(CostRow) if field.default is MISSING)
 
 
+KINDS = {field.name: str(field.type) for field in fields(CostRow)}
+# What a cell may hold, both ends included: the least, the most, and what to do about another one.
+# The most of a pass is what no engine worth serving on takes; milliseconds are above it.
+RANGES: dict[str, tuple[float, float, str]] = {
+    "batch_size": (1, 2**20, "count rows from 1"),
+    "prompt_length": (1, 2**31 - 1, "count tokens from 1"),
+    "new_tokens": (2, 2**31 - 1, "count tokens from 2"),
+    "tp": (1, 2**20, "count cards from 1"),
+    "threads": (0, 2**20, "count threads"),
+    "passes": (0, 2**53, "count the repetitions"),
+    "memory_bytes": (0, 2**60, "give bytes, or leave it empty where nobody knows"),
+    "prefill_s": (1e-12, 3600.0, "give the seconds of one pass (are these milliseconds?)"),
+    "decode_s": (1e-12, 10.0, "give the seconds of one pass (are these milliseconds?)"),
+}
+SECONDS = (0.0, 1e6, "give seconds from 0, or leave it empty where nobody knows")
+
+
 def read_cost_table(path: Path) -> list[CostRow]:
     """The rows of a cost table, columns in any order; a column that is missing or a cell that is
-    empty is the default. Raises ValueError naming the file and what is wrong in it."""
+    empty is the default. This is where its values are looked at: raises ValueError naming the
+    file, line and column of what is no whole number, not finite, negative or absurd."""
+    path = Path(path)
     try:
-        frame = pd.read_csv(path)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a CSV file: {error}") from error
-    missing = [name for name in NEEDED if name not in frame]
-    if missing:
+        with open_text(path) as file:
+            frame = read_csv(path, file, as_text=None)
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: not a CSV file: {str(error).removeprefix(f'{path} ')}"
+        ) from error
+    if missing := [name for name in NEEDED if name not in frame]:
         raise ValueError(f"{path}: not a cost table, columns {missing} are missing")
+    names = [name for name in COLUMNS if name in frame]
+    return [
+        _row(
+            f"{path} line {line} does not read as a cost row", dict(zip(names, cells, strict=True))
+        )
+        for line, *cells in frame[names].itertuples()
+    ]
+
+
+def _row(where: str, cells: Mapping[str, Any]) -> CostRow:
+    values = {
+        name: _value(where, name, text.strip())
+        for name, text in cells.items()
+        if isinstance(text, str) and text.strip()
+    }
+    if empty := [name for name in NEEDED if name not in values]:
+        raise ValueError(f"{where}: {empty[0]} is empty: every row of a cost table needs it")
     try:
-        return [
-            CostRow(
-                **{
-                    field.name: _typed(row[field.name], str(field.type))
-                    for field in fields(CostRow)
-                    if not pd.isna(row.get(field.name))
-                }
-            )
-            for row in frame.to_dict("records")
-        ]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: a row does not read as a cost row: {error}") from error
+        Bucket(values["batch_size"], values["prompt_length"], values["new_tokens"])
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    return CostRow(**values)
 
 
-def _typed(value: Any, type_name: str) -> Any:
-    return {"int": int, "float": float, "str": str}[type_name](value)
+def _value(where: str, name: str, text: str) -> Any:
+    kind = KINDS[name]
+    if kind == "str":
+        return text
+    least, most, remedy = RANGES.get(name, SECONDS)
+    shown = f"{where}: {name} {text if len(text) <= 60 else text[:57] + '...'}"
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise ValueError(f"{shown} is not a number: {remedy}") from error
+    if math.isnan(value) and kind == "float" and name not in NEEDED:
+        return value
+    if kind == "int" and not value.is_integer():
+        raise ValueError(f"{shown} is not a whole number: {remedy}")
+    if not least <= value <= most:
+        raise ValueError(f"{shown} is not within {least:g} and {most:g}: {remedy}")
+    return int(value) if kind == "int" else value
 
 
 def write_cost_table(path: Path, rows: list[CostRow]) -> None:
@@ -275,6 +321,16 @@ class MeasuredCost:
     def span(self) -> str:
         ranges = zip("BPN", self._least, self.largest, strict=True)
         return ", ".join(f"{name} {low} to {high}" for name, low, high in ranges)
+
+    def require(self, name: str, what: str) -> None:
+        """Raises ValueError where a row has no `name` ("compile_s", "memory_bytes"), which `what`
+        is about: a limit on what nobody measured would always be kept."""
+        if unknown := [row for row in self.rows if not getattr(row, name) > 0]:
+            raise ValueError(
+                f"{what} needs {name} of every bucket in the cost table, which says nothing of "
+                f"bucket {unknown[0].bucket}: fill it in, measure it with `spyre-bench measure`, "
+                f"or leave {what} out"
+            )
 
     def leave_one_out(self) -> pd.DataFrame:
         """What the table without a row says of that row: bucket, quantity, measured, predicted and

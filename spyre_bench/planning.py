@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from spyre_bench.cost import BucketCost
     from spyre_bench.cost_source import CardCost
     from spyre_bench.simulate import Trace
+    from spyre_bench.workload import Workload
 
 WorkloadName = Annotated[
     str, typer.Option("--workload", help="azure_conv, burstgpt, ..., or a trace file")
@@ -110,7 +111,7 @@ def simulate(
     from spyre_bench import simulate as simulator
     from spyre_bench.batching import Policy
     from spyre_bench.bench_json import bench_result
-    from spyre_bench.cost import price
+    from spyre_bench.cost import MeasuredCost, price
     from spyre_bench.cost_source import CardCost, load_source
     from spyre_bench.lint import lint
     from spyre_bench.shapes import BucketSet
@@ -120,13 +121,14 @@ def simulate(
     limits = _limits(goodput)
     rules = Policy(policy, max_wait_s=max_wait_s, gather_s=gather_s, max_age_s=max_age_s)
     model = load_source(cost, extrapolate=extrapolate)
+    if warmup and isinstance(model, MeasuredCost):
+        model.require("compile_s", "a warmup (--warmup)")
     costs = price(buckets, model)
     reading = Reading.parse(columns, time_unit, separator)
     loaded = load_workload(
         workload, requests=requests, rng=np.random.default_rng(seed), arrivals=arrivals,
         max_tokens=max_tokens, reading=reading, from_s=from_s, to_s=to_s,
     )  # fmt: skip
-    typer.echo(str(loaded), err=True)
     some = loaded.scaled(lengths=length_scale, rate=rate_scale)
 
     def served(costs: Sequence[BucketCost]) -> Trace:
@@ -138,7 +140,11 @@ def simulate(
 
     result = bench_result(
         served(costs), goodput_ms=limits, detailed=detailed, model=model.model
-    ) | {"spyre_seed": seed, "spyre_lint": lint(some, costs, model).sentences()}
+    ) | {
+        "spyre_seed": seed,
+        "spyre_read_as": str(loaded),
+        "spyre_lint": lint(some, costs, model).sentences(),
+    }
     if isinstance(model, CardCost):
         ends = [bench_result(served(price(buckets, at))) for at in model.slow_and_fast()]
         result["spyre_modelled"] = _modelled(model, RANGED, ends)
@@ -147,6 +153,7 @@ def simulate(
     if as_json:
         typer.echo(json.dumps(result, allow_nan=False))
     else:
+        _say_what_was_read(loaded)
         _print_result(result)
 
 
@@ -198,7 +205,6 @@ def buckets(
         workload, requests=requests, rng=np.random.default_rng(seed), arrivals=arrivals,
         max_tokens=max_tokens, reading=reading, from_s=from_s, to_s=to_s,
     )  # fmt: skip
-    typer.echo(str(loaded), err=True)
     some = loaded.scaled(lengths=length_scale, rate=rate_scale)
     kept = within(some, model)
     advice = advise(
@@ -217,9 +223,11 @@ def buckets(
             for costs in ends
         ]
         found["modelled"] = _modelled(model, ADVISED, figures)
+    found["read_as"] = str(loaded)
     if as_json:
         typer.echo(json.dumps(found, allow_nan=False))
         return
+    _say_what_was_read(loaded)
     _print_advice(advice, len(some), len(some) - len(kept), model.span)
     if "modelled" in found:
         typer.echo(_modelled_sentence(found["modelled"], ADVISED))
@@ -273,6 +281,12 @@ def sweep(
 
 
 # --- arguments ------------------------------------------------------------------------------------
+
+
+def _say_what_was_read(loaded: Workload) -> None:
+    """On stderr, before any table: what a trace file was taken for. JSON has it too."""
+    if loaded.read_as:
+        typer.echo(str(loaded), err=True)
 
 
 def _limits(goodput: Iterable[str] | None) -> dict[str, float]:

@@ -91,7 +91,8 @@ def read_csv(
     if len(frame.columns) == 1 and (other := [s for s in SEPARATORS if s in frame.columns[0]]):
         raise ValueError(
             f"{path} line 1 has no {SEPARATORS.get(sep, sep)} between its column names, but "
-            f"another separator: say --separator {SEPARATORS[other[0]]}"
+            f"{other[0]!r}: separate by commas, or, of a trace, say --separator "
+            f"{SEPARATORS[other[0]]}"
         )
     frame.index = pd.RangeIndex(2, len(frame) + 2, name="line")  # the header is line 1
     unnamed = [name for name in frame.columns if name.startswith("Unnamed: ")]

@@ -64,7 +64,7 @@ class Workload:
     # A recording starts with its first request, at any time of any clock. What a process draws
     # starts one gap earlier, whose seconds these are.
     lead_in_s: float = 0.0
-    read_as: str = ""  # where the columns come from: a file's, with their unit, or a draw
+    read_as: str = ""  # of a file: which columns and which unit were taken
     # Columns that nothing here looks at, one element a request: sessions, ids of shared prefixes.
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)
 
@@ -125,9 +125,9 @@ class Workload:
 
     def __str__(self) -> str:
         rate = self.requests_per_s
-        come = "all at once" if math.isinf(rate) else f"{self.span_s:,.6g} s, mean {rate:.3g}/s"
-        note = f"; {self.note}" if self.note else ""
-        return f"{self.read_as or self.name}; {len(self):,} requests, {come}{note}"
+        come = "all at once" if math.isinf(rate) else f"in {self.span_s:,.6g} s, {rate:.3g}/s"
+        what = f"{len(self):,} request{'s' if len(self) > 1 else ''} {come}"
+        return _joined(self.read_as or self.name, what, self.note)
 
     def fits(self, bucket: Bucket) -> np.ndarray:
         """bool [requests], which of them the bucket takes: by prompt and max_tokens, as a scheduler
@@ -252,7 +252,7 @@ class Workload:
             self.take(within),
             arrival_s=arrival_s,
             lead_in_s=float(arrival_s[0]),
-            note=_joined(self.note, f"window from {from_s:g} s to {to_s:g} s"),
+            note=_joined(self.note, f"from {from_s:g} s to {to_s:g} s of its times"),
         )
 
     # --- the same requests under other circumstances
@@ -269,7 +269,7 @@ class Workload:
             self,
             arrival_s=arrival_s,
             lead_in_s=float(arrival_s[0]),
-            read_as=_joined(self.read_as, f"other arrivals: {process}"),
+            read_as=self.read_as and f"{self.read_as}; arrivals drawn anew: {process}",
         )
 
     def with_max_tokens(self, policy: MaxTokens | str) -> Workload:
@@ -460,7 +460,6 @@ def _sampled(
         output_tokens,
         output_tokens,
         lead_in_s=float(arrival_s[0]),
-        read_as=f"{name}: draws from a table of lengths, {process}",
     )
 
 
