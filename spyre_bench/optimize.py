@@ -25,6 +25,8 @@ from spyre_bench.schemes import optimal
 from spyre_bench.shapes import STICK_TOKENS, Bucket
 from spyre_bench.workload import Workload
 
+SCALED = 1024.0  # the solver's numbers: its tolerances are absolute, a millionth and less
+FALSE_BOUND = 1e-6  # relative; a choice better than a bound by more shows that it is none
 POINTS = 9  # outputs at which the requests of a cell are counted
 
 
@@ -39,6 +41,10 @@ class Limits:
     def __post_init__(self) -> None:
         if self.buckets < 1:
             raise ValueError(f"k {self.buckets} is below 1: allow one bucket or more")
+        if self.warmup_budget_s is not None and not self.warmup_budget_s >= 0:
+            raise ValueError(
+                f"warmup budget {self.warmup_budget_s} s is not 0 or more: leave it out for none"
+            )
 
 
 @dataclass(frozen=True)
@@ -111,8 +117,24 @@ def choose(
         raise ValueError(
             f"no choice found within {time_limit_s} s: raise time_limit_s, or use greedy_swap"
         )
-    chosen = np.flatnonzero(answer.x[: len(instance.costs)] > 0.5)
-    return instance.choice(chosen, answer.mip_dual_bound, "optimum", started)
+    chosen = np.flatnonzero(answer.x[: len(instance.costs)] > 0.5).tolist()
+    bound_s = float(answer.mip_dual_bound) * instance.scale_s
+    return instance.choice(*_checked(instance, limits, chosen, bound_s), "optimum", started)
+
+
+def _checked(
+    instance: _Instance, limits: Limits, chosen: list[int], bound_s: float
+) -> tuple[list[int], float]:
+    """The solver's choice and its bound, unless they contradict each other: a choice that serves
+    everybody within the limits and is below the bound takes their place, with a bound that needs no
+    solver, every request where it is cheapest."""
+    kept = len(chosen) <= limits.buckets and instance.serves(chosen)
+    if limits.warmup_budget_s is not None:
+        kept &= instance.compile_s[chosen].sum() <= limits.warmup_budget_s * (1 + 1e-9)
+    other = _swap(instance, limits, chosen if kept else _greedy(instance, limits))
+    if kept and instance.value_s(other) >= bound_s * (1 - FALSE_BOUND):
+        return chosen, bound_s
+    return other, float(instance.seconds.min(axis=1).sum())
 
 
 def greedy(workload: Workload, costs: Sequence[BucketCost], limits: Limits) -> Choice:
@@ -160,6 +182,20 @@ class _Instance:
         kept = tuple(cost for cost, keep in zip(fitting, needed, strict=True) if keep)
         return cls(workload, kept, seconds[:, needed], np.array([cost.compile_s for cost in kept]))
 
+    @property
+    def scale_s(self) -> float:
+        """Seconds of one unit of the programme's objective: a power of two, so that no digit is
+        lost, that makes the optimum at least `SCALED`, however short a pass is."""
+        least_s = float(self.seconds.min(axis=1).sum())
+        return 2.0 ** math.floor(math.log2(least_s / SCALED))
+
+    def value_s(self, chosen: Sequence[int]) -> float:
+        """Device seconds of the points in a choice, each where it is cheapest."""
+        return float(self.seconds[:, list(chosen)].min(axis=1, initial=np.inf).sum())
+
+    def serves(self, chosen: Sequence[int]) -> bool:
+        return math.isfinite(self.value_s(chosen))
+
     def choice(self, chosen: Iterable[int], bound_s: float, method: str, started: float) -> Choice:
         costs = sorted((self.costs[index] for index in chosen), key=lambda cost: cost.bucket)
         objective_s = shape_bound_s(self.workload, costs)
@@ -191,14 +227,17 @@ class _Instance:
             LinearConstraint(vstack([opened, number], format="csr"), -np.inf,
                              np.concatenate([np.zeros(x), [limits.buckets]])),
         ]  # fmt: skip
-        if limits.warmup_budget_s is not None:
-            budget = csr_array(np.concatenate([self.compile_s, np.zeros(x)])[None, :])
-            constraints.append(LinearConstraint(budget, -np.inf, limits.warmup_budget_s))
+        allowed = np.ones(y)
+        if limits.warmup_budget_s is not None and math.isfinite(limits.warmup_budget_s):
+            allowed[self.compile_s > limits.warmup_budget_s] = 0
+            shares = allowed * self.compile_s / (limits.warmup_budget_s or 1.0) * SCALED
+            budget = csr_array(np.concatenate([shares, np.zeros(x)])[None, :])
+            constraints.append(LinearConstraint(budget, -np.inf, SCALED))
         return {
-            "c": np.concatenate([np.zeros(y), self.seconds[point, candidate]]),
+            "c": np.concatenate([np.zeros(y), self.seconds[point, candidate] / self.scale_s]),
             "constraints": constraints,
             "integrality": np.concatenate([np.ones(y), np.zeros(x)]),
-            "bounds": Bounds(0, 1),
+            "bounds": Bounds(0, np.concatenate([allowed, np.ones(x)])),
         }
 
 
@@ -304,7 +343,7 @@ def _greedy(instance: _Instance, limits: Limits) -> list[int]:
 
 
 def _swap(instance: _Instance, limits: Limits, chosen: list[int]) -> list[int]:
-    best_s = instance.seconds[:, chosen].min(axis=1).sum()
+    best_s = instance.value_s(chosen)
     improved = True
     while improved:
         improved = False
@@ -325,7 +364,7 @@ def _relaxed_bound_s(instance: _Instance, limits: Limits) -> float:
     answer = milp(**problem | {"integrality": np.zeros_like(problem["integrality"])})
     if answer.x is None:
         raise _infeasible(limits, instance)
-    return float(answer.fun)
+    return float(answer.fun) * instance.scale_s
 
 
 def _infeasible(limits: Limits, instance: _Instance) -> ValueError:

@@ -1,10 +1,12 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spyre_bench import optimize
 from spyre_bench.bounds import by_bucket, shape_bound_s, shares_s, work_bound_s
 from spyre_bench.cost import BucketCost, FittedCost, price
 from spyre_bench.optimize import Limits, candidates, choose, greedy, greedy_swap
@@ -70,6 +72,53 @@ def test_the_choice_is_that_of_trying_everything_and_its_bound_holds(problem, bu
     assert choice.bound_s <= best_s * (1 + 1e-9)
     assert choice.gap < 1e-6
     assert choice.objective_s == pytest.approx(shape_bound_s(some, choice.costs))
+
+
+@settings(deadline=None)
+@given(problems(), st.sampled_from([2.0**-40, 2.0**-24, 2.0**-10, 2.0**20]))
+def test_the_choice_does_not_hang_on_how_long_a_second_is(problem, second):
+    some, costs, k = problem
+    scaled = tuple(
+        replace(
+            cost,
+            prefill_s=cost.prefill_s * second,
+            decode_s=cost.decode_s * second,
+            compile_s=cost.compile_s * second,
+        )
+        for cost in costs
+    )
+    limits = Limits(k, 20 * second)
+    best_s = by_trying_everything(some, scaled, limits)
+    if best_s == np.inf:
+        with pytest.raises(ValueError, match="serves every request"):
+            choose(some, scaled, limits, gap=0)
+        return
+    choice = choose(some, scaled, limits, gap=0)
+    assert choice.objective_s == pytest.approx(best_s, abs=0)
+    assert choice.bound_s == pytest.approx(best_s, abs=0)
+    assert choice.compile_s <= 20 * second
+
+
+def test_an_answer_worse_than_its_own_bound_is_not_believed(monkeypatch):
+    some, costs = workload((60, 4), (60, 4)), toy("1,64,4 2,64,4")
+    worse = np.array([1.0, 0.0])
+    solved = optimize.milp
+
+    def wrong(**problem):
+        answer = solved(**problem)
+        answer.x[:2], answer.mip_dual_bound = worse, 1e9
+        return answer
+
+    monkeypatch.setattr(optimize, "milp", wrong)
+    choice = choose(some, costs, Limits(1))
+    assert choice.buckets == (Bucket(2, 64, 4),)
+    assert choice.bound_s <= choice.objective_s
+
+
+@pytest.mark.parametrize("budget_s", [-1.0, float("nan")])
+def test_a_warmup_budget_that_is_no_time_is_refused(budget_s):
+    with pytest.raises(ValueError, match=r"warmup budget .* is not 0 or more"):
+        Limits(1, budget_s)
 
 
 @settings(deadline=None)
