@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from spyre_bench.trace_files import is_jsonl, read_frame
+from spyre_bench.trace_files import read_frame
 from spyre_bench.trace_formats import AS_TEXT, EXTRAS, Format, Reading, match_format
 from spyre_bench.trace_times import arrivals, looks_like_times, numbers, refuse
 
@@ -111,14 +111,16 @@ def _max_tokens(
 
 def _extra(path: Path, column: pd.Series) -> np.ndarray:
     """As it stands; a list in a CSV file is written as JSON."""
-    if column.name != "hash_ids" or is_jsonl(path) or column.dtype != object:
-        return column.to_numpy()
-    found = np.empty(len(column), dtype=object)
-    for at, text in enumerate(column):
+    values = column.to_numpy()
+    if column.name != "hash_ids":
+        return values
+    found = np.empty(len(values), dtype=object)
+    for at, value in enumerate(values):
         try:
-            found[at] = json.loads(text) if isinstance(text, str) else text
-        except ValueError as error:
+            found[at] = json.loads(value) if isinstance(value, str) else value
+        except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"{path} line {column.index[at]}: hash_ids {text[:60]} is no JSON list ({error})"
+                f"{path} {column.index.name} {column.index[at]}: hash_ids {value[:60]} is no JSON "
+                f"list"
             ) from error
     return found

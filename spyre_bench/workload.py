@@ -248,11 +248,12 @@ class Workload:
                 f"{self.span_s:.6g} s long"
             )
         arrival_s = since_s[within] - from_s
+        end = "on" if math.isinf(to_s) else f"to {to_s:g} s"
         return replace(
             self.take(within),
             arrival_s=arrival_s,
             lead_in_s=float(arrival_s[0]),
-            note=_joined(self.note, f"from {from_s:g} s to {to_s:g} s of its times"),
+            note=_joined(self.note, f"those from {from_s:g} s {end}"),
         )
 
     # --- the same requests under other circumstances

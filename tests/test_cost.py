@@ -230,3 +230,59 @@ def test_more_work_never_costs_less_in_the_shipped_table():
         small, large = (table.of(Bucket.parse(text)) for text in (small, large))
         assert small.prefill_s <= large.prefill_s * 1.05
         assert small.decode_s <= large.decode_s * 1.05
+
+
+# --- what a cell may hold -------------------------------------------------------------------------
+
+SIX = "model,batch_size,prompt_length,new_tokens,prefill_s,decode_s,compile_s,memory_bytes\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("x,1,64,2,-0.5,0.1,3,9", "prefill_s -0.5 is not within"),
+        ("x,1,64,2,0,0.1,3,9", "prefill_s 0 is not within"),
+        ("x,1,64,2,inf,0.1,3,9", "prefill_s inf is not within"),
+        ("x,1,64,2,nan,0.1,3,9", "prefill_s nan is not within"),
+        ("x,1,64,2,1e300,0.1,3,9", "prefill_s 1e300 is not within"),
+        ("x,1,64,2,0.5,1e300,3,9", "decode_s 1e300 is not within"),
+        ("x,1,64,2,0.5,45,3,9", r"decode_s 45 is not within .* \(are these milliseconds\?\)"),
+        ("x,1,64,2,0.5,0.1,-3,9", "compile_s -3 is not within"),
+        ("x,1,64,2,0.5,0.1,inf,9", "compile_s inf is not within"),
+        ("x,1,64,2,0.5,0.1,3,-9", "memory_bytes -9 is not within"),
+        ("x,1,64,2,0.5,0.1,3,9.5", "memory_bytes 9.5 is not a whole number"),
+        ("x,2.7,64,2,0.5,0.1,3,9", "batch_size 2.7 is not a whole number"),
+        ("x,0,64,2,0.5,0.1,3,9", "batch_size 0 is not within"),
+        ("x,1,64.5,2,0.5,0.1,3,9", "prompt_length 64.5 is not a whole number"),
+        ("x,1,65,2,0.5,0.1,3,9", "bucket prompt_length 65 is not a positive multiple of 64"),
+        ("x,1,64,1,0.5,0.1,3,9", "new_tokens 1 is not within"),
+        ("x,1,64,2,,0.1,3,9", "prefill_s is empty"),
+        (",1,64,2,0.5,0.1,3,9", "model is empty"),
+        ("x,1,64,2,fast,0.1,3,9", "prefill_s fast is not a number"),
+        ("x,1," + "9" * 400 + ",2,0.5,0.1,3,9", r"prompt_length 9+\.\.\. is not"),
+    ],
+)
+def test_a_bad_cell_is_refused_with_line_column_and_remedy(tmp_path, line, words):
+    path = tmp_path / "cost.csv"
+    path.write_text(SIX + "x,1,128,2,0.5,0.1,3,9\n" + line + "\n")
+    with pytest.raises(ValueError, match=rf"cost\.csv line 3 does not read .*: {words}"):
+        read_cost_table(path)
+
+
+def test_a_comma_too_many_does_not_shift_the_columns(tmp_path):
+    path = tmp_path / "cost.csv"
+    for header in (SIX, SIX[:-1] + ",\n"):
+        path.write_text(header + "x,1,64,2,0.5,0.1,3,9,\n")
+        (found,) = read_cost_table(path)
+        assert (found.bucket, found.prefill_s) == (Bucket(1, 64, 2), 0.5)
+    path.write_text(SIX + "x,1,64,2,0.5,0.1,3,9,10\n")
+    with pytest.raises(ValueError, match=r"cost\.csv.*more values than there are column names"):
+        read_cost_table(path)
+
+
+@pytest.mark.parametrize("name", ["compile_s", "memory_bytes"])
+def test_a_limit_on_what_the_table_does_not_say_is_refused(name):
+    table = MeasuredCost((row(), row(batch_size=2, **{name: 0})))
+    with pytest.raises(ValueError, match=rf"a limit needs {name} .* nothing of bucket 2,64,2"):
+        table.require(name, "a limit")
+    MeasuredCost((row(),)).require(name, "a limit")

@@ -100,7 +100,8 @@ def test_the_choice_does_not_hang_on_how_long_a_second_is(problem, second):
 
 
 def test_an_answer_worse_than_its_own_bound_is_not_believed(monkeypatch):
-    some, costs = workload((60, 4), (60, 4)), toy("1,64,4 2,64,4")
+    some = workload((60, 4), (60, 4))
+    costs = BucketCost(Bucket(1, 64, 4), 1.0, 0.1, 1.0), BucketCost(Bucket(2, 64, 4), 1.0, 0.1, 2.0)
     worse = np.array([1.0, 0.0])
     solved = optimize.milp
 
@@ -112,6 +113,7 @@ def test_an_answer_worse_than_its_own_bound_is_not_believed(monkeypatch):
     monkeypatch.setattr(optimize, "milp", wrong)
     choice = choose(some, costs, Limits(1))
     assert choice.buckets == (Bucket(2, 64, 4),)
+    assert choice.objective_s == pytest.approx(1.3)
     assert choice.bound_s <= choice.objective_s
 
 

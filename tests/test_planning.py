@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -503,3 +504,59 @@ def test_what_cannot_be_held_against_each_other_is_one_sentence(command, trace, 
     assert done.code == 1
     assert "trace.csv: not JSON" in done.err
     assert "Traceback" not in done.err
+
+
+# --- what a trace file is taken for ---------------------------------------------------------------
+
+
+def test_what_a_file_was_taken_for_is_said_on_stderr(command, table, trace):
+    for name, more in (("simulate", TWO), ("buckets", ("-k", 2))):
+        done = command(name, "--workload", trace, *more, "--cost", table)
+        assert done.err == (
+            "trace.csv: our own; arrivals from arrival_s in s; lengths from prompt_tokens, "
+            "output_tokens; max_tokens: output; 60 requests in 59 s, 1.02/s\n"
+        )
+
+
+def test_a_column_of_times_under_another_name_is_not_dropped(command, table, trace):
+    def p99(*words) -> float:
+        done = command("simulate", *TWO, "--cost", table, "--json", "--workload", *words)
+        return json.loads(done.out)["p99_ttft_ms"]
+
+    right = p99(trace)
+    other = trace.with_name("other.csv")
+    other.write_text(trace.read_text().replace("arrival_s", "created_at"))
+    refused = command("simulate", *TWO, "--cost", table, "--workload", other)
+    assert "created_at may hold times, but nothing says in which unit" in refused.err
+    assert p99(other, "--time-unit", "s") == right
+    assert p99(other, "--columns", "arrival=created_at", "--time-unit", "s") == right
+    assert p99(other, "--columns", "arrival=none") > 2 * right
+    other.write_text(other.read_text().replace(",", ";"))
+    assert p99(other, "--separator", "semicolon", "--time-unit", "s") == right
+
+
+def test_a_window_leaves_the_ramp_up_and_the_end_out(command, table, trace):
+    done = command("simulate", "--workload", trace, *TWO, "--cost", table, "--from", 10, "--to", 30)
+    assert "20 requests in 19 s, 1.05/s; those from 10 s to 30 s" in done.err
+    done = command("simulate", "--workload", trace, *TWO, "--cost", table, "--from", 99)
+    assert "has no requests from 99.0 s to inf s: it is 59 s long" in done.err
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (("--warmup-budget", 60), "--warmup-budget.* needs compile_s"),
+        (("--memory-gib", 1), "--memory-gib.* needs memory_bytes"),
+    ],
+)
+def test_a_limit_that_a_table_says_nothing_of_does_not_count_as_kept(
+    command, trace, tmp_path, option, words
+):
+    corners = [f"{b},{p},{n}" for b in (1, 8) for p in (64, 2048) for n in (2, 1024)]
+    rows = [replace(row, compile_s=0.0, memory_bytes=0) for row in machine(*corners)]
+    write_cost_table(tmp_path / "cost.csv", rows)
+    plain = ("buckets", "--workload", trace, "-k", 2, "--cost", tmp_path / "cost.csv")
+    assert command(*plain).code == 0
+    refused = command(*plain, *option)
+    assert refused.code == 1
+    assert re.search(words, refused.err)

@@ -1,0 +1,248 @@
+"""What a trace file is taken for: no guess without a word, and every door."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from spyre_bench.workload import Reading, Workload, load_workload
+
+LENGTHS = [(374, 44), (396, 109)]
+
+
+def rows(some: Workload) -> list[tuple]:
+    columns = some.arrival_s, some.prompt_tokens, some.output_tokens
+    return [tuple(row) for row in zip(*(c.tolist() for c in columns), strict=True)]
+
+
+def csv(tmp_path, name: str, *times: object, file: str = "trace.csv"):
+    path = tmp_path / file
+    lines = [f"{time},{p},{o}" for time, (p, o) in zip(times, LENGTHS, strict=True)]
+    path.write_text(f"{name},prompt_tokens,output_tokens\n" + "\n".join(lines) + "\n")
+    return path
+
+
+# --- times ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "times", "said"),
+    [
+        ("arrival_ms", (100, 600), "arrival_ms in ms"),
+        ("request_time_us", (0, 500_000), "request_time_us in us"),
+        ("arrival_time_ns", (7, 500_000_007), "arrival_time_ns in ns"),
+        ("startSeconds", (3, 3.5), "startSeconds in s"),
+        ("timestamp", (1700000000, 1700000000.5), "timestamp in s since 1970"),
+        ("timestamp", (1700000000000, 1700000000500), "timestamp in ms since 1970"),
+        ("ts", (1700000000000000000, 1700000000500000000), "ts in ns since 1970"),
+        ("created_at", ("2024-01-01T00:00:00Z", "2024-01-01 00:00:00.5"), "created_at in dates"),
+    ],
+)
+def test_times_that_can_only_be_read_in_one_way_are_used(tmp_path, name, times, said):
+    some = Workload.read(csv(tmp_path, name, *times))
+    assert some.arrival_s.tolist() == pytest.approx([0, 0.5], abs=1e-6)
+    assert f"arrivals from {said}" in some.read_as
+
+
+@pytest.mark.parametrize("name", ["timestamp", "arrival_time", "created_at", "time", "t start"])
+def test_times_without_a_unit_are_refused_by_name_and_an_option_settles_it(tmp_path, name):
+    path = csv(tmp_path, name, 0, 500)
+    with pytest.raises(ValueError, match=f"{name} may hold times, but nothing says in which unit"):
+        Workload.read(path)
+    told = Workload.read(path, Reading.parse(f"arrival={name}", "ms"))
+    assert rows(told) == [(0, 374, 44), (0.5, 396, 109)]
+    assert rows(Workload.read(path, Reading(time_unit="ms"))) == rows(told)
+    assert rows(Workload.read(path, Reading.parse("arrival=none")))[1] == (0, 396, 109)
+
+
+def test_two_columns_of_times_are_not_chosen_between(tmp_path):
+    path = csv(tmp_path, "sent_s,received_s", "0,1", "5,6")
+    with pytest.raises(ValueError, match="sent_s and received_s may hold times"):
+        Workload.read(path)
+    assert Workload.read(path, Reading.parse("arrival=sent_s")).arrival_s.tolist() == [0, 5]
+
+
+@pytest.mark.parametrize("name", ["latency_s", "elapsed time", "ttft_ms", "user", "time_zone"])
+def test_what_took_long_is_no_arrival(tmp_path, name):
+    assert "no times: all arrive at 0" in Workload.read(csv(tmp_path, name, 1, 2)).read_as
+
+
+def test_gaps_between_arrivals_are_not_taken_for_arrivals(tmp_path):
+    with pytest.raises(ValueError, match="inter_arrival_s may hold times"):
+        Workload.read(csv(tmp_path, "inter_arrival_s", 1, 2))
+
+
+@pytest.mark.parametrize(("times", "unit"), [((1.7e12, 1.7e12 + 500), "ms"), ((1.7e18,) * 2, "ns")])
+def test_a_unit_that_does_not_go_with_the_values_is_refused(tmp_path, times, unit):
+    path = csv(tmp_path, "arrival_s", *(f"{time:.0f}" for time in times))
+    with pytest.raises(ValueError, match=f"line 2: arrival_s .* looks like a date in {unit}"):
+        Workload.read(path)
+    told = Workload.read(path, Reading(time_unit=unit))
+    assert f"in {unit} since 1970, counted from 2023-11-14 22:13:20 UTC, as told" in told.read_as
+
+
+MOON = '{{"timestamp": {}, "input_length": 374, "output_length": 44}}\n'
+
+
+@pytest.mark.parametrize("times", [(0, 10), (0.5, 2000.25), range(100)])
+def test_mooncakes_names_with_seconds_are_not_read_as_milliseconds(tmp_path, times):
+    path = tmp_path / "trace.jsonl"
+    path.write_text("".join(map(MOON.format, times)))
+    with pytest.raises(ValueError, match="in milliseconds in Mooncake's files, but here it"):
+        Workload.read(path)
+    seconds = Workload.read(path, Reading(time_unit="s"))
+    assert seconds.arrival_s.tolist() == [time - times[0] for time in times]
+    assert Workload.read(path, Reading(time_unit="ms")).span_s == pytest.approx(
+        seconds.span_s / 1e3
+    )
+
+
+def test_columns_of_any_name_are_read_where_told(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("when;n in;n_out;limit\n5;374;44;50\n7;396;109;200\n")
+    reading = Reading.parse("arrival=when,prompt=n in,output=n_out,max_tokens=limit", "s", ";")
+    some = Workload.read(path, reading)
+    assert rows(some) == [(0, 374, 44), (2, 396, 109)]
+    assert some.max_tokens.tolist() == [50, 200]
+    assert some.read_as == (
+        "log.csv: columns as given; arrivals from when in s, as told; lengths from n in, n_out; "
+        "max_tokens from limit"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (("arrival",), "'arrival' is not PART=COLUMN"),
+        (("when=x",), "columns 'when' is not one of arrival, prompt, output, max_tokens"),
+        (("arrival=a,arrival=b",), "gives arrival twice"),
+        ((None, "min"), "time unit 'min' is not one of s, ms, us, ns"),
+        (("arrival=nowhere",), "no column 'nowhere' for arrival: it has arrival_s"),
+        ((None, None, "::"), "separator '::' is not one character"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(tmp_path, settings, words):
+    with pytest.raises(ValueError, match=words):
+        Workload.read(csv(tmp_path, "arrival_s", 0, 1), Reading.parse(*settings))
+
+
+@pytest.mark.parametrize(("separator", "name"), [(";", "semicolon"), ("\t", "tab"), ("|", "pipe")])
+def test_another_separator_is_named_as_the_cause(tmp_path, separator, name):
+    path = csv(tmp_path, "arrival_s", 0, 1)
+    path.write_text(path.read_text().replace(",", separator))
+    with pytest.raises(ValueError, match=f"has no comma .* say --separator {name}"):
+        Workload.read(path)
+    assert len(Workload.read(path, Reading(separator=name))) == 2
+    assert len(Workload.read(path, Reading(separator=separator))) == 2
+
+
+# --- doors ----------------------------------------------------------------------------------------
+
+SERVEGEN = [
+    {"request_id": n, "timestamp": 2.5 + n / 2, "data": {"input_tokens": p, "output_tokens": o}}
+    for n, (p, o) in enumerate(LENGTHS)
+]
+ARRAYS = {
+    "servegen, indented": json.dumps(SERVEGEN, indent=1),
+    "servegen, in one line": json.dumps(SERVEGEN),
+    "servegen, within an object": json.dumps({"seed": 1, "requests": SERVEGEN}, indent=2),
+    "servegen, lines": "\n".join(map(json.dumps, SERVEGEN)),
+    "our own": json.dumps(
+        [{"arrival_s": n / 2, "prompt_tokens": p, "output_tokens": o}
+         for n, (p, o) in enumerate(LENGTHS)]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_json_is_read_in_every_shape(tmp_path, kind):
+    (tmp_path / "trace.json").write_text(ARRAYS[kind])
+    some = Workload.read(tmp_path / "trace.json")
+    assert rows(some) == [(0, 374, 44), (0.5, 396, 109)]
+
+
+def test_a_bad_request_of_an_array_is_named_by_its_number(tmp_path):
+    (tmp_path / "trace.json").write_text(json.dumps([*SERVEGEN, {"timestamp": 4}], indent=1))
+    with pytest.raises(ValueError, match=r"trace\.json request 3: input_tokens is empty"):
+        Workload.read(tmp_path / "trace.json")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"deep\.json line 1 is not JSON: it is nested too deeply"):
+        Workload.read(tmp_path / "deep.json")
+
+
+def test_parquet_is_read_like_csv(tmp_path):
+    pytest.importorskip("pyarrow")
+    prompt, output = zip(*LENGTHS, strict=True)
+    frame = pd.DataFrame(
+        {
+            "TIMESTAMP": pd.to_datetime(["2024-05-10 00:00:00.5", "2024-05-10 00:00:01.0"]),
+            "ContextTokens": prompt,
+            "GeneratedTokens": output,
+            "session_id": ["a", "b"],
+        }
+    )
+    frame.to_parquet(tmp_path / "trace.parquet")
+    some = Workload.read(tmp_path / "trace.parquet")
+    assert rows(some) == [(0, 374, 44), (0.5, 396, 109)]
+    assert some.extras["session_id"].tolist() == ["a", "b"]
+    (tmp_path / "bad.parquet").write_bytes(b"no parquet")
+    with pytest.raises(ValueError, match="is not a parquet file"):
+        Workload.read(tmp_path / "bad.parquet")
+
+
+def test_without_pyarrow_parquet_is_refused_with_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    (tmp_path / "trace.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"pip install 'spyre-bench\[parquet\]'"):
+        Workload.read(tmp_path / "trace.parquet")
+
+
+SESSIONS = [
+    {"timestamp": 0, "input_length": 9, "output_length": 2, "session_id": "a", "hash_ids": [1, 2]},
+    {"timestamp": 1500, "input_length": 9, "output_length": 2, "session_id": "b", "hash_ids": []},
+    {"timestamp": 4000, "input_length": 9, "output_length": 2, "session_id": "a", "delay": 5,
+     "hash_ids": [1, 2, 3]},
+]  # fmt: skip
+
+
+def test_sessions_and_prefixes_stay_with_their_requests(tmp_path):
+    (tmp_path / "moon.jsonl").write_text("\n".join(map(json.dumps, SESSIONS)))
+    some = Workload.read(tmp_path / "moon.jsonl")
+    assert some.extras["session_id"].tolist() == ["a", "b", "a"]
+    later = some.scaled(0.5, 2).take(slice(1, None))
+    assert later.extras["hash_ids"].tolist() == [[], [1, 2, 3]]
+    assert some.halves()[0].extras["session_id"].tolist() == ["a"]
+    for suffix in ("jsonl", "csv"):
+        some.save(tmp_path / f"saved.{suffix}")
+        again = Workload.read(tmp_path / f"saved.{suffix}")
+        assert again.extras["hash_ids"].tolist() == [[1, 2], [], [1, 2, 3]]
+        assert again.extras["session_id"].tolist() == ["a", "b", "a"]
+
+
+def test_extras_are_of_every_request():
+    one = np.ones(2, int)
+    with pytest.raises(ValueError, match="session_id has 1 elements for 2 requests"):
+        Workload("x", np.zeros(2), one, one, one, extras={"session_id": np.array([1])})
+
+
+# --- windows --------------------------------------------------------------------------------------
+
+
+def test_a_window_is_taken_before_the_first_requests_and_before_other_arrivals(tmp_path):
+    path = tmp_path / "trace.csv"
+    lines = [f"{50 + second},{second + 1},5\n" for second in range(10)]
+    path.write_text("arrival_s,prompt_tokens,output_tokens\n" + "".join(lines))
+    some = load_workload(path, from_s=2.5, to_s=8, requests=3)
+    assert rows(some) == [(0.5, 4, 5), (1.5, 5, 5), (2.5, 6, 5)]
+    assert "those from 2.5 s to 8 s" in str(some)
+    queued = load_workload(path, from_s=2.5, to_s=5, arrivals="all")
+    assert queued.prompt_tokens.tolist() == [4, 5]
+
+
+@pytest.mark.parametrize("window", [(-1, 5), (5, 5), (math.nan, 5), (2, 1)])
+def test_a_window_that_is_none_is_refused(window):
+    one = np.ones(2, int)
+    with pytest.raises(ValueError, match="is none: start at 0 or later, end after that"):
+        Workload("x", np.zeros(2), one, one, one).window(*window)
