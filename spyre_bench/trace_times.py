@@ -120,7 +120,7 @@ def _unit_of(column: pd.Series) -> str:
         return named[0]
     if str(column.dtype).startswith("datetime"):
         return "dates"
-    first = pd.to_numeric(column, errors="coerce").iloc[0]
+    first = coerced(column)[0]
     if math.isnan(first):
         return "dates" if np.isfinite(_seconds_of_dates(column)).all() else ""
     return _epoch_unit(float(first))
@@ -214,21 +214,31 @@ def numbers(path: Path, column: pd.Series) -> np.ndarray:
     if column.dtype == bool:  # True is no length of 1
         column = column.astype(str)
     if not (is_jsonl(path) and column.dtype == object):
-        return pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
+        return coerced(column)
     for place, value in column.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise ValueError(
                 f"{path} {column.index.name} {place}: {column.name} {_short(repr(value))} is not a "
                 f"number"
             )
-    return np.array([_float(value) for value in column])
+    return coerced(column)
+
+
+def coerced(column: pd.Series) -> np.ndarray:
+    """float64, nan for what is no number, infinite for a whole number beyond any float."""
+    try:
+        return pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
+    except OverflowError:
+        return np.array([_float(value) for value in column])
 
 
 def _float(value: Any) -> float:
     try:
-        return math.nan if value is None else float(value)
+        return float(value)
     except OverflowError:
         return math.inf
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _short(text: str) -> str:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from spyre_bench.trace_files import read_frame
 from spyre_bench.trace_formats import AS_TEXT, EXTRAS, Format, Reading, match_format
-from spyre_bench.trace_times import arrivals, looks_like_times, numbers, refuse
+from spyre_bench.trace_times import arrivals, coerced, looks_like_times, numbers, refuse
 
 MAX_TOKENS = np.iinfo(np.int32).max
 
@@ -70,7 +70,7 @@ def read_trace(path: str | Path, reading: Reading | None = None) -> Columns:
 def _columns(path: Path, frame: pd.DataFrame, form: Format, reading: Reading) -> Columns:
     everyone = len(frame)
     if form.zero_output_failed:
-        frame = frame[pd.to_numeric(frame[form.output], errors="coerce") != 0]
+        frame = frame[coerced(frame[form.output]) != 0]
         if frame.empty:
             raise ValueError(f"{path}: all {everyone} requests failed ({form.output} is 0)")
     prompt_tokens = _tokens(path, frame[form.prompt])

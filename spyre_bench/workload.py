@@ -315,7 +315,7 @@ def _joined(*notes: str) -> str:
 def _plain(values: np.ndarray) -> list[Any]:
     """Python's own lists, numbers and texts, as files take them."""
     missing = (None if isinstance(v, float) and math.isnan(v) else v for v in values.tolist())
-    return [v.tolist() if isinstance(v, np.ndarray) else v for v in missing]
+    return [v.tolist() if isinstance(v, np.ndarray | np.generic) else v for v in missing]
 
 
 def _stem(path: str | Path) -> str:

@@ -167,6 +167,10 @@ def test_a_bad_request_of_an_array_is_named_by_its_number(tmp_path):
     (tmp_path / "trace.json").write_text(json.dumps([*SERVEGEN, {"timestamp": 4}], indent=1))
     with pytest.raises(ValueError, match=r"trace\.json request 3: input_tokens is empty"):
         Workload.read(tmp_path / "trace.json")
+    huge = json.dumps([{"timestamp": 0, "input_tokens": 10**400, "output_tokens": 1}])
+    (tmp_path / "huge.json").write_text(huge)
+    with pytest.raises(ValueError, match=r"request 1: input_tokens 10*\.\.\. is wrong"):
+        Workload.read(tmp_path / "huge.json")
     (tmp_path / "deep.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match=r"deep\.json line 1 is not JSON: it is nested too deeply"):
         Workload.read(tmp_path / "deep.json")
