@@ -61,7 +61,8 @@ def arrivals(
             return None, "no times: all arrive at 0"
         form = other
     column = frame[form.arrival]
-    read = None if form.dates else _seconds_of_numbers(path, column, form, reading)
+    only_dates = form.dates and not (reading.time_unit and column.dtype.kind in "iuf")
+    read = None if only_dates else _seconds_of_numbers(path, column, form, reading)
     if read is None:
         if reading.time_unit:
             raise ValueError(
@@ -118,11 +119,9 @@ def _unit_of(column: pd.Series) -> str:
     *others, last = _words(str(column.name))
     if others and (named := [unit for unit, words in ENDINGS.items() if last in words.split()]):
         return named[0]
-    if str(column.dtype).startswith("datetime"):
-        return "dates"
-    first = coerced(column)[0]
+    first = math.nan if column.dtype.kind == "M" else coerced(column)[0]
     if math.isnan(first):
-        return "dates" if np.isfinite(_seconds_of_dates(column)).all() else ""
+        return "dates" if _are_dates(column) else ""
     return _epoch_unit(float(first))
 
 
@@ -138,7 +137,7 @@ def _seconds_of_numbers(
     """Seconds, their unit in words, and whether they count from the first; None for dates."""
     told = reading.time_unit
     unit = told or form.unit or _unit_of(column)
-    if unit == "dates" or str(column.dtype).startswith("datetime"):
+    if unit == "dates" or (column.dtype.kind not in "iuf" and told and _are_dates(column)):
         return None
     values = numbers(path, column)
     if not np.isfinite(values).all():
@@ -184,10 +183,18 @@ def _require_milliseconds(
         )
 
 
+def _are_dates(column: pd.Series) -> bool:
+    return bool(np.isfinite(_seconds_of_dates(column)).all())
+
+
+def _are_dates_in_text(column: pd.Series) -> bool:
+    return column.dtype.kind not in "iuf" and _are_dates(column)
+
+
 def _seconds_of_dates(column: pd.Series) -> np.ndarray:
     """Seconds since the first date; nan for what is no date."""
     dates = column
-    if not str(column.dtype).startswith("datetime"):
+    if column.dtype.kind != "M":
         # As text: pandas takes a bare number for nanoseconds.
         dates = pd.to_datetime(column.astype(str), format="ISO8601", utc=True, errors="coerce")
     return (dates - dates.iloc[0]).dt.total_seconds().to_numpy(np.float64)

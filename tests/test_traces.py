@@ -99,6 +99,16 @@ def test_mooncakes_names_with_seconds_are_not_read_as_milliseconds(tmp_path, tim
     )
 
 
+def test_a_unit_is_for_numbers_and_not_for_dates(tmp_path):
+    path = tmp_path / "trace.csv"
+    for name in ("TIMESTAMP,ContextTokens,GeneratedTokens", "at,prompt_tokens,output_tokens"):
+        path.write_text(f"{name}\n2024-01-01 00:00:00,374,44\n2024-01-01 00:00:01,396,109\n")
+        with pytest.raises(ValueError, match="holds dates, which have no time unit"):
+            Workload.read(path, Reading(time_unit="s"))
+        path.write_text(f"{name}\n1000,374,44\n1500,396,109\n")
+        assert Workload.read(path, Reading(time_unit="ms")).arrival_s.tolist() == [0, 0.5]
+
+
 def test_columns_of_any_name_are_read_where_told(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("when;n in;n_out;limit\n5;374;44;50\n7;396;109;200\n")
@@ -191,6 +201,9 @@ def test_parquet_is_read_like_csv(tmp_path):
     some = Workload.read(tmp_path / "trace.parquet")
     assert rows(some) == [(0, 374, 44), (0.5, 396, 109)]
     assert some.extras["session_id"].tolist() == ["a", "b"]
+    ours = dict(zip(frame, ("arrival_s", "prompt_tokens", "output_tokens"), strict=False))
+    frame.rename(columns=ours).to_parquet(tmp_path / "dates.parquet")
+    assert rows(Workload.read(tmp_path / "dates.parquet")) == rows(some)
     (tmp_path / "bad.parquet").write_bytes(b"no parquet")
     with pytest.raises(ValueError, match="is not a parquet file"):
         Workload.read(tmp_path / "bad.parquet")
