@@ -137,7 +137,7 @@ def _seconds_of_numbers(
     """Seconds, their unit in words, and whether they count from the first; None for dates."""
     told = reading.time_unit
     unit = told or form.unit or _unit_of(column)
-    if unit == "dates" or (column.dtype.kind not in "iuf" and told and _are_dates(column)):
+    if unit == "dates" or column.dtype.kind == "M" or (told and _are_dates_in_text(column)):
         return None
     values = numbers(path, column)
     if not np.isfinite(values).all():
