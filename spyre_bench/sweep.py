@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,7 +29,7 @@ from spyre_bench.cost import price
 from spyre_bench.cost_source import Source, load_source
 from spyre_bench.shapes import BucketSet
 from spyre_bench.simulate import simulate
-from spyre_bench.workload import Workload, load_workload
+from spyre_bench.workload import Reading, Workload, load_workload
 
 BACKENDS = ("loky", "dask", "ray")
 CHUNK = 8  # points a task: large enough to drown the cost of sending it
@@ -54,6 +55,11 @@ class Point:
     router: str = "round_robin"
     cost: str = ""  # the shipped table; or a file, or card:MODEL,tp=4,dtype=fp8,end=slow
     extrapolate: bool = False
+    columns: str = ""  # of a trace file, as `--columns` takes them
+    time_unit: str = ""  # as its columns say
+    separator: str = ""  # a comma
+    from_s: float = 0.0
+    to_s: float = math.inf
 
 
 KINDS = {
@@ -162,7 +168,8 @@ def _figures(point: Point) -> dict[str, Any]:
         policy = Policy(point.policy, point.max_wait_s, point.gather_s, point.max_age_s)
         workload = _workload(
             point.workload, point.requests, point.seed, point.arrivals, point.max_tokens,
-            point.length_scale, point.rate_scale,
+            point.length_scale, point.rate_scale, point.columns, point.time_unit,
+            point.separator, point.from_s, point.to_s,
         )  # fmt: skip
         trace = simulate(workload, costs, policy, replicas=point.replicas, router=point.router)
     except (ValueError, OSError) as error:
@@ -203,11 +210,23 @@ def _cost(text: str, extrapolate: bool) -> Source:
 
 @lru_cache(maxsize=8)
 def _workload(
-    name: str, requests: int, seed: int, arrivals: str, max_tokens: str, lengths: float, rate: float
+    name: str,
+    requests: int,
+    seed: int,
+    arrivals: str,
+    max_tokens: str,
+    lengths: float,
+    rate: float,
+    columns: str,
+    time_unit: str,
+    separator: str,
+    from_s: float,
+    to_s: float,
 ) -> Workload:
     some = load_workload(
         name, requests=requests or None, rng=np.random.default_rng(seed), arrivals=arrivals or None,
-        max_tokens=max_tokens or None,
+        max_tokens=max_tokens or None, from_s=from_s, to_s=to_s,
+        reading=Reading.parse(columns, time_unit or None, separator or None),
     )  # fmt: skip
     return some.scaled(lengths=lengths, rate=rate)
 

@@ -14,7 +14,7 @@ from spyre_bench.cost import load_cost, price, write_cost_table
 from spyre_bench.metrics import summary
 from spyre_bench.shapes import BucketSet
 from spyre_bench.simulate import simulate
-from spyre_bench.sweep import COLUMNS, Point, points, read_grid, run_sweep
+from spyre_bench.sweep import COLUMNS, Point, points, read_grid, run_chunk, run_sweep
 from spyre_bench.workload import Workload, load_workload
 from tests.test_cost import CORNERS, machine
 
@@ -358,3 +358,16 @@ def test_a_missing_library_is_named_with_its_remedy(
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ValueError, match=f"{library}.*{remedy}"):
         swept(grid, tmp_path / "out.csv", backend=backend)
+
+
+def test_a_point_says_how_its_trace_is_to_be_read(tmp_path):
+    path = tmp_path / "trace.csv"
+    lines = [f"{second * 1000};60;5" for second in range(20)]
+    path.write_text("\n".join(["when;prompt_tokens;output_tokens", *lines]))
+    grid = {
+        "workload": str(path), "buckets": "4,64,32", "columns": "arrival=when",
+        "time_unit": ["s", "ms"], "separator": "semicolon", "from_s": 5.0,
+    }  # fmt: skip
+    seconds, milliseconds = run_chunk(points(grid))
+    assert seconds["error"] == milliseconds["error"] == ""
+    assert (seconds["served"], milliseconds["served"]) == (19, 15)
