@@ -170,6 +170,7 @@ class _Instance:
 
     @classmethod
     def of(cls, workload: Workload, costs: Sequence[BucketCost], limits: Limits) -> _Instance:
+        _require_known(costs, limits)
         cap = limits.memory_bytes
         fitting = tuple(c for c in costs if cap is None or c.memory_bytes <= cap)
         if not fitting:
@@ -239,6 +240,20 @@ class _Instance:
             "integrality": np.concatenate([np.ones(y), np.zeros(x)]),
             "bounds": Bounds(0, np.concatenate([allowed, np.ones(x)])),
         }
+
+
+def _require_known(costs: Sequence[BucketCost], limits: Limits) -> None:
+    """Raises ValueError for a limit on what the costs say nothing of: it would always be kept."""
+    for limit, name, what in (
+        (limits.warmup_budget_s, "compile_s", "a warmup budget"),
+        (limits.memory_bytes, "memory_bytes", "a memory limit"),
+    ):
+        unknown = [cost.bucket for cost in costs if not getattr(cost, name) > 0]
+        if limit is not None and unknown:
+            raise ValueError(
+                f"{what} needs {name} of every candidate, and the costs say nothing of bucket "
+                f"{unknown[0]}: measure it, or leave {what} out"
+            )
 
 
 def _points(workload: Workload, costs: Sequence[BucketCost]) -> np.ndarray:

@@ -256,3 +256,15 @@ def test_the_shape_bound_puts_each_request_into_its_cheapest_bucket():
     assert frame.loc["4,128,8", ["batch_size", "prompt_length", "new_tokens"]].tolist() == [
         4, 128, 8,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [(Limits(1, 60.0), "a warmup budget needs compile_s"),
+     (Limits(1, None, 100), "a memory limit needs memory_bytes")],
+)  # fmt: skip
+@pytest.mark.parametrize("way", WAYS)
+def test_a_limit_on_what_no_cost_says_is_not_kept_but_refused(way, limits, words):
+    costs = (BucketCost(Bucket(1, 64, 4), 1.0, 0.1),)
+    with pytest.raises(ValueError, match=rf"{words} of every candidate.* bucket 1,64,4"):
+        way(workload((60, 4)), costs, limits)
