@@ -1,33 +1,42 @@
-"""Compiled code kept between runs: Inductor's cache directory as one archive, with a manifest.
+"""Compiled code kept between runs: Inductor's cache directory as one archive, whose first member,
+the manifest, says what it was made for and the checksum of every file.
 
 torch's own `save_cache_artifacts` leaves the C++ compiler's output out, so that a fresh host
 would run g++ again; the whole directory has it in.
+
+Only `require_precompiled` lets an artefact decide whether an engine starts: else whatever is wrong
+with it, or with the directory, costs a compilation and is a warning.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import io
 import json
 import logging
 import os
-import platform
+import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
 
-import torch
 from torch._inductor import config as inductor_config
 from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
 
+from spyre_bench.engine.code_identity import Identity, differences, identity
 from spyre_bench.engine.compile import cache_misses
+from spyre_bench.engine.shared_files import NewFile, SharedDirectory, lacks_space
 
 log = logging.getLogger(__name__)
 
-PRIVATE = 0o700
+MANIFEST = "manifest.json"
+ROOM_BYTES_PER_BUCKET = 4 << 20
+"""Reserved for an artefact before its code is compiled: about what a small model's takes."""
 
 
 @dataclass(frozen=True)
@@ -59,125 +68,97 @@ class CodeCache:
         return CompileWork(cache_misses(), runs)
 
 
-def identity(config) -> dict[str, str | int]:
-    """What compiled code depends on, of an `EngineConfig` and this machine."""
-    text = (config.model_directory / "config.json").read_bytes()
-    return {
-        "model": hashlib.sha256(text).hexdigest()[:16],
-        "buckets": str(config.buckets),
-        "tp": config.rank.tp,
-        "rank": config.rank.rank,
-        "dtype": config.dtype,
-        "compile_backend": config.compile_backend,
-        "compile_scope": config.compile_scope,
-        "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
-        "threads": torch.get_num_threads(),  # Inductor writes the number into its loops
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "ibm-fms": version("ibm-fms"),
-        "spyre-bench": version("spyre-bench"),
-    }
+class UnusableArtefact(Exception):
+    """The artefact is there and cannot be used; says why."""
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """An archive `<key>.tar` and its manifest `<key>.json` in a private directory."""
+    """An archive `<key>.tar` in a directory that others may share."""
 
-    directory: Path
-    identity: dict[str, str | int]
-
-    @property
-    def key(self) -> str:
-        return hashlib.sha256(json.dumps(self.identity).encode()).hexdigest()[:16]
+    directory: SharedDirectory
+    identity: Identity
 
     @property
-    def archive(self) -> Path:
-        return self.directory / f"{self.key}.tar"
+    def name(self) -> str:
+        return f"{hashlib.sha256(json.dumps(self.identity).encode()).hexdigest()[:16]}.tar"
 
     @property
-    def manifest(self) -> Path:
-        return self.directory / f"{self.key}.json"
+    def path(self) -> Path:
+        return self.directory.path / self.name
 
     def unpack(self, into: Path) -> bool:
-        """Whether a sound artefact was there; an unsound one is reported and removed.
-
-        Raises ValueError where another user could have written it: it is code.
-        """
-        if not self.manifest.exists():
-            return False
-        for path in (self.manifest, self.archive):
-            if path.exists():
-                require_private(path)
+        """Whether an artefact was there. Raises UnusableArtefact for one that is not sound, and
+        OSError where `into` has no room for it."""
         try:
-            recorded = json.loads(self.manifest.read_text())
-            if recorded["identity"] != self.identity:
-                raise ValueError("its manifest describes other code")
-            if recorded["sha256"] != _sha256(self.archive):
-                raise ValueError("the archive is not the one that was written")
-            with tarfile.open(self.archive) as tar:
-                # Debian 12's Python, 3.11.2, has no filters; the archive is ours by its checksum
-                tar.extractall(
-                    into, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {})
-                )
-        except (OSError, ValueError, KeyError, TypeError, tarfile.TarError) as error:
-            log.warning("artefact %s is not usable and is rebuilt: %s", self.archive, error)
-            self.manifest.unlink(missing_ok=True)
-            self.archive.unlink(missing_ok=True)
+            with self.directory.open(self.name) as file, tarfile.open(fileobj=file) as tar:
+                manifest = _read_manifest(tar)
+                if manifest["identity"] != self.identity:
+                    raise ValueError("its manifest describes other code")
+                digests = dict(manifest["files"])
+                for member in tar:
+                    if member.name != MANIFEST:
+                        _unpack_file(tar, member, digests.pop(member.name), into)
+            if digests:
+                raise ValueError(f"{min(digests)} is missing in it")
+        except FileNotFoundError:
             return False
+        except Exception as error:  # whatever damage does to a tar file and to JSON
+            if lacks_space(error):
+                raise
+            raise UnusableArtefact(f"artefact {self.path} is not usable: {error}") from error
         return True
 
-    def pack(self, source: Path) -> None:
-        """Archive first, manifest last, each in one step: half an artefact is none."""
-        partial = self.archive.with_suffix(f".{os.getpid()}.partial")
-        try:
-            with tarfile.open(partial, "w") as tar:
-                tar.add(source, arcname=".", filter=_without_locks)
-            digest = _sha256(partial)
-            os.replace(partial, self.archive)
-            partial.write_text(json.dumps({"identity": self.identity, "sha256": digest}, indent=1))
-            os.replace(partial, self.manifest)
-        finally:
-            partial.unlink(missing_ok=True)
+    def pack(self, source: Path, file: BinaryIO) -> None:
+        """Writes what `source` holds into an open file."""
+        paths = {
+            path.relative_to(source).as_posix(): path
+            for path in sorted(source.rglob("*"))
+            if path.is_file() and path.suffix != ".lock"
+        }
+        digests = {name: _sha256(path) for name, path in paths.items()}
+        manifest = json.dumps({"identity": self.identity, "files": digests}, indent=1).encode()
+        with tarfile.open(fileobj=file, mode="w", dereference=True) as tar:
+            head = tarfile.TarInfo(MANIFEST)
+            head.size = len(manifest)
+            tar.addfile(head, io.BytesIO(manifest))
+            for name, path in paths.items():
+                tar.add(path, arcname=name)
 
     def missing(self) -> str:
         """What is not there, and how the nearest artefact differs."""
-        nearest, least = "the directory holds no other", None
-        for path in sorted(self.directory.glob("*.json")):
-            try:
-                other = json.loads(path.read_text())["identity"]
-            except (ValueError, KeyError):
-                continue
-            changed = [name for name in self.identity if other.get(name) != self.identity[name]]
-            if least is None or len(changed) < least:
-                least = len(changed)
-                differences = ", ".join(
-                    f"{name} {other.get(name)!r} instead of {self.identity[name]!r}"
-                    for name in changed
-                )
-                nearest = f"the nearest, {path.name}, was made for {differences}"
-        return f"no artefact {self.archive} for {self.identity}; {nearest}"
+        found = []
+        for path in sorted(self.directory.path.glob("*.tar")):
+            with (
+                contextlib.suppress(Exception),  # what cannot be read is not near
+                self.directory.open(path.name) as file,
+                tarfile.open(fileobj=file) as tar,
+            ):
+                found.append((differences(_read_manifest(tar)["identity"], self.identity), path))
+        if found:
+            changed, path = min(found, key=lambda one: len(one[0]))
+            nearest = f"the nearest, {path.name}, was made for {', '.join(changed)}"
+        else:
+            nearest = "the directory holds no other"
+        return f"no artefact {self.path} for {self.identity}; {nearest}"
 
 
 @contextlib.contextmanager
 def code_cache(config) -> Iterator[CodeCache]:
     """Inductor's cache during a warmup: from the artefact where there is one, into it after.
 
-    Raises ValueError under `require_precompiled` where the artefact is missing or lacked
-    something, and for a directory that another user could have written.
+    A directory that cannot be written is a warning before anything compiles. Raises ValueError
+    under `require_precompiled` where the artefact is missing, unusable or lacked something, and
+    OSError where the temporary directory is full.
     """
     if config.artefact_directory is None or config.compile_backend != "inductor":
         yield CodeCache(None)
         return
-    config.artefact_directory.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
-    require_private(config.artefact_directory)
-    artefact = Artefact(config.artefact_directory, identity(config))
-    with tempfile.TemporaryDirectory(prefix="spyre-bench-") as name:
-        directory = Path(name)
-        found = artefact.unpack(directory)
-        if config.require_precompiled and not found:
-            raise ValueError(
-                f"require_precompiled: {artefact.missing()}. Start once without it to make one"
-            )
+    shared = SharedDirectory(config.artefact_directory, config.artefact_trust)
+    artefact = Artefact(shared, identity(config))
+    with _temporary_directory() as directory, contextlib.ExitStack() as stack:
+        found = _unpack(artefact, directory, config.require_precompiled)
+        new = None if found else _new_file(artefact, len(config.buckets), stack)
         cache = CodeCache(directory)
         before = cache.work()
         # The instruction set is part of the identity: without this, every start would try it
@@ -188,27 +169,100 @@ def code_cache(config) -> Iterator[CodeCache]:
         if work.is_none:
             return
         if found:
-            log.warning("artefact %s was incomplete (%s) and is rebuilt", artefact.archive, work)
-        artefact.pack(directory)
+            log.warning("artefact %s was incomplete (%s) and is rebuilt", artefact.path, work)
+            new = _new_file(artefact, len(config.buckets), stack)
+        if new is not None:
+            _pack(artefact, directory, new)
         if config.require_precompiled:
             raise ValueError(
-                f"require_precompiled: {artefact.archive} lacked code ({work}); it is rebuilt, "
-                f"start again"
+                f"require_precompiled: {artefact.path} lacked code ({work}). Start once without "
+                f"it to make it whole"
             )
 
 
-def require_private(path: Path) -> None:
-    """Raises ValueError unless only this user can have written the path."""
-    status = path.stat()
-    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise ValueError(
-            f"{path} belongs to user {status.st_uid} with mode {status.st_mode & 0o777:o}: "
-            f"artefacts are code, so nobody else may write there; remove it or chmod go-w"
-        )
+def _unpack(artefact: Artefact, into: Path, require_precompiled: bool) -> bool:
+    """Whether there was a sound artefact."""
+    try:
+        if artefact.unpack(into):
+            return True
+        problem = artefact.missing() if require_precompiled else ""
+    except UnusableArtefact as error:
+        problem = str(error)
+        shutil.rmtree(into)
+        into.mkdir(mode=0o700)
+    if require_precompiled:
+        raise ValueError(f"require_precompiled: {problem}. Start once without it to make one")
+    if problem:
+        log.warning("%s; the code is compiled again", problem)
+    return False
 
 
-def _without_locks(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    return None if member.name.endswith(".lock") else member
+def _new_file(artefact: Artefact, buckets: int, stack: contextlib.ExitStack) -> NewFile | None:
+    """Where the artefact will be written; None, with a warning, where it cannot be kept."""
+    try:
+        artefact.directory.make()
+        artefact.directory.sweep()
+        room_bytes = buckets * ROOM_BYTES_PER_BUCKET
+        return stack.enter_context(artefact.directory.new_file(artefact.name, room_bytes))
+    except OSError as error:
+        _warn_not_kept(artefact, error)
+        return None
+
+
+def _pack(artefact: Artefact, source: Path, new: NewFile) -> None:
+    try:
+        artefact.pack(source, new.file)
+        new.publish()
+    except OSError as error:
+        _warn_not_kept(artefact, error)
+
+
+def _warn_not_kept(artefact: Artefact, error: OSError) -> None:
+    log.warning(
+        "compiled code is not kept in %s (%s): serving goes on, and the next start compiles again. "
+        "Make room there, or let artefact_directory name a place that user %d can write to",
+        *(artefact.directory.path, error.strerror or error, os.geteuid()),
+    )
+
+
+@contextlib.contextmanager
+def _temporary_directory() -> Iterator[Path]:
+    """A directory that is gone afterwards. A full one raises OSError in one sentence, whoever
+    noticed: this module, Inductor or its compiler."""
+    place = "TMPDIR"
+    try:
+        place = tempfile.gettempdir()
+        with tempfile.TemporaryDirectory(prefix="spyre-bench-") as name:
+            yield Path(name)
+    except Exception as error:
+        if not (lacks_space(error) or place == "TMPDIR"):
+            raise
+        raise OSError(
+            errno.ENOSPC,
+            f"there is no room for compiling in the temporary directory {place}: make room, or "
+            f"name another place by TMPDIR",
+        ) from error
+
+
+def _read_manifest(tar: tarfile.TarFile) -> dict[str, Any]:
+    member = tar.next()
+    file = tar.extractfile(member) if member and member.name == MANIFEST else None
+    if file is None:
+        raise ValueError("it begins with no manifest")
+    return json.loads(file.read())
+
+
+def _unpack_file(tar: tarfile.TarFile, member: tarfile.TarInfo, digest: str, into: Path) -> None:
+    """Writes one file below `into`; ValueError where it is not the one that was packed."""
+    name, content = PurePosixPath(member.name), tar.extractfile(member)
+    if not member.isreg() or content is None or name.is_absolute() or ".." in name.parts:
+        raise ValueError(f"{name} is no file of an artefact")
+    target = into / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("wb") as file:
+        shutil.copyfileobj(content, file)
+    if _sha256(target) != digest:
+        raise ValueError(f"{name} is not the file that was packed")
 
 
 def _sha256(path: Path) -> str:

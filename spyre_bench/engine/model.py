@@ -42,6 +42,7 @@ class EngineConfig:
     compile_backend: str = "inductor"
     compile_scope: str = "layer"
     artefact_directory: Path | None = None
+    artefact_trust: str = "user"  # whose artefacts are run, see shared_files.TRUSTS
     require_precompiled: bool = False
     memory_bytes: int | None = None
     rank: Rank = ALONE
