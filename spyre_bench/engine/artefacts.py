@@ -28,6 +28,7 @@ from typing import Any, BinaryIO
 from torch._inductor import config as inductor_config
 from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
 
+from spyre_bench.engine.checkpoint import cache_directory
 from spyre_bench.engine.code_identity import Identity, differences, identity
 from spyre_bench.engine.compile import cache_misses
 from spyre_bench.engine.shared_files import NewFile, SharedDirectory, lacks_space
@@ -178,6 +179,15 @@ def code_cache(config) -> Iterator[CodeCache]:
                 f"require_precompiled: {artefact.path} lacked code ({work}). Start once without "
                 f"it to make it whole"
             )
+
+
+def default_artefact_directory() -> Path | None:
+    """In the cache directory; None, with a warning, where this user has no place for one."""
+    try:
+        return cache_directory() / "artefacts"
+    except ValueError as error:
+        log.warning("compiled code is not kept: %s", error)
+        return None
 
 
 def _unpack(artefact: Artefact, into: Path, require_precompiled: bool) -> bool:

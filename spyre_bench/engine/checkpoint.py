@@ -35,12 +35,20 @@ def model_directory(name: str = EMBEDDED, *, tokenizer: bool = True) -> Path:
 
 
 def cache_directory() -> Path:
-    """SPYRE_BENCH_CACHE, else `spyre_bench` in the user's XDG cache. It need not exist yet."""
-    if own := os.environ.get("SPYRE_BENCH_CACHE"):
-        return Path(own).expanduser().absolute()
-    xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # the XDG specification: an unset, empty or relative path means the default
-    return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "spyre_bench"
+    """SPYRE_BENCH_CACHE, else `spyre_bench` in the user's XDG cache. It need not exist yet.
+
+    Raises ValueError where neither names a place and the user has no home."""
+    try:
+        if own := os.environ.get("SPYRE_BENCH_CACHE"):
+            return Path(own).expanduser().absolute()
+        xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        # the XDG specification: an unset, empty or relative path means the default
+        return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "spyre_bench"
+    except RuntimeError as error:  # HOME is not set, and the table of users has no entry
+        raise ValueError(
+            f"user {os.geteuid()} has no home directory for a cache: set SPYRE_BENCH_CACHE (or "
+            f"HOME) to a directory that it can write to"
+        ) from error
 
 
 def checked(directory: Path, remedy: str, tokenizer: bool = True) -> Path:

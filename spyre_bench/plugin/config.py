@@ -12,19 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from spyre_bench.batching import POLICIES, Policy
 from spyre_bench.engine.compile import COMPILE_BACKENDS, COMPILE_SCOPES
-from spyre_bench.shapes import BUCKET_LISTS, BucketSet
+from spyre_bench.engine.shared_files import TRUSTS
+from spyre_bench.plugin.environment import BACKEND_ALIASES, OBEYED, OLD, obeyed, warnings
+from spyre_bench.shapes import BucketSet
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
     from spyre_bench.engine.warmup import WarmupRow
 
-BACKEND = "VLLM_SPYRE_DYNAMO_BACKEND"
-REQUIRE_PRECOMPILED = "VLLM_SPYRE_REQUIRE_PRECOMPILED_DECODERS"
-MAX_LOAD_PROCESSES = "VLLM_SPYRE_MAX_LOAD_PROCESSES"
 STEP_TIMEOUT = "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"  # vLLM's own name, with its own default
-ENVIRONMENT = (*BUCKET_LISTS, BACKEND, REQUIRE_PRECOMPILED, MAX_LOAD_PROCESSES)
-
 
 SECONDS = {
     "gather_s": (0, 60),
@@ -44,6 +41,7 @@ class SpyreConfig:
     compile_backend: str = "inductor"
     compile_scope: str = "layer"
     artefact_directory: Path | None = None  # compiled code; None: in the cache directory
+    artefact_trust: str = "user"  # whose compiled code is run: see shared_files.TRUSTS
     require_precompiled: bool = False
     memory_bytes: int | None = None  # limit; None: what the machine has
     pass_log: Path | None = None  # JSON lines, one a pass
@@ -58,6 +56,7 @@ class SpyreConfig:
     def __post_init__(self):
         _require_one_of("compile_backend", self.compile_backend, COMPILE_BACKENDS)
         _require_one_of("compile_scope", self.compile_scope, COMPILE_SCOPES)
+        _require_one_of("artefact_trust", self.artefact_trust, tuple(TRUSTS))
         if not isinstance(self.require_precompiled, bool):
             raise _wrong("require_precompiled", self.require_precompiled, "is true or false")
         if self.memory_bytes is not None and (
@@ -100,7 +99,15 @@ class SpyreConfig:
         values["buckets"] = _buckets(values["buckets"])
         for name in ("artefact_directory", "pass_log"):
             values[name] = _path(name, values.get(name))
+        backend = values.get("compile_backend")
+        if isinstance(backend, str):
+            values["compile_backend"] = BACKEND_ALIASES.get(backend, backend)
         return cls(**values)
+
+    @staticmethod
+    def environment_warnings() -> list[str]:
+        """A sentence for each name in the environment that changes nothing."""
+        return warnings(os.environ)
 
     @property
     def batching(self) -> Policy:
@@ -154,31 +161,50 @@ def _refuse_unknown(settings: Mapping[str, Any]) -> None:
 
 def _from_environment(environment: Mapping[str, str], without: Mapping[str, Any]) -> dict[str, Any]:
     """The values for the keys that `without` lacks, as far as the environment has them."""
+    found = obeyed(environment)
     values: dict[str, Any] = {}
     if "buckets" not in without:
-        values["buckets"] = BucketSet.from_lists(environment)
-    if BACKEND in environment and "compile_backend" not in without:
-        values["compile_backend"] = environment[BACKEND]
-    if REQUIRE_PRECOMPILED in environment and "require_precompiled" not in without:
-        values["require_precompiled"] = _flag(REQUIRE_PRECOMPILED, environment)
-    for name, key in ((MAX_LOAD_PROCESSES, "max_load_processes"), (STEP_TIMEOUT, "step_timeout_s")):
-        if name in environment and key not in without:
-            values[key] = _whole_number(name, environment)
+        values["buckets"] = _buckets_from_lists(found)
+    for name, (full, text) in found.items():
+        key = OBEYED[name]
+        if key == "buckets" or key in without:
+            continue
+        if key == "compile_backend":
+            values[key] = text
+        elif key == "require_precompiled":
+            values[key] = _flag(full, text)
+        elif key == "max_load_processes":
+            values[key] = _whole_number(full, text) or None  # 0: all
+        elif key == "join_timeout_s":
+            values[key] = 60 * _whole_number(full, text)
+    if STEP_TIMEOUT in environment and "step_timeout_s" not in without:
+        values["step_timeout_s"] = _whole_number(STEP_TIMEOUT, environment[STEP_TIMEOUT])
     return values
 
 
-def _whole_number(name: str, environment: Mapping[str, str]) -> int:
+def _buckets_from_lists(found: Mapping[str, tuple[str, str]]) -> BucketSet:
+    """The buckets of the three lists, whichever way their names are spelt."""
+    names = {OLD + name: spelt for name, spelt in found.items() if OBEYED[name] == "buckets"}
     try:
-        return int(environment[name])
+        return BucketSet.from_lists({name: text for name, (_, text) in names.items()})
+    except ValueError as error:
+        sentence = str(error)
+        for name, (full, _) in names.items():
+            sentence = sentence.replace(name, full)
+        raise ValueError(sentence) from None
+
+
+def _whole_number(name: str, text: str) -> int:
+    try:
+        return int(text)
     except ValueError:
-        raise ValueError(f"{name}={environment[name]!r} is not a whole number") from None
+        raise ValueError(f"{name}={text!r} is not a whole number") from None
 
 
-def _flag(name: str, environment: Mapping[str, str]) -> bool:
-    text = environment[name].strip().lower()
-    if text not in ("0", "1", "true", "false"):
-        raise ValueError(f"{name}={environment[name]!r} is not a flag: write 0 or 1")
-    return text in ("1", "true")
+def _flag(name: str, text: str) -> bool:
+    if text.lower() not in ("0", "1", "true", "false"):
+        raise ValueError(f"{name}={text!r} is not a flag: write 0 or 1")
+    return text.lower() in ("1", "true")
 
 
 def _buckets(value: Any) -> BucketSet:
@@ -190,7 +216,10 @@ def _buckets(value: Any) -> BucketSet:
 def _path(name: str, value: Any) -> Path | None:
     if value is not None and not isinstance(value, (str, Path)):
         raise _wrong(name, value, "is a path")
-    return None if value is None else Path(value).expanduser().absolute()
+    try:
+        return None if value is None else Path(value).expanduser().absolute()
+    except RuntimeError:  # no HOME, and no entry in the table of users
+        raise _wrong(name, value, "has a '~' but this user no home: write it in full") from None
 
 
 def _require_one_of(name: str, value: Any, known: tuple[str, ...]) -> None:

@@ -16,12 +16,15 @@ from vllm.platforms.interface import Platform, PlatformEnum
 
 from spyre_bench.engine.parallel import require_split
 from spyre_bench.engine.weights import require_servable
-from spyre_bench.plugin.config import ENVIRONMENT, SpyreConfig
-from spyre_bench.plugin.shims import let_ctrl_c_through
+from spyre_bench.plugin import environment
+from spyre_bench.plugin.config import SpyreConfig
+from spyre_bench.plugin.options import refuse_options, without_effect
+from spyre_bench.plugin.shims import let_ctrl_c_through, watch_options
 from spyre_bench.plugin.unsupported import refuse_config, refuse_quantization, refuse_request
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.engine.arg_utils import EngineArgs
     from vllm.inputs import EngineInput
     from vllm.pooling_params import PoolingParams
     from vllm.sampling_params import SamplingParams
@@ -59,9 +62,17 @@ class SpyrePlatform(Platform):
 
     @classmethod
     def pre_register_and_update(cls, parser=None) -> None:
-        """Tells vLLM our environment names, which it would warn of as unknown."""
-        for name in ENVIRONMENT:
+        """Tells vLLM our environment names, which it would warn of as unknown, and asks for a look
+        at options."""
+        for name in environment.NAMES:
             envs.environment_variables.setdefault(name, lambda: None)
+        watch_options(cls._judge_options)
+
+    @classmethod
+    def _judge_options(cls, arguments: EngineArgs) -> None:
+        refuse_options(arguments)
+        if sentence := without_effect(arguments):
+            logger.warning("%s", sentence)
 
     @classmethod
     def verify_quantization(cls, quant: str) -> None:
@@ -99,6 +110,8 @@ class SpyrePlatform(Platform):
         model = vllm_config.model_config
         refuse_config(vllm_config)
         config = SpyreConfig.of(vllm_config)
+        for sentence in config.environment_warnings():
+            logger.warning("%s", sentence)
         config.require_context(model.max_model_len)
         if (directory := Path(model.model)).is_dir():  # another one is looked at when it is there
             require_servable(directory, config.buckets.max_context_length)

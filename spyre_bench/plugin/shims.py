@@ -1,5 +1,5 @@
 """What no hook of vLLM 0.32 reaches, in place: two faults at start and end, and a look at requests
-before their max_tokens is lowered.
+before their max_tokens is lowered and at options before defaults are filled in.
 
 Each test of `tests/plugin/test_shims.py` fails once vLLM does without, and names what can go.
 """
@@ -10,8 +10,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from vllm.engine.arg_utils import EngineArgs
 
 
 def make_shutdown_quiet() -> None:
@@ -76,3 +80,22 @@ def watch_max_tokens(on_clamp: Callable[[int, str], None]) -> None:
         held = vars(module).get("get_max_tokens")
         if getattr(held, "__wrapped__", held) is original:
             module.get_max_tokens = attentive
+
+
+def watch_options(on_options: Callable[[EngineArgs], None]) -> None:
+    """vLLM fills in options that nobody has set before any hook sees its configuration. From here
+    on it calls `on_options` with each set of options as it was given, before it reads the model."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    original = getattr(
+        EngineArgs.create_model_config, "__wrapped__", EngineArgs.create_model_config
+    )
+
+    @wraps(original)
+    def attentive(self, *args, **kwargs):
+        if not vars(self).setdefault("_spyre_has_seen_it", False):
+            self._spyre_has_seen_it = True
+            on_options(self)
+        return original(self, *args, **kwargs)
+
+    EngineArgs.create_model_config = attentive

@@ -17,7 +17,8 @@ from vllm.utils.torch_utils import available_cpu_count, set_random_seed
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheSpec
 from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
 
-from spyre_bench.engine.checkpoint import cache_directory, model_directory
+from spyre_bench.engine.artefacts import default_artefact_directory
+from spyre_bench.engine.checkpoint import model_directory
 from spyre_bench.engine.model import EngineConfig, SpyreCausalLM
 from spyre_bench.engine.parallel import Rank, join
 from spyre_bench.engine.warmup import WarmupRow, warm_up
@@ -112,7 +113,8 @@ class SpyreWorker(WorkerBase):
                 dtype=str(self.model_config.dtype).removeprefix("torch."),
                 compile_backend=config.compile_backend,
                 compile_scope=config.compile_scope,
-                artefact_directory=config.artefact_directory or cache_directory() / "artefacts",
+                artefact_directory=config.artefact_directory or default_artefact_directory(),
+                artefact_trust=config.artefact_trust,
                 require_precompiled=config.require_precompiled,
                 memory_bytes=config.memory_bytes,
                 rank=self.spyre_rank,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from spyre_bench.plugin.config import ENVIRONMENT
+from spyre_bench.plugin.environment import NAMES
 from tests.plugin.servers import PROMPTS, Run
 
 BUCKETS = [[4, 64, 16], [2, 192, 32]]
@@ -25,7 +25,7 @@ def vllm_environment():
         patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         patch.setenv("VLLM_LOGGING_LEVEL", "WARNING")
         patch.setenv("VLLM_NO_USAGE_STATS", "1")
-        for name in ENVIRONMENT:  # an image sets buckets
+        for name in NAMES:  # an image sets buckets
             patch.delenv(name, raising=False)
         yield
 
