@@ -102,7 +102,7 @@ class Artefact:
                         _unpack_file(tar, member, digests.pop(member.name), into)
             if digests:
                 raise ValueError(f"{min(digests)} is missing in it")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         except Exception as error:  # whatever damage does to a tar file and to JSON
             if lacks_space(error):

@@ -127,7 +127,7 @@ class SharedDirectory:
             descriptor = os.open(partial, flags, 0o600)
             try:
                 with contextlib.suppress(OSError):  # a file system without locks: see `sweep`
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
                 if partial.exists():  # not swept before it was locked
                     return partial, descriptor
             except BaseException:

@@ -61,7 +61,8 @@ def _of_engine(vllm_config: VllmConfig) -> list[tuple[bool, str, str]]:
             "serve a text-only decoder model",
         ),
         (
-            vllm_config.cache_config.cache_dtype not in ("auto", "float32", "float16"),
+            vllm_config.cache_config.cache_dtype
+            not in ("auto", str(model.dtype).removeprefix("torch.")),
             f"kv_cache_dtype {vllm_config.cache_config.cache_dtype!r}",
             "leave it at auto, the cache has the model's type",
         ),

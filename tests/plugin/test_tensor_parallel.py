@@ -4,6 +4,7 @@ eager and compiled, offline and served."""
 import json
 import re
 import sys
+import tarfile
 from pathlib import Path
 
 import openai
@@ -121,6 +122,11 @@ def test_served_the_ranks_say_what_hugging_face_says(request, tmp_path, name, tp
         server.clean_up()
 
 
+def rank_of(artefact: Path) -> int:
+    with tarfile.open(artefact) as tar:
+        return json.loads(tar.extractfile("manifest.json").read())["identity"]["rank"]
+
+
 @pytest.mark.ranks
 def test_a_warm_start_compiles_nothing_on_any_rank_and_a_missing_artefact_is_named(
     start, tiny_llama, tmp_path
@@ -142,11 +148,7 @@ def test_a_warm_start_compiles_nothing_on_any_rank_and_a_missing_artefact_is_nam
     warm, code = begin(require_precompiled=True)
     assert code == 0, warm.output()
     assert answers(warm) == answers(cold)
-    of_rank_1 = next(
-        path
-        for path in artefacts.glob("*.json")
-        if json.loads(path.read_text())["identity"]["rank"] == 1
-    )
+    (of_rank_1,) = (path for path in artefacts.glob("*.tar") if rank_of(path) == 1)
     of_rank_1.unlink()
     refused, code = begin(require_precompiled=True)
     assert code > 0
