@@ -73,6 +73,10 @@ class UnusableArtefact(Exception):
     """The artefact is there and cannot be used; says why."""
 
 
+class DiscardedArtefact(Exception):
+    """A warmup failed with an artefact's code, which is gone now: it may be the code's fault."""
+
+
 @dataclass(frozen=True)
 class Artefact:
     """An archive `<key>.tar` in a directory that others may share."""
@@ -165,7 +169,12 @@ def code_cache(config) -> Iterator[CodeCache]:
         # The instruction set is part of the identity: without this, every start would try it
         # out again, in a process of its own that imports torch.
         with temporary_cache_dir(str(directory)), inductor_config.patch("cpp.vec_isa_ok", True):
-            yield cache
+            try:
+                yield cache
+            except Exception as error:
+                if found and not config.require_precompiled and not lacks_space(error):
+                    _discard(artefact, error)
+                raise
         work = cache.work() - before
         if work.is_none:
             return
@@ -205,6 +214,17 @@ def _unpack(artefact: Artefact, into: Path, require_precompiled: bool) -> bool:
     if problem:
         log.warning("%s; the code is compiled again", problem)
     return False
+
+
+def _discard(artefact: Artefact, error: Exception) -> None:
+    """Removes an artefact whose code has just failed, as the checksums cannot tell what was packed
+    broken."""
+    with contextlib.suppress(OSError):
+        artefact.path.unlink()
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        sentence = f"warmup failed with the code of artefact {artefact.path} ({reason}): removed"
+        log.warning("%s", sentence)
+        raise DiscardedArtefact(f"{sentence}, start again") from error
 
 
 def _new_file(artefact: Artefact, buckets: int, stack: contextlib.ExitStack) -> NewFile | None:

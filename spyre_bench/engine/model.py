@@ -179,6 +179,7 @@ class SpyreCausalLM:
         """Readies a bucket's two passes; each compiles when it first runs (see `warmup`)."""
         function = _run_layer if self.config.compile_scope == "layer" else _run_model
         name = str(bucket).replace(",", "_")
+        self._warmed.discard(bucket)
         self._passes[bucket] = (
             compile_pass(function, f"prefill_{name}", self.config.compile_backend),
             compile_pass(function, f"decode_{name}", self.config.compile_backend),

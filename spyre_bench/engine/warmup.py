@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from spyre_bench.cost import BucketCost
-from spyre_bench.engine.artefacts import code_cache
+from spyre_bench.engine.artefacts import DiscardedArtefact, code_cache
 from spyre_bench.engine.compile import sendnn_warmup, unique_graphs
 from spyre_bench.engine.model import EngineConfig, SpyreCausalLM
 from spyre_bench.engine.parallel import in_turns
@@ -45,6 +45,15 @@ def warm_up(model: SpyreCausalLM, *, progress: bool = True) -> list[WarmupRow]:
 
     Afterwards nothing of this engine compiles: a pass that would raises.
     """
+    try:
+        return _warm_up(model, progress)
+    except DiscardedArtefact:
+        if model.config.rank.tp > 1:  # the other ranks are somewhere in this rank's passes
+            raise
+    return _warm_up(model, progress)
+
+
+def _warm_up(model: SpyreCausalLM, progress: bool) -> list[WarmupRow]:
     rows = []
     with code_cache(model.config) as cache:
         for bucket in _with_bar(largest_first(model.buckets), progress):

@@ -240,6 +240,20 @@ def test_an_artefact_that_lacks_code_is_rebuilt(here, archive, caplog):
         assert (cache.directory / "more.so").exists()
 
 
+def test_an_artefact_whose_code_fails_is_removed_unless_it_must_be_there(here, archive):
+    from spyre_bench.engine.artefacts import DiscardedArtefact, code_cache
+
+    with (
+        pytest.raises(RuntimeError, match="broken"),
+        code_cache(replace(here, require_precompiled=True)),
+    ):
+        raise RuntimeError("broken code")
+    assert archive.exists()
+    with pytest.raises(DiscardedArtefact, match=r"broken code\): removed"), code_cache(here):
+        raise RuntimeError("broken code")
+    assert not archive.exists()
+
+
 def test_a_failed_warmup_leaves_nothing_behind(here):
     from spyre_bench.engine.artefacts import code_cache
 
