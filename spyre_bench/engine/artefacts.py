@@ -221,7 +221,8 @@ def _discard(artefact: Artefact, error: Exception) -> None:
     broken."""
     with contextlib.suppress(OSError):
         artefact.path.unlink()
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        # the first line of a compiler's error only says which compiler
+        reason = " ".join(str(error).splitlines()[:2]) or type(error).__name__
         sentence = f"warmup failed with the code of artefact {artefact.path} ({reason}): removed"
         log.warning("%s", sentence)
         raise DiscardedArtefact(f"{sentence}, start again") from error

@@ -110,6 +110,21 @@ def test_the_cache_is_ours_by_name_or_in_the_xdg_cache(own, xdg, expected, monke
     assert cache_directory() == Path(expected)
 
 
+def test_a_user_without_a_home_gets_one_sentence(monkeypatch):
+    import pwd
+
+    def no_entry(user):
+        raise KeyError(user)
+
+    for name in ("HOME", "SPYRE_BENCH_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", no_entry)
+    with pytest.raises(ValueError, match=r"user \d+ has no home .*: set SPYRE_BENCH_CACHE"):
+        cache_directory()
+    monkeypatch.setenv("SPYRE_BENCH_CACHE", "/own")
+    assert cache_directory() == Path("/own")
+
+
 def test_the_second_call_takes_what_is_there(cache, quick_unpack, monkeypatch):
     directory = model_directory()
     assert directory == cache / embedded.DIRECTORY

@@ -70,3 +70,22 @@ def test_without_the_shim_a_prompt_as_long_as_the_context_is_granted_no_token():
     assert api_utils.get_max_tokens(320, None, 100, {"max_tokens": 400}) < 400
     assert api_utils.get_max_tokens(320, None, 100, {}) == plain(320, None, 100, {})
     assert seen == [(320, "max_tokens"), (100, "max_tokens"), (100, "default")]
+
+
+def test_without_the_shim_options_that_nobody_gave_are_filled_in_first(tiny_llama, monkeypatch):
+    from vllm.engine.arg_utils import EngineArgs
+
+    from spyre_bench.plugin.platform import SpyrePlatform
+    from spyre_bench.plugin.shims import watch_options
+
+    monkeypatch.setattr(SpyrePlatform, "_config", None)
+    seen = []
+    monkeypatch.setattr(
+        SpyrePlatform, "_judge_options", lambda given: seen.append(given.max_num_seqs)
+    )
+    monkeypatch.setattr(EngineArgs, "create_model_config", EngineArgs.create_model_config)
+    watch_options(SpyrePlatform._judge_options)
+    given = EngineArgs(str(tiny_llama))
+    given.create_engine_config()
+    assert seen == [None]
+    assert given.max_num_seqs is not None, "vLLM leaves options as given: delete watch_options"
