@@ -70,7 +70,7 @@ def test_with_nothing_set_upstreams_default_bucket_is_compiled():
         ({"gather_s": True}, "gather_s True is wrong"),
         ({"pass_log": 7}, "pass_log 7 is wrong, it is a path"),
         ({"artefact_directory": "~nobody-of-that-name/a"}, "has a '~' but this user no home"),
-        ({"artefact_trust": "grup"}, "one of user, group, any; did you mean 'group'"),
+        ({"artefact_trust": "groups"}, "one of user, group, any; did you mean 'group'"),
         ("buckets", "'buckets' is not a mapping"),
     ],
 )
