@@ -88,8 +88,8 @@ def explain_long_prompts(
     from vllm.exceptions import VLLMValidationError
     from vllm.renderers.params import TokenizeParams
 
-    if hasattr(TokenizeParams._token_len_check, "__wrapped__"):
-        return
+    def plain(member: Callable) -> Callable:
+        return getattr(member, "__wrapped__", member)
 
     def explained(check: Callable) -> Callable:
         @wraps(check)
@@ -105,8 +105,8 @@ def explain_long_prompts(
 
         return attentive
 
-    encode_kwargs = TokenizeParams.get_encode_kwargs
-    truncation = TokenizeParams.max_truncation_tokens.fget
+    encode_kwargs = plain(TokenizeParams.get_encode_kwargs)
+    truncation = plain(TokenizeParams.max_truncation_tokens.fget)
 
     @wraps(encode_kwargs)
     def to_the_end(params):
@@ -115,11 +115,12 @@ def explain_long_prompts(
             return {"truncation": False, "add_special_tokens": kwargs["add_special_tokens"]}
         return kwargs
 
+    @wraps(truncation)
     def within_buckets(params):
         most = truncation(params)
         return None if most is None else min(most, longest_prompt())
 
-    TokenizeParams._token_len_check = explained(TokenizeParams._token_len_check)
-    TokenizeParams._text_len_check = explained(TokenizeParams._text_len_check)
+    TokenizeParams._token_len_check = explained(plain(TokenizeParams._token_len_check))
+    TokenizeParams._text_len_check = explained(plain(TokenizeParams._text_len_check))
     TokenizeParams.get_encode_kwargs = to_the_end
     TokenizeParams.max_truncation_tokens = property(within_buckets)
