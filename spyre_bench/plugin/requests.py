@@ -44,6 +44,7 @@ def refuse_request(
     _require_known_tokens(prompt_token_ids, vocab_size)
     _require_samplable(params, vocab_size)
     _require_known_end_of_thinking(params, vllm_config, vocab_size)
+    _require_known_end_of_grammar(params, vllm_config, vocab_size)
 
 
 def _require_types(prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
@@ -122,4 +123,25 @@ def _require_known_end_of_thinking(
             f"thinking_token_budget={params.thinking_token_budget} cannot be kept: the end of "
             f"thinking has the token id {strange[0]}, and the model's vocabulary {vocab_size} "
             f"tokens: leave it out, or serve a checkpoint whose embedding was resized"
+        )
+
+
+def _require_known_end_of_grammar(
+    params: SamplingParams, vllm_config: VllmConfig, vocab_size: int
+) -> None:
+    """A grammar allows the end of the sequence where it is complete, so the model must have it."""
+    if params.structured_outputs is None:
+        return
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    model = vllm_config.model_config
+    ends = model.try_get_generation_config().get("eos_token_id") or []
+    tokenizer = cached_tokenizer_from_config(model)
+    ends = [*([ends] if isinstance(ends, int) else ends), tokenizer.eos_token_id]
+    strange = [end for end in ends if end is not None and end >= vocab_size]
+    if strange:
+        raise ValueError(
+            f"structured outputs cannot be kept: the end of a sequence has the token id "
+            f"{strange[0]}, and the model's vocabulary {vocab_size} tokens: ask for plain text, or "
+            f"serve a checkpoint whose embedding was resized"
         )

@@ -67,8 +67,7 @@ def test_each_extreme_gets_an_answer_or_400_and_the_next_request_its_tokens(serv
 
 
 def meant_to_fail(described: tuple) -> bool:
-    """A user's own logits processor that raises, and what vLLM's own front end answers with 500
-    (docs/OPERATIONS.md)."""
+    """A user's own logits processor that raises: a fault of the server's, not of the request."""
     return b'"force_token"' in described[1]
 
 

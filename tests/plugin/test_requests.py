@@ -114,6 +114,13 @@ def test_a_token_id_that_is_no_whole_number_is_refused(prompt):
         validate(prompt)
 
 
+def test_a_grammar_whose_end_the_model_lacks_is_refused():
+    from vllm.sampling_params import StructuredOutputsParams
+
+    with pytest.raises(ValueError, match="structured outputs cannot be kept: .* token id 264"):
+        validate(structured_outputs=StructuredOutputsParams(choice=["yes"]))
+
+
 def test_the_last_of_several_seeds_counts():
     validate(seed=2**64 - 3, n=3, temperature=1.0)
     with pytest.raises(ValueError, match="seed=18446744073709551614 with n=3"):
