@@ -117,7 +117,7 @@ def test_a_token_id_that_is_no_whole_number_is_refused(prompt):
 def test_a_grammar_whose_end_the_model_lacks_is_refused():
     from vllm.sampling_params import StructuredOutputsParams
 
-    with pytest.raises(ValueError, match="structured outputs cannot be kept: .* token id 264"):
+    with pytest.raises(ValueError, match=r"outputs cannot be kept: .* token id 264"):
         validate(structured_outputs=StructuredOutputsParams(choice=["yes"]))
 
 
