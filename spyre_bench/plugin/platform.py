@@ -19,8 +19,9 @@ from spyre_bench.engine.weights import require_servable
 from spyre_bench.plugin import environment
 from spyre_bench.plugin.config import SpyreConfig
 from spyre_bench.plugin.options import refuse_options, without_effect
-from spyre_bench.plugin.shims import let_ctrl_c_through, watch_options
-from spyre_bench.plugin.unsupported import refuse_config, refuse_quantization, refuse_request
+from spyre_bench.plugin.requests import refuse_request, require_prompt_type
+from spyre_bench.plugin.shims import explain_long_prompts, let_ctrl_c_through, watch_options
+from spyre_bench.plugin.unsupported import refuse_config, refuse_quantization
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -54,6 +55,7 @@ class SpyrePlatform(Platform):
     simple_compile_backend = "eager"
 
     _config: ClassVar[SpyreConfig | None] = None
+    _vllm_config: ClassVar[VllmConfig | None] = None
 
     @property
     def supported_dtypes(self) -> list[torch.dtype]:
@@ -92,6 +94,7 @@ class SpyrePlatform(Platform):
             return
         let_ctrl_c_through()
         config = cls._read_config(vllm_config)
+        cls._take(config, vllm_config)
         cls._fit_to_buckets(vllm_config, config)
         parallel = vllm_config.parallel_config
         parallel.worker_cls = "spyre_bench.plugin.worker.SpyreWorker"
@@ -130,7 +133,6 @@ class SpyrePlatform(Platform):
             model.dtype = torch.float16
         if cls._config not in (None, config):
             logger.info("Requests are checked against the new engine's buckets from here on.")
-        cls._config = config
         # From here on no process depends on its own environment.
         vllm_config.additional_config = vllm_config.additional_config | {
             "spyre": config.as_settings()
@@ -142,7 +144,13 @@ class SpyrePlatform(Platform):
         """Takes the configuration of an engine that another process built, where this one has none:
         the second API server of a server checks requests too."""
         if cls._config is None:
-            cls._config = SpyreConfig.of(vllm_config)
+            cls._take(SpyreConfig.of(vllm_config), vllm_config)
+
+    @classmethod
+    def _take(cls, config: SpyreConfig, vllm_config: VllmConfig) -> None:
+        """From here on requests are checked against these."""
+        cls._config, cls._vllm_config = config, vllm_config
+        explain_long_prompts(cls._refuse_long_prompt, cls._longest_prompt)
 
     @staticmethod
     def _fit_to_buckets(vllm_config: VllmConfig, config: SpyreConfig) -> None:
@@ -171,16 +179,32 @@ class SpyrePlatform(Platform):
             return
         reason: str | None = "unsupported"
         try:
-            refuse_request(processed_inputs["type"], params)
-            prompt_tokens = len(processed_inputs["prompt_token_ids"])
+            require_prompt_type(processed_inputs["type"])
+            token_ids = processed_inputs["prompt_token_ids"]
+            refuse_request(token_ids, params, cls._vllm_config)
             # Without max_tokens the answer may be as long as a bucket allows, but no shorter.
             at_least = max(1, params.min_tokens)
             max_tokens = at_least if params.max_tokens is None else params.max_tokens
-            reason = cls._config.buckets.rejection(prompt_tokens, max_tokens)
-            cls._config.buckets.require_fit(prompt_tokens, max_tokens)
+            reason = cls._config.buckets.rejection(len(token_ids), max_tokens)
+            cls._config.buckets.require_fit(len(token_ids), max_tokens)
         except ValueError as error:
             _count_rejected(reason)
             raise RefusedRequest(str(error)) from None
+
+    @classmethod
+    def _refuse_long_prompt(cls, prompt_tokens: int, max_tokens: int) -> None:
+        """The same sentence for a prompt that vLLM refuses before it asks `validate_request`."""
+        if cls._config is None:
+            return
+        try:
+            cls._config.buckets.require_fit(prompt_tokens, max_tokens)
+        except ValueError as error:
+            _count_rejected(cls._config.buckets.rejection(prompt_tokens, max_tokens))
+            raise RefusedRequest(str(error)) from None
+
+    @classmethod
+    def _longest_prompt(cls) -> int:
+        return sys.maxsize if cls._config is None else cls._config.buckets.max_prompt_length
 
     @classmethod
     def takes_prompt(cls, prompt_tokens: int) -> bool:

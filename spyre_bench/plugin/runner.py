@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 import torch
+from vllm.logger import init_logger
 from vllm.sampling_params import SamplingType
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 from vllm.v1.sample.logits_processor import build_logitsprocs
@@ -25,9 +26,12 @@ if TYPE_CHECKING:
 
     from vllm.config import VllmConfig
     from vllm.v1.core.sched.output import GrammarOutput, NewRequestData
+    from vllm.v1.outputs import SamplerOutput
 
     from spyre_bench.engine.model import SpyreCausalLM
     from spyre_bench.plugin.scheduler import SpyreSchedulerOutput
+
+logger = init_logger("vllm.spyre_bench.runner")
 
 DUMMY_TOKEN = 0
 
@@ -42,6 +46,7 @@ class SpyreModelRunner:
         self.sampler = Sampler(
             vllm_config.model_config.logprobs_mode, vllm_config.model_config.use_fp64_gumbel
         )
+        self.vllm_config = vllm_config
         self.input_batch = _input_batch(vllm_config)
         self._requests: dict[str, CachedRequestState] = {}
         self._rows: dict[str, int] = {}  # every member of the running batch, also finished ones
@@ -65,9 +70,7 @@ class SpyreModelRunner:
             logits = self._prefill(scheduled.bucket, scheduled.scheduled_new_reqs)
         else:
             logits = self._decode(scheduled.last_tokens)
-        # vLLM's order; a copy, since the sampler writes into it
-        order = [self._rows[request_id] for request_id in self.input_batch.req_ids]
-        self._pending = scheduled, logits[order]
+        self._pending = scheduled, logits
         return None
 
     def sample_tokens(self, grammar: GrammarOutput | None) -> ModelRunnerOutput:
@@ -76,19 +79,58 @@ class SpyreModelRunner:
         (scheduled, logits), self._pending = self._pending, None
         if not self.samples:
             return EMPTY_MODEL_RUNNER_OUTPUT
-        if grammar is not None:
-            apply_grammar_bitmask(scheduled, grammar, self.input_batch, logits)
-        sampled = self.sampler(logits, self.input_batch.sampling_metadata)
-        tokens = sampled.sampled_token_ids.tolist()
+        generators = {
+            state.generator: state.generator.get_state()
+            for state in self._requests.values()
+            if state.generator is not None
+        }
+        failed: list[str] = []
+        try:
+            sampled = self._sample(scheduled, logits, grammar)
+        except Exception:
+            failed = self._failing_alone(logits)
+            if not failed:
+                raise
+            for generator, state in generators.items():  # others draw what they would have drawn
+                generator.set_state(state)
+            self._forget(set(failed))
+            self.input_batch.refresh_metadata()
+            sampled = self._sample(scheduled, logits, grammar) if self._requests else None
+        tokens = [] if sampled is None else sampled.sampled_token_ids.tolist()
         for request_id, new in zip(self.input_batch.req_ids, tokens, strict=True):
             self._requests[request_id].output_token_ids.extend(new)  # InputBatch shares the list
-        logprobs = sampled.logprobs_tensors
+        logprobs = None if sampled is None else sampled.logprobs_tensors
+        req_ids = self.input_batch.req_ids + failed
         return ModelRunnerOutput(
-            req_ids=list(self.input_batch.req_ids),
-            req_id_to_index=dict(self.input_batch.req_id_to_index),
-            sampled_token_ids=tokens,
+            req_ids=req_ids,
+            req_id_to_index={request_id: index for index, request_id in enumerate(req_ids)},
+            sampled_token_ids=tokens + [[] for _ in failed],  # by which the scheduler knows them
             logprobs=None if logprobs is None else logprobs.tolists(),
         )
+
+    def _sample(
+        self, scheduled: SpyreSchedulerOutput, logits: torch.Tensor, grammar: GrammarOutput | None
+    ) -> SamplerOutput:
+        # vLLM's order; a copy, since the sampler writes into it
+        logits = logits[[self._rows[request_id] for request_id in self.input_batch.req_ids]]
+        if grammar is not None:
+            apply_grammar_bitmask(scheduled, grammar, self.input_batch, logits)
+        return self.sampler(logits, self.input_batch.sampling_metadata)
+
+    def _failing_alone(self, logits: torch.Tensor) -> list[str]:
+        """The requests for which the sampler raises even without company: they end, the others of
+        the batch go on. None where it needs all of them: then the fault is no request's."""
+        failed = []
+        for request_id, state in self._requests.items():
+            alone = _input_batch(self.vllm_config)
+            try:
+                alone.add_request(state)
+                alone.refresh_metadata()
+                self.sampler(logits[[self._rows[request_id]]], alone.sampling_metadata)
+            except Exception:
+                logger.exception("request %s fails in the sampler and ends", request_id)
+                failed.append(request_id)
+        return failed
 
     def _forget(self, finished: set[str]) -> None:
         for request_id in finished:
@@ -105,7 +147,7 @@ class SpyreModelRunner:
         self._batches += 1
         self._step = 0
         for request in new:
-            state = _state(request)
+            state = _state(request, self.causal_lm.vocab_size)
             self._requests[request.req_id] = state
             self.input_batch.add_request(state)
         self.input_batch.refresh_metadata()
@@ -139,8 +181,11 @@ class SpyreModelRunner:
         return logits
 
 
-def _state(request: NewRequestData) -> CachedRequestState:
+def _state(request: NewRequestData, vocab_size: int) -> CachedRequestState:
     params = request.sampling_params
+    # A tokenizer's end may be a token that the model lacks: it never comes, and min_tokens would
+    # look for its logit.
+    params.all_stop_token_ids.intersection_update(range(vocab_size))
     generator = None
     if params.sampling_type == SamplingType.RANDOM_SEED:
         # its own stream: the same tokens whatever shares the batch

@@ -13,12 +13,15 @@ from vllm.logger import init_logger
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import create_request_queue
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.metrics.stats import SchedulerStats
+from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
 from spyre_bench.batching import Batch, Hold, WasteLedger, next_batch
 from spyre_bench.plugin.config import SpyreConfig, noted_warmup
 from spyre_bench.plugin.counts import Counts
+from spyre_bench.plugin.requests import refuse_request
 from spyre_bench.shapes import Bucket
 
 logger = init_logger("vllm.spyre_bench.scheduler")
@@ -76,7 +79,8 @@ class SpyreScheduler(Scheduler):
             logger.warning("request %s is refused: %s", request.request_id, reason)
             # vLLM's list of requests to end with an error at the next step.
             self.grammar_compile_error_reqs.add(request.request_id)
-            self.counts.add_rejected("unsupported" if request.resumable else "prompt_too_long")
+            fits = self.spyre_config.buckets.fitting(request.num_prompt_tokens, 1)
+            self.counts.add_rejected("unsupported" if fits else "prompt_too_long")
             return
         # vLLM fills a missing max_tokens with the rest of the context: the buckets allow less.
         allowed = self.spyre_config.buckets.max_new_tokens(request.num_prompt_tokens)
@@ -99,6 +103,9 @@ class SpyreScheduler(Scheduler):
         if request.resumable:
             return "the spyre backend does not support streaming input: send the whole prompt"
         try:
+            refuse_request(
+                request.prompt_token_ids or (), request.sampling_params, self.vllm_config
+            )
             self.spyre_config.buckets.require_fit(request.num_prompt_tokens, 1)
         except ValueError as error:
             return str(error)
@@ -127,6 +134,19 @@ class SpyreScheduler(Scheduler):
             return SpyreSchedulerOutput(**values, bucket=batch.bucket)
         last_tokens = {request.request_id: request.output_token_ids[-1] for request in self.running}
         return SpyreSchedulerOutput(**values, last_tokens=last_tokens)
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, EngineCoreOutputs]:
+        """As vLLM's; a request that was scheduled and got no token has failed in the sampler, and
+        ends alone."""
+        tokens = model_runner_output.sampled_token_ids
+        self.grammar_compile_error_reqs.update(
+            request_id
+            for request_id, new in zip(model_runner_output.req_ids, tokens, strict=True)
+            if not new
+        )
+        return super().update_from_output(scheduler_output, model_runner_output)
 
     def make_stats(self, *args, **kwargs) -> SchedulerStats | None:
         """vLLM's statistics of a step, and ours."""

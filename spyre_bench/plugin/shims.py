@@ -1,5 +1,6 @@
-"""What no hook of vLLM 0.32 reaches, in place: two faults at start and end, and a look at requests
-before their max_tokens is lowered and at options before defaults are filled in.
+"""What no hook of vLLM 0.32 reaches, in place: two faults at start and end, a look at requests
+before their max_tokens is lowered and at options before defaults are filled in, and the words for a
+prompt that is too long.
 
 Each test of `tests/plugin/test_shims.py` fails once vLLM does without, and names what can go.
 """
@@ -99,3 +100,51 @@ def watch_options(on_options: Callable[[EngineArgs], None]) -> None:
         return original(self, *args, **kwargs)
 
     EngineArgs.create_model_config = attentive
+
+
+def explain_long_prompts(
+    refuse: Callable[[int, int], None], longest_prompt: Callable[[], int]
+) -> None:
+    """vLLM refuses a prompt beyond `max_model_len` while it reads it, before any hook. From here on
+    `refuse(prompt_tokens, max_tokens)` is called first and may raise; of a text too long to be
+    tokenized the tokens are the fewest it can have. Texts are counted to their end, not to one
+    token beyond the limit, and `truncate_prompt_tokens=-1` cuts to `longest_prompt()`."""
+    from vllm.exceptions import VLLMValidationError
+    from vllm.renderers.params import TokenizeParams
+
+    def plain(member: Callable) -> Callable:
+        return getattr(member, "__wrapped__", member)
+
+    def explained(check: Callable) -> Callable:
+        @wraps(check)
+        def attentive(params, tokenizer, prompt):
+            try:
+                return check(params, tokenizer, prompt)
+            except VLLMValidationError:
+                tokens = len(prompt)
+                if isinstance(prompt, str):
+                    tokens = -(-tokens // tokenizer.max_chars_per_token)
+                refuse(tokens, max(1, params.max_output_tokens))
+                raise
+
+        return attentive
+
+    encode_kwargs = plain(TokenizeParams.get_encode_kwargs)
+    truncation = plain(TokenizeParams.max_truncation_tokens.fget)
+
+    @wraps(encode_kwargs)
+    def to_the_end(params):
+        kwargs = encode_kwargs(params)
+        if params.truncate_prompt_tokens is None:  # else the client's own
+            return {"truncation": False, "add_special_tokens": kwargs["add_special_tokens"]}
+        return kwargs
+
+    @wraps(truncation)
+    def within_buckets(params):
+        most = truncation(params)
+        return None if most is None else min(most, longest_prompt())
+
+    TokenizeParams._token_len_check = explained(plain(TokenizeParams._token_len_check))
+    TokenizeParams._text_len_check = explained(plain(TokenizeParams._text_len_check))
+    TokenizeParams.get_encode_kwargs = to_the_end
+    TokenizeParams.max_truncation_tokens = property(within_buckets)

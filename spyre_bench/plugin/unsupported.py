@@ -1,4 +1,4 @@
-"""What this backend does not do, refused at start or per request: never silently ignored."""
+"""What this backend does not do, refused at start: never silently ignored."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from spyre_bench.engine.parallel import LARGEST_TP
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-    from vllm.pooling_params import PoolingParams
-    from vllm.sampling_params import SamplingParams
 
 WHOLE = "a bucket computes whole sequences on one device"
 
@@ -122,25 +120,3 @@ def refuse_quantization(quantization: str) -> None:
         f"the spyre backend does not support quantization {quantization!r}: serve an unquantised "
         f"checkpoint"
     )
-
-
-def refuse_request(prompt_type: str, params: SamplingParams | PoolingParams) -> None:
-    """Raises ValueError, with the parameter and what to do, for a request we cannot serve.
-
-    `prompt_type`: "token", "embeds", "multimodal" or "enc_dec", as vLLM's processed prompts say.
-    """
-    from vllm import sampling_params  # at the top it would be a circle: vLLM imports us first
-
-    if not isinstance(params, sampling_params.SamplingParams):
-        raise ValueError("the spyre backend does not support pooling: ask for generated text")
-    if prompt_type != "token":
-        raise ValueError(
-            f"the spyre backend does not support prompts of type {prompt_type!r}: send text or "
-            f"token ids"
-        )
-    for name in ("prompt_logprobs", "prompt_logprob_token_ids"):
-        if getattr(params, name) is not None:
-            raise ValueError(
-                f"the spyre backend does not support {name}={getattr(params, name)!r} (a prefill "
-                f"graph returns the logits of the last position only): leave it out"
-            )

@@ -1,6 +1,7 @@
 """One engine on a tiny model, in this process, for all tests of single parameters."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +29,23 @@ def vllm_environment():
         for name in NAMES:  # an image sets buckets
             patch.delenv(name, raising=False)
         yield
+
+
+@pytest.fixture(scope="session")
+def added_token(tiny_llama, tmp_path_factory) -> Path:
+    """The tiny model with a tokenizer that was given one token more, which ends its sequences, and
+    whose embedding was never resized."""
+    from transformers import AutoTokenizer
+
+    directory = tmp_path_factory.mktemp("added_token") / "model"
+    shutil.copytree(tiny_llama, directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer.add_special_tokens({"eos_token": "<added>"})
+    tokenizer.save_pretrained(directory)
+    assert (
+        tokenizer.eos_token_id == json.loads((directory / "config.json").read_text())["vocab_size"]
+    )
+    return directory
 
 
 @pytest.fixture(scope="session")

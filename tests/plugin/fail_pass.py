@@ -1,11 +1,12 @@
-"""A logits processor that fails, as a bug in a pass of the engine would."""
+"""A logits processor that makes a pass of the engine fail, as a bug in it would."""
 
-import torch
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
+
+from spyre_bench.engine.model import SpyreCausalLM
 
 
 class FailPass(AdapterLogitsProcessor):
-    """`extra_args={"fail_at": n}` raises where the request would get its token n (from 0)."""
+    """`extra_args={"fail_at": n}` makes the pass raise that follows the request's token n."""
 
     def is_argmax_invariant(self) -> bool:
         return False
@@ -14,10 +15,16 @@ class FailPass(AdapterLogitsProcessor):
         place = (params.extra_args or {}).get("fail_at")
         if place is None:
             return None
+        if place == 0:
+            SpyreCausalLM.prefill = fail
 
-        def fail(output_ids: list[int], logits: torch.Tensor) -> torch.Tensor:
-            if len(output_ids) >= place:
-                raise RuntimeError("injected by a test")
+        def fail_later(output_ids, logits):
+            if len(output_ids) >= place - 1:
+                SpyreCausalLM.decode = fail
             return logits
 
-        return fail
+        return fail_later
+
+
+def fail(*args):
+    raise RuntimeError("injected by a test")

@@ -15,9 +15,9 @@ PROMPTS = ["a prompt", "another prompt", "b prompt", "the third one is longer th
 @pytest.fixture
 def configured():
     """The session's other engine lives on, and its buckets with it."""
-    before = SpyrePlatform._config
+    before = SpyrePlatform._config, SpyrePlatform._vllm_config
     yield
-    SpyrePlatform._config = before
+    SpyrePlatform._config, SpyrePlatform._vllm_config = before
 
 
 def test_the_async_engine_answers_streams_and_takes_aborts(tiny_llama, reference, configured):

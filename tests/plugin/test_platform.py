@@ -16,7 +16,7 @@ def configure(tiny_llama, tiny_granite):
     """vLLM's configuration for the tiny model, as its engines build it."""
     from vllm.engine.arg_utils import EngineArgs
 
-    before = SpyrePlatform._config
+    before = SpyrePlatform._config, SpyrePlatform._vllm_config
 
     def build(spyre=TWO, **arguments):
         arguments = {"model": str(tiny_llama)} | arguments
@@ -25,7 +25,7 @@ def configure(tiny_llama, tiny_granite):
         return EngineArgs(additional_config={"spyre": spyre}, **arguments).create_engine_config()
 
     yield build
-    SpyrePlatform._config = before  # the session's engine lives on
+    SpyrePlatform._config, SpyrePlatform._vllm_config = before  # the session's engine lives on
 
 
 def token_prompt(tokens: int) -> dict:

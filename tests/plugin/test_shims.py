@@ -89,3 +89,29 @@ def test_without_the_shim_options_that_nobody_gave_are_filled_in_first(tiny_llam
     given.create_engine_config()
     assert seen == [None]
     assert given.max_num_seqs is not None, "vLLM leaves options as given: delete watch_options"
+
+
+def test_without_the_shim_a_prompt_beyond_the_context_meets_vllms_own_words(monkeypatch):
+    from vllm.exceptions import VLLMValidationError
+    from vllm.renderers.params import TokenizeParams
+
+    from spyre_bench.plugin.shims import explain_long_prompts
+
+    for name in ("_token_len_check", "_text_len_check", "get_encode_kwargs"):
+        monkeypatch.setattr(TokenizeParams, name, getattr(TokenizeParams, name))  # put back after
+    truncation = TokenizeParams.max_truncation_tokens
+    monkeypatch.setattr(TokenizeParams, "max_truncation_tokens", truncation)
+    seen = []
+    explain_long_prompts(lambda *asked: seen.append(asked), lambda: 192)
+    check = TokenizeParams._token_len_check
+    params = TokenizeParams(max_total_tokens=224)
+    with pytest.raises(VLLMValidationError, match="maximum context length"):
+        check.__wrapped__(params, None, [5] * 225)
+    with pytest.raises(VLLMValidationError, match="maximum context length"):
+        check(params, None, [5] * 225)
+    assert seen == [(225, 1)]
+    assert check(params, None, [5] * 224) == [5] * 224
+    assert TokenizeParams.get_encode_kwargs.__wrapped__(params)["max_length"] == 225, (
+        "vLLM counts to the end: delete that part of the shim"
+    )
+    assert not params.get_encode_kwargs()["truncation"]
