@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from spyre_bench.headless import Task, execute
 from tests.test_headless import COMMAND, notebook, results, spyre_bench_run
 
 CALCULATES, MEASURES = {"measures": False}, {"measures": True}
@@ -121,9 +122,9 @@ def test_other_code_or_a_half_finished_run_is_not_taken_for_finished(tmp_path):
     kept = json.loads(path.read_text())
     for change, words in (
         ({"basis": kept["basis"] | {"code": "other"}}, "again: other code"),
-        ({"error": "did not end"}, "again: it had failed"),
+        ({"error": "did not end", "files": None}, "again: it did not end"),
     ):
-        path.write_text(json.dumps(kept | change))
+        path.write_text(json.dumps(kept | {"files": ["stale.csv", *kept["files"]]} | change))
         (tmp_path / "out/good/stale.csv").touch()
         _, said, _ = spyre_bench_run(tmp_path, "--all")
         assert words in said
@@ -136,8 +137,19 @@ def test_a_folder_that_is_of_no_run_is_left_alone(tmp_path):
     (tmp_path / "out/good/thesis.txt").write_text("years of work")
     code, said, _ = spyre_bench_run(tmp_path, "--all")
     assert code == 1
-    assert "holds something that is of no run: move it away, or name another folder" in said
+    assert "holds thesis.txt, which is of no run: move it away, or name another folder" in said
     assert [path.name for path in (tmp_path / "out/good").iterdir()] == ["thesis.txt"]
+
+
+def test_what_somebody_adds_to_a_finished_run_is_not_taken_away(tmp_path):
+    path = notebook(tmp_path / "good.ipynb")
+    task = Task(path, tmp_path / "out")
+    assert execute(task, progress=False).error is None
+    (tmp_path / "out/notes.md").write_text("mine")
+    (tmp_path / "out/.ipynb_checkpoints").mkdir()
+    assert "out holds notes.md, which is of no run" in execute(task, progress=False).error
+    assert (tmp_path / "out/notes.md").read_text() == "mine"
+    assert json.loads((tmp_path / "out/outcome.json").read_text())["error"] is None
 
 
 def test_ctrl_c_leaves_what_has_finished_and_ends_what_runs(tmp_path):
