@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from spyre_bench.files import in_use, parse_yaml
+from spyre_bench.files import in_use, parse_yaml, replace_text
 from spyre_bench.headless import Outcome, Task
 from spyre_bench.records import leaves, read_record
 from spyre_bench.suite import conclude, run_tasks, sections_of
@@ -64,7 +64,7 @@ def run_grid(
         outcomes = run_tasks(tasks, resume=True)
         passed = conclude(outcomes, folder)
         frame = collect(points, outcomes)
-        frame.to_csv(folder / FRAME, index=False)
+        replace_text(folder / FRAME, frame.to_csv(index=False))
         _draw(frame, list(grid), notebook.stem, folder / FIGURE)
     print(f"grid: {folder / FRAME}")
     return passed

@@ -150,7 +150,7 @@ def _read(notebook: Path) -> nbformat.NotebookNode:
     except OSError:
         raise
     except Exception as error:  # of nbformat, which looks at nothing before it takes it apart
-        raise ValueError(f"not a notebook: {sentence(error):.200}") from error
+        raise ValueError(f"not a notebook: {' '.join(str(error).split()):.200}") from error
 
 
 def _traits(document: nbformat.NotebookNode) -> Traits:
@@ -159,7 +159,8 @@ def _traits(document: nbformat.NotebookNode) -> Traits:
 
 def _declared(notebook: Path, document: nbformat.NotebookNode) -> dict[str, str]:
     """The notebook's parameters with the names of their types; ValueError where it cannot run."""
-    kernel = document.metadata.get("kernelspec", {}).get("name")
+    said = document.metadata.get("kernelspec")
+    kernel = said.get("name") if isinstance(said, Mapping) else None
     installed = sorted(KernelSpecManager().find_kernel_specs())
     if kernel not in installed:
         raise ValueError(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import difflib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -17,6 +18,8 @@ from IPython.core.inputtransformer2 import TransformerManager
 
 from spyre_bench.files import parse_yaml
 
+# It warns of lines and parameters that its pattern misses: the syntax tree has them.
+logging.getLogger("papermill").setLevel(logging.ERROR)
 CONVERT = {
     "int": int,
     "float": float,
@@ -28,7 +31,12 @@ NOTHING = ("None", "null")
 
 def declared(notebook: Path, document: nbformat.NotebookNode) -> dict[str, str]:
     """The parameters with their annotations; "None" where they have none."""
-    found = papermill.inspect_notebook(literal(notebook))
+    try:
+        found = papermill.inspect_notebook(literal(notebook))
+    except OSError:
+        raise
+    except Exception as error:  # papermill looks at nothing before it takes it apart
+        raise ValueError(f"papermill cannot read its parameters: {str(error)[:200]}") from error
     types = {name: entry["inferred_type_name"] for name, entry in found.items()}
     return types | {name: kind or types.get(name, "None") for name, kind in _assigned(document)}
 
@@ -39,7 +47,7 @@ def _assigned(document: nbformat.NotebookNode) -> list[tuple[str, str]]:
     tagged = (cell for cell in document.cells if "parameters" in cell.metadata.get("tags", ()))
     source = next((cell.source for cell in tagged if cell.cell_type == "code"), "")
     try:
-        tree = ast.parse(TransformerManager().transform_cell(source))
+        tree = ast.parse(TransformerManager().transform_cell(source), type_comments=True)
     except (SyntaxError, ValueError, RecursionError):  # the cell itself will say so
         return []
     found = []
@@ -48,7 +56,7 @@ def _assigned(document: nbformat.NotebookNode) -> list[tuple[str, str]]:
             found.append((statement.target.id, ast.unparse(statement.annotation)))
         elif isinstance(statement, ast.Assign):
             names = [target.id for target in statement.targets if isinstance(target, ast.Name)]
-            found += [(name, "") for name in names]
+            found += [(name, statement.type_comment or "") for name in names]
     return found
 
 
@@ -85,6 +93,8 @@ def _date(value: Any) -> str:
 
 def value_of(name: str, text: str, kind: str) -> Any:
     """A parameter from the command line as its notebook declares it."""
+    if kind == "None":
+        return _anything(name, text)
     try:
         annotation = ast.parse(kind, mode="eval").body
     except (SyntaxError, ValueError):
@@ -128,13 +138,17 @@ def _converted(name: str, text: str, annotation: ast.expr) -> Any:
     called = _called(annotation)
     if called in CONVERT:
         return CONVERT[called](text)
-    if called == "None" and text in NOTHING:
-        return None
+    if called == "None":
+        return dict.fromkeys(NOTHING)[text]
     if isinstance(annotation, ast.Subscript) and _called(annotation.value) == "Literal":
         choices = ast.literal_eval(annotation.slice)
         choices = choices if isinstance(choices, tuple) else (choices,)
         return {str(choice): choice for choice in choices}[text]
-    value = given_value(name, parse_yaml(text, name))
+    return _anything(name, text)
+
+
+def _anything(name: str, text: str) -> Any:
+    value = given_value(name, parse_yaml(text, f"parameter {name}"))
     if value is None:
-        raise ValueError("nothing")
+        raise ValueError(f"parameter {name} = {text!r} has no value")
     return value

@@ -27,8 +27,10 @@ Cost = Annotated[
         help="cost table, or card:MODEL,tp=4,dtype=fp8,end=slow; default: the table that ships"
     ),
 ]
-Requests = Annotated[int | None, typer.Option(help="how many; default: 10,000, or the whole file")]
-Seed = Annotated[int, typer.Option(help="of every random draw")]
+Requests = Annotated[
+    int | None, typer.Option(max=10**9, help="how many; default: 10,000, or the whole file")
+]
+Seed = Annotated[int, typer.Option(min=0, help="of every random draw")]
 Arrivals = Annotated[
     str | None, typer.Option(help="all, constant:4, poisson:2.5, gamma:2.5,0.5, onoff:10,5,20")
 ]

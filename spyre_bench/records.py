@@ -205,7 +205,7 @@ def _lasting(frame: pd.DataFrame) -> list[str]:
 
 def _table(path: Path) -> pd.DataFrame:
     try:
-        return pd.read_csv(path)
+        return pd.read_csv(path, index_col=False)  # a trailing comma shifts no column
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
     except ValueError as error:

@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -103,8 +104,10 @@ def _of_kind(name: str, value: Any, kind: Any) -> Any:
             f"parameter {name}: annotate it as int, float, str or bool, a Literal of such values, "
             f"or with `| None`, not {kind}"
         )
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < sys.float_info.max:
         value = float(value)
+    if name == "seed" and type(value) is int and value < 0:
+        raise ValueError(f"parameter seed = {value}: use 0 or more")
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
         raise ValueError(f"parameter {name} = {value!r} is not {KINDS[kind]}")
     return value

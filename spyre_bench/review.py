@@ -130,7 +130,7 @@ def gather(run: Path, base: Path | None = None, baseline: Path | None = None) ->
     records = read_run(folder)
     return Review(
         folder=folder,
-        chapters=[_chapter(folder / name, record) for name, record in records.items()],
+        chapters=[_sound_chapter(folder / name, record) for name, record in records.items()],
         distances=distances(records),
         accuracy={
             name: errors
@@ -155,6 +155,16 @@ def project_baseline() -> Path | None:
 
 
 # --- a notebook ---------------------------------------------------------------------------------
+
+
+def _sound_chapter(folder: Path, record: Record) -> Chapter:
+    try:
+        return _chapter(folder, record)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"{folder}: its files are not as a run leaves them ({type(error).__name__}: {error}): "
+            f"run the notebook again"
+        ) from error
 
 
 def _chapter(folder: Path, record: Record) -> Chapter:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -32,6 +33,7 @@ from spyre_bench.simulate import simulate
 from spyre_bench.workload import Workload, load_workload
 
 BACKENDS = ("loky", "dask", "ray")
+LARGEST = 10**9  # requests; more is a slip
 CHUNK = 8  # points a task: large enough to drown the cost of sending it
 
 
@@ -104,10 +106,17 @@ def _typed(name: str, value: Any) -> Any:
                 f'"4,64,32 2,256,64"'
             )
         return str(BucketSet.parse(value))
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < sys.float_info.max:
         value = float(value)
     if type(value) is not kind:
-        raise ValueError(f"setting {name}: {value!r} is not of type {kind.__name__}")
+        shown = repr(value) if len(repr(value)) < 80 else f"{repr(value)[:80]}…"
+        raise ValueError(f"setting {name}: {shown} is not of type {kind.__name__}")
+    if name == "seed" and value < 0:
+        raise ValueError(f"setting seed: {value} is below 0: use 0 or more")
+    if name == "requests" and value > LARGEST:
+        raise ValueError(f"setting requests: {value} is above {LARGEST:,}")
+    if kind is str and "\x00" in value:
+        raise ValueError(f"setting {name}: {value!r} holds a null byte, which no name does")
     return value
 
 
@@ -252,6 +261,8 @@ def _parallel(backend: str, scheduler: str | None, jobs: int):
     """joblib on the chosen backend: takes tasks and gives their results as they come."""
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is not known: use one of {', '.join(BACKENDS)}")
+    if jobs == 0:
+        raise ValueError("jobs 0 are too few: use 1 or more, or -1 for one a core")
     if scheduler and backend == "loky":
         raise ValueError(
             f"scheduler {scheduler!r} is of no use to loky, which stays on this machine: choose "
@@ -301,7 +312,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def _append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
         _table(rows).to_csv(file, index=False, header=file.tell() == 0)
         file.flush()
         os.fsync(file.fileno())

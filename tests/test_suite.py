@@ -9,7 +9,10 @@ import time
 
 import pytest
 
-from spyre_bench.headless import Task, execute
+from spyre_bench import suite
+from spyre_bench.files import in_use
+from spyre_bench.headless import Outcome, Task, execute
+from spyre_bench.records import Traits
 from tests.test_headless import COMMAND, notebook, results, spyre_bench_run
 
 CALCULATES, MEASURES = {"measures": False}, {"measures": True}
@@ -150,6 +153,46 @@ def test_what_somebody_adds_to_a_finished_run_is_not_taken_away(tmp_path):
     assert "out holds notes.md, which is of no run" in execute(task, progress=False).error
     assert (tmp_path / "out/notes.md").read_text() == "mine"
     assert json.loads((tmp_path / "out/outcome.json").read_text())["error"] is None
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_whatever_is_called_latest_and_is_not_our_link_stays(tmp_path, kind, capsys):
+    latest = tmp_path / "latest"
+    if kind == "file":
+        latest.write_text("mine")
+    elif kind == "folder":
+        latest.mkdir()
+    else:
+        latest.symlink_to("elsewhere")
+    folder = suite._report_folder(tmp_path)
+    assert folder.is_dir()
+    assert f"no link to this run, which is in {folder}: " in capsys.readouterr().err
+    assert {"file": latest.is_file, "folder": latest.is_dir, "link": latest.is_symlink}[kind]()
+    assert kind != "link" or os.readlink(latest) == "elsewhere"
+
+
+def test_our_link_moves_on(tmp_path, capsys):
+    for _ in range(2):
+        folder = suite._report_folder(tmp_path)
+        assert (tmp_path / "latest").resolve() == folder
+    assert capsys.readouterr().err == ""
+
+
+def test_a_folder_that_another_run_fills_is_refused_with_its_process(tmp_path):
+    (tmp_path / "out").mkdir()
+    with in_use(tmp_path / "out"), pytest.raises(ValueError, match=f"process {os.getpid()} on"):
+        suite.run_suite([notebook(tmp_path / "a.ipynb")], tmp_path / "out", {})
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_brackets_in_names_are_printed_as_they_are(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in ("rq[gpu]", "rq[/bold]"):
+        outcome = Outcome(tmp_path / "a.ipynb", tmp_path / name / name, 1.0, None, Traits(), {})
+        suite.conclude([outcome], tmp_path / name.replace("/", ""))
+        said = capsys.readouterr()
+        assert f"report: {tmp_path / name.replace('/', '')}" in said.out
+        assert (tmp_path / name / name).name in said.err
 
 
 def test_ctrl_c_leaves_what_has_finished_and_ends_what_runs(tmp_path):
