@@ -322,15 +322,10 @@ def _replace(path: Path, frame: pd.DataFrame) -> None:
     files.replace_text(path, frame.to_csv(index=False))
 
 
-def _header(names: Sequence[str]) -> bytes:
-    return f"{','.join(names)}\n".encode()
-
-
 def _read(path: Path) -> dict[str, dict[str, Any]]:
     """The rows of an earlier sweep by their point; a last line that was cut off is taken off."""
-    text, header = path.read_bytes(), _header(COLUMNS)
-    before = _header([name for name in COLUMNS if name != "basis"])  # up to version 0.1
-    earlier = text.startswith(before)
+    text, header = path.read_bytes(), f"{','.join(COLUMNS)}\n".encode()
+    earlier = _of_an_earlier_version(text)
     if not (earlier or text.startswith(header) or header.startswith(text)):
         raise ValueError(f"{path} is not of a sweep: name another file, or move it away")
     whole = text.rfind(b"\n") + 1
@@ -343,6 +338,15 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     except ValueError as error:
         raise ValueError(f"{path} is not of a sweep: {error}") from error
     if earlier:  # nobody knows what its rows depended on: they are run again where asked for
-        frame = frame.assign(basis="")[list(COLUMNS)]
+        defaults = asdict(Point("", "")) | {"basis": ""}
+        missing = {name: defaults[name] for name in COLUMNS if name not in frame}
+        frame = frame.assign(**missing)[list(COLUMNS)]
         _replace(path, frame)
     return {_key(row): row for row in frame.to_dict("records")}
+
+
+def _of_an_earlier_version(text: bytes) -> bool:
+    """Whether the first line has all figures and fewer settings than there are now."""
+    names = text.partition(b"\n")[0].decode(errors="replace").split(",")
+    needed = {"workload", "buckets", *FIGURES}
+    return b"\n" in text and needed <= set(names) < set(COLUMNS) and len(set(names)) == len(names)
