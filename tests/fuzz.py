@@ -101,7 +101,7 @@ def damaged_value(chance: random.Random, value: Any) -> Any:
     value = copy.deepcopy(value)
     for _ in range(chance.choice((1, 1, 2, 4))):
         if not isinstance(value, dict | list) or not value or chance.random() < 0.02:
-            return chance.choice(VALUES)
+            return copy.deepcopy(chance.choice(VALUES))
         inside = value
         while True:
             key = chance.choice(list(inside)) if isinstance(inside, dict) else (
@@ -115,7 +115,7 @@ def damaged_value(chance: random.Random, value: Any) -> Any:
         elif isinstance(inside, dict) and chance.random() < 0.15:
             inside[chance.choice(NASTY)] = inside.pop(key)
         else:
-            inside[key] = chance.choice(VALUES)
+            inside[key] = copy.deepcopy(chance.choice(VALUES))
     return value
 
 
