@@ -11,7 +11,7 @@ PIP        = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c
 BUILD_TOOLS := "setuptools<81" setuptools-scm setuptools-rust packaging cmake ninja jinja2 wheel numpy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-core test-models test-faults test-ranks test-browser lint lab bench soak image clean check-tools
+.PHONY: help setup run test test-core test-models test-faults test-ranks test-browser lint lab fuzz bench soak image clean check-tools
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -48,6 +48,9 @@ lint: setup ## ruff, types of the core, spelling; notebooks hold no outputs
 
 lab: setup ## JupyterLab on the notebooks, kernel registered
 	@$(BIN)/jupyter lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
+
+fuzz: setup ## a thousand damaged files, options and parameters: none may end in a traceback
+	@$(BIN)/python -m tests.fuzz
 
 bench: setup ## measured figures as JSON lines
 	@$(BIN)/python -m tests.bench

@@ -29,8 +29,8 @@ def write_baseline(folder: Path, run: Mapping[str, Record]) -> None:
     for record in records.values():
         if record.error:
             raise ValueError(f"{record.error}: a baseline is of notebooks that passed")
-    if folder.exists():
-        shutil.rmtree(folder)
+    for earlier in folder.glob(f"*/{OUTCOME}"):
+        shutil.rmtree(earlier.parent)
     for name, record in records.items():
         _write(folder / name, record)
 

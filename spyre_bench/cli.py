@@ -8,9 +8,11 @@ import typer
 from typer.core import TyperCommand
 
 from spyre_bench import gate, planning
+from spyre_bench.errors import sentence, unexpected
+
+DEBUG = "--debug"  # anywhere on the line
 
 app = typer.Typer(
-    help="What serving a language model from precompiled static shapes costs.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -18,12 +20,25 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Runs the command; an error meant for people becomes one line and exit code 1."""
+    """Runs the command; whatever goes wrong becomes one line and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a name of a file may be no text
+    words = [word for word in sys.argv[1:] if word != DEBUG]
     try:
-        app()
-    except (ValueError, OSError) as error:
-        typer.echo(f"spyre-bench: {error}", err=True)
+        app(words)
+    except Exception as error:
+        if DEBUG in sys.argv:
+            raise
+        hint = f" (a fault of ours; {DEBUG} shows where)" if unexpected(error) else ""
+        typer.echo(f"spyre-bench: {sentence(error)}{hint}", err=True)
         sys.exit(1)
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option(DEBUG, help="an error with its traceback")] = False,
+) -> None:
+    """What serving a language model from precompiled static shapes costs."""
 
 
 app.command()(planning.simulate)
@@ -153,7 +168,6 @@ def measure(
     passes: Annotated[int, typer.Option(help="repetitions behind each median")] = 9,
 ) -> None:
     """Measure buckets on the real engine: compile cold and warm, load, prefill, decode."""
-    from rich.console import Console
     from tqdm import tqdm
 
     from spyre_bench.engine.measure import measure_table
@@ -174,4 +188,4 @@ def measure(
             out, buckets, on_row, model=model, tp=tp, compile_backend=backend,
             compile_scope=scope, dtype=dtype, threads=threads, passes=passes,
         )  # fmt: skip
-    Console(stderr=True).print(f"{len(rows)} rows in {out}")
+    typer.echo(f"{len(rows)} rows in {out}", err=True)

@@ -101,18 +101,15 @@ def _baseline(folder: Path) -> dict[str, Record]:
 
 def _tolerances(texts: Sequence[str], path: Path | None) -> dict[str, float]:
     """Those of the command line come first; ValueError for what is no number."""
-    import yaml
+    from spyre_bench.files import read_yaml
 
-    try:
-        found = (yaml.safe_load(path.read_text()) or {}) if path else {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    found = (read_yaml(path) or {}) if path else {}
     if not isinstance(found, dict):
         raise ValueError(f"{path}: write a line for each tolerance, such as `ratio: 0.2`")
     given = dict(text.rpartition("=")[::2] for text in texts)
     try:
-        return {name: float(value) for name, value in (given | found | given).items()}
-    except (TypeError, ValueError) as error:
+        return {str(name): float(value) for name, value in (given | found | given).items()}
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"a tolerance is a name and a number: {error}") from error
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
+from spyre_bench.files import in_use, parse_yaml, replace_text
 from spyre_bench.headless import Outcome, Task
 from spyre_bench.records import leaves, read_record
 from spyre_bench.suite import conclude, run_tasks, sections_of
@@ -59,11 +59,13 @@ def run_grid(
         Task(notebook, folder / _folder_name(point), given, {**parameters, **point})
         for point in points
     ]
-    outcomes = run_tasks(tasks, resume=True)
-    passed = conclude(outcomes, folder)
-    frame = collect(points, outcomes)
-    frame.to_csv(folder / FRAME, index=False)
-    _draw(frame, list(grid), notebook.stem, folder / FIGURE)
+    folder.mkdir(parents=True, exist_ok=True)
+    with in_use(folder):
+        outcomes = run_tasks(tasks, resume=True)
+        passed = conclude(outcomes, folder)
+        frame = collect(points, outcomes)
+        replace_text(folder / FRAME, frame.to_csv(index=False))
+        _draw(frame, list(grid), notebook.stem, folder / FIGURE)
     print(f"grid: {folder / FRAME}")
     return passed
 
@@ -101,9 +103,10 @@ def _values(text: str) -> list[str]:
     if not text.startswith("["):
         return [value.strip() for value in text.split(",")]
     try:
-        return [str(value) for value in yaml.safe_load(text)]
-    except yaml.YAMLError:
+        values = parse_yaml(text, "grid")
+    except ValueError:
         return [""]
+    return [str(value) for value in values] if isinstance(values, list) else [""]
 
 
 def _folder_name(point: Mapping[str, str]) -> str:

@@ -7,36 +7,33 @@ notebook is kept anyway.
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import json
 import os
 import shutil
 import signal
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import nbformat
 import papermill
-import yaml
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
-from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 
 from spyre_bench import report
-from spyre_bench.records import OUTCOME, RESULTS, WHERE, Traits, faults
+from spyre_bench.errors import sentence
+from spyre_bench.files import code, content, digest, read_json, replace_text
+from spyre_bench.notebook_page import notebook_page
+from spyre_bench.parameters import declared, given_value, literal, refuse_unknown, value_of
+from spyre_bench.records import OUTCOME, WHERE, Traits, faults, read_results
 
-CONVERT = {"int": int, "float": float, "str": str, "bool": {"True": True, "False": False}.get}
-# What nbconvert's pages would fetch from content networks.
-NETWORK_ADDRESSES = ("mathjax_url", "require_js_url", "jquery_url", "mermaid_js_url",
-                     "mermaid_layout_elk_js_url", "widget_renderer_url")  # fmt: skip
+UNFINISHED = "did not end"
 
 
 @dataclass(frozen=True)
@@ -70,14 +67,16 @@ class Outcome:
     @property
     def answer(self) -> str | None:
         """Markdown; None where the notebook records none."""
-        return _kept(self.directory).get("answer")
+        with suppress(ValueError):
+            return read_results(self.directory).get("answer")
+        return None
 
 
 def measures(notebook: Path) -> bool:
     """Whether nothing may run beside the notebook; of one that cannot be read, False."""
     try:
         return _traits(_read(notebook)).measures
-    except ValueError:
+    except (ValueError, OSError):
         return False
 
 
@@ -101,8 +100,8 @@ def execute(task: Task, *, resume: bool = False, progress: bool = True) -> Outco
         _clear(task.directory)
         error = _execute(task, parameters, progress)
     except Exception as failure:  # whatever it is, the other notebooks still get their turn
-        error = _sentence(failure)
-        with suppress(ValueError):
+        error = sentence(failure)
+        with suppress(ValueError, OSError):
             _clear(task.directory)  # nothing ran: what an earlier run left is not of this one
     outcome = Outcome(
         notebook=task.notebook,
@@ -113,7 +112,10 @@ def execute(task: Task, *, resume: bool = False, progress: bool = True) -> Outco
         basis=basis,
         again=again,
     )
-    _keep(outcome)
+    try:
+        _keep(outcome)
+    except OSError as failure:
+        return replace(outcome, error=f"{task.notebook}: {sentence(failure)}")
     return outcome
 
 
@@ -145,8 +147,10 @@ def _read(notebook: Path) -> nbformat.NotebookNode:
         return nbformat.read(notebook, as_version=4)
     except FileNotFoundError as error:
         raise ValueError("there is no such notebook") from error
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
-        raise ValueError("not a notebook") from error
+    except OSError:
+        raise
+    except Exception as error:  # of nbformat, which looks at nothing before it takes it apart
+        raise ValueError(f"not a notebook: {' '.join(str(error).split()):.200}") from error
 
 
 def _traits(document: nbformat.NotebookNode) -> Traits:
@@ -155,49 +159,28 @@ def _traits(document: nbformat.NotebookNode) -> Traits:
 
 def _declared(notebook: Path, document: nbformat.NotebookNode) -> dict[str, str]:
     """The notebook's parameters with the names of their types; ValueError where it cannot run."""
-    kernel = document.metadata.get("kernelspec", {}).get("name")
+    said = document.metadata.get("kernelspec")
+    kernel = said.get("name") if isinstance(said, Mapping) else None
     installed = sorted(KernelSpecManager().find_kernel_specs())
     if kernel not in installed:
         raise ValueError(
             f"asks for kernel {kernel!r}, which is not installed; there are {installed}. Choose "
             f"one of these in Jupyter and save, or install it with `python -m ipykernel install`"
         )
-    declared = papermill.inspect_notebook(_literal(notebook))
-    return {name: entry["inferred_type_name"] for name, entry in declared.items()}
+    return declared(notebook, document)
 
 
 def _parameters(task: Task, known: Mapping[str, str]) -> dict[str, Any]:
     """What papermill shall set."""
-    _refuse_unknown([*task.given, *task.texts], known)
-    texts = {name: _value(name, text, known[name]) for name, text in task.texts.items()}
+    refuse_unknown([*task.given, *task.texts], known)
+    given = {name: given_value(name, value) for name, value in task.given.items()}
+    texts = {name: value_of(name, text, known[name]) for name, text in task.texts.items()}
     ours: dict[str, Any] = {}
     if "output_directory" in known:
         ours["output_directory"] = str(task.directory)
     if "interactive" in known:  # nobody is there to move a widget
         ours["interactive"] = False
-    return ours | dict(task.given) | texts
-
-
-def _refuse_unknown(names: Sequence[str], known: Mapping[str, str]) -> None:
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            raise ValueError(
-                f"has no parameter {name!r}{hint}; it has {', '.join(known) or 'none'}"
-            )
-
-
-def _value(name: str, text: str, kind: str) -> Any:
-    """A parameter from the command line as its notebook declares it."""
-    convert = CONVERT.get(kind, yaml.safe_load)
-    try:
-        value = convert(text)
-    except (ValueError, yaml.YAMLError):
-        value = None
-    if value is None:
-        raise ValueError(f"parameter {name} = {text!r} is not of type {kind}")
-    return value
+    return ours | given | texts
 
 
 # --- what a result hangs on ---------------------------------------------------------------------
@@ -207,64 +190,67 @@ def _basis(document: nbformat.NotebookNode, parameters: Mapping[str, Any]) -> di
     cells = [(cell.cell_type, cell.source) for cell in document.cells]
     said = {name: value for name, value in parameters.items() if name not in WHERE}
     return {
-        "notebook": _digest(cells, document.metadata.get("spyre_bench")),
-        "parameters": _digest(said, [_content(value) for value in said.values()]),
+        "notebook": digest(cells, document.metadata.get("spyre_bench")),
+        "parameters": digest(said, [content(value) for value in said.values()]),
         "code": _code(),
     }
 
 
 @cache
 def _code() -> str:
-    """The package as it is on disk (a commit alone would miss what is edited since), and the
-    versions beneath it."""
-    package = Path(__file__).parent
-    files = sorted(path for path in package.rglob("*") if path.suffix not in ("", ".pyc"))
-    contents = [(str(path.relative_to(package)), _content(str(path))) for path in files]
-    return _digest(contents, report.versions())
-
-
-def _content(value: Any) -> str | None:
-    """Of a parameter that names a file, such as a cost table."""
-    try:
-        path = Path(value)
-        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-    except (TypeError, OSError):
-        return None
-
-
-def _digest(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    """The package as it is on disk, and the versions beneath it."""
+    return digest(code(), report.versions())
 
 
 def _why_again(earlier: Mapping[str, Any], basis: Mapping[str, str]) -> str:
     """Empty where the earlier outcome still stands."""
-    if earlier["error"]:
+    if earlier.get("error") == UNFINISHED:
+        return "it did not end"
+    if earlier.get("error") or not isinstance(earlier.get("basis"), dict):
         return "it had failed"
     different = [name for name in basis if earlier["basis"].get(name) != basis[name]]
     return f"other {' and '.join(different)}" if different else ""
 
 
 def _outcome(directory: Path) -> dict[str, Any]:
+    """Empty where there is none, or where what there is cannot be read."""
     try:
-        return json.loads((directory / OUTCOME).read_text())
-    except FileNotFoundError:
+        found = read_json(directory / OUTCOME)
+    except (ValueError, OSError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _clear(directory: Path) -> None:
-    """Leaves an empty folder: what an earlier run left must not pass for this one's."""
-    if not _ours(directory):
+    """Leaves an empty folder: what an earlier run left must not pass for this one's, and nothing
+    else is taken away."""
+    if strange := _strange(directory):
         raise ValueError(
-            f"{directory} holds something that is of no run: move it away, or name another folder"
+            f"{directory} holds {strange[0]}, which is of no run: move it away, or name another "
+            f"folder"
         )
     if directory.exists():
         shutil.rmtree(directory)
     directory.mkdir(parents=True)
 
 
-def _ours(directory: Path) -> bool:
-    """Whether an earlier run made it, or nobody has."""
-    return not directory.exists() or (directory / OUTCOME).exists() or not any(directory.iterdir())
+def _strange(directory: Path) -> list[str]:
+    """Files there that no run left. Of a run that was ended from outside nobody knows them."""
+    there = _files(directory)
+    if not (directory / OUTCOME).exists():
+        return there
+    left = _outcome(directory).get("files")
+    return sorted(set(there) - {*left, OUTCOME}) if isinstance(left, list) else []
+
+
+def _files(directory: Path) -> list[str]:
+    """But for what Jupyter keeps there when somebody has opened the notebook."""
+    paths = (path.relative_to(directory) for path in sorted(directory.rglob("*")))
+    return [
+        str(path)
+        for path in paths
+        if ".ipynb_checkpoints" not in path.parts and not (directory / path).is_dir()
+    ]
 
 
 # --- the run and what it leaves -----------------------------------------------------------------
@@ -274,60 +260,40 @@ def _execute(task: Task, parameters: Mapping[str, Any], progress: bool) -> str |
     """Returns what went wrong, if anything."""
     executed = task.directory / "notebook.ipynb"
     # Until it has ended, the folder says that it has not.
-    _keep(Outcome(task.notebook, task.directory, 0, "did not end", Traits(), {}))
+    _keep(Outcome(task.notebook, task.directory, 0, UNFINISHED, Traits(), {}), finished=False)
     error = None
     try:
         papermill.execute_notebook(
-            _literal(task.notebook), _literal(executed), parameters=dict(parameters),
+            literal(task.notebook), literal(executed), parameters=dict(parameters),
             log_output=False, progress_bar=progress, kernel_manager_class=Kernel,
         )  # fmt: skip
     except PapermillExecutionError as failure:
         place = f"In [{failure.exec_count}] ({failure.source.strip().splitlines()[0]})"
         error = f"cell {place}: {failure.ename}: {failure.evalue}"
     except Exception as failure:  # such as a kernel that died
-        error = _sentence(failure)
+        error = sentence(failure)
     if executed.exists():
-        (task.directory / "report.html").write_text(_html(executed, task.notebook.stem))
-    if not error and (kept := _kept(task.directory)):
-        error = "; ".join(faults(kept))
-    return error
+        replace_text(task.directory / "report.html", notebook_page(executed, task.notebook.stem))
+    return error or _faults(task.directory)
 
 
-def _sentence(failure: Exception) -> str:
-    """An error meant for people speaks for itself, any other has its type before it."""
-    kind = "" if type(failure) is ValueError else f"{type(failure).__name__}: "
-    return f"{kind}{failure}"
+def _faults(directory: Path) -> str:
+    try:
+        kept = read_results(directory)
+        return "; ".join(faults(kept)) if kept else ""
+    except (ValueError, KeyError, TypeError, AttributeError) as failure:
+        return f"its results.json is not as a run leaves it: {sentence(failure)}"
 
 
-def _keep(outcome: Outcome) -> None:
-    if not _ours(outcome.directory):
+def _keep(outcome: Outcome, finished: bool = True) -> None:
+    if _strange(outcome.directory):
         return
-    outcome.directory.mkdir(parents=True, exist_ok=True)
     facts = {
         "notebook": outcome.notebook.stem,
         "error": outcome.error,
         "seconds": round(outcome.seconds, 3),
         "traits": asdict(outcome.traits),
         "basis": dict(outcome.basis),
+        "files": _files(outcome.directory) if finished else None,
     }
-    (outcome.directory / OUTCOME).write_text(json.dumps(facts, indent=1) + "\n")
-
-
-def _kept(directory: Path) -> dict[str, Any]:
-    try:
-        return json.loads((directory / RESULTS).read_text())
-    except FileNotFoundError:
-        return {}
-
-
-def _literal(path: Path) -> str:
-    """Papermill reads braces in a path as its own placeholders."""
-    return str(path).replace("{", "{{").replace("}", "}}")
-
-
-def _html(executed: Path, title: str) -> str:
-    """The notebook as one page that asks the network for nothing."""
-    exporter = HTMLExporter(**dict.fromkeys(NETWORK_ADDRESSES, ""))
-    resources = {"metadata": {"name": title}}
-    page, _ = exporter.from_notebook_node(nbformat.read(executed, as_version=4), resources)
-    return page
+    replace_text(outcome.directory / OUTCOME, json.dumps(facts, indent=1) + "\n")

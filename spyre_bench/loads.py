@@ -40,8 +40,9 @@ def fitting(workload: Workload, costs: Sequence[BucketCost]) -> Workload:
 def capacity_rps(
     workload: Workload, costs: Sequence[BucketCost], policy: Policy | None = None
 ) -> float:
-    """Requests/s of a policy that has all requests queued at once: what load 1 means."""
-    trace = simulate(workload.with_arrivals("all"), costs, policy)
+    """Requests/s of a policy that has all requests queued at once: what load 1 means. ValueError
+    where no bucket takes a request."""
+    trace = simulate(fitting(workload, costs).with_arrivals("all"), costs, policy)
     return float(trace.served.sum()) / metrics.busy_s(trace)
 
 

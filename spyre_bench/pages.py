@@ -12,7 +12,7 @@ from typing import Any
 
 import mistune
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 from markupsafe import Markup, escape
 
 from spyre_bench.review import Figure, Review
@@ -45,7 +45,13 @@ def render(review: Review) -> str:
         "markdown": markdown, "value": value, "percent": percent, "picture": picture,
         "breakable": breakable, "number": pd.api.types.is_number,
     }  # fmt: skip
-    return environment.get_template("review.html").render(review=review)
+    try:
+        return environment.get_template("review.html").render(review=review)
+    except (TemplateError, TypeError, AttributeError, KeyError) as error:
+        raise ValueError(
+            f"{review.folder}: a results.json there is not as a run leaves it "
+            f"({type(error).__name__}: {error}): run the notebook again"
+        ) from error
 
 
 def print_pdf(page: Path, pdf: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,8 +28,10 @@ Cost = Annotated[
         help="cost table, or card:MODEL,tp=4,dtype=fp8,end=slow; default: the table that ships"
     ),
 ]
-Requests = Annotated[int | None, typer.Option(help="how many; default: 10,000, or the whole file")]
-Seed = Annotated[int, typer.Option(help="of every random draw")]
+Requests = Annotated[
+    int | None, typer.Option(max=10**9, help="how many; default: 10,000, or the whole file")
+]
+Seed = Annotated[int, typer.Option(min=0, help="of every random draw")]
 Arrivals = Annotated[
     str | None, typer.Option(help="all, constant:4, poisson:2.5, gamma:2.5,0.5, onoff:10,5,20")
 ]
@@ -69,6 +70,7 @@ Goodput = Annotated[
 Extrapolate = Annotated[
     bool, typer.Option("--extrapolate", help="price buckets beyond what was measured, marked")
 ]
+LARGEST_GIB = 2**30  # more is a slip, and its bytes are a number that no array holds
 Json = Annotated[bool, typer.Option("--json", help="print JSON and nothing else")]
 
 
@@ -113,10 +115,12 @@ def simulate(
     from spyre_bench.bench_json import bench_result
     from spyre_bench.cost import MeasuredCost, price
     from spyre_bench.cost_source import CardCost, load_source
+    from spyre_bench.files import replace_text
     from spyre_bench.lint import lint
     from spyre_bench.shapes import BucketSet
     from spyre_bench.workload import Reading, load_workload
 
+    _require_other(out, workload=workload, cost=cost)
     buckets = BucketSet.parse(bucket)
     limits = _limits(goodput)
     rules = Policy(policy, max_wait_s=max_wait_s, gather_s=gather_s, max_age_s=max_age_s)
@@ -149,7 +153,7 @@ def simulate(
         ends = [bench_result(served(price(buckets, at))) for at in model.slow_and_fast()]
         result["spyre_modelled"] = _modelled(model, RANGED, ends)
     if out:
-        _write(out, json.dumps(result, indent=1, allow_nan=False) + "\n")
+        replace_text(out, json.dumps(result, indent=1, allow_nan=False) + "\n")
     if as_json:
         typer.echo(json.dumps(result, allow_nan=False))
     else:
@@ -196,8 +200,8 @@ def buckets(
     from spyre_bench.optimize import Limits
     from spyre_bench.workload import Reading, load_workload
 
-    memory_bytes = None if memory_gib is None else int(memory_gib * 2**30)
-    limits, goodput_ms = Limits(k, warmup_budget, memory_bytes), _limits(goodput)
+    limits = Limits(k, warmup_budget, _memory_bytes(memory_gib))
+    goodput_ms = _limits(goodput)
     rules = Policy(policy)
     model = load_source(cost, extrapolate=extrapolate)
     reading = Reading.parse(columns, time_unit, separator)
@@ -242,9 +246,12 @@ def validate(
     from rich.console import Console
     from rich.markup import escape
 
-    from spyre_bench.validate import compare, read_result
+    from spyre_bench.validate import compare, left_out, read_result
 
-    frame = compare(read_result(measured), read_result(simulated))
+    results = read_result(measured), read_result(simulated)
+    frame = compare(*results)
+    for sentence in left_out(*results):
+        typer.echo(sentence, err=True)
     if as_json:
         typer.echo(frame.to_json(orient="records"))
         return
@@ -307,12 +314,22 @@ def _limits(goodput: Iterable[str] | None) -> dict[str, float]:
     return limits
 
 
-def _write(path: Path, text: str) -> None:
-    """In one step, so that an interruption leaves no half of a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+def _memory_bytes(memory_gib: float | None) -> int | None:
+    if memory_gib is None:
+        return None
+    if not 0 < memory_gib < LARGEST_GIB:
+        raise ValueError(
+            f"--memory-gib {memory_gib} is not above 0 and below {LARGEST_GIB:,}: leave it out for "
+            f"no limit"
+        )
+    return int(memory_gib * 2**30)
+
+
+def _require_other(out: Path | None, **inputs: str | None) -> None:
+    """Raises ValueError where the result would take the place of what it is calculated from."""
+    for option, name in inputs.items():
+        if out and name and out.exists() and Path(name).exists() and out.samefile(name):
+            raise ValueError(f"--out {out} is the file of --{option}: name another for the result")
 
 
 # --- a card that nobody measured ------------------------------------------------------------------
@@ -462,11 +479,14 @@ def _print_advice(advice: Advice, requests: int, beyond: int, span: str) -> None
 
 
 def _contenders_table(advice: Advice) -> Table:
+    from rich.markup import escape
+
     names = ("seconds", "k", "compile", "bound", "busy", "held out", "p95", "fill", "lost")
     table = _table(*names)
     for row in advice.contenders.itertuples():
         table.add_row(
-            row.name, str(row.graphs), f"{row.compile_s:,.0f}", f"{row.fitted_bound_s:,.0f}",
+            escape(row.name), str(row.graphs),
+            f"{row.compile_s:,.0f}", f"{row.fitted_bound_s:,.0f}",
             f"{row.fitted_busy_s:,.0f}", f"{row.held_out_busy_s:,.0f}",
             f"{row.held_out_p95_e2el_s:,.0f}{'*' if row.held_out_saturated else ''}",
             f"{row.held_out_fill:.0%}", str(row.held_out_rejected),

@@ -6,7 +6,6 @@ A run is a folder with one folder a notebook, and in each `outcome.json` (how th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from spyre_bench.files import read_json
 
 OUTCOME, RESULTS = "outcome.json", "results.json"
 INFINITE = ("inf", "-inf")  # JSON has no such numbers; `report.py` writes these texts
@@ -51,7 +52,9 @@ class Traits:
 
         A notebook that says nothing is taken to measure."""
         known = [entry.name for entry in fields(cls)]
-        if unknown := sorted(set(metadata) - set(known)):
+        if not isinstance(metadata, Mapping):
+            raise ValueError(f"metadata spyre_bench {metadata!r} is no mapping of names to values")
+        if unknown := sorted(set(metadata) - set(known), key=str):
             raise ValueError(
                 f"metadata spyre_bench has {unknown[0]!r}: there are {', '.join(known)}"
             )
@@ -102,9 +105,18 @@ class Record:
         return found
 
 
+def run_folder(folder: Path) -> Path:
+    """Where the notebooks of a run are: in the folder itself, or, where it takes a folder a run, in
+    that of its last one."""
+    latest = Path(folder) / "latest"
+    if any(Path(folder).glob(f"*/{OUTCOME}")) or not latest.is_dir():
+        return Path(folder)
+    return latest.resolve()
+
+
 def read_run(folder: Path) -> dict[str, Record]:
     """The records of a run by notebook; ValueError where the folder holds none."""
-    found = [path.parent for path in sorted(Path(folder).glob(f"*/{OUTCOME}"))]
+    found = [path.parent for path in sorted(run_folder(folder).glob(f"*/{OUTCOME}"))]
     if not found:
         raise ValueError(
             f"{folder}: no notebook was run there (no */{OUTCOME}): name a folder that "
@@ -116,8 +128,22 @@ def read_run(folder: Path) -> dict[str, Record]:
 def read_record(folder: Path) -> Record:
     """The record of one notebook; of one that broke, what it left. ValueError with the file's name
     where a file cannot be read."""
-    outcome = _json(folder / OUTCOME)
-    kept = _json(folder / RESULTS) if (folder / RESULTS).exists() else {}
+    outcome, kept = _json(folder / OUTCOME), read_results(folder)
+    try:
+        return _record(folder, outcome, kept)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{folder}: {OUTCOME} or {RESULTS} is not as a run leaves it ({type(error).__name__}: "
+            f"{error}): run the notebook again"
+        ) from error
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The content of a notebook's `results.json`; empty where it never came to one."""
+    return _json(folder / RESULTS) if (folder / RESULTS).exists() else {}
+
+
+def _record(folder: Path, outcome: Mapping[str, Any], kept: Mapping[str, Any]) -> Record:
     return Record(
         notebook=outcome["notebook"],
         traits=Traits.of(outcome["traits"]),
@@ -157,8 +183,8 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def _tie(said: Mapping[str, Any]) -> Tie:
     known = [entry.name for entry in fields(Tie)]
-    if set(said) != set(known):
-        raise ValueError(f"a tie has {', '.join(known)}, not {', '.join(said)}")
+    if not isinstance(said, Mapping) or set(said) != set(known):
+        raise ValueError(f"a tie has {', '.join(known)}, not {', '.join(map(str, said))}")
     return Tie(**{**said, "settles": tuple(said["settles"])})
 
 
@@ -179,7 +205,7 @@ def _lasting(frame: pd.DataFrame) -> list[str]:
 
 def _table(path: Path) -> pd.DataFrame:
     try:
-        return pd.read_csv(path)
+        return pd.read_csv(path, index_col=False)  # a trailing comma shifts no column
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
     except ValueError as error:
@@ -188,6 +214,9 @@ def _table(path: Path) -> pd.DataFrame:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        found = read_json(path)
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}; run the notebook again") from error
+        raise ValueError(f"{error}; run the notebook again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: not a JSON object; run the notebook again")
+    return found

@@ -9,17 +9,22 @@ import math
 import os
 import platform
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import make_dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import numpy as np
 import pandas as pd
+
+from spyre_bench.files import replace_text
 
 Rule = Callable[[Any], Any]
 """Takes a parameter's value, returns what the notebook shall use; ValueError where it is bad."""
@@ -77,11 +82,32 @@ def several(rule: Rule) -> Rule:
     return each
 
 
-def _typed(name: str, value: Any, kind: type) -> Any:
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    if value is None and NoneType in kinds:
+        return None
+    kinds = tuple(one for one in kinds if one is not NoneType)
+    for one in kinds[:-1]:
+        with suppress(ValueError):
+            return _of_kind(name, value, one)
+    return _of_kind(name, value, kinds[-1])
+
+
+def _of_kind(name: str, value: Any, kind: Any) -> Any:
+    if get_origin(kind) is Literal:
+        if not any(value == choice and type(value) is type(choice) for choice in get_args(kind)):
+            listed = ", ".join(map(repr, get_args(kind)))
+            raise ValueError(f"parameter {name} = {value!r} is not one of {listed}")
+        return value
     if kind not in KINDS:
-        raise ValueError(f"parameter {name}: annotate it as int, float, str or bool, not {kind}")
-    if kind is float and type(value) is int:
+        raise ValueError(
+            f"parameter {name}: annotate it as int, float, str or bool, a Literal of such values, "
+            f"or with `| None`, not {kind}"
+        )
+    if kind is float and type(value) is int and abs(value) < sys.float_info.max:
         value = float(value)
+    if name == "seed" and type(value) is int and value < 0:
+        raise ValueError(f"parameter seed = {value}: use 0 or more")
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
         raise ValueError(f"parameter {name} = {value!r} is not {KINDS[kind]}")
     return value
@@ -89,7 +115,7 @@ def _typed(name: str, value: Any, kind: type) -> Any:
 
 def _ruled(name: str, value: Any, rule: Rule | None) -> Any:
     try:
-        return rule(value) if rule else value
+        return rule(value) if rule and value is not None else value
     except ValueError as error:
         raise ValueError(f"parameter {name} = {value!r}: {error}") from error
 
@@ -179,10 +205,8 @@ class Run:
     def _save(self) -> None:
         self._record["seconds"] = round(time.monotonic() - self._started, 3)
         if self.directory:
-            path = _folder(self.directory) / "results.json"
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(_plain(self._record), indent=1) + "\n")
-            os.replace(partial, path)
+            text = json.dumps(_plain(self._record), indent=1) + "\n"
+            replace_text(self.directory / "results.json", text)
 
 
 def _show(figure: Any) -> None:

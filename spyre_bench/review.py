@@ -4,7 +4,6 @@ the bounds, and what has changed since an earlier run. `pages.py` makes the page
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import nbformat
 import pandas as pd
 
 from spyre_bench import regression
-from spyre_bench.records import RESULTS, Record, leaves, read_run
+from spyre_bench.records import Record, leaves, read_results, read_run, run_folder
 
 SHOWN_ROWS, SHOWN_COLUMNS = 10, 12  # of a table on the page; its CSV file has all
 SHOWN_CHANGES = 15  # of each state
@@ -127,11 +126,11 @@ class Review:
 def gather(run: Path, base: Path | None = None, baseline: Path | None = None) -> Review:
     """Reads the run, and what it is held against: another run (`base`), or else the notebooks that
     it shares with a `baseline`. ValueError where `run` or `base` is the folder of no run."""
-    folder = _latest(Path(run))
+    folder = run_folder(run)
     records = read_run(folder)
     return Review(
         folder=folder,
-        chapters=[_chapter(folder / name, record) for name, record in records.items()],
+        chapters=[_sound_chapter(folder / name, record) for name, record in records.items()],
         distances=distances(records),
         accuracy={
             name: errors
@@ -155,18 +154,21 @@ def project_baseline() -> Path | None:
     return next(filter(Path.is_dir, places), None)
 
 
-def _latest(folder: Path) -> Path:
-    """Of a folder that takes a folder a run, the one of the last run."""
-    latest = folder / "latest"
-    return latest.resolve() if latest.is_dir() else folder
-
-
 # --- a notebook ---------------------------------------------------------------------------------
 
 
+def _sound_chapter(folder: Path, record: Record) -> Chapter:
+    try:
+        return _chapter(folder, record)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"{folder}: its files are not as a run leaves them ({type(error).__name__}: {error}): "
+            f"run the notebook again"
+        ) from error
+
+
 def _chapter(folder: Path, record: Record) -> Chapter:
-    path = folder / RESULTS
-    kept = json.loads(path.read_text()) if path.exists() else {}
+    kept = read_results(folder)
     cells = _cells(folder / "notebook.ipynb")
     meanings = dict(PARAMETER.findall("\n".join(cell.source for cell in cells)))
     return Chapter(
@@ -306,7 +308,7 @@ def _accuracy(record: Record) -> pd.DataFrame | None:
 
 def _changes(records: Mapping[str, Record], base: Path | None, baseline: Path | None) -> Changes:
     if base:
-        return Changes(str(base), regression.compare(read_run(_latest(base)), records))
+        return Changes(str(base), regression.compare(read_run(base), records))
     if not baseline:
         return Changes("")
     # Of a baseline, which is of the whole project, only what this run repeats.

@@ -22,6 +22,7 @@ from spyre_bench.batching import Batch, Hold, Policy, next_batch
 from spyre_bench.cost import BucketCost
 from spyre_bench.workload import Workload
 
+MOST = 10_000  # replicas; more is a slip
 ROUTERS = ("round_robin", "least_loaded")
 CHUNK = 8192  # requests that exist as Python objects at a time
 
@@ -135,9 +136,13 @@ def simulate(
     costs = tuple(costs)
     _require(len(costs) > 0, "costs is empty: price at least one bucket")
     _require(replicas >= 1, f"replicas {replicas} is below 1: use 1 or more")
+    _require(replicas <= MOST, f"replicas {replicas} is above {MOST:,}: use fewer")
     _require(router in ROUTERS, f"router {router!r} is not known: use one of {', '.join(ROUTERS)}")
     _require(ready_s >= 0, f"ready_s {ready_s} is negative: use 0 for a ready engine")
-    _require(client_overhead_s >= 0, f"client_overhead_s {client_overhead_s} is negative: use 0")
+    _require(
+        0 <= client_overhead_s < math.inf,
+        f"client_overhead_s {client_overhead_s} is negative or endless: use 0",
+    )
     believed = costs if believed is None else tuple(believed)
     _require(
         [cost.bucket for cost in believed] == [cost.bucket for cost in costs],

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -14,15 +15,19 @@ from datetime import datetime
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-import yaml
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from spyre_bench.files import in_use, read_yaml, replace_text
 from spyre_bench.headless import Outcome, Task, execute, interrupt_kernels, measures
 from spyre_bench.pages import markdown
 from spyre_bench.records import Traits
 
+FOLDER = "%Y%m%d-%H%M%S"  # of a run, by its time
+OURS = re.compile(r"\d{8}-\d{6}(-\d+)?")
 PATIENCE_S = 10.0  # between two interrupts: a notebook may have a server to end
 
 
@@ -55,7 +60,9 @@ def run_suite(
     sections = sections_of(parameters_file, notebooks)
     folder = output.resolve()
     tasks = [Task(path, folder / path.stem, sections[path.stem], parameters) for path in notebooks]
-    return conclude(run_tasks(tasks, resume=True), folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with in_use(folder):
+        return conclude(run_tasks(tasks, resume=True), folder)
 
 
 def project_notebooks() -> list[Path]:
@@ -101,11 +108,10 @@ def _left_out(task: Task) -> Outcome:
 
 def conclude(outcomes: Sequence[Outcome], folder: Path) -> bool:
     """Writes `index.html` and `index.json`, prints where, and returns whether all passed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "index.html").write_text(_index(outcomes))
-    (folder / "index.json").write_text(json.dumps(_index_json(outcomes), indent=1) + "\n")
+    replace_text(folder / "index.html", _index(outcomes))
+    replace_text(folder / "index.json", json.dumps(_index_json(outcomes), indent=1) + "\n")
     Console(stderr=True).print(_summary(outcomes))
-    Console(soft_wrap=True).print(f"report: {folder / 'index.html'}", highlight=False)
+    print(f"report: {folder / 'index.html'}")
     return not any(outcome.error for outcome in outcomes)
 
 
@@ -150,10 +156,7 @@ def sections_of(path: Path | None, notebooks: Sequence[Path]) -> dict[str, dict[
 
 
 def _read_sections(path: Path) -> dict[str, dict[str, Any]]:
-    try:
-        sections = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    sections = read_yaml(path)
     if not isinstance(sections, dict) or not all(
         isinstance(section, dict) for section in sections.values()
     ):
@@ -164,11 +167,22 @@ def _read_sections(path: Path) -> dict[str, dict[str, Any]]:
 def _report_folder(output: Path) -> Path:
     """A new folder named by the time; `latest` beside it points there."""
     output.mkdir(parents=True, exist_ok=True)
-    folder = _fresh(output.resolve() / datetime.now().strftime("%Y%m%d-%H%M%S"))
+    folder = _fresh(output.resolve() / datetime.now().strftime(FOLDER))
     latest = folder.with_name("latest")
-    latest.unlink(missing_ok=True)
-    latest.symlink_to(folder.name)
+    try:
+        _point(latest, folder.name)
+    except (ValueError, OSError) as error:
+        print(f"no link to this run, which is in {folder}: {error}", file=sys.stderr)
     return folder
+
+
+def _point(link: Path, name: str) -> None:
+    """Makes the link, in the place of one of ours and of nothing else."""
+    if os.path.lexists(link) and not (link.is_symlink() and OURS.fullmatch(os.readlink(link))):
+        raise ValueError(f"{link} is not a link that this command made, and is left as it is")
+    fresh = link.with_name(f".{name}.link")
+    fresh.symlink_to(name)
+    os.replace(fresh, link)
 
 
 def _fresh(path: Path) -> Path:
@@ -198,9 +212,8 @@ def _summary(outcomes: Sequence[Outcome]) -> Table:
     for outcome in outcomes:
         colour = "red" if outcome.error else "green"
         state = "there already" if outcome.reused else outcome.state
-        table.add_row(
-            outcome.directory.name, f"[{colour}]{state}[/]", f"{outcome.seconds:.0f}"
-        )  # fmt: skip
+        name = Text(outcome.directory.name)  # which may hold brackets
+        table.add_row(name, Text(state, colour), f"{outcome.seconds:.0f}")
     return table
 
 
@@ -210,7 +223,7 @@ def _index(outcomes: Sequence[Outcome]) -> str:
     for outcome in outcomes:
         folder = escape(outcome.directory.name)
         links = " · ".join(
-            f'<a href="{folder}/{escape(path.name)}">{escape(path.name)}</a>'
+            f'<a href="{quote(f"{outcome.directory.name}/{path.name}")}">{escape(path.name)}</a>'
             for path in sorted(outcome.directory.glob("*"))
         )
         text = f"<pre>{escape(outcome.error)}</pre>" if outcome.error else ""

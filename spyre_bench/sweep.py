@@ -11,10 +11,11 @@ import itertools
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,17 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from spyre_bench import metrics
+from spyre_bench import files, metrics
 from spyre_bench.batching import Policy
 from spyre_bench.cost import price
 from spyre_bench.cost_source import Source, load_source
+from spyre_bench.errors import sentence
 from spyre_bench.shapes import BucketSet
 from spyre_bench.simulate import simulate
 from spyre_bench.workload import Reading, Workload, load_workload
 
 BACKENDS = ("loky", "dask", "ray")
+LARGEST = 10**9  # requests; more is a slip
 CHUNK = 8  # points a task: large enough to drown the cost of sending it
 
 
@@ -71,12 +74,7 @@ SETTINGS = tuple(KINDS)
 
 def read_grid(path: Path) -> list[Point]:
     """The points of a YAML file that has a value, or a list of them, for settings of `Point`."""
-    import yaml
-
-    try:
-        grid = yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {error}") from error
+    grid = files.read_yaml(path)
     if not isinstance(grid, Mapping):
         raise ValueError(f"{path}: write a line for each setting, such as `policy: [skip, fcfs]`")
     try:
@@ -114,10 +112,17 @@ def _typed(name: str, value: Any) -> Any:
                 f'"4,64,32 2,256,64"'
             )
         return str(BucketSet.parse(value))
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < sys.float_info.max:
         value = float(value)
     if type(value) is not kind:
-        raise ValueError(f"setting {name}: {value!r} is not of type {kind.__name__}")
+        shown = repr(value) if len(repr(value)) < 80 else f"{repr(value)[:80]}…"
+        raise ValueError(f"setting {name}: {shown} is not of type {kind.__name__}")
+    if name == "seed" and value < 0:
+        raise ValueError(f"setting seed: {value} is below 0: use 0 or more")
+    if name == "requests" and value > LARGEST:
+        raise ValueError(f"setting requests: {value} is above {LARGEST:,}")
+    if kind is str and "\x00" in value:
+        raise ValueError(f"setting {name}: {value!r} holds a null byte, which no name does")
     return value
 
 
@@ -134,16 +139,22 @@ def run_sweep(
     the order of `some`; the file then has them in this order, and its other rows behind them.
 
     A point that cannot run (a bucket beyond the cost table, say) has its error in the column
-    `error` and no figures, and is tried again next time. A row stands for its settings alone: name
-    another file where a trace or a cost table has changed under its old name. Raises ValueError for
-    an unknown backend, a missing library, or a file that is not of a sweep.
+    `error` and no figures, and is tried again next time. A row stands while its `basis` does, the
+    digest of its trace, its cost table and this package. Raises ValueError for an unknown backend,
+    a missing library, a file that is not of a sweep, or one that another sweep is writing.
     """
+    with files.in_use(out):
+        return _run_sweep(some, out, jobs, backend, scheduler, progress)
+
+
+def _run_sweep(
+    some: Sequence[Point], out: Path, jobs: int, backend: str, scheduler: str | None, progress: bool
+) -> pd.DataFrame:
     done = _read(out) if out.exists() else {}
     wanted = {_key(asdict(point)): point for point in some}
-    todo = [point for key, point in wanted.items() if key not in done or done[key]["error"]]
+    todo = [point for key, point in wanted.items() if not _stands(done.get(key), point)]
     # Neighbours in the grid often share workload and table, which a worker then loads once.
     chunks = [todo[first : first + CHUNK] for first in range(0, len(todo), CHUNK)]
-    out.parent.mkdir(parents=True, exist_ok=True)
     with (
         _parallel(backend, scheduler, jobs) as parallel,
         tqdm(total=len(todo), desc="sweep", unit="point", disable=not progress) as bar,
@@ -158,22 +169,27 @@ def run_sweep(
 
 
 def run_chunk(chunk: Sequence[Point]) -> list[dict[str, Any]]:
-    """One row a point: its settings and its figures."""
-    return [asdict(point) | _figures(point) for point in chunk]
+    """One row a point: its settings, its basis and its figures, or its error, whatever it is."""
+    rows = []
+    for point in chunk:
+        basis = _basis(point)
+        try:
+            found = _figures(point, basis)
+        except Exception as error:
+            found = dict.fromkeys(FIGURES) | {"error": sentence(error)}
+        rows.append(asdict(point) | {"basis": basis} | found)
+    return rows
 
 
-def _figures(point: Point) -> dict[str, Any]:
-    try:
-        costs = price(BucketSet.parse(point.buckets), _cost(point.cost, point.extrapolate))
-        policy = Policy(point.policy, point.max_wait_s, point.gather_s, point.max_age_s)
-        workload = _workload(
-            point.workload, point.requests, point.seed, point.arrivals, point.max_tokens,
-            point.length_scale, point.rate_scale, point.columns, point.time_unit,
-            point.separator, point.from_s, point.to_s,
-        )  # fmt: skip
-        trace = simulate(workload, costs, policy, replicas=point.replicas, router=point.router)
-    except (ValueError, OSError) as error:
-        return dict.fromkeys(FIGURES) | {"error": " ".join(str(error).split())}  # one line
+def _figures(point: Point, basis: str) -> dict[str, Any]:
+    costs = price(BucketSet.parse(point.buckets), _cost(point.cost, point.extrapolate, basis))
+    policy = Policy(point.policy, point.max_wait_s, point.gather_s, point.max_age_s)
+    workload = _workload(
+        point.workload, point.requests, point.seed, point.arrivals, point.max_tokens,
+        point.length_scale, point.rate_scale, point.columns, point.time_unit,
+        point.separator, point.from_s, point.to_s, basis,
+    )  # fmt: skip
+    trace = simulate(workload, costs, policy, replicas=point.replicas, router=point.router)
     return {
         **metrics.summary(trace),
         "compile_s": sum(cost.compile_s for cost in costs),
@@ -190,7 +206,7 @@ FIGURES = (
       for of in ("mean", "median", "p95", "p99")),
     "compile_s", "extrapolated", "saturated", "error",
 )  # fmt: skip
-COLUMNS = (*SETTINGS, *FIGURES)
+COLUMNS = (*SETTINGS, "basis", *FIGURES)
 COUNTS = ("served", "rejected", "batches", *(f"{name}_tokens" for name in metrics.LEDGER),
           "extrapolated")  # fmt: skip
 # A whole number, or nothing where the point did not run.
@@ -198,13 +214,40 @@ DTYPES = (
     KINDS
     | dict.fromkeys(FIGURES, float)
     | dict.fromkeys(COUNTS, "Int64")
-    | {"saturated": "boolean", "error": str}
+    | {"saturated": "boolean", "error": str, "basis": str}
 )
 
 
-# A process has many points of the same workload and table.
+def _stands(row: Mapping[str, Any] | None, point: Point) -> bool:
+    """Whether the row of an earlier sweep is still what simulating the point would give."""
+    return row is not None and not row["error"] and row["basis"] == _basis(point)
+
+
+def _basis(point: Point) -> str:
+    """The digest of what a point's figures depend on beside its settings."""
+    return files.digest(_code(), _content(point.workload), _content(point.cost))
+
+
+_code = cache(files.code)
+
+
+def _content(name: str) -> str | None:
+    """Read again only where the file is another one: many points share it."""
+    try:
+        status = os.stat(name)
+    except (OSError, ValueError):
+        return None
+    return _content_at(name, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _content_at(name: str, *_: int) -> str | None:
+    return files.content(name)
+
+
+# A process has many points of the same workload and table; under another basis they are read anew.
 @lru_cache(maxsize=8)
-def _cost(text: str, extrapolate: bool) -> Source:
+def _cost(text: str, extrapolate: bool, basis: str) -> Source:
     return load_source(text, extrapolate=extrapolate)
 
 
@@ -222,6 +265,7 @@ def _workload(
     separator: str,
     from_s: float,
     to_s: float,
+    basis: str,
 ) -> Workload:
     some = load_workload(
         name, requests=requests or None, rng=np.random.default_rng(seed), arrivals=arrivals or None,
@@ -236,6 +280,8 @@ def _parallel(backend: str, scheduler: str | None, jobs: int):
     """joblib on the chosen backend: takes tasks and gives their results as they come."""
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is not known: use one of {', '.join(BACKENDS)}")
+    if jobs == 0:
+        raise ValueError("jobs 0 are too few: use 1 or more, or -1 for one a core")
     if scheduler and backend == "loky":
         raise ValueError(
             f"scheduler {scheduler!r} is of no use to loky, which stays on this machine: choose "
@@ -285,22 +331,21 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def _append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
         _table(rows).to_csv(file, index=False, header=file.tell() == 0)
         file.flush()
         os.fsync(file.fileno())
 
 
 def _replace(path: Path, frame: pd.DataFrame) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    frame.to_csv(partial, index=False)
-    os.replace(partial, path)
+    files.replace_text(path, frame.to_csv(index=False))
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
     """The rows of an earlier sweep by their point; a last line that was cut off is taken off."""
     text, header = path.read_bytes(), f"{','.join(COLUMNS)}\n".encode()
-    if not text.startswith(header) and not header.startswith(text):
+    earlier = _of_an_earlier_version(text)
+    if not (earlier or text.startswith(header) or header.startswith(text)):
         raise ValueError(f"{path} is not of a sweep: name another file, or move it away")
     whole = text.rfind(b"\n") + 1
     os.truncate(path, whole)  # what follows must begin a line of its own
@@ -311,4 +356,16 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
         frame = pd.read_csv(path, dtype=DTYPES, keep_default_na=False, na_values=empty_is_missing)
     except ValueError as error:
         raise ValueError(f"{path} is not of a sweep: {error}") from error
+    if earlier:  # nobody knows what its rows depended on: they are run again where asked for
+        defaults = asdict(Point("", "")) | {"basis": ""}
+        missing = {name: defaults[name] for name in COLUMNS if name not in frame}
+        frame = frame.assign(**missing)[list(COLUMNS)]
+        _replace(path, frame)
     return {_key(row): row for row in frame.to_dict("records")}
+
+
+def _of_an_earlier_version(text: bytes) -> bool:
+    """Whether the first line has all figures and fewer settings than there are now."""
+    names = text.partition(b"\n")[0].decode(errors="replace").split(",")
+    needed = {"workload", "buckets", *FIGURES}
+    return b"\n" in text and needed <= set(names) < set(COLUMNS) and len(set(names)) == len(names)

@@ -20,7 +20,7 @@ from spyre_bench import serving, validate
 from spyre_bench.batching import Policy
 from spyre_bench.bench_json import bench_result
 from spyre_bench.cost import BucketCost
-from spyre_bench.server_log import read_passes, read_warmup, waste
+from spyre_bench.server_log import count_passes, read_passes, read_warmup, waste
 from spyre_bench.shapes import Bucket, BucketSet
 from spyre_bench.simulate import Trace, simulate
 from spyre_bench.workload import Workload
@@ -97,7 +97,7 @@ def calibrate(
     The constants are in the directory, as `<name>-constants.csv`, before this returns. Raises
     ValueError where a bucket's requests did not share a batch of it, as without `gather_s`.
     """
-    some, before = full_batches(believed_costs(server, buckets)), _passes(server)
+    some, before = full_batches(believed_costs(server, buckets)), count_passes(server.pass_log)
     result = serving.replay(server, some, directory, f"{name}-calibration")
     costs = pass_costs(read_passes(server.pass_log).iloc[before:])
     if missing := sorted(set(buckets) - {cost.bucket for cost in costs}):
@@ -138,7 +138,7 @@ def check(
     """Fixes the constants, then sends the workload, and simulates it at the times at which the
     client really sent."""
     constants = calibrate(server, buckets, policy, directory, name)
-    before = _passes(server)
+    before = count_passes(server.pass_log)
     # The client counts its duration from the start of the trace, we from the first request.
     workload = workload.from_zero()
     measured = serving.replay(server, workload, directory, name)
@@ -152,14 +152,6 @@ def check(
     }
     simulated = bench_result(trace, detailed=True)
     return Check(name, constants, sent, measured, simulated, trace, passes)
-
-
-def _passes(server: serving.Server) -> int:
-    """How many passes the server's log has; 0 before the first request."""
-    try:
-        return len(read_passes(server.pass_log))
-    except ValueError:
-        return 0
 
 
 def pass_costs(passes: pd.DataFrame) -> tuple[BucketCost, ...]:

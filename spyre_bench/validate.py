@@ -6,47 +6,111 @@ compared request by request too.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-ARRAYS = ("input_lens", "output_lens", "ttfts", "latencies")
+from spyre_bench.files import read_json
+
+LENGTHS = ("input_lens", "output_lens")
+ARRAYS = (*LENGTHS, "ttfts", "latencies")
 LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "e2el": "E2EL"}
 SHARES = (50, 90, 99)
+NUMBERS = {
+    "request_throughput": "requests/s",
+    "output_throughput": "output tokens/s",
+    "duration": "duration [s]",
+    "spyre_batches": "batches",
+    "spyre_fill": "fill",
+}
+STATISTICS = {
+    f"{of}_{metric}_ms": f"{of} {label} [ms]"
+    for metric, label in LATENCIES.items()
+    for of in ("mean", "median", "p90", "p99")
+}
+LARGEST = 1e15  # of any number in a result; a larger one is a slip
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """A result file; raises ValueError with its name where it is none."""
-    try:
-        result = json.loads(Path(path).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
+    """A result file, its numbers and arrays looked at; raises ValueError with its name where it is
+    none. Without `latencies` they are the sums of `ttfts` and `itls`."""
+    result = read_json(path)
     if not isinstance(result, dict) or "request_throughput" not in result:
         raise ValueError(
             f"{path}: not a result of `vllm bench serve --save-result` or `spyre-bench simulate`: "
             f"it has no request_throughput"
         )
-    return result
+    try:
+        numbers = {key: _number(key, result[key]) for key in NUMBERS | STATISTICS if key in result}
+        return result | numbers | _arrays(result)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _number(key: str, value: Any) -> float:
+    if not _is_number(value):
+        raise ValueError(f"{key} {_shown(value)} is not a number: save the result again")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and not abs(value) >= LARGEST
+
+
+def _shown(value: Any) -> str:
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+def _arrays(result: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Those there are, each with a number of 0 or more for each request."""
+    found = {name: result[name] for name in ARRAYS if result.get(name) is not None}
+    if "latencies" not in found and "ttfts" in found and result.get("itls") is not None:
+        found["latencies"] = _latencies(found["ttfts"], result["itls"])
+    for name, values in found.items():
+        _require_numbers(name, values, whole=name in LENGTHS)
+    sizes = {name: len(values) for name, values in found.items()}
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{name} has {size}" for name, size in sizes.items())
+        raise ValueError(f"its arrays are of unequal length: {listed}; save the result again")
+    return found
+
+
+def _latencies(ttfts: Any, itls: Any) -> list[float]:
+    """From a request's first token to its last one there are its gaps."""
+    _require_numbers("ttfts", ttfts)
+    if not isinstance(itls, list) or len(itls) != len(ttfts):
+        raise ValueError("itls is not a list with the gaps of each request: save the result again")
+    for gaps in itls:
+        _require_numbers("itls", gaps)
+    return [ttft + sum(gaps) for ttft, gaps in zip(ttfts, itls, strict=True)]
+
+
+def _require_numbers(name: str, values: Any, whole: bool = False) -> None:
+    if not isinstance(values, list):
+        raise ValueError(f"{name} {_shown(values)} is not a list: save the result again")
+    for place, value in enumerate(values):
+        if not (_is_number(value) and value >= 0) or (whole and value != int(value)):
+            kind = "a whole number" if whole else "a number"
+            raise ValueError(
+                f"{name} of request {place} (counted from 0) is {_shown(value)}, not {kind} of 0 "
+                f"or more: save the result again"
+            )
 
 
 def by_request(measured: Mapping[str, Any], simulated: Mapping[str, Any]) -> pd.DataFrame:
     """One row a request: prompt_tokens, output_tokens, and for each of ttft, tpot (nan for one
     token) and e2el the seconds `measured_` and `simulated_`, and `error_`, simulated over measured
-    less 1.
+    less 1 (nan where nothing was measured).
 
     Raises ValueError where a result lacks the arrays, or where the two are not of the same
     requests.
     """
-    for name, result in (("measured", measured), ("simulated", simulated)):
-        if missing := [array for array in ARRAYS if array not in result]:
-            raise ValueError(
-                f"the {name} result has no {missing[0]}: save it with --save-detailed "
-                f"(vllm bench serve) or --detailed (spyre-bench simulate)"
-            )
+    for sentence in left_out(measured, simulated):
+        raise ValueError(sentence)
     _require_same_requests(measured, simulated)
     frame = pd.DataFrame(
         {"prompt_tokens": measured["input_lens"], "output_tokens": measured["output_lens"]}
@@ -57,14 +121,23 @@ def by_request(measured: Mapping[str, Any], simulated: Mapping[str, Any]) -> pd.
         frame[f"{name}_e2el_s"] = np.asarray(result["latencies"], dtype=float)
         frame[f"{name}_tpot_s"] = (frame[f"{name}_e2el_s"] - frame[f"{name}_ttft_s"]) / further
     for metric in LATENCIES:
-        frame[f"error_{metric}"] = (
-            frame[f"simulated_{metric}_s"] / frame[f"measured_{metric}_s"] - 1
-        )
+        known_s = frame[f"measured_{metric}_s"].replace(0, np.nan)
+        frame[f"error_{metric}"] = frame[f"simulated_{metric}_s"] / known_s - 1
     return frame
 
 
+def left_out(measured: Mapping[str, Any], simulated: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for each result without an array that single requests are compared by."""
+    for name, result in (("measured", measured), ("simulated", simulated)):
+        if missing := [array for array in ARRAYS if result.get(array) is None]:
+            yield (
+                f"single requests are not compared, the {name} result has no {missing[0]}: save it "
+                f"with --save-detailed (vllm bench serve) or --detailed (spyre-bench simulate)"
+            )
+
+
 def _require_same_requests(measured: Mapping[str, Any], simulated: Mapping[str, Any]) -> None:
-    for name in ("input_lens", "output_lens"):
+    for name in LENGTHS:
         ours, theirs = np.asarray(simulated[name]), np.asarray(measured[name])
         if len(ours) != len(theirs):
             raise ValueError(
@@ -85,10 +158,14 @@ def compare(measured: Mapping[str, Any], simulated: Mapping[str, Any]) -> pd.Dat
 
     The distributions of TTFT, TPOT and E2EL, throughputs, and batches and fill where both results
     know them. With arrays in both, rows follow that say how far single requests are off: the
-    median, P90 and P99 over the requests of the error's absolute value, as `error`.
+    median, P90 and P99 over the requests of the error's absolute value, as `error`. Without them
+    `left_out` says what is missing.
     """
-    rows = [_row(label, measured, simulated, key) for key, label in _shared(measured, simulated)]
-    if all(array in result for array in ARRAYS for result in (measured, simulated)):
+    rows = [
+        _quantity(label, float(measured[key]), float(simulated[key]))
+        for key, label in _shared(measured, simulated)
+    ]
+    if not any(left_out(measured, simulated)):
         frame = by_request(measured, simulated)
         rows += [_distribution(frame, metric, share) for metric in LATENCIES for share in SHARES]
         rows += [_request_error(frame, metric, share) for metric in LATENCIES for share in SHARES]
@@ -97,27 +174,9 @@ def compare(measured: Mapping[str, Any], simulated: Mapping[str, Any]) -> pd.Dat
 
 def _shared(measured: Mapping[str, Any], simulated: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Key and label of each number that both results have."""
-    labels = {
-        "request_throughput": "requests/s",
-        "output_throughput": "output tokens/s",
-        "duration": "duration [s]",
-        "spyre_batches": "batches",
-        "spyre_fill": "fill",
-    }
-    if any(array not in result for array in ARRAYS for result in (measured, simulated)):
-        labels |= {
-            f"{of}_{metric}_ms": f"{of} {label} [ms]"
-            for metric, label in LATENCIES.items()
-            for of in ("mean", "median", "p90", "p99")
-        }
+    labels = NUMBERS | (STATISTICS if any(left_out(measured, simulated)) else {})
     both = set(measured) & set(simulated)
     return [(key, label) for key, label in labels.items() if key in both]
-
-
-def _row(
-    label: str, measured: Mapping[str, Any], simulated: Mapping[str, Any], key: str
-) -> dict[str, Any]:
-    return _quantity(label, float(measured[key]), float(simulated[key]))
 
 
 def _quantity(label: str, measured: float, simulated: float) -> dict[str, Any]:

@@ -427,6 +427,11 @@ def named_workload(
     has no times, unless told otherwise. The same seed gives the same lengths at any arrivals.
     """
     if name not in WORKLOADS:
+        if os.path.exists(name):
+            raise ValueError(
+                f"workload {name} is a folder or a pipe (as a process substitution is), and not a "
+                f"file: write it to one first"
+            )
         near = difflib.get_close_matches(name, WORKLOADS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ValueError(

@@ -17,6 +17,8 @@ PACKAGE = ROOT / "spyre_bench"
 
 # room -> what its modules may import of this package
 CORE = {
+    "errors": set(),
+    "files": set(),
     "shapes": set(),
     "trace_files": set(),
     "trace_formats": set(),
@@ -33,14 +35,14 @@ CORE = {
     "startup": {"shapes"},
     "batching": {"shapes", "workload", "cost"},
     "simulate": {"shapes", "workload", "cost", "batching"},
-    "server_log": {"shapes", "batching"},
+    "server_log": {"files", "shapes", "batching"},
     "metrics": {"shapes", "workload", "cost", "batching", "simulate", "bounds"},
     "bench_json": {"shapes", "workload", "cost", "batching", "simulate", "bounds", "metrics"},
     "schemes": {"shapes"},
     "bounds": {"shapes", "cost", "workload"},
     "lint": {"shapes", "cost", "workload"},
-    "validate": set(),
-    "records": set(),
+    "validate": {"files"},
+    "records": {"files"},
     "regression": {"records"},
     "baseline": {"records"},
     "optimize": {"shapes", "workload", "cost", "bounds", "schemes"},
@@ -144,7 +146,7 @@ def test_the_calculating_commands_stand_on_the_core_alone(module):
 def test_the_engine_knows_no_vllm(path):
     names = imports(path)
     assert "vllm" not in libraries(names)
-    assert rooms(names) <= {"engine", "shapes", "cost", "card"}
+    assert rooms(names) <= {"engine", "shapes", "cost", "card", "files"}
 
 
 @pytest.mark.parametrize("path", modules("plugin"), ids=lambda path: path.stem)

@@ -46,6 +46,8 @@ def test_buckets_that_take_nothing_are_refused_with_one_that_would():
 def test_the_capacity_is_that_of_an_engine_which_is_never_short_of_company():
     # two in one batch of 1 + 4·0.5 s, although the second comes much later
     assert loads.capacity_rps(workload((0.0, 10, 5), (99.0, 10, 5)), COSTS) == 2 / 3
+    with pytest.raises(ValueError, match="no bucket fits prompt_tokens=9999"):
+        loads.capacity_rps(workload((0.0, 9_999, 5)), COSTS)
 
 
 def test_another_rate_keeps_the_pattern_of_the_arrivals():

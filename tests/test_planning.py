@@ -408,6 +408,7 @@ BUCKETS = ("buckets", "--workload", "{trace}", "--cost", "{table}", "-k", "2")
         ((*SIMULATE, "--bucket", "4,64"), "bucket '4,64' is not three whole numbers"),
         ((*SIMULATE, "--bucket", "9,64,32"), "9,64,32 is outside of the cost table, which spans B"),
         ((*SIMULATE, "--workload", "azure_cnv"), "'azure_cnv' is unknown, .* mean azure_conv"),
+        ((*SIMULATE, "--workload", "/dev/null"), "/dev/null is a folder or a pipe .* write it to"),
         ((*SIMULATE, "--workload", "{empty}"), "empty.csv is empty: it needs a line of column"),
         ((*SIMULATE, "--cost", "{empty}"), "empty.csv: not a CSV file"),
         ((*SIMULATE, "--cost", "nowhere.csv"), "No such file .*nowhere.csv"),
@@ -427,6 +428,12 @@ BUCKETS = ("buckets", "--workload", "{trace}", "--cost", "{table}", "-k", "2")
         ((*BUCKETS, "--warmup-budget", "5"), "no choice of 2 buckets within a warmup budget of 5"),
         ((*BUCKETS, "-k", "0"), "k 0 is below 1"),
         ((*BUCKETS, "--memory-gib", "1e-9"), "memory_bytes 1 is below what the smallest candidate"),
+        ((*BUCKETS, "--memory-gib", "inf"), "--memory-gib inf is not above 0 and below"),
+        ((*BUCKETS, "--memory-gib", "nan"), "--memory-gib nan is not above 0 and below"),
+        ((*SIMULATE, "--out", "{trace}"), "trace.csv is the file of --workload: name another"),
+        ((*SIMULATE, "--replicas", "2147483648"), "replicas 2147483648 is above 10,000"),
+        ((*SIMULATE, "--client-overhead-ms", "inf"), "client_overhead_s inf is negative or endl"),
+        (("sweep", "{grid}", "--out", "{out}", "--jobs", "0"), "jobs 0 are too few"),
         ((*BUCKETS, "--batch-size", "16"), "bucket 16,.* is outside of the cost table"),
         ((*BUCKETS, "--objective", "speed"), "objective 'speed' is not known"),
         ((*BUCKETS, "--objective", "goodput"), "goodput needs limits"),
@@ -465,6 +472,19 @@ def test_a_limit_that_makes_no_sense_is_refused_before_anything_runs(
     assert "no limit on 'itl'" in done.err
 
 
+def test_an_error_of_any_kind_is_one_line_and_its_traceback_is_there_for_the_asking(
+    command, table, trace, monkeypatch, capsys
+):
+    monkeypatch.setattr("spyre_bench.simulate.simulate", lambda *_, **__: {}["key"])
+    words = ("simulate", "--workload", trace, "--cost", table, *TWO)
+    done = command(*words)
+    assert done.code == 1
+    assert done.err == "spyre-bench: KeyError: 'key' (a fault of ours; --debug shows where)\n"
+    monkeypatch.setattr(sys, "argv", ["spyre-bench", *map(str, words), "--debug"])
+    with pytest.raises(KeyError):
+        cli.main()
+
+
 def test_the_installed_command_is_the_same_and_shows_no_traceback(table, trace):
     script = Path(sys.executable).parent / "spyre-bench"
     plain = [script, "simulate", "--workload", trace, "--cost", table, *TWO]
@@ -497,6 +517,15 @@ def test_a_result_held_against_itself_with_a_slower_client_shows_the_client(
     table_of = command("validate", measured, simulated)
     assert "E2EL P99 [s]" in table_of.out
     assert "nan" not in table_of.out
+
+
+def test_a_result_without_arrays_says_that_single_requests_were_not_compared(command, tmp_path):
+    path = tmp_path / "some.json"
+    path.write_text('{"request_throughput": 2.0, "mean_ttft_ms": 3.0}')
+    done = command("validate", path, path)
+    assert done.code == 0
+    assert done.err.count("single requests are not compared") == 2
+    assert "mean TTFT" in done.out
 
 
 def test_what_cannot_be_held_against_each_other_is_one_sentence(command, trace, tmp_path):

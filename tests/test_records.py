@@ -113,3 +113,23 @@ def test_a_notebook_that_says_nothing_is_taken_to_measure():
 def test_what_a_notebook_cannot_mean_is_refused(metadata, message):
     with pytest.raises(ValueError, match=message):
         Traits.of(metadata)
+
+
+def test_of_a_folder_that_takes_a_folder_a_run_the_last_one_is_read(tmp_path):
+    write(tmp_path / "20260101-000000", kept=KEPT | {"results": {"fill": 0.25}})
+    (tmp_path / "latest").symlink_to("20260101-000000")
+    assert read_run(tmp_path)["some"].results == {"fill": 0.25}
+    write(tmp_path, "other")
+    assert list(read_run(tmp_path)) == ["other"], "its own come first"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("outcome", "[]"), ("outcome", "{}"), ("results", '{"checks": {"a": 1}}'), ("results", "3"),
+     ("results", '{"figures": 5}'), ("outcome", '{"notebook": "a", "error": "", "traits": 1}')],
+)  # fmt: skip
+def test_a_record_that_no_run_left_is_refused_by_its_place(tmp_path, name, text):
+    write(tmp_path)
+    (tmp_path / "some" / f"{name}.json").write_text(text)
+    with pytest.raises(ValueError, match=r"some|metadata"):
+        read_run(tmp_path)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from spyre_bench.server_log import read_passes, read_warmup, waste
+from spyre_bench.server_log import count_passes, read_passes, read_warmup, waste
 
 WARMUP = {"kind": "warmup", "bucket": [4, 64, 32], "prefill_compile_s": 3.0, "was_warm": False}
 
@@ -83,3 +83,10 @@ def test_a_line_of_something_else_is_refused_by_number(tmp_path, text):
 def test_a_log_without_a_pass_is_refused(log):
     with pytest.raises(ValueError, match="holds no pass"):
         read_passes(log(WARMUP))
+
+
+def test_a_log_without_a_pass_counts_none_and_a_broken_one_is_refused(log):
+    assert count_passes(log(WARMUP)) == 0
+    assert count_passes(log(WARMUP, *passes(0, [4, 64, 32], [5], [1, 1]))) == 2
+    with pytest.raises(ValueError, match="line 2 is not of a pass log: it has no batch"):
+        count_passes(log(WARMUP, {"kind": "decode", "bucket": [4, 64, 32]}))

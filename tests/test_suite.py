@@ -9,6 +9,10 @@ import time
 
 import pytest
 
+from spyre_bench import suite
+from spyre_bench.files import in_use
+from spyre_bench.headless import Outcome, Task, execute
+from spyre_bench.records import Traits
 from tests.test_headless import COMMAND, notebook, results, spyre_bench_run
 
 CALCULATES, MEASURES = {"measures": False}, {"measures": True}
@@ -121,9 +125,9 @@ def test_other_code_or_a_half_finished_run_is_not_taken_for_finished(tmp_path):
     kept = json.loads(path.read_text())
     for change, words in (
         ({"basis": kept["basis"] | {"code": "other"}}, "again: other code"),
-        ({"error": "did not end"}, "again: it had failed"),
+        ({"error": "did not end", "files": None}, "again: it did not end"),
     ):
-        path.write_text(json.dumps(kept | change))
+        path.write_text(json.dumps(kept | {"files": ["stale.csv", *kept["files"]]} | change))
         (tmp_path / "out/good/stale.csv").touch()
         _, said, _ = spyre_bench_run(tmp_path, "--all")
         assert words in said
@@ -136,8 +140,59 @@ def test_a_folder_that_is_of_no_run_is_left_alone(tmp_path):
     (tmp_path / "out/good/thesis.txt").write_text("years of work")
     code, said, _ = spyre_bench_run(tmp_path, "--all")
     assert code == 1
-    assert "holds something that is of no run: move it away, or name another folder" in said
+    assert "holds thesis.txt, which is of no run: move it away, or name another folder" in said
     assert [path.name for path in (tmp_path / "out/good").iterdir()] == ["thesis.txt"]
+
+
+def test_what_somebody_adds_to_a_finished_run_is_not_taken_away(tmp_path):
+    path = notebook(tmp_path / "good.ipynb")
+    task = Task(path, tmp_path / "out")
+    assert execute(task, progress=False).error is None
+    (tmp_path / "out/notes.md").write_text("mine")
+    (tmp_path / "out/.ipynb_checkpoints").mkdir()
+    assert "out holds notes.md, which is of no run" in execute(task, progress=False).error
+    assert (tmp_path / "out/notes.md").read_text() == "mine"
+    assert json.loads((tmp_path / "out/outcome.json").read_text())["error"] is None
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_whatever_is_called_latest_and_is_not_our_link_stays(tmp_path, kind, capsys):
+    latest = tmp_path / "latest"
+    if kind == "file":
+        latest.write_text("mine")
+    elif kind == "folder":
+        latest.mkdir()
+    else:
+        latest.symlink_to("elsewhere")
+    folder = suite._report_folder(tmp_path)
+    assert folder.is_dir()
+    assert f"no link to this run, which is in {folder}: " in capsys.readouterr().err
+    assert {"file": latest.is_file, "folder": latest.is_dir, "link": latest.is_symlink}[kind]()
+    assert kind != "link" or os.readlink(latest) == "elsewhere"
+
+
+def test_our_link_moves_on(tmp_path, capsys):
+    for _ in range(2):
+        folder = suite._report_folder(tmp_path)
+        assert (tmp_path / "latest").resolve() == folder
+    assert capsys.readouterr().err == ""
+
+
+def test_a_folder_that_another_run_fills_is_refused_with_its_process(tmp_path):
+    (tmp_path / "out").mkdir()
+    with in_use(tmp_path / "out"), pytest.raises(ValueError, match=f"process {os.getpid()} on"):
+        suite.run_suite([notebook(tmp_path / "a.ipynb")], tmp_path / "out", {})
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_brackets_in_names_are_printed_as_they_are(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in ("rq[gpu]", "rq[/bold]"):
+        outcome = Outcome(tmp_path / "a.ipynb", tmp_path / name / name, 1.0, None, Traits(), {})
+        suite.conclude([outcome], tmp_path / name.replace("/", ""))
+        said = capsys.readouterr()
+        assert f"report: {tmp_path / name.replace('/', '')}" in said.out
+        assert (tmp_path / name / name).name in said.err
 
 
 def test_ctrl_c_leaves_what_has_finished_and_ends_what_runs(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from spyre_bench import sweep
 from spyre_bench.batching import Policy
 from spyre_bench.cost import load_cost, price, write_cost_table
+from spyre_bench.files import in_use
 from spyre_bench.metrics import summary
 from spyre_bench.shapes import BucketSet
 from spyre_bench.simulate import simulate
@@ -181,6 +182,13 @@ def test_an_error_of_many_lines_is_one_line_of_the_file(tmp_path, grid, monkeypa
     assert line.endswith('"first line, second line"')
 
 
+def test_an_error_of_any_kind_is_a_row(tmp_path, grid, monkeypatch):
+    monkeypatch.setattr(sweep, "simulate", lambda *_, **__: 1 / 0)
+    frame = swept(grid[:2], tmp_path / "out.csv")
+    assert frame["error"].tolist() == ["ZeroDivisionError: division by zero"] * 2
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 3
+
+
 def test_without_a_number_a_trace_is_served_whole_and_a_name_drawn_ten_thousand_times(
     tmp_path, trace, table
 ):
@@ -265,10 +273,47 @@ def test_what_failed_is_tried_again(tmp_path, grid, runs, table):
     point = replace(grid[0], buckets="16,64,32")
     assert "outside of the cost table" in swept([point], out)["error"].item()
     write_cost_table(tmp_path / "cost.csv", machine(*CORNERS, "16,64,32"))
-    sweep._cost.cache_clear()
     assert swept([point], out)["error"].item() == ""
     assert runs == [point, point]
     assert len(out.read_text().splitlines()) == 2, "the error is gone from the file"
+
+
+def test_another_trace_or_table_under_the_same_name_is_simulated_again(
+    tmp_path, grid, runs, trace, table
+):
+    out, point = tmp_path / "out.csv", grid[0]
+    before = swept([point], out)
+    text = (tmp_path / "trace.csv").read_text()
+    (tmp_path / "trace.csv").write_text(
+        text.replace("29,40,39", "29,40,32").replace(",10\n", ",9\n")
+    )
+    after = swept([point], out)
+    assert after["useful_tokens"].item() == before["useful_tokens"].item() - 8
+    assert len(out.read_text().splitlines()) == 2, "the stale row is gone"
+    slower = [replace(row, decode_s=2 * row.decode_s) for row in machine(*CORNERS)]
+    write_cost_table(tmp_path / "cost.csv", slower)
+    assert swept([point], out)["busy_s"].item() > 1.2 * after["busy_s"].item()
+    assert runs == [point] * 3
+
+
+def test_a_file_of_before_rows_had_a_basis_is_read_and_its_rows_are_run_again(tmp_path, grid, runs):
+    out = tmp_path / "out.csv"
+    swept(grid[:2], out)
+    text = out.read_bytes()
+    pd.read_csv(out).drop(columns=["basis", "max_age_s"]).to_csv(out, index=False)
+    runs.clear()
+    swept(grid[:1], out)
+    assert runs == grid[:1]
+    swept(grid[:2], out)
+    assert out.read_bytes() == text
+
+
+def test_a_file_that_another_sweep_fills_is_refused_with_its_process(tmp_path, grid):
+    with (
+        in_use(tmp_path / "out.csv"),
+        pytest.raises(ValueError, match=rf"out.csv is in use by process {os.getpid()}"),
+    ):
+        swept(grid, tmp_path / "out.csv")
 
 
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", "one line without an end", "\n"])

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from spyre_bench.validate import by_request, compare, read_result
+from spyre_bench.validate import by_request, compare, left_out, read_result
 
 MEASURED = {
     "request_throughput": 2.0,
@@ -87,3 +87,38 @@ def test_a_result_reads_back(tmp_path):
     path = tmp_path / "some.json"
     path.write_text(json.dumps(MEASURED))
     assert read_result(path) == MEASURED
+
+
+def test_the_gaps_between_tokens_stand_in_for_a_latency(tmp_path):
+    gaps = {"itls": [[], [0.5] * 4, [0.5] * 8]}
+    plain = {name: value for name, value in MEASURED.items() if name != "latencies"} | gaps
+    (tmp_path / "some.json").write_text(json.dumps(plain))
+    assert read_result(tmp_path / "some.json")["latencies"] == [1.0, 4.0, 8.0]
+
+
+def test_what_is_left_out_is_said_and_why():
+    plain = {name: value for name, value in MEASURED.items() if name != "ttfts"}
+    assert not list(left_out(MEASURED, SIMULATED))
+    (sentence,) = left_out(MEASURED, plain)
+    assert sentence.startswith("single requests are not compared, the simulated result has no ttf")
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"duration": None}, "duration null is not a number"),
+        ({"duration": [1]}, r"duration \[1\] is not a number"),
+        ({"ttfts": [1.0, 2.0]}, "unequal length: input_lens has 3, output_lens has 3, ttfts has 2"),
+        ({"ttfts": [1.0, None, 2.0]}, r"ttfts of request 1 .* is null, not a number of 0 or more"),
+        ({"ttfts": [1.0, -1, 2.0]}, r"ttfts of request 1 .* is -1, not"),
+        ({"output_lens": [1, 2.5, 3]}, "output_lens of request 1 .* is 2.5, not a whole number"),
+        ({"latencies": 3}, "latencies 3 is not a list"),
+        ({"latencies": None, "itls": [[]]}, "itls is not a list with the gaps of each request"),
+        ({"request_throughput": 10**400}, "request_throughput 1000.*… is not a number"),
+    ],
+)
+def test_a_number_or_array_that_is_none_is_refused_by_name(tmp_path, changed, words):
+    path = tmp_path / "some.json"
+    path.write_text(json.dumps(MEASURED | changed))
+    with pytest.raises(ValueError, match=rf"some\.json: .*{words}"):
+        read_result(path)

@@ -11,9 +11,12 @@ from spyre_bench.cost import CostRow, read_cost_table, write_cost_table
 from spyre_bench.engine.checkpoint import model_directory
 from spyre_bench.engine.parallel import share_of_cores
 from spyre_bench.engine.starts import measure_starts
+from spyre_bench.files import in_use
 from spyre_bench.shapes import Bucket, BucketSet
 
 DEFAULT_PASSES = 9
+REPLACED = {"passes", "torch_version", "fms_version"}
+"""A row that differs in these is of the same engine, and gives way to a new one."""
 
 
 def measure_bucket(
@@ -79,24 +82,46 @@ def measure_table(
     out: Path, buckets: Iterable[Bucket], on_row: Callable[[CostRow], None] | None = None, **setting
 ) -> list[CostRow]:
     """Measures the buckets that `out` does not hold yet, writing it after each, so that an
-    interrupted run goes on where it stopped. Returns all rows of the table."""
-    rows = read_cost_table(out) if out.exists() else []
-    threads = setting.get("threads") or share_of_cores(setting.get("tp", 1))
-    for bucket in buckets:
-        if not any(_same_measurement(row, bucket, threads, setting) for row in rows):
-            rows.append(measure_bucket(bucket=bucket, **setting))
-            out.parent.mkdir(parents=True, exist_ok=True)
-            write_cost_table(out, rows)
-        if on_row:
-            on_row(rows[-1])
-    return rows
+    interrupted run goes on where it stopped. Returns all rows of the table.
+
+    A row of the same bucket by other passes or versions is measured again and replaced. Raises
+    ValueError, before anything is measured, for a table of another engine or host: a table of both
+    would be of use to nobody.
+    """
+    with in_use(out):
+        rows = read_cost_table(out) if out.exists() else []
+        asked = _asked(setting)
+        _require_same_engine(out, rows, asked)
+        for bucket in buckets:
+            row = next((row for row in rows if row.bucket == bucket and _is(row, asked)), None)
+            if row is None:
+                row = measure_bucket(bucket=bucket, **setting)
+                rows = [*(other for other in rows if other.bucket != bucket), row]
+                write_cost_table(out, rows)
+            if on_row:
+                on_row(row)
+        return rows
 
 
-def _same_measurement(row: CostRow, bucket: Bucket, threads: int, setting: dict) -> bool:
-    asked = {name: str(value) for name, value in setting.items() if name not in ("threads",)}
-    return (
-        row.bucket == bucket
-        and row.threads == threads
-        and row.host == platform.node()
-        and all(str(getattr(row, name)) == value for name, value in asked.items())
-    )
+def _asked(setting: dict) -> dict[str, str]:
+    """What a row says of itself if it was measured as this call would, and where."""
+    return {name: str(value) for name, value in setting.items()} | {
+        "threads": str(setting.get("threads") or share_of_cores(setting.get("tp", 1))),
+        "host": platform.node(),
+        "torch_version": version("torch"),
+        "fms_version": version("ibm-fms"),
+    }
+
+
+def _require_same_engine(out: Path, rows: Iterable[CostRow], asked: dict[str, str]) -> None:
+    for row in rows:
+        for name in sorted(asked.keys() - REPLACED):
+            if (there := str(getattr(row, name))) != asked[name]:
+                raise ValueError(
+                    f"{out} holds rows of {name} {there}, and this would measure {name} "
+                    f"{asked[name]}: name another file, a table is of one engine on one host"
+                )
+
+
+def _is(row: CostRow, asked: dict[str, str]) -> bool:
+    return all(str(getattr(row, name)) == value for name, value in asked.items())

@@ -1,14 +1,24 @@
 """The cost table: real rows, kept when interrupted, not measured twice."""
 
+import platform
+from importlib.metadata import version
+
 import pytest
 from typer.testing import CliRunner
 
-from spyre_bench.cost import read_cost_table
+from spyre_bench.cost import load_cost, read_cost_table, write_cost_table
+from spyre_bench.engine.measure import measure_table
 from spyre_bench.shapes import Bucket, BucketSet
+from tests.test_cost import row
 
 pytestmark = pytest.mark.engine
 
 BUCKETS = BucketSet.parse("1,64,3 2,64,3")
+HERE = {
+    "host": platform.node(),
+    "torch_version": version("torch"),
+    "fms_version": version("ibm-fms"),
+}
 
 
 @pytest.mark.slow
@@ -31,7 +41,6 @@ def test_the_command_writes_a_row_a_bucket_and_measures_none_again(tiny_llama, t
 
 def test_an_interrupted_run_keeps_its_rows_and_goes_on(tiny_llama, tmp_path, monkeypatch):
     from spyre_bench.engine import measure
-    from tests.test_cost import row
 
     measured = []
 
@@ -41,7 +50,7 @@ def test_an_interrupted_run_keeps_its_rows_and_goes_on(tiny_llama, tmp_path, mon
             raise KeyboardInterrupt
         measured.append(bucket)
         sizes = {name: getattr(bucket, name) for name in Bucket.__slots__}
-        return row(model=model, threads=threads, host=measure.platform.node(), **sizes)
+        return row(**{**HERE, "model": model, "threads": threads, **sizes})
 
     monkeypatch.setattr(measure, "measure_bucket", fake)
     out = tmp_path / "cost.csv"
@@ -51,6 +60,53 @@ def test_an_interrupted_run_keeps_its_rows_and_goes_on(tiny_llama, tmp_path, mon
     measure.measure_table(out, BUCKETS, model="m", threads=1)
     assert [row.bucket for row in read_cost_table(out)] == list(BUCKETS)
     assert measured == [Bucket(1, 64, 3), "interrupted", Bucket(2, 64, 3)]
+
+
+@pytest.fixture
+def measured(monkeypatch) -> list[Bucket]:
+    """What is measured, each in an instant; a bucket's prefill takes its prompt's milliseconds."""
+    seen = []
+
+    def fake(bucket, model, threads, passes):
+        seen.append(bucket)
+        sizes = {name: getattr(bucket, name) for name in Bucket.__slots__}
+        said = {"model": model, "threads": threads, "passes": passes}
+        return row(**{**HERE, **said, **sizes, "prefill_s": bucket.prompt_length / 1e3})
+
+    monkeypatch.setattr("spyre_bench.engine.measure.measure_bucket", fake)
+    return seen
+
+
+def test_a_bucket_that_is_there_is_shown_with_its_own_row(measured, tmp_path):
+    shown, setting = [], {"model": "m", "threads": 1, "passes": 3}
+    some = BucketSet.parse("1,64,3 1,128,3")
+    measure_table(tmp_path / "cost.csv", some, **setting)
+    measure_table(tmp_path / "cost.csv", some, shown.append, **setting)
+    assert [(row.bucket, row.prefill_s) for row in shown] == [
+        (Bucket(1, 64, 3), 0.064), (Bucket(1, 128, 3), 0.128),
+    ]  # fmt: skip
+    assert len(measured) == 2
+
+
+def test_other_passes_replace_a_row_and_the_table_stays_one_that_is_read(measured, tmp_path):
+    out = tmp_path / "cost.csv"
+    measure_table(out, BUCKETS, model="m", threads=1, passes=3)
+    measure_table(out, [Bucket(1, 64, 3)], model="m", threads=1, passes=5)
+    assert {row.bucket: row.passes for row in load_cost(out).rows} == {
+        Bucket(1, 64, 3): 5, Bucket(2, 64, 3): 3,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"model": "another"}, {"threads": 7}])
+def test_a_table_of_another_host_or_engine_is_refused_before_anything_is_measured(
+    measured, tmp_path, other
+):
+    out = tmp_path / "cost.csv"
+    write_cost_table(out, [row(**{**HERE, "model": "m", "threads": 1, **other})])
+    (name, value) = next(iter(other.items()))
+    with pytest.raises(ValueError, match=rf"cost.csv holds rows of {name} {value}, and this would"):
+        measure_table(out, BUCKETS, model="m", threads=1, passes=3)
+    assert measured == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,20 @@
+"""An error as the one sentence that a user reads, whatever its class."""
+
+from __future__ import annotations
+
+FOR_PEOPLE = (ValueError, OSError)
+"""Their text is written for whoever reads it; that of any other class needs its name before it."""
+
+
+def sentence(error: BaseException) -> str:
+    """What went wrong, on one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, FOR_PEOPLE) and text:
+        return text
+    kind = type(error).__name__
+    return f"{kind}: {text}" if text else kind
+
+
+def unexpected(error: BaseException) -> bool:
+    """Whether it is a fault of ours rather than of what it was given."""
+    return not isinstance(error, FOR_PEOPLE)

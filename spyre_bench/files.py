@@ -1,0 +1,130 @@
+"""Files that people bring and files that we leave: read with the file's name in every refusal,
+written in one step, known by their content, and in the hands of one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+# --- what people bring ----------------------------------------------------------------------------
+
+
+def read_text(path: Path) -> str:
+    """A text file; ValueError with its name for bytes that are no text."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text: {error}") from error
+
+
+def parse_json(text: str, name: str | Path) -> Any:
+    """JSON, called `name` in the ValueError for what is none."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"{name}: JSON nested too deeply to be read") from error
+    except ValueError as error:
+        raise ValueError(f"{name}: not JSON: {error}") from error
+
+
+def parse_yaml(text: str, name: str | Path) -> Any:
+    """YAML, called `name` in the ValueError for what is none."""
+    try:
+        return yaml.safe_load(text)
+    except RecursionError as error:
+        raise ValueError(f"{name}: YAML nested too deeply to be read") from error
+    # A date such as 2024-13-01 is a ValueError, a mapping with a list as a key a TypeError.
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
+
+
+def read_json(path: Path) -> Any:
+    return parse_json(read_text(path), path)
+
+
+def read_yaml(path: Path) -> Any:
+    return parse_yaml(read_text(path), path)
+
+
+# --- what we leave --------------------------------------------------------------------------------
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes the file in one step: an interruption leaves the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def in_use(path: Path) -> Iterator[None]:
+    """Nobody else may write `path`, a file or a folder, until the block ends; ValueError with the
+    process that does where there is one. The system lifts the lock of a process that was killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock")
+    descriptor = _locked(lock, path)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()} on {platform.node()}".encode())
+        yield
+    finally:
+        lock.unlink(missing_ok=True)  # while it is still ours
+        os.close(descriptor)
+
+
+def _locked(lock: Path, path: Path) -> int:
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(FileNotFoundError):
+                # Its last holder may have removed the file that we opened and have now locked.
+                if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
+                    return descriptor
+            os.close(descriptor)
+        except OSError as error:
+            holder = os.read(descriptor, 1000).decode(errors="replace") or "unknown"
+            os.close(descriptor)
+            if not isinstance(error, BlockingIOError):
+                raise
+            raise ValueError(
+                f"{path} is in use by process {holder}: wait until it has ended, or name another"
+            ) from error
+
+
+# --- what a result depends on ---------------------------------------------------------------------
+
+
+def digest(*parts: Any) -> str:
+    """Of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def content(value: Any) -> str | None:
+    """The digest of the file that `value` names, such as a trace or a cost table; None where it
+    names none."""
+    try:
+        path = Path(value)
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    except (TypeError, ValueError, OSError):
+        return None
+
+
+def code() -> str:
+    """The digest of the package as it is on disk: a commit would miss what is edited since."""
+    package = Path(__file__).parent
+    files = sorted(path for path in package.rglob("*") if path.suffix not in ("", ".pyc"))
+    return digest([(str(path.relative_to(package)), content(path)) for path in files])

@@ -1,0 +1,90 @@
+"""Files that people bring, and files that we leave."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from spyre_bench.errors import sentence
+from spyre_bench.files import content, in_use, parse_yaml, read_json, read_text, replace_text
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"{", "not JSON"),
+        (b"\xff\xfe", "not UTF-8 text"),
+        (b"[" * 200_000, "JSON nested too deeply"),
+        (b"9" * 9_999, "not JSON: Exceeds the limit"),
+    ],
+)
+def test_what_is_no_json_is_refused_with_its_files_name(tmp_path, text, words):
+    (tmp_path / "some.json").write_bytes(text)
+    with pytest.raises(ValueError, match=rf"some\.json: {words}"):
+        read_json(tmp_path / "some.json")
+
+
+@pytest.mark.parametrize("text", ["a: [", "a: 2024-13-45", "[" * 5_000, "? [a]\n: b", "!!set [a]"])
+def test_what_is_no_yaml_is_refused_in_one_line(text):
+    with pytest.raises(ValueError, match=r"g\.yaml: \w+") as refused:
+        parse_yaml(text, "g.yaml")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    (tmp_path / "some").write_bytes(b"\xef\xbb\xbfa")
+    assert read_text(tmp_path / "some") == "a"
+
+
+def test_a_file_is_replaced_in_one_step_and_nothing_else_is_left(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "some.json"
+    replace_text(path, "one")
+    monkeypatch.setattr(os, "replace", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        replace_text(path, "two")
+    assert path.read_text() == "one"
+    assert [path.name for path in path.parent.iterdir()] == ["some.json"]
+
+
+def test_what_another_process_writes_is_refused_with_its_number(tmp_path):
+    code = (
+        "import sys, pathlib; from spyre_bench.files import in_use\n"
+        "with in_use(pathlib.Path(sys.argv[1])): print('in', flush=True); input()"
+    )
+    words = [sys.executable, "-c", code, tmp_path / "out.csv"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "in\n"
+        with (
+            pytest.raises(ValueError, match=rf"out\.csv is in use by process {other.pid} on "),
+            in_use(tmp_path / "out.csv"),
+        ):
+            pass
+        other.kill()
+    with in_use(tmp_path / "out.csv"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_keeps_its_lock_inside(tmp_path):
+    with in_use(tmp_path), pytest.raises(ValueError, match="is in use by"), in_use(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [3, None, "nowhere", "a\x00b", "x" * 10_000, "/"])
+def test_what_names_no_file_has_no_content(name):
+    assert content(name) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("first,\n  second"), "first, second"),
+        (ZeroDivisionError("float division"), "ZeroDivisionError: float division"),
+        (ValueError(), "ValueError"),
+        (RecursionError(), "RecursionError"),
+    ],
+)
+def test_an_error_is_one_line_and_names_its_kind_where_it_was_not_written_for_people(error, words):
+    assert sentence(error) == words
