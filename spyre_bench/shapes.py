@@ -41,7 +41,7 @@ class Bucket:
                     f"prompt_length, new_tokens, for example 4,64,32"
                 )
             if value > LARGEST:
-                raise ValueError(f"bucket {name} {str(value):.20} is above {LARGEST:,}: use less")
+                raise ValueError(f"bucket {name} {value!s:.20} is above {LARGEST:,}: use less")
         if self.batch_size < 1:
             raise ValueError(f"bucket batch_size {self.batch_size} is below 1: use 1 or more")
         if self.prompt_length < 1 or self.prompt_length % STICK_TOKENS:
