@@ -60,6 +60,8 @@ def read_yaml(path: Path) -> Any:
 
 def replace_text(path: Path, text: str) -> None:
     """Writes the file in one step: an interruption leaves the old one or the new one."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a file in it")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

@@ -141,7 +141,7 @@ def _table(title: str, rows: pd.DataFrame, style: str | None) -> Table:
         change = "" if row.change != row.change else f"{row.change:+.2%}"
         allowed = "" if row.tolerance != row.tolerance else f"{row.tolerance:.2g}"
         texts = (f"{row.notebook}/{row.item}", row.base, row.new)
-        table.add_row(*map(escape, texts), change, allowed)
+        table.add_row(*map(escape, map(str, texts)), change, allowed)
     return table
 
 

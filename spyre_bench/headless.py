@@ -144,7 +144,9 @@ def interrupt_kernels(number: int = signal.SIGINT) -> None:
 
 def _read(notebook: Path) -> nbformat.NotebookNode:
     try:
-        return nbformat.read(notebook, as_version=4)
+        document = nbformat.read(notebook, as_version=4)
+        _ = [(cell.cell_type, cell.source, cell.metadata) for cell in document.cells]
+        return document
     except FileNotFoundError as error:
         raise ValueError("there is no such notebook") from error
     except OSError:

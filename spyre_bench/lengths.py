@@ -144,7 +144,7 @@ def is_length_table(path: str | Path) -> bool:
     try:
         with open_text(path) as file:
             names = next(csv.reader(file), [])
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error):
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error, csv.Error):
         return False
     return {COUNT, RATE, "prompt_q0", "output_q0"} <= set(names)
 

@@ -151,7 +151,7 @@ def _record(folder: Path, outcome: Mapping[str, Any], kept: Mapping[str, Any]) -
         parameters={k: v for k, v in kept.get("parameters", {}).items() if k not in WHERE},
         results=kept.get("results", {}),
         checks={name: check["ok"] for name, check in kept.get("checks", {}).items()},
-        figures=tuple(kept.get("figures", ())),
+        figures=tuple(map(str, kept.get("figures", ()))),
         tables={path.stem: _table(path) for path in sorted(folder.glob("tables/*.csv"))},
     )
 

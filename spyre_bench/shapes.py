@@ -10,6 +10,8 @@ from typing import Any
 STICK_TOKENS = 64
 """Prompt lengths are multiples of this: a Spyre stick is 128 bytes, 64 fp16 elements."""
 
+LARGEST = 2**31 - 1  # of a bucket's sizes, as of a request's
+
 # Why no bucket takes a request, in the words of results and metrics.
 REJECTIONS = ("prompt_too_long", "max_tokens_too_large", "no_bucket_takes_both")
 
@@ -38,6 +40,8 @@ class Bucket:
                     f"bucket {name} {value!r} is not a whole number: write batch_size, "
                     f"prompt_length, new_tokens, for example 4,64,32"
                 )
+            if value > LARGEST:
+                raise ValueError(f"bucket {name} {value!s:.20} is above {LARGEST:,}: use less")
         if self.batch_size < 1:
             raise ValueError(f"bucket batch_size {self.batch_size} is below 1: use 1 or more")
         if self.prompt_length < 1 or self.prompt_length % STICK_TOKENS:

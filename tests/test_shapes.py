@@ -30,6 +30,7 @@ def test_a_bucket_prints_as_it_parses(bucket):
         ("4,0,32", "prompt_length 0 .*use 64"),
         ("4,-64,32", "prompt_length -64 .*use 64"),
         ("0,64,32", "batch_size 0 is below 1"),
+        ("4,64," + 400 * "9", "new_tokens 99999999999999999999 is above 2,147,483,647: use less"),
         ("4,64,1", "new_tokens 1 is below 2"),
         ("4,64", "'4,64' is not three whole numbers"),
         ("4,64,32,1", "not three whole numbers"),
