@@ -1,21 +1,20 @@
-"""What an engine did, as tidy frames: the server's pass log read into passes, warmups and waste."""
+"""The pass log, what an engine did: one JSON line for each warmed bucket and each pass, written
+here and read into tidy frames."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, fields
+import json
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pandas as pd
 
-from spyre_bench.batching import WasteLedger
 from spyre_bench.files import parse_json, read_text
 from spyre_bench.shapes import Bucket
 
 OF_A_PASS = ("batch", "step", "start_s", "seconds", "prompt_tokens", "running", "requests")
-WASTES = tuple(field.name for field in fields(WasteLedger) if field.name != "useful")
 
 
 def read_passes(path: Path) -> pd.DataFrame:
@@ -45,21 +44,6 @@ def read_warmup(path: Path) -> pd.DataFrame:
     )
 
 
-def waste(passes: pd.DataFrame) -> pd.DataFrame:
-    """The waste ledger of each batch, in tokens, with its bucket, sum and fill."""
-    return pd.DataFrame([_ledger(some) for _, some in passes.groupby("batch")])
-
-
-def _ledger(passes: pd.DataFrame) -> dict[str, Any]:
-    first = passes.iloc[0]
-    # Each pass gives every running row a token; which row stopped when does not matter here.
-    rows = range(len(first["prompt_tokens"]))
-    outputs = [int((passes["running"] > row).sum()) for row in rows]
-    ledger = WasteLedger.of_batch(Bucket.parse(first["bucket"]), first["prompt_tokens"], outputs)
-    names = {"batch": first["batch"], "bucket": first["bucket"]}
-    return names | asdict(ledger) | {"computed": ledger.computed, "fill": ledger.fill}
-
-
 def _passes(path: Path) -> list[dict[str, Any]]:
     return [line for line in _lines(path) if line["kind"] != "warmup"]
 
@@ -81,3 +65,37 @@ def _object(text: str) -> dict[str, Any]:
     if missing := [name for name in needed if name not in line]:
         raise ValueError(f"it has no {missing[0]}")
     return line
+
+
+class PassLog:
+    """Lines to a file, each flushed, so that a reader sees every finished pass; to nowhere
+    without a path."""
+
+    def __init__(self, path: Path | None):
+        self._file: TextIO | None = None
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("w", encoding="utf-8")
+
+    def write_pass(self, **values: Any) -> None:
+        self._write(values)
+
+    def write_warmup(self, row: object) -> None:
+        self._write({"kind": "warmup", **vars(row)})
+
+    def _write(self, values: Mapping[str, Any]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(values, default=_plain) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no buckets."""
+    if isinstance(value, Bucket):
+        return [value.batch_size, value.prompt_length, value.new_tokens]
+    raise TypeError(f"{value!r} does not go into the pass log")

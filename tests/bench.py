@@ -36,8 +36,8 @@ def seconds(run) -> float:
 
 def warmed(batch_size: int, **setting):
     """A warmed SmolLM2 engine with one bucket."""
-    from spyre_bench.engine.checkpoint import model_directory
-    from spyre_bench.engine.model import EngineConfig, SpyreCausalLM
+    from spyre_bench.checkpoints.find import model_directory
+    from spyre_bench.engine.causal_lm import EngineConfig, SpyreCausalLM
     from spyre_bench.engine.warmup import warm_up
     from spyre_bench.shapes import Bucket, BucketSet
 
@@ -115,7 +115,7 @@ def overhead(threads: int, batch_size: int) -> dict:
 
     from vllm import LLM, SamplingParams
 
-    from spyre_bench.engine.checkpoint import model_directory
+    from spyre_bench.checkpoints.find import model_directory
 
     with tempfile.NamedTemporaryFile() as log:
         llm = LLM(
@@ -147,7 +147,7 @@ def overhead(threads: int, batch_size: int) -> dict:
 
 def compile_times(threads: int, batch_size: int) -> dict:
     """Compile seconds by scope, and a warm start over a cold one (scope `layer`)."""
-    from spyre_bench.engine.measure import measure_bucket
+    from spyre_bench.measure.buckets import measure_bucket
     from spyre_bench.shapes import Bucket
 
     bucket = Bucket(batch_size, PROMPT_LENGTH, NEW_TOKENS)
@@ -179,10 +179,11 @@ def fixed_lengths(requests: int, load: float):
     eight serve, and three buckets that take them, on a machine of a simple closed form."""
     import numpy as np
 
-    from spyre_bench.arrivals import Poisson
-    from spyre_bench.cost import FittedCost, price
+    from spyre_bench.cost.bucket_cost import price
+    from spyre_bench.cost.closed_form import FittedCost
     from spyre_bench.shapes import BucketSet
-    from spyre_bench.workload import Workload
+    from spyre_bench.workload.arrivals import Poisson
+    from spyre_bench.workload.workload import Workload
 
     machine = FittedCost((0.02, 1e-4), (0.02, 5e-4, 0.0))
     costs = price(BucketSet.parse("1,256,64 4,256,64 8,256,64"), machine)
@@ -194,9 +195,9 @@ def fixed_lengths(requests: int, load: float):
 
 def simulated(requests: int, load: float, name: str) -> dict:
     """One run, with all figures of a result and without its arrays."""
-    from spyre_bench.batching import Policy
-    from spyre_bench.bench_json import bench_result
-    from spyre_bench.simulate import simulate
+    from spyre_bench.metrics.vllm_json import bench_result
+    from spyre_bench.policy.static import Policy
+    from spyre_bench.simulate.static import simulate
 
     some, costs = fixed_lengths(requests, load)
     started = time.perf_counter()
@@ -214,7 +215,7 @@ def simulated(requests: int, load: float, name: str) -> dict:
 
 def simulate() -> Iterator[dict]:
     """Requests a second of each policy, at half of what full batches serve and far above it."""
-    from spyre_bench.batching import POLICIES
+    from spyre_bench.policy.static import POLICIES
 
     for load, name in itertools.product((0.5, 20.0), POLICIES):
         runs = [simulated(10_000, load, name) for _ in range(9)]
@@ -241,14 +242,14 @@ def simulate_many() -> Iterator[dict]:
 def drawn(requests: int):
     import numpy as np
 
-    from spyre_bench.workload import named_workload
+    from spyre_bench.workload.workload import named_workload
 
     return named_workload("azure_conv", requests, np.random.default_rng(0))
 
 
 def optimize_1d() -> Iterator[dict]:
     """The exact optimum of 1 to 16 prompt lengths."""
-    from spyre_bench.schemes import optimal
+    from spyre_bench.choose.schemes import optimal
 
     some = drawn(20_000)
     runs = [seconds(lambda: optimal(some.prompt_tokens, 16, step=64)) for _ in range(9)]
@@ -264,9 +265,10 @@ def optimize_1d() -> Iterator[dict]:
 
 def optimize_joint() -> Iterator[dict]:
     """Eight buckets out of 200 with their certificate, on the cost table that ships."""
-    from spyre_bench.advise import within
-    from spyre_bench.cost import load_cost, price
-    from spyre_bench.optimize import Limits, candidates, choose
+    from spyre_bench.choose.advise import within
+    from spyre_bench.choose.optimize import Limits, candidates, choose
+    from spyre_bench.cost.bucket_cost import price
+    from spyre_bench.cost.measured import load_cost
 
     model = load_cost()
     some = within(drawn(10_000), model)
@@ -288,7 +290,7 @@ def sweep() -> Iterator[dict]:
     import tempfile
     from pathlib import Path
 
-    from spyre_bench.sweep import points, run_sweep
+    from spyre_bench.studies.sweep import points, run_sweep
 
     steps = range(64, 704, 64)
     grid = {
@@ -336,23 +338,25 @@ def serve() -> Iterator[dict]:
 
     import numpy as np
 
-    from spyre_bench import loads, serving, trust
-    from spyre_bench.batching import Policy
-    from spyre_bench.engine.checkpoint import model_directory
+    from spyre_bench.checkpoints.find import model_directory
+    from spyre_bench.policy.static import Policy
     from spyre_bench.shapes import BucketSet
-    from spyre_bench.workload import load_workload
+    from spyre_bench.studies import under_load
+    from spyre_bench.validate import check
+    from spyre_bench.validate import server as serving
+    from spyre_bench.workload.workload import load_workload
 
     buckets, model = BucketSet.parse("4,64,32 2,256,64"), model_directory("smollm2")
     drawn = load_workload("azure_conv", requests=200, rng=np.random.default_rng(0)).scaled(0.12)
-    some = trust.fitting(drawn, buckets).head(40)
+    some = check.fitting(drawn, buckets).head(40)
     with tempfile.TemporaryDirectory(prefix="spyre-bench-") as scratch:
         directory, arriving = Path(scratch), None
         for policy in ("best_fit", "skip"):
             with serving.serve(model, buckets, directory / policy, policy=policy) as server:
                 rules = Policy(policy, gather_s=0.02)
-                constants = trust.calibrate(server, buckets, rules, directory / policy, "first")
+                constants = check.calibrate(server, buckets, rules, directory / policy, "first")
                 if arriving is None:  # the same trace for all three
-                    rate = loads.capacity_rps(some, constants.costs, rules)
+                    rate = under_load.capacity_rps(some, constants.costs, rules)
                     arriving = some.with_arrivals(f"poisson:{rate}", np.random.default_rng(1))
                 result = serving.replay(server, arriving, directory / policy, "trace")
             yield _served(policy, result["duration"], np.array(result["latencies"]), arriving)
@@ -415,7 +419,7 @@ def scheduler() -> Iterator[dict]:
 
     from vllm.engine.arg_utils import EngineArgs
 
-    from tests.plugin.test_scheduler import Host, replaced
+    from tests.plugin.test_static_scheduler import Host, replaced
     from tests.tiny_models import tiny_model
 
     with tempfile.TemporaryDirectory() as directory:
@@ -456,11 +460,11 @@ def tensor_parallel() -> Iterator[dict]:
 
     import pandas as pd
 
-    from spyre_bench.engine.checkpoint import model_directory
-    from spyre_bench.engine.stand_in import stand_in
-    from spyre_bench.engine.starts import measure_starts
-    from spyre_bench.ranks_here import gains
+    from spyre_bench.checkpoints.find import model_directory
+    from spyre_bench.checkpoints.stand_in import stand_in
+    from spyre_bench.measure.starts import measure_starts
     from spyre_bench.shapes import BucketSet
+    from spyre_bench.validate.tensor_parallel import gains
     from tests.tiny_models import tiny_model
 
     buckets = BucketSet.parse(f"4,{PROMPT_LENGTH},{NEW_TOKENS}")
@@ -530,12 +534,14 @@ def panels() -> Iterator[dict]:
     import numpy as np
     from papermill import inspect_notebook
 
-    from spyre_bench import explore, loads
-    from spyre_bench.batching import Policy
-    from spyre_bench.cost import load_cost, price
+    from spyre_bench import explore
+    from spyre_bench.cost.bucket_cost import price
+    from spyre_bench.cost.measured import load_cost
+    from spyre_bench.policy.static import Policy
     from spyre_bench.shapes import BucketSet
-    from spyre_bench.workload import load_workload
-    from tests.test_explore import parts, some_passes, some_requests, some_starts
+    from spyre_bench.studies import under_load
+    from spyre_bench.workload.workload import load_workload
+    from tests.explore.test_explore import parts, some_passes, some_requests, some_starts
 
     def settings(stem: str) -> SimpleNamespace:
         declared = inspect_notebook(f"notebooks/{stem}.ipynb").items()
@@ -545,8 +551,8 @@ def panels() -> Iterator[dict]:
     costs, rules = price(BucketSet.parse(p.buckets), load_cost()), Policy(p.policy)
     rng, drawn = np.random.default_rng(p.seed), {"arrivals": p.arrivals, "max_tokens": p.max_tokens}
     asked = load_workload(p.workload, requests=p.requests, rng=rng, **drawn)
-    queue = loads.fitting(asked.scaled(lengths=p.length_scale), costs)
-    rate = loads.capacity_rps(queue, costs, rules)
+    queue = under_load.fitting(asked.scaled(lengths=p.length_scale), costs)
+    rate = under_load.capacity_rps(queue, costs, rules)
     tp = settings("04_does_tensor_parallel_pay")
     tp.cards = [int(word) for word in tp.cards.split()]
     used = {

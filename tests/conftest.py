@@ -10,20 +10,22 @@ SHARED = Path(__file__).parent.parent.parent / "shared"
 collect_ignore = (
     [
         "browser",
+        "checkpoints",
         "engine",
-        "plugin",
+        "explore",
+        "measure",
         "notebooks",
-        "test_report.py",
-        "test_parameters.py",
-        "test_notebook_page.py",
+        "plots",
+        "plugin",
         "test_fuzz.py",
-        "test_review.py",
-        "test_pages.py",
-        "test_headless.py",
-        "test_suite.py",
-        "test_grid.py",
-        "test_plots.py",
-        "test_explore.py",
+        "review/test_document.py",
+        "review/test_page.py",
+        "runs/test_execute.py",
+        "runs/test_grid.py",
+        "runs/test_html.py",
+        "runs/test_parameters.py",
+        "runs/test_report.py",
+        "runs/test_suite.py",
     ]
     if os.environ.get("SPYRE_BENCH_CORE_ONLY")
     else []
@@ -47,7 +49,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The embedded model's directory, unpacked at first use."""
-    from spyre_bench.engine.checkpoint import model_directory
+    from spyre_bench.checkpoints.find import model_directory
 
     return model_directory("smollm2")
 

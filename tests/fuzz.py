@@ -30,10 +30,13 @@ import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 
 import spyre_bench
-from spyre_bench import cli, errors, headless, sweep
-from spyre_bench.cost import write_cost_table
-from tests.test_cost import machine
-from tests.test_records import KEPT
+from spyre_bench import errors
+from spyre_bench.cli import main as cli
+from spyre_bench.cost.table import write_cost_table
+from spyre_bench.runs import execute as headless
+from spyre_bench.studies import sweep
+from tests.cost.test_cost import machine
+from tests.runs.test_records import KEPT
 
 OURS = str(Path(spyre_bench.__file__).parent)
 LONGEST_S = 30  # of one input

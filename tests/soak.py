@@ -26,8 +26,8 @@ import openai
 import psutil
 import typer
 
-from spyre_bench.engine.checkpoint import model_directory
-from spyre_bench.server_log import read_passes
+from spyre_bench.checkpoints.find import model_directory
+from spyre_bench.pass_log import read_passes
 from tests.plugin.servers import Server
 
 BUCKETS = [[4, 64, 32], [4, 128, 16], [2, 256, 64]]

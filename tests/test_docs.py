@@ -23,7 +23,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 import spyre_bench
-from spyre_bench.batching import POLICIES
+from spyre_bench.policy.static import POLICIES
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -147,11 +147,13 @@ def test_a_message_that_nobody_raises_is_noticed():
 
 def test_every_name_in_the_glossary_is_in_the_module_that_it_names():
     text = (ROOT / "docs" / "GLOSSARY.md").read_text()
-    rooms = {path.stem for path in Path(spyre_bench.__file__).parent.glob("*.py")}
+    package = Path(spyre_bench.__file__).parent
+    files = (path.relative_to(package).with_suffix("") for path in package.rglob("*.py"))
+    rooms = {".".join(path.parts) for path in files}
     names = {
         (room, name)
-        for room, name in re.findall(r"`([a-z_]+)\.([A-Za-z_.]+)`", text)
-        if room in rooms and name != "py"
+        for room, name in re.findall(r"`([a-z_.]+)\.([A-Z][A-Za-z_.]*|[a-z_]+)`", text)
+        if room in rooms
     }
     assert len(names) >= 25
     for room, name in sorted(names):

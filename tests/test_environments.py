@@ -88,7 +88,7 @@ def test_the_version_that_vllm_is_told_to_have_is_the_one_that_is_built():
 
 
 def test_the_model_package_that_the_makefile_installs_is_the_one_that_an_error_names():
-    named = pins((ROOT / "spyre_bench/engine/embedded.py").read_text())
+    named = pins((ROOT / "spyre_bench/checkpoints/embedded.py").read_text())
     assert len(named) == 1
     assert named <= pins(MAKEFILE)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spyre_bench.model_shapes import (
+from spyre_bench.model_sizes import (
     ARCHITECTURES,
     PRESETS,
     ModelConfiguration,

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from spyre_bench.server_log import count_passes, read_passes, read_warmup, waste
+from spyre_bench.metrics.waste import waste
+from spyre_bench.pass_log import count_passes, read_passes, read_warmup
 
 WARMUP = {"kind": "warmup", "bucket": [4, 64, 32], "prefill_compile_s": 3.0, "was_warm": False}
 

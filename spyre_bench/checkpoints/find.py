@@ -66,7 +66,7 @@ def missing_from(directory: Path, tokenizer: bool = True) -> str | None:
         return "config.json is missing or no JSON"
     if tokenizer and not any((directory / name).is_file() for name in TOKENIZERS):
         return f"a tokenizer is missing ({', '.join(TOKENIZERS)})"
-    from spyre_bench.engine.weight_files import WeightFiles
+    from spyre_bench.checkpoints.weight_files import WeightFiles
 
     try:
         return None if WeightFiles(directory).shapes else "its files hold no weights"
@@ -128,7 +128,7 @@ def embedded_directory() -> Path:
 
     One process unpacks, others wait for it. What is half-written never bears the final name.
     """
-    from spyre_bench.engine import embedded
+    from spyre_bench.checkpoints import embedded
 
     cache = cache_directory()
     target = cache / embedded.DIRECTORY
@@ -154,7 +154,7 @@ def unpack_into(target: Path) -> None:
     """Unpack beside `target`, then rename. To be called under the lock: the name is a fixed one."""
     from safetensors import SafetensorError
 
-    from spyre_bench.engine import embedded
+    from spyre_bench.checkpoints import embedded
 
     source = embedded.source_file()
     half_written = target.with_name(f".{target.name}.unpacking")

@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from spyre_bench.engine.weight_files import WeightFiles
+from spyre_bench.checkpoints.weight_files import WeightFiles
 
 
 def shallow_copy(source: Path, layers: int, target: Path) -> Path:

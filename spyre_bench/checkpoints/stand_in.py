@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from spyre_bench.engine.checkpoint import cache_directory
+from spyre_bench.checkpoints.find import cache_directory
 
 KEPT = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"),

@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from spyre_bench import metrics
-from spyre_bench.batching import Policy
-from spyre_bench.bounds import shape_bound_s
-from spyre_bench.cost import BucketCost, CostModel, MeasuredCost, price
-from spyre_bench.optimize import Choice, Limits, candidates, choose
-from spyre_bench.schemes import exponential, one, percentiles, powers_of_two
+from spyre_bench.choose.optimize import Choice, Limits, candidates, choose
+from spyre_bench.choose.schemes import exponential, one, percentiles, powers_of_two
+from spyre_bench.cost.bucket_cost import BucketCost, CostModel, price
+from spyre_bench.cost.measured import MeasuredCost
+from spyre_bench.metrics import summary
+from spyre_bench.metrics.bounds import shape_bound_s
+from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket
-from spyre_bench.simulate import simulate
-from spyre_bench.workload import Workload
+from spyre_bench.simulate.static import simulate
+from spyre_bench.workload.workload import Workload
 
 OBJECTIVES = ("device_seconds", "goodput")
 
@@ -214,16 +215,16 @@ def _row(
     }
     for half, workload in halves.items():
         trace = simulate(workload, costs, policy)
-        seconds = metrics.duration_s(trace)
-        good = metrics.good_requests(trace, goodput_ms) if goodput_ms else 0
+        seconds = summary.duration_s(trace)
+        good = summary.good_requests(trace, goodput_ms) if goodput_ms else 0
         row |= {
             f"{half}_bound_s": shape_bound_s(workload, costs),
-            f"{half}_busy_s": metrics.busy_s(trace),
-            f"{half}_p95_e2el_s": metrics.latencies(trace, (95,))["e2el"].percentiles_ms[95] / 1e3,
+            f"{half}_busy_s": summary.busy_s(trace),
+            f"{half}_p95_e2el_s": summary.latencies(trace, (95,))["e2el"].percentiles_ms[95] / 1e3,
             f"{half}_goodput_rps": good / seconds if seconds else 0.0,
-            f"{half}_fill": metrics.ledger(trace).fill,
+            f"{half}_fill": summary.ledger(trace).fill,
             f"{half}_rejected": int((trace.rejected > 0).sum()),
-            f"{half}_saturated": bool(metrics.saturation(trace)),
+            f"{half}_saturated": bool(summary.saturation(trace)),
         }
     return row
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spyre_bench.cost import BucketCost, CostModel
+from spyre_bench.cost.bucket_cost import BucketCost, CostModel
 from spyre_bench.shapes import STICK_TOKENS, Bucket
-from spyre_bench.workload import Workload
+from spyre_bench.workload.workload import Workload
 
 
 @dataclass(frozen=True)

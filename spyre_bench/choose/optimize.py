@@ -1,9 +1,9 @@
 """Which buckets to compile: facility location over candidate buckets, with a certificate.
 
-A request is served by the chosen bucket where its share of a full batch is least (`bounds.py`), so
-the objective is the shape bound of the chosen set in device seconds, and the optimum bounds what
-any scheduler can do with any such set. Full batches are an assumption: `advise.py` replays the
-best few.
+A request is served by the chosen bucket where its share of a full batch is least
+(`metrics/bounds.py`), so the objective is the shape bound of the chosen set in device seconds, and
+the optimum bounds what any scheduler can do with any such set. Full batches are an assumption:
+`advise.py` replays the best few.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array, csr_array, vstack
 
-from spyre_bench.bounds import shape_bound_s
-from spyre_bench.cost import BucketCost
-from spyre_bench.schemes import optimal
+from spyre_bench.choose.schemes import optimal
+from spyre_bench.cost.bucket_cost import BucketCost
+from spyre_bench.metrics.bounds import shape_bound_s
 from spyre_bench.shapes import STICK_TOKENS, Bucket
-from spyre_bench.workload import Workload
+from spyre_bench.workload.workload import Workload
 
 SCALED = 1024.0  # the solver's numbers: its tolerances are absolute, a millionth and less
 FALSE_BOUND = 1e-6  # relative; a choice better than a bound by more shows that it is none

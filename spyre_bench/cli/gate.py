@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
-    from spyre_bench.records import Record
+    from spyre_bench.runs.records import Record
 
 TITLES = {
     "broken": "broken: failed, or no number",
@@ -47,8 +47,8 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON and nothing else")] = False,
 ) -> None:
     """Hold a run against an earlier one: exit code 1 where anything got worse or lost."""
-    from spyre_bench import regression
-    from spyre_bench.records import read_run
+    from spyre_bench.review import regression
+    from spyre_bench.runs.records import read_run
 
     runs = read_run(base), read_run(new)
     found = regression.compare(*runs, _tolerances(tolerance or [], tolerances))
@@ -70,11 +70,11 @@ def update(
 ) -> None:
     """Run the notebooks that only calculate, show how they differ from the baseline, and with --yes
     make what they found the new one."""
-    from spyre_bench import regression
-    from spyre_bench.baseline import calculated, write_baseline
-    from spyre_bench.headless import measures
-    from spyre_bench.records import read_run
-    from spyre_bench.suite import project_notebooks, run_suite
+    from spyre_bench.review import regression
+    from spyre_bench.review.baseline import calculated, write_baseline
+    from spyre_bench.runs.execute import measures
+    from spyre_bench.runs.records import read_run
+    from spyre_bench.runs.suite import project_notebooks, run_suite
 
     notebooks = project_notebooks()
     folder = notebooks[0].parent / BASELINE
@@ -94,7 +94,7 @@ def update(
 
 
 def _baseline(folder: Path) -> dict[str, Record]:
-    from spyre_bench.records import read_run
+    from spyre_bench.runs.records import read_run
 
     return read_run(folder) if folder.exists() else {}
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperCommand
 
-from spyre_bench import gate, planning
+from spyre_bench.cli import gate, plan
 from spyre_bench.errors import sentence, unexpected
 
 DEBUG = "--debug"  # anywhere on the line
@@ -41,10 +41,10 @@ def _options(
     """What serving a language model from precompiled static shapes costs."""
 
 
-app.command()(planning.simulate)
-app.command()(planning.buckets)
-app.command()(planning.sweep)
-app.command()(planning.validate)
+app.command()(plan.simulate)
+app.command()(plan.buckets)
+app.command()(plan.sweep)
+app.command()(plan.validate)
 app.command()(gate.compare)
 
 baseline = typer.Typer(help="What the notebooks that only calculate are known to give.")
@@ -68,7 +68,7 @@ def version() -> None:
 @app.command()
 def model(name: str = typer.Argument("smollm2", help="directory, hub id or smollm2")) -> None:
     """Print the directory of a model, fetched or unpacked first where needed."""
-    from spyre_bench.engine.checkpoint import model_directory
+    from spyre_bench.checkpoints.find import model_directory
 
     typer.echo(model_directory(name))
 
@@ -115,8 +115,8 @@ def run(
     if bool(notebooks) == every or (grid and len(notebooks or []) != 1):
         raise ValueError("name notebooks, or say --all; for a --grid name one notebook")
     try:
-        from spyre_bench import suite
-        from spyre_bench.grid import read_grid, run_grid
+        from spyre_bench.runs import suite
+        from spyre_bench.runs.grid import read_grid, run_grid
     except ImportError as error:
         raise ValueError(f"{error}: pip install 'spyre-bench[notebooks]'") from error
     given = dict(pair.split("=", 1) for pair in parameter or []), parameters_file
@@ -143,10 +143,11 @@ def design_review(
 ) -> None:
     """Make one page of a run for a design review: answers, figures, tables, bounds, changes."""
     try:
-        from spyre_bench import pages, review
+        from spyre_bench.review import document
+        from spyre_bench.review import page as pages
     except ImportError as error:
         raise ValueError(f"{error}: pip install 'spyre-bench[notebooks]'") from error
-    found = review.gather(run, base, review.project_baseline())
+    found = document.gather(run, base, document.project_baseline())
     page = output or found.folder / "design-review.html"
     pages.write_page(found, page)
     typer.echo(f"page: {page}")
@@ -170,7 +171,7 @@ def measure(
     """Measure buckets on the real engine: compile cold and warm, load, prefill, decode."""
     from tqdm import tqdm
 
-    from spyre_bench.engine.measure import measure_table
+    from spyre_bench.measure.buckets import measure_table
     from spyre_bench.shapes import BucketSet
 
     buckets = BucketSet.parse(bucket)

@@ -13,11 +13,11 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from spyre_bench.advise import Advice
-    from spyre_bench.cost import BucketCost
-    from spyre_bench.cost_source import CardCost
-    from spyre_bench.simulate import Trace
-    from spyre_bench.workload import Workload
+    from spyre_bench.choose.advise import Advice
+    from spyre_bench.cost.bucket_cost import BucketCost
+    from spyre_bench.cost.source import CardCost
+    from spyre_bench.simulate.result import Trace
+    from spyre_bench.workload.workload import Workload
 
 WorkloadName = Annotated[
     str, typer.Option("--workload", help="azure_conv, burstgpt, ..., or a trace file")
@@ -110,15 +110,16 @@ def simulate(
     """Serve a workload on buckets, in simulation: latency, throughput, fill and waste."""
     import numpy as np
 
-    from spyre_bench import simulate as simulator
-    from spyre_bench.batching import Policy
-    from spyre_bench.bench_json import bench_result
-    from spyre_bench.cost import MeasuredCost, price
-    from spyre_bench.cost_source import CardCost, load_source
+    from spyre_bench.choose.lint import lint
+    from spyre_bench.cost.bucket_cost import price
+    from spyre_bench.cost.measured import MeasuredCost
+    from spyre_bench.cost.source import CardCost, load_source
     from spyre_bench.files import replace_text
-    from spyre_bench.lint import lint
+    from spyre_bench.metrics.vllm_json import bench_result
+    from spyre_bench.policy.static import Policy
     from spyre_bench.shapes import BucketSet
-    from spyre_bench.workload import Reading, load_workload
+    from spyre_bench.simulate import static as simulator
+    from spyre_bench.workload.workload import Reading, load_workload
 
     _require_other(out, workload=workload, cost=cost)
     buckets = BucketSet.parse(bucket)
@@ -192,13 +193,13 @@ def buckets(
     """Choose buckets for a workload: proved optimum, replayed, against other stacks' schemes."""
     import numpy as np
 
-    from spyre_bench.advise import advise, within
-    from spyre_bench.batching import Policy
-    from spyre_bench.bounds import shape_bound_s
-    from spyre_bench.cost import price
-    from spyre_bench.cost_source import CardCost, load_source
-    from spyre_bench.optimize import Limits
-    from spyre_bench.workload import Reading, load_workload
+    from spyre_bench.choose.advise import advise, within
+    from spyre_bench.choose.optimize import Limits
+    from spyre_bench.cost.bucket_cost import price
+    from spyre_bench.cost.source import CardCost, load_source
+    from spyre_bench.metrics.bounds import shape_bound_s
+    from spyre_bench.policy.static import Policy
+    from spyre_bench.workload.workload import Reading, load_workload
 
     limits = Limits(k, warmup_budget, _memory_bytes(memory_gib))
     goodput_ms = _limits(goodput)
@@ -246,7 +247,7 @@ def validate(
     from rich.console import Console
     from rich.markup import escape
 
-    from spyre_bench.validate import compare, left_out, read_result
+    from spyre_bench.validate.compare import compare, left_out, read_result
 
     results = read_result(measured), read_result(simulated)
     frame = compare(*results)
@@ -273,8 +274,8 @@ def sweep(
     ] = None,
 ) -> None:
     """Simulate every combination of a grid of settings, in parallel; resumable."""
-    from spyre_bench.cost_source import PREFIX
-    from spyre_bench.sweep import read_grid, run_sweep
+    from spyre_bench.cost.source import PREFIX
+    from spyre_bench.studies.sweep import read_grid, run_sweep
 
     frame = run_sweep(read_grid(grid), out, jobs=jobs, backend=backend, scheduler=scheduler)
     failed = int((frame["error"] != "").sum())
@@ -298,7 +299,7 @@ def _say_what_was_read(loaded: Workload) -> None:
 
 def _limits(goodput: Iterable[str] | None) -> dict[str, float]:
     """`["ttft:2000"]` as milliseconds by metric; refused before anything runs."""
-    from spyre_bench.metrics import require_limits
+    from spyre_bench.metrics.summary import require_limits
 
     limits = {}
     for text in goodput or ():

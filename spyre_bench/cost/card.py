@@ -2,7 +2,7 @@
 
 Nothing here was measured by us. Every number is a `Parameter` with its unit, its source and the
 confidence one may have in it; sections, PR numbers and H/M/L are those of the team's
-`spyre-facts.md`. `card_anchors.py` sets the model beside what others measured and writes
+`spyre-facts.md`. `validate/card_anchors.py` sets the model beside what others measured and writes
 `docs/SPYRE_CARD.md`. No tokens a second, no scaling over cards and no compile time of the card are
 published: show the range, never the middle value alone.
 """
@@ -10,154 +10,16 @@ published: show the range, never the middle value alone.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 
-from spyre_bench.cost import SMALLEST, BucketCost
-from spyre_bench.model_shapes import (
-    DTYPES,
-    FP16_BYTES,
-    Linear,
-    ModelConfiguration,
-    require_dtype,
-)
+from spyre_bench.cost.bucket_cost import SMALLEST, BucketCost
+from spyre_bench.cost.card_parameters import ENDS, LARGEST_TP, SpyreCard
+from spyre_bench.model_sizes import DTYPES, FP16_BYTES, Linear, ModelConfiguration, require_dtype
 from spyre_bench.shapes import Bucket
 
-ENDS = ("fast", "value", "slow")
-CONFIDENCES = ("H", "H-M", "M", "L-M", "L")  # vendor or code; one lab; inferred
-LARGEST_TP = 8
-"""Cards of one logical cluster (facts 1.4, H)."""
 REFERENCE_ELEMENTS = 512 * 4096
 """Tokens × hidden size at which `rest_prefill_s` was found: 512 tokens of Granite-3.3-8B."""
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A number, and what it could be: `fast` gives the least seconds, `slow` the most."""
-
-    value: float
-    fast: float
-    slow: float
-    unit: str
-    confidence: str
-    source: str
-
-    def __post_init__(self) -> None:
-        if not min(self.fast, self.slow) <= self.value <= max(self.fast, self.slow):
-            raise ValueError(
-                f"parameter {self.value} {self.unit} is outside of its range {self.fast} to "
-                f"{self.slow}: widen the range"
-            )
-        if min(self.fast, self.slow) < 0:
-            raise ValueError(f"parameter range {self.fast} to {self.slow} {self.unit} is below 0")
-        if self.confidence not in CONFIDENCES:
-            raise ValueError(
-                f"confidence {self.confidence!r} is unknown: use one of {', '.join(CONFIDENCES)}"
-            )
-
-
-LIMITS = ("usable_bytes", "kv_bytes", "batch_tokens", "limited_from_tp")
-HOP = 200e-6 / 3 / 2**19  # seconds a byte, 512 KiB over 3 hops
-
-
-@dataclass(frozen=True)
-class SpyreCard:
-    """The card and its software as numbers. Another card: `dataclasses.replace(SpyreCard(), ...)`.
-
-    Sources are sections of `spyre-facts.md`. Of the parameters of time the low and the high take
-    the ends; `LIMITS` are taken at their value.
-    """
-
-    # fmt: off
-    read_bytes_a_s: Parameter = Parameter(136e9, 150e9, 113e9, "byte/s", "M",
-        "0: fitted to 25 products; 1.2: fast as fitted by torch-spyre, slow as seen for reads and "
-        "writes mixed")
-    fp16_a_s: Parameter = Parameter(98.304e12, 98.304e12, 72e12, "operation/s", "H-M",
-        "1.1: nominal at 1.5 GHz; slow: at the 1.1 GHz inferred as sustained")
-    fp8_a_s: Parameter = Parameter(196.608e12, 196.608e12, 144e12, "operation/s", "H-M",
-        "1.1: twice fp16, two products a lane")
-    quantise_bytes_a_s: Parameter = Parameter(105e9, 204.8e9, 71e9, "byte/s", "L",
-        "fp8 only, assumed: inputs read at 2 bytes and written at 1, at 1.2's rate for reads and "
-        "writes mixed; fast: peak; slow: 42 ps an element, from the row M = 64 of 2.3")
-    mlp_rows: Parameter = Parameter(256, math.inf, 256, "row", "M",
-        "2.2: the fused MLP reads its weights anew every 256 rows; fast: never")
-    scores_a_s: Parameter = Parameter(2.9e12, 17e12, 2.4e12, "operation/s", "M",
-        "2.4: q·kᵀ at 512 tokens, 32 heads; fast: one head, 512 × 4096, on sendnn (2.2); slow: "
-        "the 20 % noise of 2.4")
-    values_a_s: Parameter = Parameter(10.9e12, 17e12, 9.1e12, "operation/s", "M",
-        "2.4: weights·v at 512 tokens; fast and slow as for the scores")
-    decode_query_rows: Parameter = Parameter(1, 1, 64, "row", "L",
-        "2.5: in decode only reading the cache counts; slow: each query padded to 64 rows, as in "
-        "the harness of 2.4")
-    rest_prefill_s: Parameter = Parameter(0.76e-3, 0.0, 4.8e-3, "s/layer", "L-M",
-        "2.5: (335 − 267 ms of summed kernels)/40, less 0.93 ms of attention (2.4): at 512 tokens "
-        "of Granite-8B and below, then proportional to tokens × hidden size (assumed); fast: "
-        "kernels alone; slow: the planner before, 495 ms")
-    rest_decode_s: Parameter = Parameter(1.18e-3, 0.0, 3.6e-3, "s/layer", "L-M",
-        "2.5: (177 − 124 ms of summed kernels)/40, less 0.145 ms of attention (2.4), whatever "
-        "batch and model (assumed); fast: kernels alone; slow: the planner before, 274 ms")
-    all_reduce_s: Parameter = Parameter(100e-6, 50e-6, 200e-6, "s", "L",
-        "6: the least an all-reduce takes is assumed to be 50 to 200 µs; the value is their "
-        "geometric mean and has no other basis")
-    hop_s_a_byte: Parameter = Parameter(HOP, HOP / 2, HOP, "s/byte", "L-M",
-        "1.4: 512 KiB over 4 cards in about 200 µs, a chain of 3 hops, at an early 560 MHz; fast: "
-        "twice that clock")
-    compile_s: Parameter = Parameter(270.0, 60.0, 1200.0, "s/bucket", "L",
-        "1.5, assumed: no time a shape is published. Fast: two graphs at the 30 s of one layer's "
-        "compile and first call; slow: the 20 minutes a start may take; value: geometric mean")
-    usable_bytes: Parameter = Parameter(112e9, 112e9, 112e9, "byte/card", "H",
-        "1.2: 128 GB, 16 of them for error correction")
-    kv_bytes: Parameter = Parameter(20 * 2**30, 34e9, 20 * 2**30, "byte/card", "L-M",
-        "1.2: the largest cache configured, 524,288 tokens of Granite-8B over 4 cards; 34 GB "
-        "failed")
-    batch_tokens: Parameter = Parameter(131072, 131072, 131072, "token", "H",
-        "0: batch × context; published for 8B on 4 cards, taken for every model (assumed)")
-    limited_from_tp: Parameter = Parameter(4, 4, 4, "card", "L",
-        "1.6: 262,144 tokens are listed for 2 cards, so that limit is not theirs")
-    # fmt: on
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            it = getattr(self, field.name)
-            rate = it.unit.endswith("/s") or field.name == "mlp_rows"
-            first, last = (it.slow, it.fast) if rate else (it.fast, it.slow)
-            if field.name not in LIMITS and (first > last or (rate and first == 0)):
-                raise ValueError(
-                    f"{field.name} would be fast at {it.fast} and slow at {it.slow} {it.unit}: "
-                    f"{'a rate is above 0 and larger' if rate else 'it is smaller'} when fast"
-                )
-
-    def fixed(self, **numbers: float) -> SpyreCard:
-        """The same card with one number, in its own unit, in place of a parameter's range.
-        Raises ValueError for a name that is no parameter."""
-        known = [field.name for field in fields(self)]
-        if unknown := sorted(set(numbers) - set(known)):
-            raise ValueError(
-                f"the card has no parameter {unknown[0]!r}: use one of {', '.join(known)}"
-            )
-        return replace(
-            self,
-            **{
-                name: replace(getattr(self, name), value=number, fast=number, slow=number)
-                for name, number in numbers.items()
-            },
-        )
-
-    def at(self, end: str) -> SimpleNamespace:
-        """Every parameter as a number at one of its ends."""
-        if end not in ENDS:
-            raise ValueError(f"end {end!r} is unknown: use one of {', '.join(ENDS)}")
-        return SimpleNamespace(
-            **{f.name: getattr(getattr(self, f.name), end) for f in fields(self)}
-        )
-
-
-def with_all_reduce(microseconds: float) -> SpyreCard:
-    """The card where an all-reduce takes at least so long; 0: as its own range has it. Raises
-    ValueError for less."""
-    if not microseconds >= 0:
-        raise ValueError(f"an all-reduce of {microseconds} µs is not possible: 0 takes the range")
-    return SpyreCard().fixed(all_reduce_s=microseconds / 1e6) if microseconds else SpyreCard()
 
 
 @dataclass(frozen=True)
@@ -171,7 +33,7 @@ class CostRange:
 
 @dataclass(frozen=True)
 class SpyreCost:
-    """A cost model (`cost.CostModel`) of a model on `tp` cards.
+    """A cost model (`bucket_cost.CostModel`) of a model on `tp` cards.
 
     Seconds are of all cards together, bytes of one card. Every answer is marked `extrapolated`:
     none is a measurement of the bucket. Raises ValueError for a dtype or a number of cards that

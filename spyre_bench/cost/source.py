@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from spyre_bench.card import SpyreCard, SpyreCost, with_all_reduce
-from spyre_bench.cost import SMALLEST, BucketCost, MeasuredCost, load_cost
-from spyre_bench.model_shapes import preset
+from spyre_bench.cost.bucket_cost import SMALLEST, BucketCost
+from spyre_bench.cost.card import SpyreCost
+from spyre_bench.cost.card_parameters import SpyreCard, with_all_reduce
+from spyre_bench.cost.measured import MeasuredCost, load_cost
+from spyre_bench.model_sizes import preset
 from spyre_bench.shapes import Bucket
 
 PREFIX = "card:"
@@ -22,7 +24,8 @@ BATCH_SIZES = (1, 2, 4, 8, 16)  # worth considering where no table says which we
 
 @dataclass(frozen=True)
 class CardCost:
-    """The card's model at one end of its parameters, as a `cost.CostModel`: modelled, not measured.
+    """The card's model at one end of its parameters, as a `bucket_cost.CostModel`: modelled, not
+    measured.
 
     Raises ValueError for an unknown end.
     """

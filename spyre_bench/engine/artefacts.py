@@ -28,7 +28,7 @@ from typing import Any, BinaryIO
 from torch._inductor import config as inductor_config
 from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
 
-from spyre_bench.engine.checkpoint import cache_directory
+from spyre_bench.checkpoints.find import cache_directory
 from spyre_bench.engine.code_identity import Identity, differences, identity
 from spyre_bench.engine.compile import cache_misses
 from spyre_bench.engine.shared_files import NewFile, SharedDirectory, lacks_space

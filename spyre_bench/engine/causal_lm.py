@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from spyre_bench.checkpoints.weight_files import WeightFiles
 from spyre_bench.engine import fms
-from spyre_bench.engine.attention import SPYRE_STATIC
 from spyre_bench.engine.compile import check_backend, check_scope, compile_pass, no_compile
 from spyre_bench.engine.linear import stream_linears
 from spyre_bench.engine.memory import ITEM_BYTES, ModelShape, check_memory
 from spyre_bench.engine.parallel import ALONE, Rank, require_joined, require_split
-from spyre_bench.engine.weight_files import WeightFiles
+from spyre_bench.engine.static_attention import SPYRE_STATIC
 from spyre_bench.engine.weights import require_servable
 from spyre_bench.shapes import Bucket, BucketSet
 

@@ -12,8 +12,8 @@ from fms.modules.positions import RopeNoScalingImpl, RotaryEmbedding
 from fms.utils.serialization import load_state_dict_into_model
 from torch import Tensor, nn
 
+from spyre_bench.checkpoints.weight_files import WeightFiles
 from spyre_bench.engine.memory import mlp_width
-from spyre_bench.engine.weight_files import WeightFiles
 from spyre_bench.engine.weights import finite_tensors, skeleton
 
 if TYPE_CHECKING:

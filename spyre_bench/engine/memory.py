@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from spyre_bench.checkpoints.weight_files import WeightFiles
 from spyre_bench.engine.carried import read_config
-from spyre_bench.engine.weight_files import WeightFiles
 from spyre_bench.shapes import Bucket, BucketSet
 
 if TYPE_CHECKING:

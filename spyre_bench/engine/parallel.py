@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from spyre_bench.card import LARGEST_TP
+from spyre_bench.cost.card_parameters import LARGEST_TP
 
 COLLECTIVE_TIMEOUT = timedelta(hours=1)
 """How long a rank waits in a collective: in warmup another may still compile. Who serves watches

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from spyre_bench.cost import BucketCost
+from spyre_bench.cost.bucket_cost import BucketCost
 from spyre_bench.engine.artefacts import DiscardedArtefact, code_cache
+from spyre_bench.engine.causal_lm import EngineConfig, SpyreCausalLM
 from spyre_bench.engine.compile import sendnn_warmup, unique_graphs
-from spyre_bench.engine.model import EngineConfig, SpyreCausalLM
 from spyre_bench.engine.parallel import in_turns
 from spyre_bench.shapes import Bucket
 

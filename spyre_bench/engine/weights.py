@@ -15,8 +15,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from spyre_bench.checkpoints.weight_files import WeightFiles, header, listed
 from spyre_bench.engine.carried import read_config, require_carried
-from spyre_bench.engine.weight_files import WeightFiles, header, listed
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ipywidgets import Box
     from matplotlib.axes import Axes
 
-    from spyre_bench.deployments import Deployment, Service
+    from spyre_bench.studies.deployments import Deployment, Service
 
 FEW_A_CARD = 20
 FEW_SIZES = (1, 4)
@@ -27,8 +27,8 @@ def does_tp_pay(parameters: Any) -> Box:
     division of these cards. `parameters` are those of the notebook."""
     import ipywidgets as widgets
 
-    from spyre_bench.model_shapes import DTYPES, PRESETS
-    from spyre_bench.workload import WORKLOADS
+    from spyre_bench.model_sizes import DTYPES, PRESETS
+    from spyre_bench.workload.workload import WORKLOADS
 
     names = list(dict.fromkeys([parameters.workload, *WORKLOADS]))
     controls = {
@@ -57,10 +57,10 @@ def few_deployments(
     parameters: Any, model: str, tp: int, dtype: str, workload: str
 ) -> tuple[Service, list[Deployment]]:
     """Every division of `tp` cards with its buckets, and a service of few requests."""
-    from spyre_bench.batching import Policy
-    from spyre_bench.deployments import Service, propose
-    from spyre_bench.model_shapes import preset
-    from spyre_bench.workload import load_workload
+    from spyre_bench.model_sizes import preset
+    from spyre_bench.policy.static import Policy
+    from spyre_bench.studies.deployments import Service, propose
+    from spyre_bench.workload.workload import load_workload
 
     requests_a_card = min(FEW_A_CARD, parameters.requests_a_card)
     some = load_workload(
@@ -85,8 +85,8 @@ def draw_deployments(
     """The capacity of every division of `tp` cards, an all-reduce taking at least so many
     microseconds (0: the card's range); the buckets are those of the card's range."""
     from spyre_bench import plots
-    from spyre_bench.card import with_all_reduce
-    from spyre_bench.deployments import best, capacities
+    from spyre_bench.cost.card_parameters import with_all_reduce
+    from spyre_bench.studies.deployments import best, capacities
 
     service, found = few(model, tp, dtype, workload)
     card = with_all_reduce(all_reduce_us)

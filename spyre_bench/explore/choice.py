@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from ipywidgets import Box
     from matplotlib.axes import Axes
 
-    from spyre_bench.cost import BucketCost, MeasuredCost
-    from spyre_bench.optimize import Choice
-    from spyre_bench.workload import Workload
+    from spyre_bench.choose.optimize import Choice
+    from spyre_bench.cost.bucket_cost import BucketCost
+    from spyre_bench.cost.measured import MeasuredCost
+    from spyre_bench.workload.workload import Workload
 
 FEW_REQUESTS = 600
 FEW_CANDIDATES = {"prompt_lengths": 6, "new_tokens": 3}
@@ -30,8 +31,8 @@ def which_buckets(parameters: Any, k: int) -> Box:
     are those of the notebook, `k` the number that it chose."""
     import ipywidgets as widgets
 
-    from spyre_bench.cost import load_cost
-    from spyre_bench.workload import WORKLOADS
+    from spyre_bench.cost.measured import load_cost
+    from spyre_bench.workload.workload import WORKLOADS
 
     table = load_cost(Path(parameters.cost) if parameters.cost else None)
     names = list(dict.fromkeys([parameters.workload, *WORKLOADS]))
@@ -70,8 +71,8 @@ def few_requests(
 def _covered(
     parameters: Any, table: MeasuredCost, workload: str, requests: int
 ) -> tuple[Workload, int]:
-    from spyre_bench.advise import within
-    from spyre_bench.workload import load_workload
+    from spyre_bench.choose.advise import within
+    from spyre_bench.workload.workload import load_workload
 
     drawn = load_workload(
         workload,
@@ -83,7 +84,7 @@ def _covered(
 
 
 def _candidates(some: Workload, table: MeasuredCost, **most: int) -> tuple[BucketCost, ...]:
-    from spyre_bench.advise import priced_candidates
+    from spyre_bench.choose.advise import priced_candidates
 
     sizes = sorted({row.batch_size for row in table.rows})
     return priced_candidates(some, table, sizes, **most)
@@ -92,7 +93,7 @@ def _candidates(some: Workload, table: MeasuredCost, **most: int) -> tuple[Bucke
 def draw_choice(few: Callable[[str], tuple], workload: str, k: int, warmup_budget_s: float) -> Axes:
     """The proved choice of `k` buckets for the few requests of a workload, as a map. ValueError
     where none is within the budget (seconds, 0 for none), or the cost table covers no request."""
-    from spyre_bench.optimize import Limits, choose
+    from spyre_bench.choose.optimize import Limits, choose
 
     some, costs, drawn = few(workload)
     choice = choose(some, costs, Limits(k, warmup_budget_s or None))
@@ -104,7 +105,7 @@ def choose_for_all(
 ) -> Steps:
     """The same for all requests of the notebook, from all candidates, and in the title what the
     last bucket saves: one bucket is chosen, then two, up to `k`."""
-    from spyre_bench.optimize import Limits, choose
+    from spyre_bench.choose.optimize import Limits, choose
 
     yield Step(0.0, f"drawing {parameters.requests:,} requests")
     some, drawn = _covered(parameters, table, workload, parameters.requests)
@@ -120,7 +121,7 @@ def choose_for_all(
 
 def _map(some: Workload, choice: Choice, drawn: int, saved: str = "") -> Axes:
     from spyre_bench import plots
-    from spyre_bench.bounds import by_bucket
+    from spyre_bench.metrics.bounds import by_bucket
 
     buckets = f"{len(choice.costs)} bucket{'s' if len(choice.costs) > 1 else ''}"
     title = (

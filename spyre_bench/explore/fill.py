@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from ipywidgets import Box
     from matplotlib.axes import Axes
 
-    from spyre_bench.batching import Policy
-    from spyre_bench.cost import BucketCost
-    from spyre_bench.workload import Workload
+    from spyre_bench.cost.bucket_cost import BucketCost
+    from spyre_bench.policy.static import Policy
+    from spyre_bench.workload.workload import Workload
 
 QUEUED_REQUESTS = 1000
 
@@ -27,7 +27,7 @@ def how_full(
     with, `capacity_rps` the rate that counts as load 1."""
     import ipywidgets as widgets
 
-    from spyre_bench.batching import POLICIES
+    from spyre_bench.policy.static import POLICIES
 
     some = workload.head(min(QUEUED_REQUESTS, len(workload)))
     controls = {
@@ -63,15 +63,17 @@ def draw_fill(
 ) -> Axes:
     """The waste of each bucket when the workload's arrivals come at `rate` requests/s, and in the
     title what that means for those who wait."""
-    from spyre_bench import loads, metrics, plots
-    from spyre_bench.simulate import simulate
+    from spyre_bench import plots
+    from spyre_bench.metrics import summary
+    from spyre_bench.simulate.static import simulate
+    from spyre_bench.studies import under_load
 
     rules = replace(rules, name=policy, max_wait_s=max_wait_s)
-    trace = simulate(loads.at_rate(workload, rate), costs, rules)
-    found = metrics.summary(trace)
-    frame = loads.by_bucket(trace)
+    trace = simulate(under_load.at_rate(workload, rate), costs, rules)
+    found = summary.summary(trace)
+    frame = under_load.by_bucket(trace)
     labels = [f"{row.bucket}: {row.batches:,}" for row in frame.itertuples()]
-    saturated = bool(metrics.saturation(trace))
+    saturated = bool(summary.saturation(trace))
     title = (
         f"{policy} at {rate / capacity_rps:.0%} load: {found['fill']:.0%} useful, "
         f"{found['utilisation']:.0%} busy, {found['batches']:,} batches\n"

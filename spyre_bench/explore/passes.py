@@ -18,7 +18,7 @@ SHOWN = ("passes", "waste")
 
 def first_look(passes: pd.DataFrame) -> Box:
     """Bucket and number of batches over the timeline or the waste of these. `passes` as in
-    `server_log.read_passes`."""
+    `pass_log.read_passes`."""
     import ipywidgets as widgets
 
     batches = passes["batch"].nunique()
@@ -37,11 +37,12 @@ def first_look(passes: pd.DataFrame) -> Box:
 def draw_batches(passes: pd.DataFrame, show: str, bucket: str, first: int) -> Axes:
     """The timeline or the waste of the first batches of a bucket, or of all, and in the title how
     long they took and what of it was useful."""
-    from spyre_bench import plots, server_log
+    from spyre_bench import plots
+    from spyre_bench.metrics import waste
 
     some = passes if bucket == EVERY else passes[passes["bucket"] == bucket]
     some = some[some["batch"].isin(some["batch"].unique()[:first])]
-    ledger, kind_s = server_log.waste(some), some.groupby("kind")["seconds"].sum()
+    ledger, kind_s = waste.waste(some), some.groupby("kind")["seconds"].sum()
     what = f"{len(ledger)} batch{'es' if len(ledger) > 1 else ''} of {bucket}"
     if show == "waste":
         fill = ledger["useful"].sum() / ledger["computed"].sum()

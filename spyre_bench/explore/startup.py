@@ -46,7 +46,7 @@ def draw_start(
     """After how many requests the `buckets` that pay soonest in a start have paid, and in the title
     how long a start with them and the fallback takes."""
     from spyre_bench import plots
-    from spyre_bench.startup import break_even, start_s
+    from spyre_bench.studies.startup import break_even, start_s
 
     paid = break_even(predicted, fallback, output_tokens)
     soonest = paid[paid["start"] == start].sort_values("requests")["bucket"].head(buckets)

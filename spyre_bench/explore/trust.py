@@ -17,7 +17,8 @@ METRICS = ("e2el", "ttft", "tpot")
 
 
 def trust_the_simulator(found: pd.DataFrame) -> Box:
-    """Run, quantity and least error over the requests. `found`: as in `trust.Check.by_request`."""
+    """Run, quantity and least error over the requests. `found`: as in
+    `validate.check.Check.by_request`."""
     import ipywidgets as widgets
 
     controls = {

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 
-from spyre_bench.cost import CostRow, read_cost_table, write_cost_table
-from spyre_bench.engine.checkpoint import model_directory
+from spyre_bench.checkpoints.find import model_directory
+from spyre_bench.cost.table import CostRow, read_cost_table, write_cost_table
 from spyre_bench.engine.parallel import share_of_cores
-from spyre_bench.engine.starts import measure_starts
 from spyre_bench.files import in_use
+from spyre_bench.measure.starts import measure_starts
 from spyre_bench.shapes import Bucket, BucketSet
 
 DEFAULT_PASSES = 9

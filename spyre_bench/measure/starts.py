@@ -1,10 +1,10 @@
 """Start-ups of an engine with several buckets, cold and warm, each in a fresh process.
 
 A server starts with all of its buckets, and what every start pays once is then paid once;
-`measure.py` starts with each bucket alone, for the cost table.
+`buckets.py` starts with each bucket alone, for the cost table.
 
-`python -m spyre_bench.engine.starts` is the child, one a rank: one JSON request in, one JSON answer
-out; its progress bar goes to stderr.
+`python -m spyre_bench.measure.starts` is the child, one a rank: one JSON request in, one JSON
+answer out; its progress bar goes to stderr.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def measure_starts(
     }
     with tempfile.TemporaryDirectory(prefix="spyre-bench-starts-") as scratch:
         if layers is not None:
-            from spyre_bench.engine.shallow import shallow_copy
+            from spyre_bench.checkpoints.first_layers import shallow_copy
 
             model_directory = shallow_copy(model_directory, layers, Path(scratch) / "model")
         request = setting | {
@@ -112,7 +112,7 @@ def _in_fresh_processes(request: dict) -> list[dict]:
 def _child(request: dict) -> subprocess.CompletedProcess:
     return subprocess.run(
         # the profiler's library would tell of each start and stop
-        ["env", "KINETO_LOG_LEVEL=5", sys.executable, "-m", "spyre_bench.engine.starts"],
+        ["env", "KINETO_LOG_LEVEL=5", sys.executable, "-m", "spyre_bench.measure.starts"],
         input=json.dumps(request),
         stdout=subprocess.PIPE,
         text=True,
@@ -123,7 +123,7 @@ def start_here(request: dict) -> list[dict]:
     """In the child: start the engine, then time passes of each bucket."""
     import torch
 
-    from spyre_bench.engine.model import EngineConfig, SpyreCausalLM
+    from spyre_bench.engine.causal_lm import EngineConfig, SpyreCausalLM
     from spyre_bench.engine.warmup import warm_up
 
     torch.set_num_threads(request["threads"])
@@ -188,7 +188,7 @@ def _time_passes(model, bucket: Bucket, passes: int) -> dict[str, float]:
 
 
 def _profile_passes(prefill: Callable, decode: Callable, passes: int) -> dict[str, float]:
-    from spyre_bench.engine.collectives import profile_pass
+    from spyre_bench.measure.collectives import profile_pass
 
     pairs = [(profile_pass(prefill), profile_pass(decode)) for _ in range(passes)]
     return {

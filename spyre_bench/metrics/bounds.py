@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from spyre_bench.cost import BucketCost, FittedCost
-from spyre_bench.workload import Workload
+from spyre_bench.cost.bucket_cost import BucketCost
+from spyre_bench.cost.closed_form import FittedCost
+from spyre_bench.workload.workload import Workload
 
 
 def shares_s(workload: Workload, costs: Sequence[BucketCost]) -> np.ndarray:

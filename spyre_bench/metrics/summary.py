@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 import pandas as pd
 
-from spyre_bench.batching import WasteLedger
-from spyre_bench.bounds import shape_bound_s
+from spyre_bench.metrics.bounds import shape_bound_s
+from spyre_bench.policy.ledger import WasteLedger
 from spyre_bench.shapes import REJECTIONS
-from spyre_bench.simulate import Trace
+from spyre_bench.simulate.result import Trace
 
 LEDGER = tuple(field.name for field in fields(WasteLedger))
 METRICS = ("ttft", "tpot", "itl", "e2el")
@@ -42,7 +42,7 @@ def requests(trace: Trace) -> pd.DataFrame:
 
 def batches(trace: Trace) -> pd.DataFrame:
     """One row a batch: batch, replica, bucket, start_s, seconds, rows, passes, the waste ledger in
-    token slots (see `batching.WasteLedger`), computed and fill."""
+    token slots (see `policy.ledger.WasteLedger`), computed and fill."""
     names = np.array([str(cost.bucket) for cost in trace.costs])
     frame = pd.DataFrame(
         {

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from spyre_bench import metrics
+from spyre_bench.metrics import summary
 from spyre_bench.shapes import REJECTIONS
-from spyre_bench.simulate import Trace
+from spyre_bench.simulate.result import Trace
 
 
 def bench_result(
@@ -58,7 +58,7 @@ def _header(trace: Trace, model: str) -> dict[str, Any]:
 
 def _totals(trace: Trace, goodput_ms: Mapping[str, float] | None) -> dict[str, Any]:
     served = trace.served
-    seconds = metrics.duration_s(trace)
+    seconds = summary.duration_s(trace)
     completed = int(served.sum())
     inputs = int(trace.workload.prompt_tokens[served].sum())
     outputs = int(trace.workload.output_tokens[served].sum())
@@ -66,7 +66,7 @@ def _totals(trace: Trace, goodput_ms: Mapping[str, float] | None) -> dict[str, A
     def per_second(count: float) -> float:
         return count / seconds if seconds else 0.0
 
-    good = per_second(metrics.good_requests(trace, goodput_ms)) if goodput_ms else None
+    good = per_second(summary.good_requests(trace, goodput_ms)) if goodput_ms else None
     return {
         "duration": seconds,
         "completed": completed,
@@ -84,7 +84,7 @@ def _arrays(trace: Trace) -> dict[str, list[Any]]:
     """One entry a request, in the order of the workload; zeros and empty lists where rejected."""
     served = trace.served
     outputs = np.where(served, trace.workload.output_tokens, 0)
-    frame = metrics.requests(trace).fillna({"ttft_s": 0.0, "e2el_s": 0.0})
+    frame = summary.requests(trace).fillna({"ttft_s": 0.0, "e2el_s": 0.0})
     return {
         "input_lens": trace.workload.prompt_tokens.tolist(),
         "output_lens": outputs.tolist(),
@@ -102,7 +102,7 @@ def _arrays(trace: Trace) -> dict[str, list[Any]]:
 
 
 def _busiest(trace: Trace) -> dict[str, Any]:
-    tokens, concurrent = metrics.busiest_second(trace)
+    tokens, concurrent = summary.busiest_second(trace)
     return {
         "max_output_tokens_per_s": tokens,
         "max_concurrent_requests": concurrent,
@@ -111,15 +111,15 @@ def _busiest(trace: Trace) -> dict[str, Any]:
 
 
 def _statistics(trace: Trace, percentiles: Sequence[float]) -> dict[str, float]:
-    found = metrics.latencies(trace, percentiles)
+    found = summary.latencies(trace, percentiles)
     return {
         name: value
-        for metric in metrics.METRICS
+        for metric in summary.METRICS
         for name, value in _named(metric, found[metric]).items()
     } | _named("spyre_queue", found["queue"])
 
 
-def _named(metric: str, statistics: metrics.Statistics) -> dict[str, float]:
+def _named(metric: str, statistics: summary.Statistics) -> dict[str, float]:
     """`mean_ttft_ms` and so on; percentiles as vLLM writes them, p99 and p99.9."""
     found = {
         f"mean_{metric}_ms": statistics.mean_ms,
@@ -133,12 +133,12 @@ def _named(metric: str, statistics: metrics.Statistics) -> dict[str, float]:
 
 
 def _extras(trace: Trace) -> dict[str, Any]:
-    ledger = metrics.ledger(trace)
-    reason = metrics.saturation(trace)
+    ledger = summary.ledger(trace)
+    reason = summary.saturation(trace)
     hits = np.bincount(trace.batch_bucket, minlength=len(trace.costs)).tolist()
     names = [str(cost.bucket) for cost in trace.costs]
     rejected = np.bincount(trace.rejected, minlength=len(REJECTIONS) + 1)[1:].tolist()
-    bound = metrics.distance_to_shape_bound(trace)
+    bound = summary.distance_to_shape_bound(trace)
     return {
         "spyre_workload": trace.workload.name,
         "spyre_buckets": names,
@@ -152,8 +152,8 @@ def _extras(trace: Trace) -> dict[str, Any]:
         "spyre_batches": len(trace.batch_rows),
         "spyre_shape_hits": dict(zip(names, hits, strict=True)),
         "spyre_rejected": dict(zip(REJECTIONS, rejected, strict=True)),
-        "spyre_busy_s": metrics.busy_s(trace),
-        "spyre_utilisation": metrics.utilisation(trace),
+        "spyre_busy_s": summary.busy_s(trace),
+        "spyre_utilisation": summary.utilisation(trace),
         "spyre_busy_over_shape_bound": bound if math.isfinite(bound) else None,
         "spyre_saturated": bool(reason),
         "spyre_saturation": reason,

@@ -10,10 +10,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spyre_bench.batching import POLICIES, Policy
 from spyre_bench.engine.compile import COMPILE_BACKENDS, COMPILE_SCOPES
 from spyre_bench.engine.shared_files import TRUSTS
 from spyre_bench.plugin.environment import BACKEND_ALIASES, OBEYED, OLD, obeyed, warnings
+from spyre_bench.policy.static import POLICIES, Policy
 from spyre_bench.shapes import BucketSet
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from spyre_bench.batching import WasteLedger
+from spyre_bench.policy.ledger import WasteLedger
 
 if TYPE_CHECKING:
     from vllm.v1.metrics.stats import SchedulerStats

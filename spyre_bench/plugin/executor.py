@@ -14,7 +14,7 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from spyre_bench.engine.parallel import Rank
 from spyre_bench.plugin.config import SpyreConfig, note_warmup
-from spyre_bench.plugin.ranks import RankProcess, diagnose, open_last_words
+from spyre_bench.plugin.rank_failures import RankProcess, diagnose, open_last_words
 from spyre_bench.plugin.shims import make_shutdown_quiet
 
 logger = init_logger("vllm.spyre_bench.executor")

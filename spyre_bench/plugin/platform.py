@@ -101,7 +101,7 @@ class SpyrePlatform(Platform):
         name = "SpyreExecutor" if parallel.world_size == 1 else "MultiprocessingSpyreExecutor"
         parallel.distributed_executor_backend = f"spyre_bench.plugin.executor.{name}"
         scheduler = vllm_config.scheduler_config
-        scheduler.scheduler_cls = "spyre_bench.plugin.scheduler.SpyreScheduler"
+        scheduler.scheduler_cls = "spyre_bench.plugin.static_scheduler.SpyreScheduler"
         scheduler.async_scheduling = False
         if scheduler.enable_chunked_prefill or vllm_config.cache_config.enable_prefix_caching:
             logger.info("Prefix caching and chunked prefill are off: a bucket takes whole prompts.")
@@ -253,6 +253,7 @@ class SpyrePlatform(Platform):
 
 
 def _count_rejected(reason: str | None) -> None:
-    from spyre_bench.plugin.metrics import rejected  # imports vLLM's loggers: at the top a circle
+    # prometheus_client decides at its import whether processes share their counts
+    from spyre_bench.plugin.counters import rejected
 
     rejected().labels(reason).inc()

@@ -1,7 +1,7 @@
 """Our Prometheus metrics, beside vLLM's on `/metrics`; `docs/OPERATIONS.md` says what each is for.
 
-What the engine counts arrives with vLLM's statistics of each step (`counts.py`); what the front
-end decides, refusals and clamped requests, is counted where it is decided.
+What the engine counts arrives with vLLM's statistics of each step (`engine_counts.py`); what the
+front end decides, refusals and clamped requests, is counted where it is decided.
 """
 
 from __future__ import annotations
@@ -13,40 +13,21 @@ from prometheus_client import Counter, Gauge
 from vllm.platforms import current_platform
 from vllm.v1.metrics.loggers import StatLoggerBase
 
-from spyre_bench.plugin.counts import QUEUE_AGE_US, attached
+from spyre_bench.plugin.engine_counts import QUEUE_AGE_US, attached
 from spyre_bench.plugin.platform import SpyrePlatform
 from spyre_bench.plugin.shims import watch_max_tokens
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.metrics.stats import IterationStats, MultiModalCacheStats, SchedulerStats
+from spyre_bench.plugin.counters import clamped, rejected
 
 ENGINE = ("model_name", "engine")
 
 
 @cache
-def rejected() -> Counter:
-    return Counter(
-        "spyre:rejected_requests",
-        "Requests refused, by reason: prompt_too_long, max_tokens_too_large, "
-        "no_bucket_takes_both, unsupported.",
-        ["reason"],
-    )
-
-
-@cache
-def clamped() -> Counter:
-    return Counter(
-        "spyre:clamped_requests",
-        "Requests whose max_tokens was lowered to what the buckets allow, by reason: the client's "
-        "own value (max_tokens), or a default of the server or the model (default).",
-        ["reason"],
-    )
-
-
-@cache
 def _counters() -> dict[str, Counter]:
-    """Fed from totals of the same name; see `counts.Counts`."""
+    """Fed from totals of the same name; see `engine_counts.Counts`."""
     bucket = (*ENGINE, "bucket")
     return {
         "batches": Counter("spyre:batches", "Batches run to their end.", bucket),

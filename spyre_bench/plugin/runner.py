@@ -18,7 +18,7 @@ from vllm.v1.sample.sampler import Sampler
 from vllm.v1.structured_output.utils import apply_grammar_bitmask
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
-from spyre_bench.plugin.pass_log import PassLog
+from spyre_bench.pass_log import PassLog
 from spyre_bench.shapes import Bucket
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import GrammarOutput, NewRequestData
     from vllm.v1.outputs import SamplerOutput
 
-    from spyre_bench.engine.model import SpyreCausalLM
-    from spyre_bench.plugin.scheduler import SpyreSchedulerOutput
+    from spyre_bench.engine.causal_lm import SpyreCausalLM
+    from spyre_bench.plugin.static_scheduler import SpyreSchedulerOutput
 
 logger = init_logger("vllm.spyre_bench.runner")
 

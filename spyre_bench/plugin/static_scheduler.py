@@ -1,5 +1,5 @@
 """vLLM's scheduler with one rule changed: nothing is prefilled until every member of the running
-batch has finished, and then `batching.next_batch` says who runs next."""
+batch has finished, and then `policy.static.next_batch` says who runs next."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
-from spyre_bench.batching import Batch, Hold, WasteLedger, next_batch
 from spyre_bench.plugin.config import SpyreConfig, noted_warmup
-from spyre_bench.plugin.counts import Counts
+from spyre_bench.plugin.engine_counts import Counts
 from spyre_bench.plugin.requests import refuse_request
+from spyre_bench.policy.ledger import WasteLedger
+from spyre_bench.policy.static import Batch, Hold, next_batch
 from spyre_bench.shapes import Bucket
 
 logger = init_logger("vllm.spyre_bench.scheduler")

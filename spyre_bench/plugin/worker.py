@@ -17,15 +17,15 @@ from vllm.utils.torch_utils import available_cpu_count, set_random_seed
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheSpec
 from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
 
+from spyre_bench.checkpoints.find import model_directory
 from spyre_bench.engine.artefacts import default_artefact_directory
-from spyre_bench.engine.checkpoint import model_directory
-from spyre_bench.engine.model import EngineConfig, SpyreCausalLM
+from spyre_bench.engine.causal_lm import EngineConfig, SpyreCausalLM
 from spyre_bench.engine.parallel import Rank, join
 from spyre_bench.engine.warmup import WarmupRow, warm_up
+from spyre_bench.pass_log import PassLog
 from spyre_bench.plugin import card_runtime
 from spyre_bench.plugin.config import SpyreConfig
-from spyre_bench.plugin.pass_log import PassLog
-from spyre_bench.plugin.ranks import last_words
+from spyre_bench.plugin.rank_failures import last_words
 from spyre_bench.plugin.runner import SpyreModelRunner
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import GrammarOutput
     from vllm.v1.outputs import ModelRunnerOutput
 
-    from spyre_bench.plugin.scheduler import SpyreSchedulerOutput
+    from spyre_bench.plugin.static_scheduler import SpyreSchedulerOutput
 
 logger = init_logger("vllm.spyre_bench.worker")
 

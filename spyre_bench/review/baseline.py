@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from spyre_bench.records import OUTCOME, RESULTS, Record
+from spyre_bench.runs.records import OUTCOME, RESULTS, Record
 
 DIGITS = 10  # of a number; tolerances begin at a millionth
 

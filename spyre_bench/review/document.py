@@ -1,5 +1,5 @@
 """A run as a document for a design review: what was asked, found and checked, how far it is from
-the bounds, and what has changed since an earlier run. `pages.py` makes the page and the PDF.
+the bounds, and what has changed since an earlier run. `page.py` makes the page and the PDF.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 import nbformat
 import pandas as pd
 
-from spyre_bench import regression
-from spyre_bench.records import Record, leaves, read_results, read_run, run_folder
+from spyre_bench.review import regression
+from spyre_bench.runs.records import Record, leaves, read_results, read_run, run_folder
 
 SHOWN_ROWS, SHOWN_COLUMNS = 10, 12  # of a table on the page; its CSV file has all
 SHOWN_CHANGES = 15  # of each state

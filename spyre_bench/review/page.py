@@ -10,12 +10,12 @@ from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
-import mistune
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 from markupsafe import Markup, escape
 
-from spyre_bench.review import Figure, Review
+from spyre_bench.review.document import Figure, Review
+from spyre_bench.runs.html import markdown
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PRINTING_S = 300  # before a browser is given up
@@ -38,7 +38,7 @@ def figures_of(page: Path) -> Path:
 def render(review: Review) -> str:
     """The page as HTML: everything that is not the template's own is escaped."""
     environment = Environment(
-        loader=PackageLoader("spyre_bench"), autoescape=True, undefined=StrictUndefined,
+        loader=PackageLoader("spyre_bench.review"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {
@@ -91,28 +91,6 @@ def _copy_figures(review: Review, folder: Path) -> None:
 
 
 # --- filters of the template --------------------------------------------------------------------
-
-
-class Words(mistune.HTMLRenderer):
-    """Markdown without the network: HTML in it is text, a link its words, a picture its name."""
-
-    def link(self, text: str, url: str, title: str | None = None) -> str:
-        return text
-
-    def image(self, text: str, url: str, title: str | None = None) -> str:
-        return text
-
-    def heading(self, text: str, level: int, **attrs: Any) -> str:
-        # Below the chapter's own.
-        return super().heading(text, min(level + 1, 6))
-
-
-_to_html = mistune.create_markdown(renderer=Words(escape=True), plugins=["table"])
-
-
-def markdown(text: str) -> Markup:
-    """As HTML that is safe to show, whoever wrote the text."""
-    return Markup(_to_html(text))
 
 
 def value(content: Any) -> str:

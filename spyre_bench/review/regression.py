@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from spyre_bench.records import Record, matches
+from spyre_bench.runs.records import Record, matches
 
 TOLERANCES = {
     "exact": 0.0,  # counts, choices and texts

@@ -26,12 +26,12 @@ from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 from papermill.exceptions import PapermillExecutionError
 
-from spyre_bench import report
 from spyre_bench.errors import sentence
 from spyre_bench.files import code, content, digest, read_json, replace_text
-from spyre_bench.notebook_page import notebook_page
-from spyre_bench.parameters import declared, given_value, literal, refuse_unknown, value_of
-from spyre_bench.records import OUTCOME, WHERE, Traits, faults, read_results
+from spyre_bench.runs import provenance
+from spyre_bench.runs.html import notebook_page
+from spyre_bench.runs.parameters import declared, given_value, literal, refuse_unknown, value_of
+from spyre_bench.runs.records import OUTCOME, WHERE, Traits, faults, read_results
 
 UNFINISHED = "did not end"
 
@@ -201,7 +201,7 @@ def _basis(document: nbformat.NotebookNode, parameters: Mapping[str, Any]) -> di
 @cache
 def _code() -> str:
     """The package as it is on disk, and the versions beneath it."""
-    return digest(code(), report.versions())
+    return digest(code(), provenance.versions())
 
 
 def _why_again(earlier: Mapping[str, Any], basis: Mapping[str, str]) -> str:

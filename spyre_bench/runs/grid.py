@@ -16,9 +16,9 @@ from typing import Any
 import pandas as pd
 
 from spyre_bench.files import in_use, parse_yaml, replace_text
-from spyre_bench.headless import Outcome, Task
-from spyre_bench.records import leaves, read_record
-from spyre_bench.suite import conclude, run_tasks, sections_of
+from spyre_bench.runs.execute import Outcome, Task
+from spyre_bench.runs.records import leaves, read_record
+from spyre_bench.runs.suite import conclude, run_tasks, sections_of
 
 FRAME, FIGURE = "grid.csv", "grid.png"
 

@@ -1,14 +1,11 @@
 """What a notebook leaves behind: checked parameters, tables, figures, checks and an answer, with
-the machine and the versions they came from. `headless.py` executes notebooks and makes the HTML.
+the machine and the versions they came from. `execute.py` executes notebooks and makes the HTML.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,7 +13,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import make_dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -25,13 +21,12 @@ import numpy as np
 import pandas as pd
 
 from spyre_bench.files import replace_text
+from spyre_bench.runs.provenance import provenance
 
 Rule = Callable[[Any], Any]
 """Takes a parameter's value, returns what the notebook shall use; ValueError where it is bad."""
 
 KINDS = {int: "a whole number", float: "a finite number", str: "text", bool: "True or False"}
-PACKAGES = ("spyre-bench", "torch", "vllm", "ibm-fms", "transformers", "numpy", "scipy", "pandas",
-            "matplotlib", "papermill")  # fmt: skip
 
 
 def start(question: str, namespace: Mapping[str, Any], **rules: Rule) -> Run:
@@ -221,62 +216,6 @@ def _show(figure: Any) -> None:
         if caption := figure.get_label():
             display(Markdown(f"*{caption}*"))
         plt.close(figure)
-
-
-def provenance() -> dict[str, Any]:
-    """The machine, the versions and the commit that figures of this process come from."""
-    return {
-        "versions": versions(),
-        **_commit(),
-        "host": platform.node(),
-        "cpu": _cpu(),
-        "threads": len(os.sched_getaffinity(0)),
-        "load": [round(value, 2) for value in os.getloadavg()],
-    }
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of those of our packages that are installed."""
-    return {"python": platform.python_version()} | {
-        name: version for name in PACKAGES if (version := _version(name))
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> dict[str, Any]:
-    """Commit of the clone that this package runs from, and whether it differs from it; None where
-    it does not run from a clone."""
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *words]
-        try:
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        except (OSError, subprocess.CalledProcessError):
-            return ""
-
-    if not git(
-        "ls-files", Path(__file__).name
-    ):  # installed, perhaps inside another project's clone
-        return {"commit": None, "dirty": None}
-    return {
-        "commit": git("rev-parse", "HEAD").strip(),
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
-    }
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
 
 
 def _now() -> str:

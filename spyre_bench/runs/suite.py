@@ -22,9 +22,9 @@ from rich.table import Table
 from rich.text import Text
 
 from spyre_bench.files import in_use, read_yaml, replace_text
-from spyre_bench.headless import Outcome, Task, execute, interrupt_kernels, measures
-from spyre_bench.pages import markdown
-from spyre_bench.records import Traits
+from spyre_bench.runs.execute import Outcome, Task, execute, interrupt_kernels, measures
+from spyre_bench.runs.html import markdown
+from spyre_bench.runs.records import Traits
 
 FOLDER = "%Y%m%d-%H%M%S"  # of a run, by its time
 OURS = re.compile(r"\d{8}-\d{6}(-\d+)?")

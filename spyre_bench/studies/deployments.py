@@ -19,18 +19,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from spyre_bench import metrics
-from spyre_bench.advise import priced_candidates
-from spyre_bench.batching import Policy
-from spyre_bench.bounds import shape_bound_s
-from spyre_bench.card import ENDS, LARGEST_TP, LIMITS, SpyreCard, SpyreCost
-from spyre_bench.cost import BucketCost
-from spyre_bench.loads import at_rate
-from spyre_bench.model_shapes import ModelConfiguration
-from spyre_bench.optimize import Choice, Limits, choose
+from spyre_bench.choose.advise import priced_candidates
+from spyre_bench.choose.optimize import Choice, Limits, choose
+from spyre_bench.cost.bucket_cost import BucketCost
+from spyre_bench.cost.card import SpyreCost
+from spyre_bench.cost.card_parameters import ENDS, LARGEST_TP, LIMITS, SpyreCard
+from spyre_bench.metrics import summary
+from spyre_bench.metrics.bounds import shape_bound_s
+from spyre_bench.model_sizes import ModelConfiguration
+from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import STICK_TOKENS, Bucket
-from spyre_bench.simulate import Trace, simulate
-from spyre_bench.workload import Workload
+from spyre_bench.simulate.result import Trace
+from spyre_bench.simulate.static import simulate
+from spyre_bench.studies.under_load import at_rate
+from spyre_bench.workload.workload import Workload
 
 BATCH_SIZES = (1, 2, 4, 8, 16)
 STEP = 1.02  # from one rate that is tried to the next
@@ -59,7 +61,7 @@ class Service:
     share: float = 0.9
 
     def __post_init__(self) -> None:
-        metrics.require_limits(self.limits_ms)
+        summary.require_limits(self.limits_ms)
         if not self.limits_ms:
             raise ValueError("a capacity needs limits on latency: give some, such as ttft 30000 ms")
         if not 0 < self.share <= 1:
@@ -84,7 +86,7 @@ class Service:
     ) -> float:
         """Of all requests, those within every limit; one that no bucket takes is not."""
         trace = self.replay(cards, costs, replicas, rate_rps)
-        return metrics.good_requests(trace, self.limits_ms) / len(trace.workload)
+        return summary.good_requests(trace, self.limits_ms) / len(trace.workload)
 
     def rates(self, cards: int, costs: Sequence[BucketCost], replicas: int) -> np.ndarray:
         """The rates to try, in steps of 2 %: from 1/256 of what full batches would sustain for ever
@@ -288,10 +290,10 @@ def replays(
 
 
 def _figures(trace: Trace, limits_ms: Mapping[str, float], cards: int) -> dict[str, float]:
-    seconds, latency = metrics.duration_s(trace), metrics.latencies(trace, (99,))
+    seconds, latency = summary.duration_s(trace), summary.latencies(trace, (99,))
     if not seconds:
         return {"throughput_rps": 0.0, "goodput_rps": 0.0, "goodput_rps_a_card": 0.0}
-    goodput_rps = metrics.good_requests(trace, limits_ms) / seconds
+    goodput_rps = summary.good_requests(trace, limits_ms) / seconds
     tokens = trace.workload.output_tokens[trace.served].sum(dtype=np.int64)
     return {
         "throughput_rps": float(trace.served.sum()) / seconds,
@@ -306,8 +308,8 @@ def _figures(trace: Trace, limits_ms: Mapping[str, float], cards: int) -> dict[s
         },
         "goodput_rps": goodput_rps,
         "goodput_rps_a_card": goodput_rps / cards,
-        "utilisation": metrics.utilisation(trace),
-        "saturated": bool(metrics.saturation(trace)),
+        "utilisation": summary.utilisation(trace),
+        "saturated": bool(summary.saturation(trace)),
     }
 
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from spyre_bench.bounds import shares_s
-from spyre_bench.cost import BucketCost, CostModel
-from spyre_bench.optimize import Limits, choose
-from spyre_bench.schemes import optimal
+from spyre_bench.choose.optimize import Limits, choose
+from spyre_bench.choose.schemes import optimal
+from spyre_bench.cost.bucket_cost import BucketCost, CostModel
+from spyre_bench.metrics.bounds import shares_s
 from spyre_bench.shapes import Bucket
-from spyre_bench.workload import Workload
+from spyre_bench.workload.workload import Workload
 
 
 def k_curve(

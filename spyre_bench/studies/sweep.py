@@ -24,14 +24,15 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from spyre_bench import files, metrics
-from spyre_bench.batching import Policy
-from spyre_bench.cost import price
-from spyre_bench.cost_source import Source, load_source
+from spyre_bench import files
+from spyre_bench.cost.bucket_cost import price
+from spyre_bench.cost.source import Source, load_source
 from spyre_bench.errors import sentence
+from spyre_bench.metrics import summary
+from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import BucketSet
-from spyre_bench.simulate import simulate
-from spyre_bench.workload import Reading, Workload, load_workload
+from spyre_bench.simulate.static import simulate
+from spyre_bench.workload.workload import Reading, Workload, load_workload
 
 BACKENDS = ("loky", "dask", "ray")
 LARGEST = 10**9  # requests; more is a slip
@@ -191,23 +192,23 @@ def _figures(point: Point, basis: str) -> dict[str, Any]:
     )  # fmt: skip
     trace = simulate(workload, costs, policy, replicas=point.replicas, router=point.router)
     return {
-        **metrics.summary(trace),
+        **summary.summary(trace),
         "compile_s": sum(cost.compile_s for cost in costs),
         "extrapolated": sum(cost.extrapolated for cost in costs),
-        "saturated": bool(metrics.saturation(trace)),
+        "saturated": bool(summary.saturation(trace)),
         "error": "",
     }
 
 
 FIGURES = (
     "served", "rejected", "batches", "duration_s", "busy_s", "throughput_rps", "utilisation",
-    "busy_over_shape_bound", "fill", *(f"{name}_tokens" for name in metrics.LEDGER),
+    "busy_over_shape_bound", "fill", *(f"{name}_tokens" for name in summary.LEDGER),
     *(f"{of}_{name}_ms" for name in ("queue", "ttft", "tpot", "e2el")
       for of in ("mean", "median", "p95", "p99")),
     "compile_s", "extrapolated", "saturated", "error",
 )  # fmt: skip
 COLUMNS = (*SETTINGS, "basis", *FIGURES)
-COUNTS = ("served", "rejected", "batches", *(f"{name}_tokens" for name in metrics.LEDGER),
+COUNTS = ("served", "rejected", "batches", *(f"{name}_tokens" for name in summary.LEDGER),
           "extrapolated")  # fmt: skip
 # A whole number, or nothing where the point did not run.
 DTYPES = (

@@ -14,17 +14,18 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
-from spyre_bench import metrics
-from spyre_bench.advise import priced_candidates
-from spyre_bench.batching import Policy
-from spyre_bench.bounds import shape_bound_s, shares_s
-from spyre_bench.cost import BucketCost, CostModel, price
-from spyre_bench.metrics import LEDGER
-from spyre_bench.optimize import Choice, Limits, choose
-from spyre_bench.schemes import one, percentiles, powers_of_two
+from spyre_bench.choose.advise import priced_candidates
+from spyre_bench.choose.optimize import Choice, Limits, choose
+from spyre_bench.choose.schemes import one, percentiles, powers_of_two
+from spyre_bench.cost.bucket_cost import BucketCost, CostModel, price
+from spyre_bench.metrics import summary
+from spyre_bench.metrics.bounds import shape_bound_s, shares_s
+from spyre_bench.metrics.summary import LEDGER
+from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import STICK_TOKENS, Bucket, BucketSet
-from spyre_bench.simulate import Trace, simulate
-from spyre_bench.workload import Workload
+from spyre_bench.simulate.result import Trace
+from spyre_bench.simulate.static import simulate
+from spyre_bench.workload.workload import Workload
 
 
 def fitting(workload: Workload, costs: Sequence[BucketCost]) -> Workload:
@@ -43,7 +44,7 @@ def capacity_rps(
     """Requests/s of a policy that has all requests queued at once: what load 1 means. ValueError
     where no bucket takes a request."""
     trace = simulate(fitting(workload, costs).with_arrivals("all"), costs, policy)
-    return float(trace.served.sum()) / metrics.busy_s(trace)
+    return float(trace.served.sum()) / summary.busy_s(trace)
 
 
 def at_rate(workload: Workload, requests_per_s: float) -> Workload:
@@ -70,8 +71,8 @@ def under_load(
 
     policy (its name), max_wait_s, load, rate_rps, saturated, rows (mean members of a batch), slots
     (that the passes of all batches had), the ledger as shares of these (`useful_share`, ...), and
-    what `metrics.summary` gives, its milliseconds as seconds. Latencies of a saturated run measure
-    how long it is. Raises ValueError for a load that is not positive.
+    what `metrics.summary.summary` gives, its milliseconds as seconds. Latencies of a saturated run
+    measure how long it is. Raises ValueError for a load that is not positive.
     """
     for load in loads:
         if not 0 < load < math.inf:
@@ -85,7 +86,7 @@ def under_load(
                 "max_wait_s": policy.max_wait_s,
                 "load": load,
                 "rate_rps": load * capacity,
-                "saturated": bool(metrics.saturation(trace)),
+                "saturated": bool(summary.saturation(trace)),
                 **_figures(trace),
             }
         )
@@ -93,7 +94,7 @@ def under_load(
 
 
 def _figures(trace: Trace) -> dict[str, float]:
-    found = metrics.summary(trace)
+    found = summary.summary(trace)
     slots = _slots(trace)
     seconds = {
         name.removesuffix("_ms") + "_s": value / 1e3
@@ -138,8 +139,9 @@ def bars(frame: pd.DataFrame, loads: Sequence[float]) -> pd.DataFrame:
 
 
 def by_bucket(trace: Trace) -> pd.DataFrame:
-    """What `metrics.by_bucket` gives, and the ledger as shares of what the whole run computed."""
-    frame = metrics.by_bucket(metrics.batches(trace))
+    """What `metrics.summary.by_bucket` gives, and the ledger as shares of what the whole run
+    computed."""
+    frame = summary.by_bucket(summary.batches(trace))
     computed = frame["computed"].sum()
     return frame.assign(**{f"{part}_share": frame[part] / computed for part in LEDGER})
 

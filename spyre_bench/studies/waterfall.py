@@ -8,13 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from spyre_bench import metrics
-from spyre_bench.batching import Policy
-from spyre_bench.bounds import shape_bound_s, work_bound_s
-from spyre_bench.cost import BucketCost, FittedCost
-from spyre_bench.loads import fitting
-from spyre_bench.simulate import simulate
-from spyre_bench.workload import Workload
+from spyre_bench.cost.bucket_cost import BucketCost
+from spyre_bench.cost.closed_form import FittedCost
+from spyre_bench.metrics import summary
+from spyre_bench.metrics.bounds import shape_bound_s, work_bound_s
+from spyre_bench.policy.static import Policy
+from spyre_bench.simulate.static import simulate
+from spyre_bench.studies.under_load import fitting
+from spyre_bench.workload.workload import Workload
 
 POLICIES = {
     "length_aware": "best batch of the whole queue",
@@ -45,7 +46,7 @@ def waterfall(
     }
     for name, meaning in POLICIES.items():
         trace = simulate(queued, costs, Policy(name, max_age_s=math.inf))
-        stages[name] = (meaning, metrics.busy_s(trace))
+        stages[name] = (meaning, summary.busy_s(trace))
     meanings, seconds = zip(*stages.values(), strict=True)
     return pd.DataFrame(
         {

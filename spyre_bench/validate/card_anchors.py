@@ -1,7 +1,8 @@
 """What others measured on Spyre cards beside what the card model says, error by error.
 
-`document()` writes `docs/SPYRE_CARD.md` whole; `python -m spyre_bench.card_anchors` prints it. All
-measurements are other people's, taken from the team's `spyre-facts.md`, whose sections are given.
+`document()` writes `docs/SPYRE_CARD.md` whole; `python -m spyre_bench.validate.card_anchors` prints
+it. All measurements are other people's, taken from the team's `spyre-facts.md`, whose sections are
+given.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 
-from spyre_bench.card import LIMITS, Passes, SpyreCard, SpyreCost
-from spyre_bench.model_shapes import Linear, preset
+from spyre_bench.cost.card import Passes, SpyreCost
+from spyre_bench.cost.card_parameters import LIMITS, SpyreCard
+from spyre_bench.model_sizes import Linear, preset
 from spyre_bench.shapes import Bucket
 
 # rows, inner, columns, measured µs: the 25 products behind the fit of section 0
@@ -234,7 +236,8 @@ def document() -> str:
     within = sum(anchor.within for anchor in products)
     return f"""# The Spyre card as a cost model
 
-Written by `python -m spyre_bench.card_anchors`; a test holds it to the code. No card was at hand: \
+Written by `python -m spyre_bench.validate.card_anchors`; a test holds it to the code. \
+No card was at hand: \
 every measured figure is somebody else's, by section of the team's `spyre-facts.md`, most of them \
 one engineer's. Confidence: H vendor or code, M one lab, L inferred or assumed.
 

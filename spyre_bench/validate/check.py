@@ -16,14 +16,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from spyre_bench import serving, validate
-from spyre_bench.batching import Policy
-from spyre_bench.bench_json import bench_result
-from spyre_bench.cost import BucketCost
-from spyre_bench.server_log import count_passes, read_passes, read_warmup, waste
+from spyre_bench.cost.bucket_cost import BucketCost
+from spyre_bench.metrics.vllm_json import bench_result
+from spyre_bench.metrics.waste import waste
+from spyre_bench.pass_log import count_passes, read_passes, read_warmup
+from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket, BucketSet
-from spyre_bench.simulate import Trace, simulate
-from spyre_bench.workload import Workload
+from spyre_bench.simulate.result import Trace
+from spyre_bench.simulate.static import simulate
+from spyre_bench.validate import compare as validate
+from spyre_bench.validate import server as serving
+from spyre_bench.workload.workload import Workload
 
 SHORT = 3  # calibration batches of each bucket with one decode pass only, beside one full one
 PAUSE_S = 0.3  # between the end of one and the next, and after the first of a queued run
@@ -74,11 +77,11 @@ class Check:
     passes: pd.DataFrame
 
     def compare(self) -> pd.DataFrame:
-        """See `validate.compare`, with the name of the run."""
+        """See `compare.compare`, with the name of the run."""
         return validate.compare(self.measured, self.simulated).assign(run=self.name)
 
     def by_request(self) -> pd.DataFrame:
-        """See `validate.by_request`, with the name of the run."""
+        """See `compare.by_request`, with the name of the run."""
         return validate.by_request(self.measured, self.simulated).assign(run=self.name)
 
     @property

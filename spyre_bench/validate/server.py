@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from spyre_bench.shapes import BucketSet
-from spyre_bench.workload import Workload
+from spyre_bench.workload.workload import Workload
 
 VLLM = Path(sys.executable).with_name("vllm")
 READY_S = 900  # a cold compile of many buckets

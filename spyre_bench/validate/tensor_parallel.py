@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from spyre_bench.model_shapes import FP16_BYTES, ModelConfiguration, model_configuration
-from spyre_bench.server_log import read_passes, read_warmup
-from spyre_bench.serving import complete, serve
+from spyre_bench.model_sizes import FP16_BYTES, ModelConfiguration, model_configuration
+from spyre_bench.pass_log import read_passes, read_warmup
 from spyre_bench.shapes import Bucket, BucketSet
-from spyre_bench.trust import pass_costs
+from spyre_bench.validate.check import pass_costs
+from spyre_bench.validate.server import complete, serve
 
 BATCHES = 3
 GATHER_S = 5.0  # the prompts of a request shall share a batch, however busy the machine is
@@ -64,7 +64,7 @@ def serve_by_tp(
 def starts_by_tp(model_directory: Path, bucket: Bucket, tps: Sequence[int]) -> pd.DataFrame:
     """One row for each number of ranks, of one thread each, of an engine that compiles nothing: see
     `engine.starts.measure_starts`, which counts what the ranks hold and send."""
-    from spyre_bench.engine.starts import measure_starts
+    from spyre_bench.measure.starts import measure_starts
 
     starts = [
         measure_starts(

@@ -1,7 +1,7 @@
 """Length tables: the joint law of prompt and output lengths of a trace, in a few kilobytes.
 
 A table can be shared where a trace cannot. To make one of a trace of yours:
-`python -m spyre_bench.lengths TRACE OUT.csv`
+`python -m spyre_bench.workload.length_table TRACE OUT.csv`
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from spyre_bench.trace_files import open_text
-from spyre_bench.traces import read_trace
+from spyre_bench.frames import open_text
+from spyre_bench.workload.trace_files import read_trace
 
 WORKLOADS = (
     "azure_conv",
@@ -31,7 +31,7 @@ WORKLOADS = (
 )
 """Names of the shipped tables."""
 
-FOLDER = Path(__file__).parent / "data" / "workloads"
+FOLDER = Path(__file__).parents[1] / "data" / "workloads"
 
 GROUPS = 64
 PROMPT_LEVELS = np.round(np.linspace(0, 1, 11), 6)
@@ -208,7 +208,7 @@ def attribution(name: str) -> str:
 
 def main(arguments: list[str]) -> None:
     if len(arguments) != 2:
-        sys.exit("usage: python -m spyre_bench.lengths TRACE OUT.csv")
+        sys.exit("usage: python -m spyre_bench.workload.length_table TRACE OUT.csv")
     trace, out = map(Path, arguments)
     try:
         read = read_trace(trace)

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from spyre_bench.trace_files import read_frame
-from spyre_bench.trace_formats import AS_TEXT, EXTRAS, Format, Reading, match_format
-from spyre_bench.trace_times import arrivals, coerced, looks_like_times, numbers, refuse
+from spyre_bench.frames import read_frame
+from spyre_bench.workload.trace_formats import AS_TEXT, EXTRAS, Format, Reading, match_format
+from spyre_bench.workload.trace_times import arrivals, coerced, looks_like_times, numbers, refuse
 
 MAX_TOKENS = np.iinfo(np.int32).max
 

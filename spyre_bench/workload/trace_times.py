@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from spyre_bench.trace_files import is_jsonl
-from spyre_bench.trace_formats import EXTRAS, UNITS_S, Format, Reading
+from spyre_bench.frames import is_jsonl
+from spyre_bench.workload.trace_formats import EXTRAS, UNITS_S, Format, Reading
 
 # Words of a column that holds times of day or of a run; of one that holds how long something took;
 # and of one that holds the time since another request.

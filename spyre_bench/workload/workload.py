@@ -15,12 +15,25 @@ from typing import Any, Protocol, TextIO
 import numpy as np
 import pandas as pd
 
-from spyre_bench.arrivals import AllAtOnce, Poisson, Process, Replay, parse_arrivals, parse_choice
-from spyre_bench.lengths import WORKLOADS, LengthTable, attribution, is_length_table, shipped_table
+from spyre_bench.frames import is_jsonl
 from spyre_bench.shapes import Bucket
-from spyre_bench.trace_files import is_jsonl
-from spyre_bench.trace_formats import Reading
-from spyre_bench.traces import MAX_TOKENS, read_trace
+from spyre_bench.workload.arrivals import (
+    AllAtOnce,
+    Poisson,
+    Process,
+    Replay,
+    parse_arrivals,
+    parse_choice,
+)
+from spyre_bench.workload.length_table import (
+    WORKLOADS,
+    LengthTable,
+    attribution,
+    is_length_table,
+    shipped_table,
+)
+from spyre_bench.workload.trace_files import MAX_TOKENS, read_trace
+from spyre_bench.workload.trace_formats import Reading
 
 __all__ = [
     "WORKLOADS",

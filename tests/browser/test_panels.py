@@ -15,13 +15,15 @@ from papermill import inspect_notebook
 
 pytest.importorskip("playwright", reason="playwright is not installed: `make test-browser` does it")
 
-from spyre_bench import explore, loads, startup
-from spyre_bench.batching import Policy
-from spyre_bench.cost import load_cost, price
+from spyre_bench import explore
+from spyre_bench.cost.bucket_cost import price
+from spyre_bench.cost.measured import load_cost
+from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket, BucketSet
-from spyre_bench.workload import load_workload
+from spyre_bench.studies import startup, under_load
+from spyre_bench.workload.workload import load_workload
 from tests.browser.lab import Opened
-from tests.test_explore import numbers, parts
+from tests.explore.test_explore import numbers, parts
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
@@ -146,8 +148,8 @@ def test_03_the_waste_follows_policy_and_rate(opened):
         p.workload, rng=np.random.default_rng(p.seed), requests=p.requests, arrivals=p.arrivals,
         max_tokens=p.max_tokens,
     ).scaled(lengths=p.length_scale)  # fmt: skip
-    workload = loads.fitting(asked, costs)
-    capacity_rps = loads.capacity_rps(workload, costs, rules)
+    workload = under_load.fitting(asked, costs)
+    capacity_rps = under_load.capacity_rps(workload, costs, rules)
     here = parts(explore.how_full(workload, costs, rules, capacity_rps))
     same(panel.numbers(), numbers(here))
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from spyre_bench.engine import embedded
+from spyre_bench.checkpoints import embedded
 
 pytestmark = pytest.mark.engine
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from spyre_bench.engine import checkpoint, embedded
-from spyre_bench.engine.checkpoint import cache_directory, model_directory
+from spyre_bench.checkpoints import embedded, find
+from spyre_bench.checkpoints.find import cache_directory, model_directory
 
 pytestmark = pytest.mark.engine
 
@@ -134,7 +134,7 @@ def test_the_second_call_takes_what_is_there(cache, quick_unpack, monkeypatch):
 
 def test_the_second_call_loads_no_heavy_library(smollm2):
     code = (
-        "import sys; from spyre_bench.engine.checkpoint import model_directory;"
+        "import sys; from spyre_bench.checkpoints.find import model_directory;"
         "model_directory(); print({'torch', 'transformers', 'gguf'} & set(sys.modules))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -149,9 +149,9 @@ def test_the_command_prints_the_directory_and_nothing_else(smollm2):
 def test_a_damaged_cache_is_unpacked_anew(cache, quick_unpack):
     directory = model_directory()
     cut(directory / "model.safetensors")
-    assert checkpoint.missing_from(directory)
+    assert find.missing_from(directory)
     assert model_directory() == directory
-    assert checkpoint.missing_from(directory) is None
+    assert find.missing_from(directory) is None
 
 
 def test_what_a_killed_process_left_is_swept(cache, quick_unpack):
@@ -166,13 +166,13 @@ def test_what_a_killed_process_left_is_swept(cache, quick_unpack):
 def test_of_two_processes_one_unpacks_and_the_other_waits(cache, tiny_llama, tmp_path):
     code = f"""
 import shutil, time
-from spyre_bench.engine import checkpoint, embedded
+from spyre_bench.checkpoints import find, embedded
 def unpack(source, directory):
     open({str(tmp_path / "unpacked")!r}, "a").write("once ")
     time.sleep(1)
     shutil.copytree({str(tiny_llama)!r}, directory, dirs_exist_ok=True)
 embedded.unpack = unpack
-print(checkpoint.model_directory())
+print(find.model_directory())
 """
     run = [sys.executable, "-c", code]
     processes = [subprocess.Popen(run, stdout=subprocess.PIPE, text=True) for _ in range(2)]

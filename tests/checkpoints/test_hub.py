@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from spyre_bench.engine import checkpoint
+from spyre_bench.checkpoints import find
 
 pytestmark = pytest.mark.engine
 
@@ -97,61 +97,61 @@ def hub(at_endpoint, tmp_path, tiny_llama):
 
 
 def test_a_hub_id_is_fetched_with_the_files_we_need_and_no_others(hub, tiny_llama):
-    directory = checkpoint.model_directory("us/tiny")
+    directory = find.model_directory("us/tiny")
     assert hub.fetched == {file.name for file in tiny_llama.iterdir()}
     for file in tiny_llama.iterdir():
         assert (directory / file.name).read_bytes() == file.read_bytes()
 
 
 def test_a_model_that_was_fetched_needs_the_hub_no_more(hub, at_endpoint):
-    directory = checkpoint.model_directory("us/tiny")
+    directory = find.model_directory("us/tiny")
     at_endpoint(closed_port())
-    assert checkpoint.model_directory("us/tiny") == directory
+    assert find.model_directory("us/tiny") == directory
 
 
 def test_a_snapshot_with_a_damaged_file_says_how_to_fetch_it_again(hub):
-    directory = checkpoint.model_directory("us/tiny")
+    directory = find.model_directory("us/tiny")
     weights = (directory / "model.safetensors").resolve()
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(ValueError, match=rf"model.safetensors is damaged .* remove {directory}"):
-        checkpoint.model_directory("us/tiny")
+        find.model_directory("us/tiny")
 
 
 def test_a_repository_without_safetensors_is_refused(hub):
     (hub.root / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="weights in safetensors are missing"):
-        checkpoint.model_directory("us/tiny")
+        find.model_directory("us/tiny")
 
 
 def test_an_unknown_model_says_to_check_the_spelling(hub):
     with pytest.raises(ValueError, match="us/tinny is no directory, and the hub knows no such"):
-        checkpoint.model_directory("us/tinny")
+        find.model_directory("us/tinny")
 
 
 def test_a_gated_model_says_to_accept_its_terms(hub):
     with pytest.raises(OSError, match="us/gated is gated: accept its terms"):
-        checkpoint.model_directory("us/gated")
+        find.model_directory("us/gated")
 
 
 @pytest.mark.parametrize("name", ["/no/such/directory", "a/b/c", "a--b", "~nobody/x"])
 def test_a_name_that_no_hub_could_know_is_no_matter_of_the_network(name):
     with pytest.raises(ValueError, match="neither a directory that exists, nor a hub id"):
-        checkpoint.model_directory(name)
+        find.model_directory(name)
 
 
 def test_without_a_network_the_error_says_so(at_endpoint):
     at_endpoint(closed_port())
     with pytest.raises(OSError, match=r"us/tiny .*Connection refused.*: check the network"):
-        checkpoint.model_directory("us/tiny")
+        find.model_directory("us/tiny")
 
 
 def test_a_network_that_never_answers_is_given_up(at_endpoint, monkeypatch):
-    monkeypatch.setattr(checkpoint, "HUB_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(find, "HUB_TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         at_endpoint(silent.getsockname()[1])
         start = time.monotonic()
         with pytest.raises(OSError, match=r"timed out.*check the network"):
-            checkpoint.model_directory("us/tiny")
+            find.model_directory("us/tiny")
         assert time.monotonic() - start < 2
 
 
@@ -163,7 +163,7 @@ def test_a_full_disk_of_the_hub_cache_says_how_to_move_it(hub, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", full)
     with pytest.raises(OSError, match=r"full.*make room, or name another place .* HF_HOME"):
-        checkpoint.model_directory("us/tiny")
+        find.model_directory("us/tiny")
 
 
 def closed_port() -> int:

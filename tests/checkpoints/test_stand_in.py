@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from spyre_bench.engine.stand_in import stand_in
+from spyre_bench.checkpoints.stand_in import stand_in
 
 pytestmark = pytest.mark.engine
 

@@ -5,16 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from spyre_bench import metrics
-from spyre_bench.advise import advise, per_request, within
-from spyre_bench.batching import Policy
-from spyre_bench.bounds import shape_bound_s
-from spyre_bench.cost import FittedCost, MeasuredCost, price
-from spyre_bench.optimize import Limits
+from spyre_bench.choose.advise import advise, per_request, within
+from spyre_bench.choose.optimize import Limits
+from spyre_bench.cost.bucket_cost import price
+from spyre_bench.cost.closed_form import FittedCost
+from spyre_bench.cost.measured import MeasuredCost
+from spyre_bench.metrics import summary
+from spyre_bench.metrics.bounds import shape_bound_s
+from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket, BucketSet
-from spyre_bench.simulate import simulate
-from spyre_bench.workload import Workload
-from tests.test_cost import CORNERS, machine
+from spyre_bench.simulate.static import simulate
+from spyre_bench.workload.workload import Workload
+from tests.cost.test_cost import CORNERS, machine
 
 # prefill 0.02 + 1e-4·B·P, decode 0.02 + 5e-4·B, compile 10 s, a byte for each slot of the cache
 TOY = FittedCost((0.02, 1e-4), (0.02, 5e-4, 0.0), (10.0, 0.0), (0.0, 1.0, 0.0))
@@ -67,11 +69,11 @@ def test_a_row_says_what_simulating_its_buckets_on_each_half_gives(advice):
         fitted, held_out = (simulate(half, costs) for half in (advice.fitted, advice.held_out))
         assert row.graphs == len(costs)
         assert row.compile_s == 10.0 * len(costs)
-        assert row.fitted_busy_s == metrics.busy_s(fitted)
-        assert row.held_out_busy_s == metrics.busy_s(held_out)
+        assert row.fitted_busy_s == summary.busy_s(fitted)
+        assert row.held_out_busy_s == summary.busy_s(held_out)
         assert row.held_out_bound_s == shape_bound_s(advice.held_out, costs)
         assert row.held_out_rejected == (held_out.rejected > 0).sum()
-        assert row.held_out_fill == metrics.ledger(held_out).fill
+        assert row.held_out_fill == summary.ledger(held_out).fill
 
 
 def test_no_set_is_busy_for_less_than_its_bound_and_ours_not_less_than_the_certificate(advice):
@@ -170,7 +172,7 @@ def test_the_policy_is_the_one_asked_for(mixed):
     policy = Policy("fcfs")
     found = advise(mixed, TOY, Limits(2), policy=policy)
     assert found.contenders.loc[found.contenders["advised"], "fitted_busy_s"].item() == (
-        metrics.busy_s(simulate(found.fitted, found.costs, policy))
+        summary.busy_s(simulate(found.fitted, found.costs, policy))
     )
     assert found.contenders["fitted_busy_s"].sum() > (
         advise(mixed, TOY, Limits(2)).contenders["fitted_busy_s"].sum()

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
-from spyre_bench.cost import BucketCost, FittedCost, price
-from spyre_bench.lint import lint
+from spyre_bench.choose.lint import lint
+from spyre_bench.cost.bucket_cost import BucketCost, price
+from spyre_bench.cost.closed_form import FittedCost
 from spyre_bench.shapes import Bucket, BucketSet
-from spyre_bench.workload import Workload
+from spyre_bench.workload.workload import Workload
 
 # prefill 0.02 + 1e-4·B·P, decode 0.02 + 5e-4·B seconds
 TOY = FittedCost((0.02, 1e-4), (0.02, 5e-4, 0.0))

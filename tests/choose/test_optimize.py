@@ -6,13 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spyre_bench import optimize
-from spyre_bench.bounds import by_bucket, shape_bound_s, shares_s, work_bound_s
-from spyre_bench.cost import BucketCost, FittedCost, price
-from spyre_bench.optimize import Limits, candidates, choose, greedy, greedy_swap
+from spyre_bench.choose import optimize
+from spyre_bench.choose.optimize import Limits, candidates, choose, greedy, greedy_swap
+from spyre_bench.cost.bucket_cost import BucketCost, price
+from spyre_bench.cost.closed_form import FittedCost
+from spyre_bench.metrics.bounds import by_bucket, shape_bound_s, shares_s, work_bound_s
 from spyre_bench.shapes import Bucket, BucketSet
-from spyre_bench.simulate import simulate
-from spyre_bench.workload import Workload
+from spyre_bench.simulate.static import simulate
+from spyre_bench.workload.workload import Workload
 
 # prefill 0.02 + 1e-4·B·P, decode 0.02 + 5e-4·B, compile 10 s, a byte for each slot of the cache
 TOY = FittedCost((0.02, 1e-4), (0.02, 5e-4, 0.0), (10.0, 0.0), (0.0, 1.0, 0.0))

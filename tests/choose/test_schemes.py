@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spyre_bench.schemes import (
+from spyre_bench.choose.schemes import (
     SCHEMES,
     compare,
     exponential,
@@ -20,7 +20,7 @@ from spyre_bench.schemes import (
     powers_of_two,
     to_match,
 )
-from spyre_bench.workload import Workload
+from spyre_bench.workload.workload import Workload
 
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=25).map(np.array)
 

@@ -7,9 +7,9 @@ import sys
 import pandas as pd
 import pytest
 
-from tests.test_records import KEPT, write
+from tests.runs.test_records import KEPT, write
 
-COMMAND = (sys.executable, "-c", "from spyre_bench.cli import main; main()", "compare")
+COMMAND = (sys.executable, "-c", "from spyre_bench.cli.main import main; main()", "compare")
 
 
 def compare(folder, *words) -> tuple[int, str]:

@@ -13,16 +13,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spyre_bench import cli
-from spyre_bench.batching import Policy
-from spyre_bench.bench_json import bench_result
-from spyre_bench.card import SpyreCost
-from spyre_bench.cost import load_cost, price, write_cost_table
-from spyre_bench.model_shapes import preset
+from spyre_bench.cli import main
+from spyre_bench.cost.bucket_cost import price
+from spyre_bench.cost.card import SpyreCost
+from spyre_bench.cost.measured import load_cost
+from spyre_bench.cost.table import write_cost_table
+from spyre_bench.metrics.vllm_json import bench_result
+from spyre_bench.model_sizes import preset
+from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket, BucketSet
-from spyre_bench.simulate import simulate
-from spyre_bench.workload import Workload, load_workload
-from tests.test_cost import machine
+from spyre_bench.simulate.static import simulate
+from spyre_bench.workload.workload import Workload, load_workload
+from tests.cost.test_cost import machine
 
 TWO = ("--bucket", "8,64,32", "--bucket", "2,1024,512")
 
@@ -40,7 +42,7 @@ def command(monkeypatch, capsys):
     def run(*words) -> Done:
         monkeypatch.setattr(sys, "argv", ["spyre-bench", *map(str, words)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main.main()
         return Done(ended.value.code, *capsys.readouterr())
 
     return run
@@ -467,7 +469,7 @@ def test_a_mistake_is_one_sentence_on_stderr(
 def test_a_limit_that_makes_no_sense_is_refused_before_anything_runs(
     command, table, trace, monkeypatch
 ):
-    monkeypatch.setattr("spyre_bench.simulate.simulate", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("spyre_bench.simulate.static.simulate", lambda *_, **__: 1 / 0)
     done = command("simulate", "--workload", trace, "--cost", table, *TWO, "--goodput", "itl:9")
     assert "no limit on 'itl'" in done.err
 
@@ -475,14 +477,14 @@ def test_a_limit_that_makes_no_sense_is_refused_before_anything_runs(
 def test_an_error_of_any_kind_is_one_line_and_its_traceback_is_there_for_the_asking(
     command, table, trace, monkeypatch, capsys
 ):
-    monkeypatch.setattr("spyre_bench.simulate.simulate", lambda *_, **__: {}["key"])
+    monkeypatch.setattr("spyre_bench.simulate.static.simulate", lambda *_, **__: {}["key"])
     words = ("simulate", "--workload", trace, "--cost", table, *TWO)
     done = command(*words)
     assert done.code == 1
     assert done.err == "spyre-bench: KeyError: 'key' (a fault of ours; --debug shows where)\n"
     monkeypatch.setattr(sys, "argv", ["spyre-bench", *map(str, words), "--debug"])
     with pytest.raises(KeyError):
-        cli.main()
+        main.main()
 
 
 def test_the_installed_command_is_the_same_and_shows_no_traceback(table, trace):

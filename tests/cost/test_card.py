@@ -8,17 +8,17 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from spyre_bench.card import (
+from spyre_bench.cost.bucket_cost import price
+from spyre_bench.cost.card import SpyreCost
+from spyre_bench.cost.card_parameters import (
     CONFIDENCES,
     ENDS,
     LIMITS,
     Parameter,
     SpyreCard,
-    SpyreCost,
     with_all_reduce,
 )
-from spyre_bench.cost import price
-from spyre_bench.model_shapes import PRESETS, Linear, preset
+from spyre_bench.model_sizes import PRESETS, Linear, preset
 from spyre_bench.shapes import Bucket
 
 GRANITE = preset("granite-3.3-8b")

@@ -5,17 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spyre_bench.cost import (
-    COLUMNS,
-    BucketCost,
-    CostRow,
-    FittedCost,
-    MeasuredCost,
-    load_cost,
-    price,
-    read_cost_table,
-    write_cost_table,
-)
+from spyre_bench.cost.bucket_cost import BucketCost, price
+from spyre_bench.cost.closed_form import FittedCost
+from spyre_bench.cost.measured import MeasuredCost, load_cost
+from spyre_bench.cost.table import COLUMNS, CostRow, read_cost_table, write_cost_table
 from spyre_bench.shapes import Bucket, BucketSet
 
 

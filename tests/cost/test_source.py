@@ -2,10 +2,11 @@
 
 import pytest
 
-from spyre_bench.card import SpyreCard, SpyreCost
-from spyre_bench.cost import SHIPPED, load_cost
-from spyre_bench.cost_source import CardCost, load_source
-from spyre_bench.model_shapes import PRESETS, preset
+from spyre_bench.cost.card import SpyreCost
+from spyre_bench.cost.card_parameters import SpyreCard
+from spyre_bench.cost.measured import SHIPPED, load_cost
+from spyre_bench.cost.source import CardCost, load_source
+from spyre_bench.model_sizes import PRESETS, preset
 from spyre_bench.shapes import Bucket
 
 BUCKET = Bucket(4, 512, 64)

@@ -45,7 +45,7 @@ def run_ranks(
 def _rank(model, rank, tp, point, buckets, prompts, ask, setting) -> Told:
     import torch
 
-    from spyre_bench.engine.model import EngineConfig, SpyreCausalLM
+    from spyre_bench.engine.causal_lm import EngineConfig, SpyreCausalLM
     from spyre_bench.engine.parallel import Rank, join
     from spyre_bench.engine.warmup import warm_up
     from spyre_bench.shapes import BucketSet

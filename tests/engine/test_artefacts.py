@@ -23,7 +23,7 @@ slow = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def config(tiny_llama, tmp_path_factory):
-    from spyre_bench.engine.model import EngineConfig
+    from spyre_bench.engine.causal_lm import EngineConfig
     from spyre_bench.shapes import BucketSet
 
     return EngineConfig(
@@ -38,7 +38,7 @@ def start(config):
     """The warmup row of a fresh engine that knows nothing but the artefact directory."""
     import torch
 
-    from spyre_bench.engine.model import SpyreCausalLM
+    from spyre_bench.engine.causal_lm import SpyreCausalLM
     from spyre_bench.engine.warmup import warm_up
 
     torch._dynamo.reset()

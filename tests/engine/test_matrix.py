@@ -6,16 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.matrix import (
-    BUCKETS,
-    CARRIED,
-    REFUSED,
-    Case,
-    expected,
-    prompts,
-    served,
-    write,
-)
+from tests.engine.matrix import BUCKETS, CARRIED, REFUSED, Case, expected, prompts, served, write
 
 pytestmark = pytest.mark.engine
 
@@ -39,7 +30,7 @@ def checkpoint(tmp_path_factory):
 
 
 def engine(directory: Path, backend: str, **setting):
-    from spyre_bench.engine.model import EngineConfig, SpyreCausalLM
+    from spyre_bench.engine.causal_lm import EngineConfig, SpyreCausalLM
     from spyre_bench.engine.warmup import warm_up
     from spyre_bench.shapes import BucketSet
 

@@ -97,8 +97,8 @@ def test_the_shape_read_from_files_counts_the_parameters_of_the_model(tiny_grani
 
 
 def test_the_engine_refuses_before_it_loads_anything(tiny_llama, monkeypatch):
+    from spyre_bench.engine import causal_lm as module
     from spyre_bench.engine import fms
-    from spyre_bench.engine import model as module
 
     monkeypatch.setattr(fms, "get_model", lambda *a, **k: pytest.fail("it loaded"))
     config = module.EngineConfig(

@@ -5,7 +5,7 @@ The FMS models run on the meta device, whole and in the engine's own passes: no 
 
 import pytest
 
-from spyre_bench.model_shapes import preset
+from spyre_bench.model_sizes import preset
 from spyre_bench.shapes import Bucket
 
 pytestmark = pytest.mark.engine
@@ -63,7 +63,7 @@ def count(model, shape, bucket: Bucket, *, decode: bool) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from spyre_bench.engine.model import _run_model
+    from spyre_bench.engine.causal_lm import _run_model
 
     rows, slots = bucket.batch_size, bucket.context_length
     queries, seen = (1, slots) if decode else (bucket.prompt_length,) * 2

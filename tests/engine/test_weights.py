@@ -57,7 +57,7 @@ def edit_config(directory: Path, **values) -> None:
 
 
 def serve(directory: Path):
-    from spyre_bench.engine.model import EngineConfig, SpyreCausalLM
+    from spyre_bench.engine.causal_lm import EngineConfig, SpyreCausalLM
     from spyre_bench.engine.warmup import warm_up
     from spyre_bench.shapes import BucketSet
 

@@ -18,19 +18,23 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 
-from spyre_bench import explore, loads, metrics, server_log, startup
-from spyre_bench.batching import Policy
-from spyre_bench.bounds import shape_bound_s
-from spyre_bench.card import with_all_reduce
-from spyre_bench.cost import BucketCost, MeasuredCost, write_cost_table
-from spyre_bench.deployments import best, capacities
+from spyre_bench import explore
+from spyre_bench.choose.optimize import Limits, choose
+from spyre_bench.cost.bucket_cost import BucketCost
+from spyre_bench.cost.card_parameters import with_all_reduce
+from spyre_bench.cost.measured import MeasuredCost
+from spyre_bench.cost.table import write_cost_table
 from spyre_bench.explore import cards, choice, fill, passes, trust
 from spyre_bench.explore.work import Step
-from spyre_bench.optimize import Limits, choose
+from spyre_bench.metrics import summary, waste
+from spyre_bench.metrics.bounds import shape_bound_s
+from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket
-from spyre_bench.simulate import simulate
-from spyre_bench.workload import load_workload
-from tests.test_cost import CORNERS, machine
+from spyre_bench.simulate.static import simulate
+from spyre_bench.studies import startup, under_load
+from spyre_bench.studies.deployments import best, capacities
+from spyre_bench.workload.workload import load_workload
+from tests.cost.test_cost import CORNERS, machine
 
 
 def parts(box) -> SimpleNamespace:
@@ -266,7 +270,7 @@ def test_the_first_look_shows_the_passes_of_the_first_batches_of_a_bucket(ran):
 
 def test_the_title_of_the_first_look_is_that_of_the_ledger(ran):
     ax = passes.draw_batches(ran, "waste", "4,64,16", 2)
-    ledger = server_log.waste(ran[ran["bucket"] == "4,64,16"])
+    ledger = waste.waste(ran[ran["bucket"] == "4,64,16"])
     fill_share = ledger["useful"].sum() / ledger["computed"].sum()
     assert ax.get_title(loc="left").startswith(f"2 batches of 4,64,16: {fill_share:.0%} of ")
     ax = passes.draw_batches(ran, "passes", "2,128,16", 3)
@@ -414,8 +418,8 @@ def arriving():
     """1,200 requests that fit one of the two buckets, and the rate that keeps an engine busy."""
     rng = np.random.default_rng(0)
     drawn = load_workload("azure_conv", requests=1200, rng=rng, arrivals="poisson:1")
-    some = loads.fitting(drawn.scaled(lengths=0.12), FOUR_ROWS)
-    return some, loads.capacity_rps(some, FOUR_ROWS)
+    some = under_load.fitting(drawn.scaled(lengths=0.12), FOUR_ROWS)
+    return some, under_load.capacity_rps(some, FOUR_ROWS)
 
 
 def test_every_control_of_the_fill_changes_its_picture(arriving):
@@ -458,10 +462,12 @@ def test_the_panel_starts_with_the_policy_and_the_timer_of_the_notebook(arriving
 def test_the_title_of_the_fill_is_that_of_the_run(arriving):
     some, capacity_rps = arriving
     rules = Policy(max_age_s=9.0)
-    trace = simulate(loads.at_rate(some, 0.2), FOUR_ROWS, Policy("length_aware", 3.0, 0.0, 9.0))
+    trace = simulate(
+        under_load.at_rate(some, 0.2), FOUR_ROWS, Policy("length_aware", 3.0, 0.0, 9.0)
+    )
     ax = fill.draw_fill(some, FOUR_ROWS, rules, capacity_rps, "length_aware", 0.2, 3.0)
     first, second = ax.get_title(loc="left").split("\n")
-    found = metrics.summary(trace)
+    found = summary.summary(trace)
     assert first.startswith(f"length_aware at {0.2 / capacity_rps:.0%} load: {found['fill']:.0%}")
     assert f"{found['batches']:,} batches" in first
     assert f"P95 {found['p95_e2el_ms'] / 1e3:.1f} s" in second

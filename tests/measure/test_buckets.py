@@ -6,10 +6,11 @@ from importlib.metadata import version
 import pytest
 from typer.testing import CliRunner
 
-from spyre_bench.cost import load_cost, read_cost_table, write_cost_table
-from spyre_bench.engine.measure import measure_table
+from spyre_bench.cost.measured import load_cost
+from spyre_bench.cost.table import read_cost_table, write_cost_table
+from spyre_bench.measure.buckets import measure_table
 from spyre_bench.shapes import Bucket, BucketSet
-from tests.test_cost import row
+from tests.cost.test_cost import row
 
 pytestmark = pytest.mark.engine
 
@@ -23,7 +24,7 @@ HERE = {
 
 @pytest.mark.slow
 def test_the_command_writes_a_row_a_bucket_and_measures_none_again(tiny_llama, tmp_path):
-    from spyre_bench.cli import app
+    from spyre_bench.cli.main import app
 
     out = tmp_path / "new" / "cost.csv"
     command = f"measure --model {tiny_llama} --bucket 1,64,3 --backend eager --threads 1"
@@ -40,7 +41,7 @@ def test_the_command_writes_a_row_a_bucket_and_measures_none_again(tiny_llama, t
 
 
 def test_an_interrupted_run_keeps_its_rows_and_goes_on(tiny_llama, tmp_path, monkeypatch):
-    from spyre_bench.engine import measure
+    from spyre_bench.measure import buckets
 
     measured = []
 
@@ -52,12 +53,12 @@ def test_an_interrupted_run_keeps_its_rows_and_goes_on(tiny_llama, tmp_path, mon
         sizes = {name: getattr(bucket, name) for name in Bucket.__slots__}
         return row(**{**HERE, "model": model, "threads": threads, **sizes})
 
-    monkeypatch.setattr(measure, "measure_bucket", fake)
+    monkeypatch.setattr(buckets, "measure_bucket", fake)
     out = tmp_path / "cost.csv"
     with pytest.raises(KeyboardInterrupt):
-        measure.measure_table(out, BUCKETS, model="m", threads=1)
+        buckets.measure_table(out, BUCKETS, model="m", threads=1)
     assert [row.bucket for row in read_cost_table(out)] == [Bucket(1, 64, 3)]
-    measure.measure_table(out, BUCKETS, model="m", threads=1)
+    buckets.measure_table(out, BUCKETS, model="m", threads=1)
     assert [row.bucket for row in read_cost_table(out)] == list(BUCKETS)
     assert measured == [Bucket(1, 64, 3), "interrupted", Bucket(2, 64, 3)]
 
@@ -73,7 +74,7 @@ def measured(monkeypatch) -> list[Bucket]:
         said = {"model": model, "threads": threads, "passes": passes}
         return row(**{**HERE, **said, **sizes, "prefill_s": bucket.prompt_length / 1e3})
 
-    monkeypatch.setattr("spyre_bench.engine.measure.measure_bucket", fake)
+    monkeypatch.setattr("spyre_bench.measure.buckets.measure_bucket", fake)
     return seen
 
 
@@ -123,7 +124,7 @@ def test_a_table_of_another_host_or_engine_is_refused_before_anything_is_measure
 def test_a_setting_that_cannot_be_measured_is_refused_in_the_engines_words(
     tiny_llama, setting, words
 ):
-    from spyre_bench.engine.measure import measure_bucket
+    from spyre_bench.measure.buckets import measure_bucket
 
     with pytest.raises(ValueError, match=words):
         measure_bucket(tiny_llama, Bucket(1, 64, 3), **setting)

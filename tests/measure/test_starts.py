@@ -5,8 +5,8 @@ import json
 import pytest
 from safetensors import safe_open
 
-from spyre_bench.engine.shallow import shallow_copy
-from spyre_bench.engine.starts import measure_starts
+from spyre_bench.checkpoints.first_layers import shallow_copy
+from spyre_bench.measure.starts import measure_starts
 from spyre_bench.shapes import Bucket, BucketSet
 
 BUCKETS = BucketSet.parse("1,64,4 2,64,4")

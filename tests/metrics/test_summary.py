@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spyre_bench import metrics
-from spyre_bench.batching import WasteLedger
-from spyre_bench.bench_json import bench_result
-from spyre_bench.cost import BucketCost
+from spyre_bench.cost.bucket_cost import BucketCost
+from spyre_bench.metrics import summary
+from spyre_bench.metrics.vllm_json import bench_result
+from spyre_bench.policy.ledger import WasteLedger
 from spyre_bench.shapes import Bucket
-from spyre_bench.simulate import simulate
-from tests.test_simulate import COSTS, LARGE, SMALL, runs, workload
+from spyre_bench.simulate.static import simulate
+from tests.simulate.test_static import COSTS, LARGE, SMALL, runs, workload
 
 # Small bucket (2 rows, 64 tokens, prefill 1 s, decode 0.5 s), large one (256, 4 s, 1 s). First a
 # batch of two, then a lone long prompt, and one request that fits nothing.
@@ -27,7 +27,7 @@ def hand():
 
 
 def test_latency_by_hand(hand):
-    frame = metrics.requests(hand)
+    frame = summary.requests(hand)
     assert frame["queue_s"].tolist()[:3] == [0.0, 0.0, 2.5]
     assert frame["ttft_s"].tolist()[:3] == [1.0, 1.0, 6.5]
     assert frame["e2el_s"].tolist()[:3] == [2.0, 3.0, 6.5]
@@ -39,45 +39,45 @@ def test_latency_by_hand(hand):
 
 def test_what_a_client_waits_beyond_the_engine_is_in_its_latencies_and_in_nothing_else(hand):
     seen = simulate(HAND, COSTS, client_overhead_s=0.25)
-    before, after = metrics.latencies(hand), metrics.latencies(seen)
+    before, after = summary.latencies(hand), summary.latencies(seen)
     for name in ("ttft", "e2el"):
         assert after[name].mean_ms == pytest.approx(before[name].mean_ms + 250)
     for name in ("queue", "tpot", "itl"):
         assert after[name] == before[name]
-    frame = metrics.requests(seen)
+    frame = summary.requests(seen)
     assert frame["ttft_s"].tolist()[:3] == [1.25, 1.25, 6.75]
-    assert metrics.duration_s(seen) == metrics.duration_s(hand)
-    assert metrics.good_requests(seen, {"e2el": 2200}) == 0
-    assert metrics.good_requests(hand, {"e2el": 2200}) == 1
+    assert summary.duration_s(seen) == summary.duration_s(hand)
+    assert summary.good_requests(seen, {"e2el": 2200}) == 0
+    assert summary.good_requests(hand, {"e2el": 2200}) == 1
 
 
 def test_batches_and_their_waste_by_hand(hand):
-    frame = metrics.batches(hand)
+    frame = summary.batches(hand)
     assert frame["bucket"].tolist() == [str(SMALL), str(LARGE)]
     assert frame["seconds"].tolist() == [3.0, 4.0]
     assert frame["rows"].tolist() == [2, 1]
     first = WasteLedger(useful=38, prompt_pad=10, bucket_pad=88, decode_tail=2)
     second = WasteLedger(useful=101, batch_pad=257, bucket_pad=156)
-    assert [dict(row[list(metrics.LEDGER)]) for _, row in frame.iterrows()] == [
+    assert [dict(row[list(summary.LEDGER)]) for _, row in frame.iterrows()] == [
         asdict(first),
         asdict(second),
     ]
     assert frame["computed"].tolist() == [2 * 64 + 2 * 5, 2 * 256 + 2 * 1]
-    assert metrics.ledger(hand) == first + second
+    assert summary.ledger(hand) == first + second
 
 
 def test_by_bucket_sums_the_batches_of_each(hand):
-    frame = metrics.by_bucket(metrics.batches(hand)).set_index("bucket")
+    frame = summary.by_bucket(summary.batches(hand)).set_index("bucket")
     assert frame.loc[str(SMALL), ["batches", "rows", "useful"]].tolist() == [1, 2, 38]
     assert frame.loc[str(LARGE), "fill"] == 101 / 514
 
 
 def test_the_run_as_a_whole_by_hand(hand):
-    assert metrics.duration_s(hand) == 7.0
-    assert metrics.busy_s(hand) == 7.0
-    assert metrics.utilisation(hand) == 1.0
+    assert summary.duration_s(hand) == 7.0
+    assert summary.busy_s(hand) == 7.0
+    assert summary.utilisation(hand) == 1.0
     # shares: (1 + 2·0.5)/2, (1 + 4·0.5)/2, 4/2
-    assert metrics.distance_to_shape_bound(hand) == 7.0 / (1.0 + 1.5 + 2.0)
+    assert summary.distance_to_shape_bound(hand) == 7.0 / (1.0 + 1.5 + 2.0)
 
 
 def test_the_json_of_a_run_by_hand(hand):
@@ -133,7 +133,7 @@ def test_a_run_that_serves_nothing_still_has_figures():
 
 def test_a_limit_on_something_else_is_refused(hand):
     with pytest.raises(ValueError, match="goodput has no limit on 'itl': use ttft, tpot or e2el"):
-        metrics.good_requests(hand, {"itl": 5})
+        summary.good_requests(hand, {"itl": 5})
 
 
 # --- saturation -----------------------------------------------------------------------------------
@@ -144,12 +144,12 @@ def steady(gap_s: float, requests: int = 60):
 
 
 def test_a_served_load_is_not_saturated():
-    assert metrics.saturation(simulate(steady(1.5), COSTS[:1])) == ""
+    assert summary.saturation(simulate(steady(1.5), COSTS[:1])) == ""
 
 
 def test_more_work_than_time_is_saturated_for_certain():
     # two of them share a second of prefill, and they come three a second
-    reason = metrics.saturation(simulate(steady(1 / 3), COSTS[:1]))
+    reason = summary.saturation(simulate(steady(1 / 3), COSTS[:1]))
     assert reason.startswith(
         "the requests came in 20 s and are at least 30 s of work for 1 replica"
     )
@@ -161,13 +161,13 @@ def test_a_queue_that_grows_is_saturated_although_the_bound_would_allow_it():
     rows = [(index * 2.0, 10, 40 if index % 2 else 2) for index in range(200)]
     trace = simulate(workload(*rows), costs)
     span_s = rows[-1][0]
-    assert metrics.busy_s(trace) / metrics.distance_to_shape_bound(trace) < span_s
-    assert metrics.saturation(trace).startswith("the queue grew: the second half of the requests")
+    assert summary.busy_s(trace) / summary.distance_to_shape_bound(trace) < span_s
+    assert summary.saturation(trace).startswith("the queue grew: the second half of the requests")
 
 
 def test_requests_at_once_measure_the_backlog():
     trace = simulate(workload((0.0, 10, 1), (0.0, 10, 1)), COSTS)
-    assert metrics.saturation(trace).startswith("all requests came at once")
+    assert summary.saturation(trace).startswith("all requests came at once")
 
 
 # --- laws -----------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def test_requests_at_once_measure_the_backlog():
 def test_useful_and_wastes_are_computed_to_the_token(run):
     some, costs, policy, replicas = run
     trace = simulate(some, costs, policy, **replicas)
-    frame = metrics.batches(trace)
+    frame = summary.batches(trace)
     for index, row in frame.iterrows():
         members = np.flatnonzero(trace.batch == index)
         alone = WasteLedger.of_batch(
@@ -185,10 +185,10 @@ def test_useful_and_wastes_are_computed_to_the_token(run):
             some.prompt_tokens[members].tolist(),
             some.output_tokens[members].tolist(),
         )
-        assert dict(row[list(metrics.LEDGER)]) == asdict(alone)
+        assert dict(row[list(summary.LEDGER)]) == asdict(alone)
         assert row["computed"] == alone.computed
         assert row["fill"] == alone.fill
-    whole = metrics.ledger(trace)
+    whole = summary.ledger(trace)
     served = trace.served
     assert whole.useful == int((some.prompt_tokens + some.output_tokens)[served].sum())
     assert whole.computed == frame["computed"].sum()
@@ -200,7 +200,7 @@ def test_gaps_between_tokens_have_the_statistics_of_all_of_them_spelled_out(run,
     some, costs, policy, replicas = run
     trace = simulate(some, costs, policy, **replicas)
     gaps = np.repeat(trace.decode_s[trace.served], some.output_tokens[trace.served] - 1)
-    found = metrics.latencies(trace, percentiles)["itl"]
+    found = summary.latencies(trace, percentiles)["itl"]
     if len(gaps):
         assert found.mean_ms == pytest.approx(1e3 * gaps.mean())
         assert found.std_ms == pytest.approx(1e3 * gaps.std(), abs=1e-6)
@@ -218,7 +218,7 @@ def test_the_busiest_second_is_that_of_counting_every_token(run):
     trace = simulate(some, costs, policy, **replicas)
     served = np.flatnonzero(trace.served)
     if not len(served):
-        assert metrics.busiest_second(trace) == (0.0, 0)
+        assert summary.busiest_second(trace) == (0.0, 0)
         return
     start_s = some.arrival_s[served[0]]
     tokens, inside = np.zeros(10_000), np.zeros(10_000)
@@ -228,7 +228,7 @@ def test_the_busiest_second_is_that_of_counting_every_token(run):
         np.add.at(tokens, at_s.astype(int), 1)
         first = int(some.arrival_s[row] - start_s)
         inside[first : int(trace.finish_s[row] - start_s) + 1] += 1
-    found_tokens, found_requests = metrics.busiest_second(trace)
+    found_tokens, found_requests = summary.busiest_second(trace)
     assert found_requests == inside.max()
     # a token on the very edge of a second may be counted on either side
     assert abs(found_tokens - tokens.max()) <= 4 * trace.replicas
@@ -237,9 +237,9 @@ def test_the_busiest_second_is_that_of_counting_every_token(run):
 def test_many_batches_are_counted_in_blocks_as_in_one_go(monkeypatch):
     some = workload(*((index * 0.1, 10, 1 + index % 8) for index in range(300)))
     trace = simulate(some, COSTS)
-    whole = metrics.busiest_second(trace)
-    monkeypatch.setattr(metrics, "PASSES_AT_ONCE", 7)
-    assert metrics.busiest_second(trace) == whole
+    whole = summary.busiest_second(trace)
+    monkeypatch.setattr(summary, "PASSES_AT_ONCE", 7)
+    assert summary.busiest_second(trace) == whole
 
 
 @given(runs())
@@ -247,27 +247,27 @@ def test_shares_lie_between_zero_and_one_and_nothing_beats_the_bound(run):
     some, costs, policy, replicas = run
     trace = simulate(some, costs, policy, **replicas)
     if trace.served.any():
-        assert 0 < metrics.ledger(trace).fill <= 1
-        assert 0 < metrics.utilisation(trace) <= 1 + 1e-9
-        assert metrics.distance_to_shape_bound(trace) >= 1 - 1e-9
+        assert 0 < summary.ledger(trace).fill <= 1
+        assert 0 < summary.utilisation(trace) <= 1 + 1e-9
+        assert summary.distance_to_shape_bound(trace) >= 1 - 1e-9
 
 
 def test_the_summary_of_a_run_says_what_each_figure_says(hand):
-    found = metrics.summary(hand)
+    found = summary.summary(hand)
     assert (found["served"], found["rejected"], found["batches"]) == (3, 1, 2)
     # two batches of 3 and 4 s, the first at 0, the second right after it
     assert (found["duration_s"], found["busy_s"], found["utilisation"]) == (7.0, 7.0, 1.0)
     assert found["throughput_rps"] == 3 / 7
-    assert found["fill"] == metrics.ledger(hand).fill
-    assert {name: found[f"{name}_tokens"] for name in metrics.LEDGER} == asdict(
-        metrics.ledger(hand)
+    assert found["fill"] == summary.ledger(hand).fill
+    assert {name: found[f"{name}_tokens"] for name in summary.LEDGER} == asdict(
+        summary.ledger(hand)
     )
     assert found["median_e2el_ms"] == 3000.0
     assert found["mean_ttft_ms"] == pytest.approx((1.0 + 1.0 + 6.5) / 3 * 1e3)
-    assert found["p99_queue_ms"] == metrics.latencies(hand, (99,))["queue"].percentiles_ms[99]
+    assert found["p99_queue_ms"] == summary.latencies(hand, (99,))["queue"].percentiles_ms[99]
 
 
 def test_the_summary_of_a_run_that_served_nothing_has_no_throughput():
-    found = metrics.summary(simulate(workload((0.0, 300, 1)), COSTS))
+    found = summary.summary(simulate(workload((0.0, 300, 1)), COSTS))
     assert (found["served"], found["busy_s"], found["fill"]) == (0, 0.0, 0.0)
     assert np.isnan(found["throughput_rps"])

@@ -15,17 +15,17 @@ import papermill
 import pytest
 import yaml
 
-from spyre_bench.cost import write_cost_table
-from spyre_bench.headless import measures
-from spyre_bench.records import Traits, matches, read_run
-from spyre_bench.regression import compare
-from spyre_bench.workload import load_workload
-from tests.test_cost import CORNERS, machine
+from spyre_bench.cost.table import write_cost_table
+from spyre_bench.review.regression import compare
+from spyre_bench.runs.execute import measures
+from spyre_bench.runs.records import Traits, matches, read_run
+from spyre_bench.workload.workload import load_workload
+from tests.cost.test_cost import CORNERS, machine
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent.parent / "notebooks").glob("*.ipynb"))
 FULL = NOTEBOOKS[0].parent / "full.yaml"
 BASELINE = FULL.parent / "baseline"
-COMMAND = (sys.executable, "-c", "from spyre_bench.cli import main; main()", "run")
+COMMAND = (sys.executable, "-c", "from spyre_bench.cli.main import main; main()", "run")
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)

@@ -2,7 +2,7 @@
 
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
-from spyre_bench.engine.model import SpyreCausalLM
+from spyre_bench.engine.causal_lm import SpyreCausalLM
 
 
 class FailPass(AdapterLogitsProcessor):

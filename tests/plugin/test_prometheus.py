@@ -5,13 +5,13 @@ import json
 import pytest
 from prometheus_client import REGISTRY
 
-from spyre_bench.batching import WasteLedger
 from spyre_bench.engine.warmup import WarmupRow
-from spyre_bench.plugin import metrics
-from spyre_bench.plugin.counts import Counts, attached
+from spyre_bench.plugin import prometheus
+from spyre_bench.plugin.engine_counts import Counts, attached
 from spyre_bench.plugin.platform import SpyrePlatform
+from spyre_bench.policy.ledger import WasteLedger
 from spyre_bench.shapes import Bucket
-from tests.plugin.test_scheduler import vllm_config
+from tests.plugin.test_static_scheduler import vllm_config
 
 __all__ = ["vllm_config"]  # the fixture
 
@@ -26,7 +26,7 @@ def counts():
 
 @pytest.fixture
 def ours(monkeypatch):
-    monkeypatch.setattr(metrics, "current_platform", SpyrePlatform())
+    monkeypatch.setattr(prometheus, "current_platform", SpyrePlatform())
 
 
 def statistics(counts: Counts, queue_age_s: float = 0.0):
@@ -62,7 +62,7 @@ def test_totals_survive_the_way_to_the_other_process(counts):
 def test_counters_grow_by_what_came_since_and_a_lost_message_loses_nothing(
     counts, ours, vllm_config
 ):
-    logger = metrics.SpyreStatLogger(vllm_config, engine_index=7)
+    logger = prometheus.SpyreStatLogger(vllm_config, engine_index=7)
     where = {"model_name": vllm_config.model_config.served_model_name, "engine": "7",
              "bucket": "4,64,32"}  # fmt: skip
     counts.add_batch(BUCKET, 3, LEDGER)
@@ -86,10 +86,10 @@ def test_on_another_device_nothing_is_counted_watched_or_adopted(counts, monkeyp
     from vllm.entrypoints.serve.utils import api_utils
     from vllm.platforms.cpu import CpuPlatform
 
-    monkeypatch.setattr(metrics, "current_platform", CpuPlatform())
+    monkeypatch.setattr(prometheus, "current_platform", CpuPlatform())
     monkeypatch.setattr(SpyrePlatform, "_config", None)
     before = api_utils.get_max_tokens
-    logger = metrics.SpyreStatLogger(vllm_config, engine_index=8)
+    logger = prometheus.SpyreStatLogger(vllm_config, engine_index=8)
     counts.add_batch(BUCKET, 3, LEDGER)
     logger.record(statistics(counts), None)
     name = vllm_config.model_config.served_model_name
@@ -102,6 +102,6 @@ def test_a_second_api_server_learns_the_buckets_from_the_engine_it_talks_to(
     ours, monkeypatch, vllm_config
 ):
     monkeypatch.setattr(SpyrePlatform, "_config", None)
-    metrics.SpyreStatLogger(vllm_config)
+    prometheus.SpyreStatLogger(vllm_config)
     assert SpyrePlatform.get_max_output_tokens(200) == 64
     assert not SpyrePlatform.takes_prompt(257)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from spyre_bench.engine.parallel import Rank
-from spyre_bench.plugin.ranks import RankProcess, diagnose, last_words, open_last_words
+from spyre_bench.plugin.rank_failures import RankProcess, diagnose, last_words, open_last_words
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ class Host:
 
         from spyre_bench.engine.warmup import WarmupRow
         from spyre_bench.plugin.config import note_warmup
-        from spyre_bench.plugin.scheduler import SpyreScheduler
+        from spyre_bench.plugin.static_scheduler import SpyreScheduler
 
         # as if warmed up on a machine that takes a millisecond a slot
         note_warmup(

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spyre_bench.batching import LOOK_AHEAD, POLICIES, Batch, Hold, Policy, WasteLedger, next_batch
-from spyre_bench.cost import BucketCost
+from spyre_bench.cost.bucket_cost import BucketCost
+from spyre_bench.policy.ledger import WasteLedger
+from spyre_bench.policy.static import LOOK_AHEAD, POLICIES, Batch, Hold, Policy, next_batch
 from spyre_bench.shapes import Bucket, BucketSet
 from tests.test_shapes import bucket_sets, buckets
 

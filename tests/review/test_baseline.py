@@ -5,9 +5,9 @@ import math
 import pandas as pd
 import pytest
 
-from spyre_bench.baseline import write_baseline
-from spyre_bench.records import Record, Tie, Traits, read_run
-from spyre_bench.regression import compare
+from spyre_bench.review.baseline import write_baseline
+from spyre_bench.review.regression import compare
+from spyre_bench.runs.records import Record, Tie, Traits, read_run
 
 TIE = Tie("results/buckets", "results/fill", 1e-3, ("tables/*",))
 

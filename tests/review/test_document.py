@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from spyre_bench.records import read_run
-from spyre_bench.review import distances, gather
-from tests.test_records import KEPT, write
+from spyre_bench.review.document import distances, gather
+from spyre_bench.runs.records import read_run
+from tests.runs.test_records import KEPT, write
 
 WASTE = pd.DataFrame({"batch": [0, 1], "pad": [5, 3]})
 

@@ -11,11 +11,11 @@ import pytest
 from bs4 import BeautifulSoup
 from pypdf import PdfReader
 
-from spyre_bench import pages
-from spyre_bench.cli import main
-from spyre_bench.review import gather
-from tests.test_records import KEPT, write
-from tests.test_review import WASTE, story
+from spyre_bench.cli.main import main
+from spyre_bench.review import page as pages
+from spyre_bench.review.document import gather
+from tests.review.test_document import WASTE, story
+from tests.runs.test_records import KEPT, write
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="20" height="10"><rect width="9" height="9"/>'
 HOSTILE = """<script>alert("&'1")</script><img src=http://example.org/x onerror='boom'>"""

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spyre_bench.records import Record, Tie, Traits
-from spyre_bench.regression import TOLERANCES, compare, curves
+from spyre_bench.review.regression import TOLERANCES, compare, curves
+from spyre_bench.runs.records import Record, Tie, Traits
 
 CALCULATES, MEASURES = Traits(measures=False), Traits(measures=True)
 

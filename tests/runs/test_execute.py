@@ -10,9 +10,9 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-COMMAND = (sys.executable, "-c", "from spyre_bench.cli import main; main()", "run")
+COMMAND = (sys.executable, "-c", "from spyre_bench.cli.main import main; main()", "run")
 PARAMETERS = 'threads: int = 2  # threads\nname: str = "x"\noutput_directory: str = ""'
-START = """from spyre_bench import report
+START = """from spyre_bench.runs import report
 run = report.start("Does it run?", globals(), threads=report.between(1, 8))"""
 
 

@@ -6,8 +6,8 @@ import math
 import pandas as pd
 import pytest
 
-from spyre_bench.grid import panels, read_grid
-from tests.test_headless import notebook, spyre_bench_run
+from spyre_bench.runs.grid import panels, read_grid
+from tests.runs.test_execute import notebook, spyre_bench_run
 
 CELL = """p = run.parameters
 if (p.threads, p.name) == (3, "b"):

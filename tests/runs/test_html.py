@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output, new_raw_cell
 
-from spyre_bench.notebook_page import notebook_page
+from spyre_bench.runs.html import notebook_page
 
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
 EVIL = """**bold** and `0 < fill <= 1` and 0 < fill <= 1

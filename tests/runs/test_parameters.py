@@ -6,8 +6,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from spyre_bench import report
-from spyre_bench.parameters import declared, given_value, refuse_unknown, value_of
+from spyre_bench.runs import report
+from spyre_bench.runs.parameters import declared, given_value, refuse_unknown, value_of
 
 CELL = """%matplotlib inline
 import typing

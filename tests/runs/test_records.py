@@ -6,7 +6,7 @@ import math
 import pandas as pd
 import pytest
 
-from spyre_bench.records import Traits, faults, leaves, read_run
+from spyre_bench.runs.records import Traits, faults, leaves, read_run
 
 KEPT = {
     "parameters": {"k": 3, "output_directory": "/here", "interactive": False},

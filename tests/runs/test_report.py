@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spyre_bench import report
+from spyre_bench.runs import provenance, report
 from spyre_bench.shapes import BucketSet
 
 DECLARED = {
@@ -178,7 +178,7 @@ def test_a_failing_check_stops_the_notebook_and_stays_in_the_record(tmp_path):
 
 
 def test_the_record_names_machine_versions_and_commit():
-    facts = report.provenance()
+    facts = provenance.provenance()
     assert facts["versions"]["numpy"] == np.__version__
     assert facts["threads"] >= 1
     assert facts["host"]

@@ -9,11 +9,11 @@ import time
 
 import pytest
 
-from spyre_bench import suite
 from spyre_bench.files import in_use
-from spyre_bench.headless import Outcome, Task, execute
-from spyre_bench.records import Traits
-from tests.test_headless import COMMAND, notebook, results, spyre_bench_run
+from spyre_bench.runs import suite
+from spyre_bench.runs.execute import Outcome, Task, execute
+from spyre_bench.runs.records import Traits
+from tests.runs.test_execute import COMMAND, notebook, results, spyre_bench_run
 
 CALCULATES, MEASURES = {"measures": False}, {"measures": True}
 SPAN = """import time
@@ -67,9 +67,9 @@ def test_the_whole_suite_is_found_from_within_the_project_and_has_one_index(tmp_
 
 
 def test_the_index_takes_no_markup_from_an_answer(tmp_path):
-    from spyre_bench.headless import Outcome
-    from spyre_bench.records import Traits
-    from spyre_bench.suite import _index
+    from spyre_bench.runs.execute import Outcome
+    from spyre_bench.runs.records import Traits
+    from spyre_bench.runs.suite import _index
 
     answer = {"answer": "**Yes** <script>alert(1)</script>"}
     (tmp_path / "results.json").write_text(json.dumps(answer))

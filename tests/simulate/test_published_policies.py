@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from spyre_bench.batching import Policy
-from spyre_bench.cost import BucketCost
+from spyre_bench.cost.bucket_cost import BucketCost
+from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import BucketSet
-from spyre_bench.simulate import simulate
-from spyre_bench.workload import Workload
+from spyre_bench.simulate.static import simulate
+from spyre_bench.workload.workload import Workload
 
 SHAPES = "2,14080,192 2,14080,1024 8,2752,128 8,2752,1024 16,1344,512"
 REQUESTS = 2000

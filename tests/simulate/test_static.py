@@ -5,11 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spyre_bench.batching import POLICIES, Policy, next_batch
-from spyre_bench.cost import BucketCost
+from spyre_bench.cost.bucket_cost import BucketCost
+from spyre_bench.policy.static import POLICIES, Policy, next_batch
 from spyre_bench.shapes import REJECTIONS, Bucket, BucketSet
-from spyre_bench.simulate import Trace, simulate
-from spyre_bench.workload import Workload
+from spyre_bench.simulate.result import Trace
+from spyre_bench.simulate.static import simulate
+from spyre_bench.workload.workload import Workload
 
 # prefill 1 s and decode 0.5 s in the small bucket, 4 s and 1 s in the large one
 SMALL, LARGE = Bucket(2, 64, 8), Bucket(2, 256, 8)
@@ -306,14 +307,15 @@ def reads(some, costs, policy) -> int:
 
     with pytest.MonkeyPatch.context() as patch:
         decide = lambda waiting, *rest: next_batch(counted(waiting), *rest)  # noqa: E731
-        patch.setattr("spyre_bench.simulate.next_batch", decide)
+        patch.setattr("spyre_bench.simulate.static.next_batch", decide)
         simulate(some, costs, policy)
     return read
 
 
 @given(runs(), st.sampled_from(HEAD_FIRST))
 def test_no_request_is_looked_at_more_often_than_there_are_rows_however_long_the_queue(run, name):
-    """The work of a run grows with its requests, not with their square (see `batching.Policy`)."""
+    """The work of a run grows with its requests, not with their square (see
+    `policy.static.Policy`)."""
     some, costs, *_ = run
     rows = 1 + sum(cost.bucket.batch_size - 1 for cost in costs)
     assert reads(some, costs, Policy(name)) <= rows * len(some)

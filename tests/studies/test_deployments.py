@@ -10,11 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spyre_bench import deployments, metrics
-from spyre_bench.batching import Policy
-from spyre_bench.card import ENDS, SpyreCard, SpyreCost
-from spyre_bench.cost import BucketCost
-from spyre_bench.deployments import (
+from spyre_bench.cost.bucket_cost import BucketCost
+from spyre_bench.cost.card import SpyreCost
+from spyre_bench.cost.card_parameters import ENDS, SpyreCard
+from spyre_bench.metrics import summary
+from spyre_bench.model_sizes import preset
+from spyre_bench.policy.static import Policy
+from spyre_bench.shapes import Bucket
+from spyre_bench.simulate.static import simulate
+from spyre_bench.studies import deployments
+from spyre_bench.studies.deployments import (
     STEP,
     TIE,
     Deployment,
@@ -30,11 +35,8 @@ from spyre_bench.deployments import (
     tornado,
     typical_bucket,
 )
-from spyre_bench.loads import at_rate
-from spyre_bench.model_shapes import preset
-from spyre_bench.shapes import Bucket
-from spyre_bench.simulate import simulate
-from spyre_bench.workload import Workload, load_workload
+from spyre_bench.studies.under_load import at_rate
+from spyre_bench.workload.workload import Workload, load_workload
 
 GRANITE = preset("granite-3.3-8b")
 LIMITS = {"ttft": 30_000.0, "tpot": 250.0}
@@ -205,7 +207,7 @@ def test_at_the_capacity_the_share_is_kept_and_at_the_next_rate_it_is_not(servic
         for rate, kept in ((rps, True), (further, False)):
             requests = at_rate(service.requests(it.cards), rate)
             trace = simulate(requests, costs, replicas=it.replicas, router="least_loaded")
-            good = metrics.good_requests(trace, LIMITS) / len(requests)
+            good = summary.good_requests(trace, LIMITS) / len(requests)
             assert (good >= 0.9) == kept, it.label
             assert good == service.good_share(it.cards, costs, it.replicas, rate)
 
@@ -269,7 +271,7 @@ def test_a_replay_is_the_simulation_done_by_hand(service, given_buckets):
     row = frame[(frame["deployment"] == "2 × TP 2") & (frame["end"] == "fast")].iloc[0]
     costs = [SpyreCost(GRANITE, 2).at("fast", bucket) for bucket in BUCKETS]
     trace = simulate(at_rate(drawn(160), 0.2), costs, replicas=2, router="least_loaded")
-    found = metrics.summary(trace)
+    found = summary.summary(trace)
     assert row["rate_rps"] == pytest.approx(0.2)
     assert row["throughput_rps"] == found["throughput_rps"]
     assert row["utilisation"] == found["utilisation"]
@@ -278,7 +280,7 @@ def test_a_replay_is_the_simulation_done_by_hand(service, given_buckets):
             assert row[f"{of}_{name}_s"] == pytest.approx(found[f"{of}_{name}_ms"] / 1e3)
     tokens = drawn(160).output_tokens.sum()
     assert row["output_tokens_s"] == pytest.approx(tokens / found["duration_s"])
-    good = metrics.good_requests(trace, LIMITS) / found["duration_s"]
+    good = summary.good_requests(trace, LIMITS) / found["duration_s"]
     assert (row["goodput_rps"], row["goodput_rps_a_card"]) == (good, good / 4)
 
 

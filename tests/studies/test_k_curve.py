@@ -6,13 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spyre_bench.bounds import shape_bound_s
-from spyre_bench.cost import FittedCost, price
-from spyre_bench.curve import k_curve, knee, prompts_only
-from spyre_bench.optimize import Limits, choose
-from spyre_bench.schemes import knee as knee_of_a_convex_curve
+from spyre_bench.choose.optimize import Limits, choose
+from spyre_bench.choose.schemes import knee as knee_of_a_convex_curve
+from spyre_bench.cost.bucket_cost import price
+from spyre_bench.cost.closed_form import FittedCost
+from spyre_bench.metrics.bounds import shape_bound_s
 from spyre_bench.shapes import BucketSet
-from spyre_bench.workload import Workload
+from spyre_bench.studies.k_curve import k_curve, knee, prompts_only
+from spyre_bench.workload.workload import Workload
 
 # prefill 0.02 + 1e-4·B·P, decode 0.02 + 5e-4·B, compile 10 s
 TOY = FittedCost((0.02, 1e-4), (0.02, 5e-4, 0.0), (10.0, 0.0))

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from spyre_bench.shapes import Bucket, BucketSet
-from spyre_bench.startup import (
+from spyre_bench.studies.startup import (
     StartupFit,
     batch_s,
     break_even,

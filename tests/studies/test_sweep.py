@@ -8,16 +8,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spyre_bench import sweep
-from spyre_bench.batching import Policy
-from spyre_bench.cost import load_cost, price, write_cost_table
+from spyre_bench.cost.bucket_cost import price
+from spyre_bench.cost.measured import load_cost
+from spyre_bench.cost.table import write_cost_table
 from spyre_bench.files import in_use
-from spyre_bench.metrics import summary
+from spyre_bench.metrics.summary import summary
+from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import BucketSet
-from spyre_bench.simulate import simulate
-from spyre_bench.sweep import COLUMNS, Point, points, read_grid, run_chunk, run_sweep
-from spyre_bench.workload import Workload, load_workload
-from tests.test_cost import CORNERS, machine
+from spyre_bench.simulate.static import simulate
+from spyre_bench.studies import sweep
+from spyre_bench.studies.sweep import COLUMNS, Point, points, read_grid, run_chunk, run_sweep
+from spyre_bench.workload.workload import Workload, load_workload
+from tests.cost.test_cost import CORNERS, machine
 
 SHORT, LONG = "8,64,32", "4,512,256"
 

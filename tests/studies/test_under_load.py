@@ -6,13 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spyre_bench import loads, metrics
-from spyre_bench.batching import POLICIES, Policy
-from spyre_bench.cost import BucketCost, FittedCost, price
+from spyre_bench.cost.bucket_cost import BucketCost, price
+from spyre_bench.cost.closed_form import FittedCost
+from spyre_bench.metrics import summary
+from spyre_bench.policy.static import POLICIES, Policy
 from spyre_bench.shapes import Bucket, BucketSet
-from spyre_bench.simulate import simulate
-from spyre_bench.workload import Workload, named_workload
-from tests.test_simulate import COSTS, LARGE, SMALL, workload
+from spyre_bench.simulate.static import simulate
+from spyre_bench.studies import under_load
+from spyre_bench.workload.workload import Workload, named_workload
+from tests.simulate.test_static import COSTS, LARGE, SMALL, workload
 
 # prefill 0.02 + 1e-4·B·P, decode 0.02 + 5e-4·B: a small batch wastes the pass over the weights
 TOY = FittedCost((0.02, 1e-4), (0.02, 5e-4, 0.0), (10.0, 0.0), (0.0, 1.0, 0.0))
@@ -23,36 +25,38 @@ TWO = BucketSet.parse("8,256,32 2,1024,64")
 def some() -> Workload:
     """300 requests, of which the longest fit the larger of the two buckets."""
     drawn = named_workload("azure_conv", 300, np.random.default_rng(0), "poisson:1")
-    return loads.fitting(drawn.scaled(lengths=0.15), price(TWO, TOY))
+    return under_load.fitting(drawn.scaled(lengths=0.15), price(TWO, TOY))
 
 
 @pytest.fixture(scope="module")
 def frame(some) -> pd.DataFrame:
     costs = price(TWO, TOY)
-    capacity = loads.capacity_rps(some, costs)
-    return loads.under_load(some, costs, [Policy(name) for name in POLICIES], (0.2, 3), capacity)
+    capacity = under_load.capacity_rps(some, costs)
+    return under_load.under_load(
+        some, costs, [Policy(name) for name in POLICIES], (0.2, 3), capacity
+    )
 
 
 def test_what_fits_no_bucket_is_left_out_and_the_others_stay_as_they_are():
-    kept = loads.fitting(workload((0.0, 10, 3), (1.0, 300, 3), (2.0, 20, 9)), COSTS)
+    kept = under_load.fitting(workload((0.0, 10, 3), (1.0, 300, 3), (2.0, 20, 9)), COSTS)
     assert kept.frame().to_dict("records") == workload((0.0, 10, 3)).frame().to_dict("records")
 
 
 def test_buckets_that_take_nothing_are_refused_with_one_that_would():
     with pytest.raises(ValueError, match=r"add a bucket such as \[1, 320, 9\]"):
-        loads.fitting(workload((0.0, 300, 3), (0.0, 10, 9)), COSTS)
+        under_load.fitting(workload((0.0, 300, 3), (0.0, 10, 9)), COSTS)
 
 
 def test_the_capacity_is_that_of_an_engine_which_is_never_short_of_company():
     # two in one batch of 1 + 4·0.5 s, although the second comes much later
-    assert loads.capacity_rps(workload((0.0, 10, 5), (99.0, 10, 5)), COSTS) == 2 / 3
+    assert under_load.capacity_rps(workload((0.0, 10, 5), (99.0, 10, 5)), COSTS) == 2 / 3
     with pytest.raises(ValueError, match="no bucket fits prompt_tokens=9999"):
-        loads.capacity_rps(workload((0.0, 9_999, 5)), COSTS)
+        under_load.capacity_rps(workload((0.0, 9_999, 5)), COSTS)
 
 
 def test_another_rate_keeps_the_pattern_of_the_arrivals():
     some = workload((1.0, 10, 3), (2.0, 20, 3), (6.0, 30, 3))
-    faster = loads.at_rate(some, 2.0)
+    faster = under_load.at_rate(some, 2.0)
     assert faster.requests_per_s == pytest.approx(2.0)
     assert faster.arrival_s.tolist() == pytest.approx([0.3, 0.6, 1.8])  # three in 1.5 s
     assert faster.prompt_tokens.tolist() == [10, 20, 30]
@@ -60,13 +64,13 @@ def test_another_rate_keeps_the_pattern_of_the_arrivals():
 
 def test_a_crowd_that_comes_at_once_has_no_pattern_to_stretch():
     with pytest.raises(ValueError, match=r"all at once.*poisson:1"):
-        loads.at_rate(workload((0.0, 10, 3)), 2.0)
+        under_load.at_rate(workload((0.0, 10, 3)), 2.0)
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, math.inf, math.nan])
 def test_a_rate_that_is_none_is_refused(rate):
     with pytest.raises(ValueError, match="is not a positive number"):
-        loads.at_rate(workload((1.0, 10, 3)), rate)
+        under_load.at_rate(workload((1.0, 10, 3)), rate)
 
 
 def test_every_policy_runs_at_every_load_on_the_same_requests(some, frame):
@@ -82,9 +86,9 @@ def test_every_policy_runs_at_every_load_on_the_same_requests(some, frame):
 def test_a_row_says_what_a_run_of_its_own_says(some, frame):
     costs = price(TWO, TOY)
     row = frame[(frame["policy"] == "skip") & (frame["load"] == 0.2)].iloc[0]
-    trace = simulate(loads.at_rate(some, row["rate_rps"]), costs, Policy("skip"))
-    latency = metrics.latencies(trace, (95,))
-    assert row["fill"] == metrics.ledger(trace).fill
+    trace = simulate(under_load.at_rate(some, row["rate_rps"]), costs, Policy("skip"))
+    latency = summary.latencies(trace, (95,))
+    assert row["fill"] == summary.ledger(trace).fill
     assert row["median_ttft_s"] == latency["ttft"].median_ms / 1e3
     assert row["p95_e2el_s"] == latency["e2el"].percentiles_ms[95] / 1e3
     assert row["rows"] == len(some) / row["batches"]
@@ -93,13 +97,13 @@ def test_a_row_says_what_a_run_of_its_own_says(some, frame):
 @pytest.mark.parametrize("load", [0.0, -0.5, math.inf, math.nan])
 def test_a_load_that_is_none_is_refused_before_anything_runs(some, load):
     with pytest.raises(ValueError, match="is not a positive share of the capacity"):
-        loads.under_load(some, price(TWO, TOY), [Policy()], [0.5, load], 1.0)
+        under_load.under_load(some, price(TWO, TOY), [Policy()], [0.5, load], 1.0)
 
 
 def test_all_that_was_computed_is_in_the_ledger(frame):
-    tokens = frame[[f"{part}_tokens" for part in metrics.LEDGER]].sum(axis=1)
+    tokens = frame[[f"{part}_tokens" for part in summary.LEDGER]].sum(axis=1)
     assert (tokens == frame["slots"]).all()
-    shares = frame[[f"{part}_share" for part in metrics.LEDGER]].sum(axis=1)
+    shares = frame[[f"{part}_share" for part in summary.LEDGER]].sum(axis=1)
     np.testing.assert_allclose(shares, 1)
     np.testing.assert_allclose(frame["useful_share"], frame["fill"])
 
@@ -107,14 +111,14 @@ def test_all_that_was_computed_is_in_the_ledger(frame):
 def test_the_slots_are_counted_by_hand():
     # both in one batch of five passes, 2 rows; then a lone one in the large bucket, one pass
     trace = simulate(workload((0.0, 10, 3), (0.0, 20, 5), (9.0, 100, 1)), COSTS)
-    assert loads._slots(trace) == 2 * (64 + 5) + 2 * (256 + 1)
+    assert under_load._slots(trace) == 2 * (64 + 5) + 2 * (256 + 1)
 
 
 def test_three_times_the_capacity_is_saturated_and_a_fifth_of_it_is_not(frame):
     assert frame.set_index(["policy", "load"])["saturated"].to_dict() == {
         (name, load): load == 3 for name in POLICIES for load in (0.2, 3)
     }
-    assert loads.steady_load(frame) == 0.2
+    assert under_load.steady_load(frame) == 0.2
 
 
 @pytest.mark.parametrize(
@@ -128,14 +132,14 @@ def test_three_times_the_capacity_is_saturated_and_a_fifth_of_it_is_not(frame):
 )
 def test_the_steady_load_is_the_highest_below_any_saturation(saturated, steady):
     frame = pd.DataFrame({"load": [0.9, 0.5, 0.1], "saturated": saturated[::-1]})
-    assert loads.steady_load(frame) == steady
+    assert under_load.steady_load(frame) == steady
 
 
 def test_a_hold_timer_saves_batches_at_a_light_load(some):
     costs = price(TWO, TOY)
-    capacity = loads.capacity_rps(some, costs)
+    capacity = under_load.capacity_rps(some, costs)
     timers = [Policy(max_wait_s=wait_s) for wait_s in (0.0, 30.0)]
-    now, held = loads.under_load(some, costs, timers, [0.1], capacity).to_dict("records")
+    now, held = under_load.under_load(some, costs, timers, [0.1], capacity).to_dict("records")
     assert (now["max_wait_s"], held["max_wait_s"]) == (0.0, 30.0)
     assert held["batches"] < 0.5 * now["batches"]
     assert held["utilisation"] < now["utilisation"]
@@ -143,41 +147,41 @@ def test_a_hold_timer_saves_batches_at_a_light_load(some):
 
 
 def test_the_largest_waste_is_named_for_each_load():
-    parts = [part for part in metrics.LEDGER if part != "useful"]
+    parts = [part for part in summary.LEDGER if part != "useful"]
     frame = pd.DataFrame([{f"{part}_share": 0.1 for part in parts}] * 3)
     frame = frame.assign(load=[0.1, 0.1, 0.9], useful_share=0.5)
     frame["batch_pad_share"] = [0.2, 0.3, 0.0]
     frame["prompt_pad_share"] = [0.4, 0.0, 0.0]  # the largest of one policy, not of both
     frame["decode_tail_share"] = [0.1, 0.1, 0.2]
-    assert loads.largest_waste(frame).to_dict() == {0.1: "batch pad", 0.9: "decode tail"}
+    assert under_load.largest_waste(frame).to_dict() == {0.1: "batch pad", 0.9: "decode tail"}
 
 
 def test_bars_are_grouped_by_load_with_the_policies_in_their_order(frame):
-    shown = loads.bars(frame, [3, 0.2])
+    shown = under_load.bars(frame, [3, 0.2])
     assert shown["group"].tolist() == ["load 0.2"] * 4 + ["load 3"] * 4
     assert shown["label"].tolist() == [*POLICIES] * 2
-    assert loads.bars(frame, [3])["load"].unique() == [3]
+    assert under_load.bars(frame, [3])["load"].unique() == [3]
 
 
 def test_the_shares_of_the_buckets_make_up_the_run():
     trace = simulate(workload((0.0, 10, 3), (0.0, 20, 5), (9.0, 100, 1)), COSTS)
-    found = loads.by_bucket(trace).set_index("bucket")
+    found = under_load.by_bucket(trace).set_index("bucket")
     slots = 2 * (64 + 5) + 2 * (256 + 1)
     assert found.loc[str(SMALL), "useful_share"] == 38 / slots
     assert found.loc[str(LARGE), "batch_pad_share"] == 257 / slots
-    assert found[[f"{part}_share" for part in metrics.LEDGER]].to_numpy().sum() == pytest.approx(1)
+    assert found[[f"{part}_share" for part in summary.LEDGER]].to_numpy().sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_every_set_of_another_stack_takes_all_requests_with_few_enough_buckets(some, k):
     longest = (int(some.prompt_tokens.max()), int(some.max_tokens.max()))
-    for name, buckets in loads.bucket_sets(some, (1, 2, 4, 8), k).items():
+    for name, buckets in under_load.bucket_sets(some, (1, 2, 4, 8), k).items():
         assert len(buckets) <= k, name
         assert BucketSet(buckets).fitting(*longest), name
 
 
 def test_on_the_diagonal_a_longer_prompt_means_a_smaller_batch(some):
-    diagonal = loads.bucket_sets(some, (8, 1, 2, 4), 5)["powers of two, diagonal"]
+    diagonal = under_load.bucket_sets(some, (8, 1, 2, 4), 5)["powers of two, diagonal"]
     lengths = [bucket.prompt_length for bucket in diagonal]
     sizes = [bucket.batch_size for bucket in diagonal]
     assert lengths == sorted(set(lengths))
@@ -186,21 +190,21 @@ def test_on_the_diagonal_a_longer_prompt_means_a_smaller_batch(some):
 
 def test_no_bucket_of_a_set_is_below_where_the_table_begins(some):
     short = workload((0.0, 10, 3), (0.0, 400, 3))
-    for name, buckets in loads.bucket_sets(short, (1, 4), 5, smallest=(128, 32)).items():
+    for name, buckets in under_load.bucket_sets(short, (1, 4), 5, smallest=(128, 32)).items():
         assert min(bucket.prompt_length for bucket in buckets) >= 128, name
         assert {bucket.new_tokens for bucket in buckets} == {32}, name
 
 
 def test_equal_sets_appear_once(some):
-    assert list(loads.bucket_sets(some, [4], 3)) == [
+    assert list(under_load.bucket_sets(some, [4], 3)) == [
         "powers of two, B 4", "percentiles, B 4", "one shape, B 4",
     ]  # fmt: skip
-    assert len(loads.bucket_sets(some, [4], 1)) == 1
+    assert len(under_load.bucket_sets(some, [4], 1)) == 1
 
 
 @pytest.fixture(scope="module")
 def contest(some):
-    return loads.over_bucket_sets(some, TOY, TWO, (1, 2, 4, 8))
+    return under_load.over_bucket_sets(some, TOY, TWO, (1, 2, 4, 8))
 
 
 def test_the_proved_choice_is_no_worse_than_any_set(contest):
@@ -238,7 +242,7 @@ class Narrow:
 
 
 def test_a_set_beyond_the_cost_model_is_left_out(some):
-    sets, _ = loads.over_bucket_sets(some, Narrow(), TWO, (1, 2, 4))
+    sets, _ = under_load.over_bucket_sets(some, Narrow(), TWO, (1, 2, 4))
     names = set(sets["set"])
     assert {"these buckets", "powers of two, B 1", "one shape, B 1"} <= names
     assert not names & {"powers of two, B 4", "one shape, B 4"}
@@ -246,10 +250,10 @@ def test_a_set_beyond_the_cost_model_is_left_out(some):
 
 def test_given_buckets_beyond_the_cost_model_are_refused(some):
     with pytest.raises(ValueError, match="outside of the cost table"):
-        loads.over_bucket_sets(some, Narrow(), BucketSet.parse("4,1024,64"), (1, 2, 4))
+        under_load.over_bucket_sets(some, Narrow(), BucketSet.parse("4,1024,64"), (1, 2, 4))
 
 
 def test_disagreements_are_counted_over_pairs_without_ties():
     # fuller and slower: the first against the second; the third ties with the first in fill
-    assert loads.disagreements([0.5, 0.4, 0.5], [9.0, 3.0, 2.0]) == (1, 2)
-    assert loads.disagreements([0.1, 0.2, 0.3], [3.0, 2.0, 1.0]) == (0, 3)
+    assert under_load.disagreements([0.5, 0.4, 0.5], [9.0, 3.0, 2.0]) == (1, 2)
+    assert under_load.disagreements([0.1, 0.2, 0.3], [3.0, 2.0, 1.0]) == (0, 3)

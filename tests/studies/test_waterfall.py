@@ -7,15 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spyre_bench.batching import Policy
-from spyre_bench.bounds import shape_bound_s, work_bound_s
-from spyre_bench.cost import FittedCost, MeasuredCost, price
-from spyre_bench.metrics import busy_s
+from spyre_bench.cost.bucket_cost import price
+from spyre_bench.cost.closed_form import FittedCost
+from spyre_bench.cost.measured import MeasuredCost
+from spyre_bench.metrics.bounds import shape_bound_s, work_bound_s
+from spyre_bench.metrics.summary import busy_s
+from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket, BucketSet
-from spyre_bench.simulate import simulate
-from spyre_bench.waterfall import waterfall
-from spyre_bench.workload import Workload
-from tests.test_cost import CORNERS, machine
+from spyre_bench.simulate.static import simulate
+from spyre_bench.studies.waterfall import waterfall
+from spyre_bench.workload.workload import Workload
+from tests.cost.test_cost import CORNERS, machine
 
 TOY = FittedCost((0.02, 1e-4), (0.02, 5e-4, 0.0))
 COSTS = price(BucketSet.parse("4,64,8 4,256,32 1,256,32"), TOY)

@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spyre_bench import trust
-from spyre_bench.batching import Policy
-from spyre_bench.cost import BucketCost
+from spyre_bench.cost.bucket_cost import BucketCost
+from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket, BucketSet
-from spyre_bench.simulate import simulate
-from spyre_bench.workload import Workload
+from spyre_bench.simulate.static import simulate
+from spyre_bench.validate import check
+from spyre_bench.workload.workload import Workload
 
 SMALL = BucketCost(Bucket(4, 64, 16), 0.5, 0.04)
 LARGE = BucketCost(Bucket(2, 128, 32), 0.7, 0.03)
@@ -38,7 +38,7 @@ LOG = passes(
 
 
 def test_a_pass_lasts_until_the_next_one_of_its_batch_starts():
-    (cost,) = trust.pass_costs(LOG)
+    (cost,) = check.pass_costs(LOG)
     assert cost.bucket == LARGE.bucket
     assert cost.prefill_s == pytest.approx(0.8)  # the median of 0.7 and 0.9
     assert cost.decode_s == pytest.approx(0.125)  # of 0.1 and 0.15
@@ -46,16 +46,16 @@ def test_a_pass_lasts_until_the_next_one_of_its_batch_starts():
 
 def test_a_bucket_without_a_decode_pass_to_time_is_named():
     with pytest.raises(ValueError, match="bucket 2,128,32 ran no batch of three passes"):
-        trust.pass_costs(LOG.iloc[4:])
+        check.pass_costs(LOG.iloc[4:])
 
 
 def test_full_batches_fill_every_bucket_one_after_the_other():
-    some = trust.full_batches(COSTS)
+    some = check.full_batches(COSTS)
     trace = simulate(some, COSTS, Policy(gather_s=0.02))
     ran = [(str(COSTS[b].bucket), rows, passes) for b, rows, passes in zip(
         trace.batch_bucket, trace.batch_rows, trace.batch_passes, strict=True
     )]  # fmt: skip
-    short = trust.SHORT
+    short = check.SHORT
     assert ran == [
         ("2,128,32", 2, 32), *[("2,128,32", 2, 2)] * short,
         ("4,64,16", 4, 16), *[("4,64,16", 4, 2)] * short,
@@ -65,7 +65,7 @@ def test_full_batches_fill_every_bucket_one_after_the_other():
 
 
 def test_everybody_of_a_queued_run_waits_while_the_first_one_runs():
-    some = trust.queued(workload((0, 10, 5), (7, 20, 6), (9, 30, 7)), BUCKETS)
+    some = check.queued(workload((0, 10, 5), (7, 20, 6), (9, 30, 7)), BUCKETS)
     assert some.prompt_tokens.tolist() == [128, 10, 20, 30]
     assert some.output_tokens.tolist() == [32, 5, 6, 7]
     assert some.arrival_s[0] == 0
@@ -75,28 +75,28 @@ def test_everybody_of_a_queued_run_waits_while_the_first_one_runs():
 
 def test_only_what_a_bucket_takes_is_sent():
     some = workload((0, 64, 16), (1, 65, 33), (2, 128, 32))
-    assert trust.fitting(some, BUCKETS).prompt_tokens.tolist() == [64, 128]
+    assert check.fitting(some, BUCKETS).prompt_tokens.tolist() == [64, 128]
     with pytest.raises(ValueError, match="no request of some fits the buckets"):
-        trust.fitting(workload((0, 129, 1)), BUCKETS)
+        check.fitting(workload((0, 129, 1)), BUCKETS)
 
 
 def test_the_simulation_takes_the_times_of_the_clients_own_clock():
     some = workload((0, 10, 5), (1, 20, 6), (1, 30, 7))
-    sent = trust.as_sent(some, [100.0, 101.25, 101.125])
+    sent = check.as_sent(some, [100.0, 101.25, 101.125])
     assert sent.arrival_s.tolist() == [0, 1.25, 1.25]
     assert sent.prompt_tokens.tolist() == [10, 20, 30]
 
 
-def check_of(some: Workload, log: pd.DataFrame) -> trust.Check:
-    constants = trust.Constants(COSTS, COSTS, 0.01, Policy(), "2026-01-01T00:00:00+00:00")
-    return trust.Check("a run", constants, some, {}, {}, constants.simulate(some), log)
+def check_of(some: Workload, log: pd.DataFrame) -> check.Check:
+    constants = check.Constants(COSTS, COSTS, 0.01, Policy(), "2026-01-01T00:00:00+00:00")
+    return check.Check("a run", constants, some, {}, {}, constants.simulate(some), log)
 
 
 def test_batches_agree_if_bucket_rows_and_order_do():
     some = workload((0, 10, 5), (0, 20, 6), (0, 100, 7))
     log = passes((0, "4,64,16", "prefill", 0.0), (1, "2,128,32", "prefill", 1.0))
     same = log.assign(prompt_tokens=[[20, 10], [100]])
-    assert trust.simulated_batches(check_of(some, same)) == [
+    assert check.simulated_batches(check_of(some, same)) == [
         ("4,64,16", [10, 20]),
         ("2,128,32", [100]),
     ]
@@ -106,7 +106,7 @@ def test_batches_agree_if_bucket_rows_and_order_do():
 
 
 def test_a_pass_is_held_against_the_constant_of_its_bucket_and_kind():
-    errors = trust.pass_errors(check_of(workload((0, 10, 5)), LOG))
+    errors = check.pass_errors(check_of(workload((0, 10, 5)), LOG))
     assert errors["error"].tolist() == pytest.approx([0, 0.1 / 0.03 - 1, 4, 0.9 / 0.7 - 1])
     assert set(errors["run"]) == {"a run"}
 
@@ -114,7 +114,7 @@ def test_a_pass_is_held_against_the_constant_of_its_bucket_and_kind():
 def test_a_server_decides_by_what_it_believes_and_takes_what_its_passes_take():
     some = workload((0, 10, 5))
     believed = (BucketCost(LARGE.bucket, 0.1, 0.03), BucketCost(SMALL.bucket, 0.2, 0.04))
-    constants = trust.Constants(COSTS, believed, 0.25, Policy(), "")
+    constants = check.Constants(COSTS, believed, 0.25, Policy(), "")
     trace = constants.simulate(some)
     assert trace.costs[trace.batch_bucket[0]].bucket == LARGE.bucket  # SMALL would be faster
     assert trace.batch_seconds[0] == pytest.approx(0.7 + 4 * 0.03)

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from spyre_bench.validate import by_request, compare, left_out, read_result
+from spyre_bench.validate.compare import by_request, compare, left_out, read_result
 
 MEASURED = {
     "request_throughput": 2.0,

@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from spyre_bench.model_shapes import ModelConfiguration
-from spyre_bench.ranks_here import against_model, gains
+from spyre_bench.model_sizes import ModelConfiguration
+from spyre_bench.validate.tensor_parallel import against_model, gains
 
 
 def test_gains_are_over_the_first_row_and_shared_by_the_ranks():

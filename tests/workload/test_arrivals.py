@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spyre_bench.arrivals import (
+from spyre_bench.workload.arrivals import (
     AllAtOnce,
     Constant,
     Gamma,

@@ -8,15 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spyre_bench import loads, metrics
-from spyre_bench.advise import advise
-from spyre_bench.batching import Policy
-from spyre_bench.bench_json import bench_result
-from spyre_bench.cost import BucketCost, load_cost
-from spyre_bench.optimize import Limits
+from spyre_bench.choose.advise import advise
+from spyre_bench.choose.optimize import Limits
+from spyre_bench.cost.bucket_cost import BucketCost
+from spyre_bench.cost.measured import load_cost
+from spyre_bench.metrics import summary
+from spyre_bench.metrics.vllm_json import bench_result
+from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket
-from spyre_bench.simulate import simulate
-from spyre_bench.workload import Workload, load_workload
+from spyre_bench.simulate.static import simulate
+from spyre_bench.studies import under_load
+from spyre_bench.workload.workload import Workload, load_workload
 
 # Seconds that a float holds exactly at any of the offsets, so that equal means equal.
 COSTS = (BucketCost(Bucket(2, 128, 16), 0.5, 0.25), BucketCost(Bucket(4, 64, 8), 0.25, 0.125))
@@ -67,8 +69,8 @@ def test_a_simulation_does_not_look_at_the_clock(some, offset_s, policy, replica
     ]
     first, second = (bench_result(trace, goodput_ms={"ttft": 700}) for trace in traces)
     assert {**first, "date": ""} == {**second, "date": ""}
-    assert metrics.summary(traces[0]) == pytest.approx(metrics.summary(traces[1]), nan_ok=True)
-    assert metrics.saturation(traces[0]) == metrics.saturation(traces[1])
+    assert summary.summary(traces[0]) == pytest.approx(summary.summary(traces[1]), nan_ok=True)
+    assert summary.saturation(traces[0]) == summary.saturation(traces[1])
 
 
 @given(recordings(), OFFSETS, st.sampled_from([0.25, 0.5, 2.0]))
@@ -76,7 +78,7 @@ def test_another_rate_does_not_look_at_the_clock(some, offset_s, rate):
     if some.span_s == 0:
         return
     for workload in (some, later(some, offset_s)):
-        found = loads.at_rate(workload, rate)
+        found = under_load.at_rate(workload, rate)
         assert found.requests_per_s == pytest.approx(rate)
         since_s = (found.arrival_s - found.start_s) * rate
         expected_s = (some.arrival_s - some.start_s) * some.requests_per_s
@@ -116,7 +118,7 @@ def test_memory_does_not_grow_with_the_clock():
         return found
 
     with patch("numpy.bincount", watched):
-        assert metrics.busiest_second(trace) == (3.0, 1)
+        assert summary.busiest_second(trace) == (3.0, 1)
     assert max(longest) < 100
 
 

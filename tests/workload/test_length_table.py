@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
-from spyre_bench.lengths import (
+from spyre_bench.workload.length_table import (
     FOLDER,
     GROUPS,
     WORKLOADS,
@@ -17,7 +17,7 @@ from spyre_bench.lengths import (
     is_length_table,
     shipped_table,
 )
-from spyre_bench.traces import read_trace
+from spyre_bench.workload.trace_files import read_trace
 
 TRACES = {
     "azure_conv": "azure_conv_2023",
@@ -193,7 +193,7 @@ def test_a_table_is_told_from_a_trace_by_its_columns(tmp_path):
 
 
 def run_module(*arguments):
-    command = [sys.executable, "-m", "spyre_bench.lengths", *map(str, arguments)]
+    command = [sys.executable, "-m", "spyre_bench.workload.length_table", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
 
 

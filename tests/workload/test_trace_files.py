@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spyre_bench.workload import Reading, Workload, load_workload
+from spyre_bench.workload.workload import Reading, Workload, load_workload
 
 LENGTHS = [(374, 44), (396, 109)]
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spyre_bench.arrivals import AllAtOnce, Constant, Gamma, Poisson
-from spyre_bench.lengths import LengthTable
-from spyre_bench.workload import (
+from spyre_bench.workload.arrivals import AllAtOnce, Constant, Gamma, Poisson
+from spyre_bench.workload.length_table import LengthTable
+from spyre_bench.workload.workload import (
     WORKLOADS,
     Exact,
     Fixed,

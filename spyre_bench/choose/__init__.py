@@ -1,0 +1,1 @@
+"""Which buckets to compile, with a certificate."""

@@ -1,0 +1,1 @@
+"""The `spyre-bench` command."""

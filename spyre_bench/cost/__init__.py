@@ -1,0 +1,1 @@
+"""What a bucket costs: measured, fitted, or modelled for the card."""

@@ -1,0 +1,115 @@
+"""A closed form of seconds and bytes, fitted to a cost table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import nnls
+
+from spyre_bench.cost.bucket_cost import SMALLEST, BucketCost
+from spyre_bench.cost.table import CostRow
+from spyre_bench.shapes import Bucket
+
+FEWEST = 3  # buckets behind a fit
+# Each quantity as a sum of parts that are never negative; K = P + N are the slots of the KV cache.
+FORMS: dict[str, tuple[str, Callable[[int, int, int], tuple[float, ...]]]] = {
+    "prefill_s": ("a0 + a1·B·P", lambda b, p, n: (1, b * p)),
+    "decode_s": ("d0 + d1·B + d2·B·K", lambda b, p, n: (1, b, b * (p + n))),
+    "compile_s": ("c0 + c1·B·P", lambda b, p, n: (1, b * p)),
+    "memory_bytes": (
+        "m0 + m1·B·K + m2·B·P·K",
+        lambda b, p, n: (1, b * (p + n), b * p * (p + n)),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class FittedCost:
+    """A closed form: `prefill = a0 + a1·B·P`, `decode = d0 + d1·B + d2·B·K`, so a batch of S passes
+    takes `a0 + a1·B·P + (S-1)·(d0 + d1·B + d2·B·K)` seconds."""
+
+    prefill_s: tuple[float, float]
+    decode_s: tuple[float, float, float]
+    compile_s: tuple[float, float] = (0.0, 0.0)
+    memory_bytes: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    @property
+    def smallest(self) -> tuple[int, int, int]:
+        return SMALLEST
+
+    @classmethod
+    def fit(cls, rows: Sequence[CostRow]) -> FittedCost:
+        """Non-negative least squares of the relative error, so that small buckets count as much
+        as large ones. Raises ValueError for fewer than three buckets."""
+        if len({row.bucket for row in rows}) < FEWEST:
+            raise ValueError(
+                f"{len(rows)} rows of a cost table are too few for a fit: measure three buckets or "
+                f"more with `spyre-bench measure`"
+            )
+        parts: dict[str, Any] = {name: _relative_fit(rows, name) for name in FORMS}
+        return cls(**parts)
+
+    def of(self, bucket: Bucket) -> BucketCost:
+        values: dict[str, Any] = {name: self._value(name, bucket) for name in FORMS}
+        return BucketCost(bucket, **values | {"memory_bytes": round(values["memory_bytes"])})
+
+    def below(self, rows: Iterable[CostRow]) -> FittedCost:
+        """The same form, its prefill and its decode scaled until no row was measured faster: a
+        lower bound of what was measured, and of `MeasuredCost` over the same rows between it."""
+        rows = tuple(rows)
+        scaled = {}
+        for name in ("prefill_s", "decode_s"):
+            ratios = [ratio_of(getattr(row, name), self._value(name, row.bucket)) for row in rows]
+            scaled[name] = tuple(part * min(ratios) for part in getattr(self, name))
+        return replace(self, **scaled)
+
+    def residuals(self, rows: Iterable[CostRow]) -> pd.DataFrame:
+        """bucket, quantity, measured, predicted and the relative error of each row."""
+        return error_table((row, row.bucket, self.of(row.bucket)) for row in rows)
+
+    def _value(self, name: str, bucket: Bucket) -> float:
+        return float(np.dot(getattr(self, name), _parts(name, bucket)))
+
+
+def sizes_of(bucket: Bucket) -> tuple[int, int, int]:
+    return bucket.batch_size, bucket.prompt_length, bucket.new_tokens
+
+
+def _parts(name: str, bucket: Bucket) -> tuple[float, ...]:
+    return FORMS[name][1](*sizes_of(bucket))
+
+
+def _relative_fit(rows: Sequence[CostRow], name: str) -> tuple[float, ...]:
+    values = np.array([getattr(row, name) for row in rows], dtype=float)
+    parts = np.array([_parts(name, row.bucket) for row in rows], dtype=float)
+    scale = np.maximum(parts.max(axis=0), 1)  # keeps the problem well conditioned
+    known = values > 0
+    if not known.any():
+        return (0.0,) * parts.shape[1]
+    solution, _ = nnls(parts[known] / scale / values[known, None], np.ones(known.sum()))
+    return tuple(map(float, solution / scale))
+
+
+def ratio_of(measured: float, fitted: float) -> float:
+    return measured / fitted if fitted else 1.0
+
+
+def error_table(found: Iterable[tuple[CostRow, Bucket, BucketCost]]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "bucket": str(bucket),
+                "quantity": name,
+                "measured": getattr(row, name),
+                "predicted": getattr(cost, name),
+                "error": ratio_of(getattr(cost, name), getattr(row, name)) - 1,
+            }
+            for row, bucket, cost in found
+            for name in FORMS
+        ],
+        columns=["bucket", "quantity", "measured", "predicted", "error"],
+    )

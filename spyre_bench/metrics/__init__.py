@@ -1,0 +1,1 @@
+"""A run in figures: latency, waste, distance to the bounds."""

@@ -1,0 +1,1 @@
+"""Runs judged: against each other, against a baseline, as a document."""

@@ -1,0 +1,1 @@
+"""A notebook executed, and what it leaves behind."""

@@ -1,0 +1,1 @@
+"""What an engine would do with a workload, at exact event times."""

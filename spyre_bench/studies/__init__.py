@@ -1,0 +1,1 @@
+"""One calculation a notebook."""

@@ -1,0 +1,1 @@
+"""The prediction held against reality: a server, its ranks, what others measured."""

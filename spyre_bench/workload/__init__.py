@@ -1,0 +1,1 @@
+"""Which requests come when: arrivals, lengths, max_tokens."""
