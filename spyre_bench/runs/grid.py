@@ -29,6 +29,7 @@ def read_grid(texts: Sequence[str]) -> dict[str, list[str]]:
     else, for an empty list and for a parameter or value that is named twice."""
     grid: dict[str, list[str]] = {}
     for text in texts:
+        text = text.encode(errors="backslashreplace").decode()  # bytes that are no text have no row
         name, equals, listed = text.partition("=")
         values = _values(listed.strip())
         if not name or not equals or not values or not all(values):
