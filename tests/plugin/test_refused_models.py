@@ -13,6 +13,13 @@ from tests.tiny_models import save_byte_tokenizer
 SIZES = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 12}
 
 
+@pytest.fixture(autouse=True)
+def _the_engine_of_other_tests_stays_the_last_one(monkeypatch):
+    from spyre_bench.plugin.platform import SpyrePlatform
+
+    monkeypatch.setattr(SpyrePlatform, "_config", SpyrePlatform._config)
+
+
 def other(family: str, model_class: str, **values):
     """Writes a model of an architecture that FMS, or only transformers and vLLM, would know."""
 
