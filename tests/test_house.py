@@ -48,7 +48,7 @@ ROOMS["engine"] = {"checkpoints", "shapes", "model_sizes", "cost", "files"}
 ROOMS["measure"] = {"engine", "checkpoints", "cost", "shapes", "files"}
 ROOMS["plugin"] = {
     *("engine", "checkpoints", "policy", "cost", "pass_log", "shapes"),
-    *("files", "errors"),
+    *("model_sizes", "files", "errors"),
 }
 ROOMS["validate"] = on("metrics", "measure", "pass_log", "model_sizes") - {"engine", "checkpoints"}
 ROOMS["runs"] = {"plots", "files", "errors"}

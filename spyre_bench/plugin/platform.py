@@ -14,8 +14,8 @@ from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
 from vllm.platforms.interface import Platform, PlatformEnum
 
-from spyre_bench.engine.parallel import require_split
 from spyre_bench.engine.weights import require_servable
+from spyre_bench.model_sizes import ModelSizes
 from spyre_bench.plugin import environment
 from spyre_bench.plugin.config import SpyreConfig
 from spyre_bench.plugin.options import refuse_options, without_effect
@@ -118,13 +118,8 @@ class SpyrePlatform(Platform):
         config.require_context(model.max_model_len)
         if (directory := Path(model.model)).is_dir():  # another one is looked at when it is there
             require_servable(directory, config.buckets.max_context_length)
-        sizes = model.hf_text_config
-        require_split(
-            vllm_config.parallel_config.tensor_parallel_size,
-            sizes.num_attention_heads,
-            model.get_total_num_kv_heads(),
-            sizes.intermediate_size,
-        )
+        sizes = ModelSizes.of(model.hf_config.to_dict(), directory.name)
+        sizes.require_tp(vllm_config.parallel_config.tensor_parallel_size)
         if model.enforce_eager and config.compile_backend != "eager":
             logger.info("enforce_eager: compile_backend is eager, not %s.", config.compile_backend)
             config = replace(config, compile_backend="eager")
