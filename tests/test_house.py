@@ -44,7 +44,7 @@ ROOMS["simulate"] = {"workload", "cost", "policy", "shapes"}
 ROOMS["metrics"] = {"simulate", "workload", "cost", "policy", "pass_log", "shapes"}
 ROOMS["choose"] = on("metrics")
 ROOMS["studies"] = on("choose", "model_sizes", "errors")
-ROOMS["engine"] = {"checkpoints", "shapes", "model_sizes", "cost", "files"}
+ROOMS["engine"] = {"checkpoints", "shapes", "model_sizes", "pass_log", "cost", "files"}
 ROOMS["measure"] = {"engine", "checkpoints", "cost", "shapes", "files"}
 ROOMS["plugin"] = {
     *("engine", "checkpoints", "policy", "cost", "pass_log", "shapes"),
