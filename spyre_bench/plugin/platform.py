@@ -18,6 +18,7 @@ from spyre_bench.engine.weights import require_servable
 from spyre_bench.model_sizes import ModelSizes
 from spyre_bench.plugin import environment
 from spyre_bench.plugin.config import SpyreConfig
+from spyre_bench.plugin.counters import rejected
 from spyre_bench.plugin.options import refuse_options, without_effect
 from spyre_bench.plugin.requests import refuse_request, require_prompt_type
 from spyre_bench.plugin.shims import explain_long_prompts, let_ctrl_c_through, watch_options
@@ -183,7 +184,7 @@ class SpyrePlatform(Platform):
             reason = cls._config.buckets.rejection(len(token_ids), max_tokens)
             cls._config.buckets.require_fit(len(token_ids), max_tokens)
         except ValueError as error:
-            _count_rejected(reason)
+            rejected().labels(reason).inc()
             raise RefusedRequest(str(error)) from None
 
     @classmethod
@@ -194,7 +195,7 @@ class SpyrePlatform(Platform):
         try:
             cls._config.buckets.require_fit(prompt_tokens, max_tokens)
         except ValueError as error:
-            _count_rejected(cls._config.buckets.rejection(prompt_tokens, max_tokens))
+            rejected().labels(cls._config.buckets.rejection(prompt_tokens, max_tokens)).inc()
             raise RefusedRequest(str(error)) from None
 
     @classmethod
@@ -245,10 +246,3 @@ class SpyrePlatform(Platform):
     @classmethod
     def update_block_size_for_backend(cls, vllm_config: VllmConfig) -> None:
         """The block size is that of the buckets."""
-
-
-def _count_rejected(reason: str | None) -> None:
-    # prometheus_client decides at its import whether processes share their counts
-    from spyre_bench.plugin.counters import rejected
-
-    rejected().labels(reason).inc()
