@@ -26,7 +26,7 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path}: not UTF-8 text: {error}") from error
 
 
-def parse_json(text: str, name: str | Path) -> Any:
+def parse_json(text: str | bytes, name: str | Path) -> Any:
     """JSON, called `name` in the ValueError for what is none."""
     try:
         return json.loads(text)

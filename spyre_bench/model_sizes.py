@@ -1,7 +1,9 @@
-"""What a model is to a cost model: its sizes, its parameters, its bytes and its operations.
+"""A model's sizes, its parameters, its bytes and its operations, for the engine that runs it and
+for the model of a card that does not.
 
 Decoder-only transformers with gated MLPs (Llama, Granite, Mistral, Qwen3), from the fields of a
-Hugging Face `config.json` or by name. An operation is a multiplication or an addition, so a
+Hugging Face `config.json` or by name. `tests/engine/test_memory.py` holds the bytes against what
+an engine's ranks hold. An operation is a multiplication or an addition, so a
 product of [m, k] and [k, n] counts 2·m·k·n; `tests/engine/test_operation_counts.py` holds the
 counts against torch's own. Of a model that also sees images only the language part is counted.
 """
@@ -14,11 +16,16 @@ from typing import Any
 
 from spyre_bench.shapes import Bucket
 
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Of the engine's types, in which everything is."""
 DTYPES = {"fp16": 2, "fp8": 1}
-"""Bytes of a weight in a layer's products. All else (embedding, head, norms, biases, activations
-and the KV cache) is fp16 under both: the card keeps no bfloat16."""
+"""Of the card model's: bytes of a weight in a layer's products. All else (embedding, head, norms,
+biases, activations and the KV cache) is fp16 under both: the card keeps no bfloat16."""
 FP16_BYTES = 2
+LARGEST_TP = 8
+"""Cards of one logical cluster (facts 1.4, H)."""
 
+SLIDING = "sliding_attention"
 LLAMA, GRANITE, MISTRAL, QWEN3 = "llama", "granite", "mistral", "qwen3"
 ARCHITECTURES = {
     "LlamaForCausalLM": LLAMA,
@@ -45,9 +52,10 @@ class Linear:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfiguration:
-    """The sizes of a model. Sizes with a `tp` are of one of `tp` cards, split as FMS splits: heads
-    and the MLP's width over the cards, KV heads too, but never below one a card. FMS distributes
+class ModelSizes:
+    """The sizes of a model. Sizes with a `tp` are of one of `tp` cards, or ranks of an engine,
+    split as FMS splits: heads and the MLP's width over the cards, KV heads too, but never below one
+    a card. FMS distributes
     the decoder layers alone (`distribute_layer` in its models): embedding, head and norms are
     whole on every card, and so is the bias of a product whose inputs are split."""
 
@@ -77,15 +85,51 @@ class ModelConfiguration:
                 f"give a divisor of {self.heads}"
             )
 
+    @classmethod
+    def of(cls, config: Mapping[str, Any], name: str = "") -> ModelSizes:
+        """From the fields of a Hugging Face `config.json`.
+
+        Raises ValueError for an architecture that is not known, naming those that are, for one with
+        experts or layers without attention, and for a field that is missing.
+        """
+        architecture = (config.get("architectures") or ["none"])[0]
+        family = ARCHITECTURES.get(architecture)
+        if family is None:
+            raise ValueError(
+                f"architecture {architecture!r} is unknown: known are "
+                f"{', '.join(sorted(ARCHITECTURES))}"
+            )
+        text = config.get("text_config") or config
+        _require_dense(architecture, text)
+        hidden_size, heads = _field(text, "hidden_size"), _field(text, "num_attention_heads")
+        return cls(
+            name=name or config.get("_name_or_path") or architecture,
+            hidden_size=hidden_size,
+            # a dense Granite 4 keeps its MLP's width under the name of shared experts
+            intermediate_size=text.get("shared_intermediate_size")
+            or _field(text, "intermediate_size"),
+            layers=_field(text, "num_hidden_layers"),
+            heads=heads,
+            kv_heads=text.get("num_key_value_heads") or heads,
+            head_dim=text.get("head_dim") or hidden_size // heads,
+            vocab_size=_field(text, "vocab_size"),
+            context_length=_context_length(text),
+            tied_head=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings"))),
+            attention_bias=bool(text.get("attention_bias", False)),
+            mlp_bias=bool(text.get("mlp_bias", False)),
+            head_norms=family == QWEN3,
+        )
+
     # --- tensor parallel ----------------------------------------------------------------------
 
     def require_tp(self, tp: int) -> None:
         """Raises ValueError, with the numbers of cards that do, for one that does not split it."""
         if isinstance(tp, bool) or not isinstance(tp, int) or tp < 1 or not self._splits(tp):
-            possible = [n for n in range(1, self.heads + 1) if self._splits(n)]
+            possible = [n for n in range(1, LARGEST_TP + 1) if self._splits(n)]
             raise ValueError(
-                f"{self.name} does not split over tp={tp!r} cards ({self.heads} heads, "
-                f"{self.kv_heads} KV heads): use one of {', '.join(map(str, possible))}"
+                f"{self.name} does not split over tp={tp!r} ({self.heads} heads, {self.kv_heads} "
+                f"KV heads, MLP width {self.intermediate_size}): use one of "
+                f"{', '.join(map(str, possible))}"
             )
 
     def _splits(self, tp: int) -> bool:
@@ -131,8 +175,11 @@ class ModelConfiguration:
 
     def weight_bytes(self, dtype: str = "fp16", tp: int = 1) -> int:
         """Bytes of the weights on one card."""
-        require_dtype(dtype)
-        return self._split_weights(tp) * DTYPES[dtype] + self._other_weights(tp) * FP16_BYTES
+        item = rest = ITEM_BYTES.get(dtype)
+        if item is None or rest is None:
+            require_dtype(dtype)
+            item, rest = DTYPES[dtype], FP16_BYTES
+        return self._split_weights(tp) * item + self._other_weights(tp) * rest
 
     def _split_weights(self, tp: int) -> int:
         linears = (*self.attention_linears(tp), *self.mlp_linears(tp))
@@ -154,9 +201,18 @@ class ModelConfiguration:
         )
         return tables + self.layers * (norms + biases) + self.hidden_size
 
-    def kv_bytes_a_token(self, tp: int = 1) -> int:
+    def kv_bytes_per_token(self, tp: int = 1, item_bytes: int = FP16_BYTES) -> int:
         """Keys and values of one token in all layers, on one card."""
-        return 2 * self.layers * self.card_kv_heads(tp) * self.head_dim * FP16_BYTES
+        return 2 * self.layers * self.card_kv_heads(tp) * self.head_dim * item_bytes
+
+    def prefill_bytes(
+        self, bucket: Bucket, tp: int = 1, item_bytes: int = FP16_BYTES, logit_bytes: int = 2
+    ) -> int:
+        """What a prefill needs beside weights and KV cache, on one card: one layer's activations,
+        the mask and the logits."""
+        rows, prompt = bucket.batch_size, bucket.prompt_length
+        per_token = 4 * self.hidden_size + 3 * (self.intermediate_size // tp) + prompt  # of mask
+        return rows * (prompt * per_token * item_bytes + self.vocab_size * logit_bytes)
 
     # --- operations -----------------------------------------------------------------------------
 
@@ -186,41 +242,6 @@ def require_dtype(dtype: str) -> None:
         raise ValueError(f"dtype {dtype!r} is unknown to the card model: use {' or '.join(DTYPES)}")
 
 
-def model_configuration(config: Mapping[str, Any], name: str = "") -> ModelConfiguration:
-    """From the fields of a Hugging Face `config.json`.
-
-    Raises ValueError for an architecture that is not known, naming those that are, for one with
-    experts or layers without attention, and for a field that is missing.
-    """
-    architecture = (config.get("architectures") or ["none"])[0]
-    family = ARCHITECTURES.get(architecture)
-    if family is None:
-        raise ValueError(
-            f"architecture {architecture!r} is unknown to the card model: it knows "
-            f"{', '.join(sorted(ARCHITECTURES))}"
-        )
-    text = config.get("text_config") or config
-    _require_dense(architecture, text)
-    hidden_size, heads = _field(text, "hidden_size"), _field(text, "num_attention_heads")
-    tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings"))
-    return ModelConfiguration(
-        name=name or config.get("_name_or_path") or architecture,
-        hidden_size=hidden_size,
-        # the dense Granite-4 keeps its MLP's width under the name of shared experts
-        intermediate_size=text.get("shared_intermediate_size") or _field(text, "intermediate_size"),
-        layers=_field(text, "num_hidden_layers"),
-        heads=heads,
-        kv_heads=text.get("num_key_value_heads") or heads,
-        head_dim=text.get("head_dim") or hidden_size // heads,
-        vocab_size=_field(text, "vocab_size"),
-        context_length=_field(text, "max_position_embeddings"),
-        tied_head=bool(tied),
-        attention_bias=bool(text.get("attention_bias", False)),
-        mlp_bias=bool(text.get("mlp_bias", False)),
-        head_norms=family == QWEN3,
-    )
-
-
 def _field(config: Mapping[str, Any], key: str) -> int:
     if config.get(key) is None:
         raise ValueError(
@@ -235,7 +256,7 @@ def _require_dense(architecture: str, config: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{architecture} with {experts} experts is not modelled: only dense models are"
         )
-    other = set(config.get("layer_types") or ()) - {"attention", "full_attention"}
+    other = set(config.get("layer_types") or ()) - {"attention", "full_attention", SLIDING}
     if other:
         raise ValueError(
             f"{architecture} with layers of type {', '.join(sorted(other))} is not modelled: every "
@@ -243,10 +264,17 @@ def _require_dense(architecture: str, config: Mapping[str, Any]) -> None:
         )
 
 
-def _preset(name: str, sizes: str, context_length: int, **kinds: bool) -> ModelConfiguration:
+def _context_length(config: Mapping[str, Any]) -> int:
+    """Tokens that every layer attends to all of: no more than the window where one slides."""
+    length = _field(config, "max_position_embeddings")
+    slides = SLIDING in (config.get("layer_types") or ())
+    return min(length, _field(config, "sliding_window")) if slides else length
+
+
+def _preset(name: str, sizes: str, context_length: int, **kinds: bool) -> ModelSizes:
     """`sizes` are hidden, intermediate, layers, heads, KV heads, head dim and vocabulary."""
     hidden, intermediate, layers, heads, kv_heads, head_dim, vocab = map(int, sizes.split())
-    return ModelConfiguration(
+    return ModelSizes(
         name=name, hidden_size=hidden, intermediate_size=intermediate, layers=layers, heads=heads,
         kv_heads=kv_heads, head_dim=head_dim, vocab_size=vocab, context_length=context_length,
         **kinds,
@@ -270,7 +298,7 @@ PRESETS = {
 }
 
 
-def preset(name: str) -> ModelConfiguration:
+def preset(name: str) -> ModelSizes:
     """A model by name; raises ValueError, naming those there are, for another."""
     if name not in PRESETS:
         raise ValueError(f"model {name!r} is no preset: use one of {', '.join(sorted(PRESETS))}")

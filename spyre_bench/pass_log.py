@@ -1,27 +1,90 @@
 """The pass log, what an engine did: one JSON line for each warmed bucket and each pass, written
-here and read into tidy frames."""
+and read as the same rows, and read into tidy frames."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import pandas as pd
 
-from spyre_bench.files import parse_json, read_text
+from spyre_bench.files import parse_json
 from spyre_bench.shapes import Bucket
 
-OF_A_PASS = ("batch", "step", "start_s", "seconds", "prompt_tokens", "running", "requests")
+log = logging.getLogger(__name__)
+
+WARMUP, PASSES = "warmup", ("prefill", "decode")  # kinds of a line
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """Seconds of one bucket's warmup. A first pass compiles and runs: `*_compile_s` is what
+    it took beyond the pass after it, which is `prefill_s` or `decode_s`."""
+
+    bucket: Bucket
+    prefill_compile_s: float
+    decode_compile_s: float
+    prefill_s: float
+    decode_s: float
+    was_warm: bool  # all code came from the artefact
+    graphs: int  # captured by Dynamo; at most one prefill and one decode
+
+    @property
+    def compile_s(self) -> float:
+        return self.prefill_compile_s + self.decode_compile_s
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass of the engine."""
+
+    kind: str  # one of PASSES
+    batch: int
+    bucket: Bucket
+    start_s: float  # of the system's clock
+    seconds: float
+    step: int  # within the batch
+    requests: list[str]  # of each row
+    prompt_tokens: list[int]  # of each row
+    running: int  # rows that had not finished
+
+
+Row = TypeVar("Row", Warmup, Pass)
+
+
+class PassLog:
+    """Rows to a file, each flushed, so that a reader sees every finished pass; to nowhere without
+    a path."""
+
+    def __init__(self, path: Path | None):
+        self._file: TextIO | None = None
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("w", encoding="utf-8")
+
+    def write(self, row: Warmup | Pass) -> None:
+        if self._file is not None:
+            kind = {"kind": WARMUP} if isinstance(row, Warmup) else {}
+            self._file.write(json.dumps(kind | vars(row), default=_plain) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 def read_passes(path: Path) -> pd.DataFrame:
-    """One row a pass of the engine, in order: batch, bucket, kind (prefill or decode), step within
-    the batch, start_s after the first pass, seconds, prompt_tokens of each row, running rows that
-    had not finished, measured_at. Raises ValueError naming a line that is not of a pass log."""
-    passes = pd.DataFrame(_passes(path))
+    """One row a pass of the engine, in order: the fields of `Pass` but requests, with the bucket as
+    text and start_s after the first pass, and measured_at. Raises ValueError naming a line that
+    is not of a pass log."""
+    passes = _frame(_rows(path, Pass))
     if passes.empty:
         raise ValueError(f"{path}: holds no pass: did the engine get a request?")
     passes["measured_at"] = [
@@ -34,64 +97,74 @@ def read_passes(path: Path) -> pd.DataFrame:
 def count_passes(path: Path) -> int:
     """How many passes the log has, 0 before the first request. Raises ValueError as `read_passes`
     does for a line that is not of a pass log."""
-    return len(_passes(path))
+    return len(_rows(path, Pass))
 
 
 def read_warmup(path: Path) -> pd.DataFrame:
-    """One row a warmed bucket, with the seconds of each of its stages."""
-    return pd.DataFrame([line for line in _lines(path) if line["kind"] == "warmup"]).drop(
-        columns="kind"
-    )
+    """One row a warmed bucket: the fields of `Warmup` with the bucket as text. Raises ValueError
+    naming a line that is not of a pass log, and for a log without a warmed bucket."""
+    warmup = _frame(_rows(path, Warmup))
+    if warmup.empty:
+        raise ValueError(f"{path}: holds no warmed bucket: did the engine get ready?")
+    return warmup
 
 
-def _passes(path: Path) -> list[dict[str, Any]]:
-    return [line for line in _lines(path) if line["kind"] != "warmup"]
+def _frame(rows: list[Row]) -> pd.DataFrame:
+    return pd.DataFrame([vars(row) | {"bucket": str(row.bucket)} for row in rows])
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    for number, text in enumerate(read_text(path).splitlines(), 1):
+def _rows(path: Path, wanted: type[Row]) -> list[Row]:
+    """Those of one type; all are looked at. A last line without its end was being written when the
+    engine was killed, or is right now: it is left out with a note."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    rows = []
+    for number, line in enumerate(lines, 1):
         try:
-            line = _object(text)
-            yield line | {"bucket": str(Bucket.parse(line["bucket"]))}
+            rows.append(_row(line))
         except (ValueError, TypeError) as error:
+            if not line.endswith(b"\n"):
+                log.warning("%s: line %d is half written and left out", path, number)
+                break
             raise ValueError(f"{path}: line {number} is not of a pass log: {error}") from error
+    return [row for row in rows if isinstance(row, wanted)]
 
 
-def _object(text: str) -> dict[str, Any]:
+def _row(text: bytes) -> Warmup | Pass:
     line = parse_json(text, "it")
     if not isinstance(line, dict):
         raise ValueError("it is not an object")
-    needed = ("bucket", "kind", *(OF_A_PASS if line.get("kind") != "warmup" else ()))
-    if missing := [name for name in needed if name not in line]:
-        raise ValueError(f"it has no {missing[0]}")
-    return line
+    kind = line.get("kind")
+    if kind not in (WARMUP, *PASSES):
+        raise ValueError(f"its kind is {kind!r}, not one of {', '.join((WARMUP, *PASSES))}")
+    return _of_type(Warmup, line) if kind == WARMUP else _of_type(Pass, line)
 
 
-class PassLog:
-    """Lines to a file, each flushed, so that a reader sees every finished pass; to nowhere
-    without a path."""
+def _of_type(row: type[Row], line: dict[str, Any]) -> Row:
+    values = {}
+    for entry in fields(row):
+        if entry.name not in line:
+            raise ValueError(f"it has no {entry.name}")
+        value = values[entry.name] = line[entry.name]
+        if entry.type == "Bucket":
+            values[entry.name] = Bucket.parse(value)
+        elif not IS[str(entry.type)](value):
+            raise ValueError(f"its {entry.name} is {value!r}")
+    return row(**values)
 
-    def __init__(self, path: Path | None):
-        self._file: TextIO | None = None
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("w", encoding="utf-8")
 
-    def write_pass(self, **values: Any) -> None:
-        self._write(values)
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and value >= 0
 
-    def write_warmup(self, row: object) -> None:
-        self._write({"kind": "warmup", **vars(row)})
 
-    def _write(self, values: Mapping[str, Any]) -> None:
-        if self._file is not None:
-            self._file.write(json.dumps(values, default=_plain) + "\n")
-            self._file.flush()
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+IS: dict[str, Callable[[Any], bool]] = {
+    "str": lambda value: isinstance(value, str),
+    "bool": lambda value: isinstance(value, bool),
+    "int": _is_whole,
+    "float": lambda value: type(value) in (int, float) and math.isfinite(value) and value >= 0,
+    "list[str]": lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value),
+    "list[int]": lambda value: isinstance(value, list) and all(map(_is_whole, value)),
+}
+"""By a field's type: whether a value in JSON is of it."""
 
 
 def _plain(value: Any) -> Any:

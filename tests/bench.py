@@ -69,7 +69,7 @@ def decode(threads: int, batch_size: int) -> dict:
     bandwidth = read_bandwidth()
     step_s = statistics.median(s for _ in range(4) for s in generate(model, bucket)[1:])
     cache = sum(part.nbytes for pair in model._caches[bucket] for part in pair)
-    floor_s = (model.shape.weight_bytes("float32") + cache) / bandwidth
+    floor_s = (model.sizes.weight_bytes("float32") + cache) / bandwidth
     return {
         "step_ms": step_s * 1e3,
         "floor_ms": floor_s * 1e3,

@@ -3,9 +3,26 @@ import json
 import pytest
 
 from spyre_bench.metrics.waste import waste
-from spyre_bench.pass_log import count_passes, read_passes, read_warmup
+from spyre_bench.pass_log import (
+    Pass,
+    PassLog,
+    Warmup,
+    count_passes,
+    read_passes,
+    read_warmup,
+)
+from spyre_bench.shapes import Bucket
 
-WARMUP = {"kind": "warmup", "bucket": [4, 64, 32], "prefill_compile_s": 3.0, "was_warm": False}
+WARMUP = {
+    "kind": "warmup",
+    "bucket": [4, 64, 32],
+    "prefill_compile_s": 3.0,
+    "decode_compile_s": 2.0,
+    "prefill_s": 0.5,
+    "decode_s": 0.1,
+    "was_warm": False,
+    "graphs": 2,
+}
 
 
 def passes(batch: int, bucket: list[int], prompt_tokens: list[int], running: list[int]):
@@ -40,9 +57,74 @@ def test_passes_come_in_order_with_their_time_since_the_first(log):
 
 def test_warmup_is_a_table_of_its_own(log):
     frame = read_warmup(log(WARMUP, *passes(0, [4, 64, 32], [5], [1])))
-    assert frame.to_dict("records") == [
-        {"bucket": "4,64,32", "prefill_compile_s": 3.0, "was_warm": False}
-    ]
+    row = {name: value for name, value in WARMUP.items() if name != "kind"}
+    assert frame.to_dict("records") == [row | {"bucket": "4,64,32"}]
+
+
+def test_what_is_written_is_what_is_read(tmp_path):
+    bucket = Bucket(2, 64, 4)
+    writer = PassLog(tmp_path / "deeper/passes.jsonl")
+    writer.write(Warmup(bucket, 3.0, 2.0, 0.5, 0.1, True, 2))
+    writer.write(Pass("prefill", 0, bucket, 1000.0, 0.5, 0, ["a", "b"], [5, 6], 2))
+    writer.close()
+    path = tmp_path / "deeper/passes.jsonl"
+    assert read_warmup(path)["was_warm"].tolist() == [True]
+    assert read_passes(path).drop(columns="measured_at").to_dict("records") == [
+        {"kind": "prefill", "batch": 0, "bucket": "2,64,4", "start_s": 0.0, "seconds": 0.5,
+         "step": 0, "prompt_tokens": [5, 6], "running": 2}
+    ]  # fmt: skip
+
+
+def test_a_line_that_a_killed_server_left_half_written_is_left_out_with_a_note(log, caplog):
+    path = log(WARMUP, *passes(0, [4, 64, 32], [5], [1, 1]))
+    whole = path.read_text()
+    path.write_text(whole[:-1])
+    assert (count_passes(path), caplog.messages) == (2, [])
+    path.write_text(whole[:-20])
+    assert count_passes(path) == 1
+    assert "passes.jsonl: line 3 is half written and left out" in caplog.messages[-1]
+    assert read_warmup(path)["graphs"].tolist() == [2]
+
+
+def test_a_half_written_line_before_others_is_refused(log):
+    path = log(WARMUP, *passes(0, [4, 64, 32], [5], [1, 1]))
+    first, second, third = path.read_text().splitlines(keepends=True)
+    path.write_text(first + second[:-20] + "\n" + third)
+    with pytest.raises(ValueError, match="line 2 is not of a pass log"):
+        count_passes(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("kind", "encode"),
+        ("kind", ["x"]),
+        ("batch", 1.5),
+        ("seconds", "1"),
+        ("seconds", float("nan")),
+        ("start_s", -1),
+        ("prompt_tokens", 5),
+        ("prompt_tokens", [True]),
+        ("running", None),
+        ("bucket", [4, 64]),
+    ],
+)
+def test_a_value_that_no_pass_has_is_refused_by_line(log, name, value):
+    [line] = passes(0, [4, 64, 32], [5], [1])
+    with pytest.raises(ValueError, match=f"line 2 is not of a pass log: .*({name}|bucket)"):
+        count_passes(log(WARMUP, line | {name: value}))
+
+
+def test_bytes_that_are_no_text_are_refused_by_line(log):
+    path = log(WARMUP)
+    path.write_bytes(path.read_bytes() + b"\xff\xfe\n")
+    with pytest.raises(ValueError, match="line 2 is not of a pass log"):
+        read_passes(path)
+
+
+def test_a_log_without_a_warmed_bucket_is_refused(log):
+    with pytest.raises(ValueError, match="holds no warmed bucket"):
+        read_warmup(log(*passes(0, [4, 64, 32], [5], [1])))
 
 
 def test_waste_of_a_batch_is_as_counted_by_hand(log):

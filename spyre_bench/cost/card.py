@@ -14,8 +14,15 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 from spyre_bench.cost.bucket_cost import SMALLEST, BucketCost
-from spyre_bench.cost.card_parameters import ENDS, LARGEST_TP, SpyreCard
-from spyre_bench.model_sizes import DTYPES, FP16_BYTES, Linear, ModelConfiguration, require_dtype
+from spyre_bench.cost.card_parameters import ENDS, SpyreCard
+from spyre_bench.model_sizes import (
+    DTYPES,
+    FP16_BYTES,
+    LARGEST_TP,
+    Linear,
+    ModelSizes,
+    require_dtype,
+)
 from spyre_bench.shapes import Bucket
 
 REFERENCE_ELEMENTS = 512 * 4096
@@ -40,7 +47,7 @@ class SpyreCost:
     cannot be, and from `of` and `range_of` for a bucket beyond the card's limits.
     """
 
-    model: ModelConfiguration
+    model: ModelSizes
     tp: int = 1
     dtype: str = "fp16"
     card: SpyreCard = SpyreCard()
@@ -83,7 +90,7 @@ class SpyreCost:
 
     def kv_bytes(self, tokens: int) -> int:
         """KV cache of so many slots, all rows together, on one card."""
-        return tokens * self.model.kv_bytes_a_token(self.tp)
+        return tokens * self.model.kv_bytes_per_token(self.tp)
 
     def memory_bytes(self, bucket: Bucket, end: str = "value") -> int:
         """On one card. Fast: weights and KV cache; value: and logits, prefill's mask and one
@@ -93,10 +100,7 @@ class SpyreCost:
         needed += self.kv_bytes(rows * bucket.context_length)
         if end == "fast":
             return needed
-        inner = self.model.intermediate_size // self.tp
-        a_token = 4 * self.model.hidden_size + 3 * inner + prompt  # the last: its row of the mask
-        logits = self.model.vocab_size
-        needed += rows * (prompt * a_token + logits) * FP16_BYTES
+        needed += self.model.prefill_bytes(bucket, self.tp)
         if end == "slow":
             needed += rows * self.model.card_heads(self.tp) * prompt**2 * FP16_BYTES
         return needed
@@ -130,7 +134,7 @@ class SpyreCost:
         there = self.card.usable_bytes.value - self.model.weight_bytes(self.dtype, self.tp)
         cap = min(self.card.kv_bytes.value, there)
         if self.kv_bytes(tokens) > cap:
-            most = max(0, int(cap // self.model.kv_bytes_a_token(self.tp)))
+            most = max(0, int(cap // self.model.kv_bytes_per_token(self.tp)))
             raise ValueError(
                 f"{what} needs {self.kv_bytes(tokens):,} bytes of KV cache on each of {self.tp} "
                 f"cards for {tokens:,} slots, and {max(0, int(cap)):,} are there ({most:,} slots): "
@@ -154,7 +158,7 @@ def _batch_remedy(rows: int) -> str:
 class Passes:
     """Seconds of a pass and of its parts, with every parameter a number."""
 
-    model: ModelConfiguration
+    model: ModelSizes
     tp: int
     dtype: str
     card: SimpleNamespace
@@ -211,7 +215,7 @@ class Passes:
 
     def decode_attention_s(self, rows: int, context: int) -> float:
         """Reading a layer's cache, and its products on however many rows a query is padded to."""
-        cache = rows * context * self.model.kv_bytes_a_token(self.tp) / self.model.layers
+        cache = rows * context * self.model.kv_bytes_per_token(self.tp) / self.model.layers
         queries = self.card.decode_query_rows
         operations = self.model.attention_operations(rows, queries, context, self.tp)
         return math.hypot(cache / self.card.read_bytes_a_s, self._attention_s(operations))

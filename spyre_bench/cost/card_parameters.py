@@ -8,8 +8,6 @@ from types import SimpleNamespace
 
 ENDS = ("fast", "value", "slow")
 CONFIDENCES = ("H", "H-M", "M", "L-M", "L")  # vendor or code; one lab; inferred
-LARGEST_TP = 8
-"""Cards of one logical cluster (facts 1.4, H)."""
 
 
 @dataclass(frozen=True)

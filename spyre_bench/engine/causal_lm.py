@@ -19,10 +19,11 @@ from spyre_bench.checkpoints.weight_files import WeightFiles
 from spyre_bench.engine import fms
 from spyre_bench.engine.compile import check_backend, check_scope, compile_pass, no_compile
 from spyre_bench.engine.linear import stream_linears
-from spyre_bench.engine.memory import ITEM_BYTES, ModelShape, check_memory
-from spyre_bench.engine.parallel import ALONE, Rank, require_joined, require_split
+from spyre_bench.engine.memory import check_memory, sizes_of
+from spyre_bench.engine.parallel import ALONE, Rank, require_joined
 from spyre_bench.engine.static_attention import SPYRE_STATIC
 from spyre_bench.engine.weights import require_servable
+from spyre_bench.model_sizes import ITEM_BYTES
 from spyre_bench.shapes import Bucket, BucketSet
 
 
@@ -93,20 +94,22 @@ class SpyreCausalLM:
         longest = self.buckets.max_context_length
         hf_config = require_servable(config.model_directory, longest)
         files = WeightFiles(config.model_directory)
-        self.shape = ModelShape.of(hf_config, files)
-        self.vocab_size = self.shape.vocab_size
-        self.context_length = self.shape.context_length
+        self.sizes = sizes_of(hf_config, files)
+        self.vocab_size = self.sizes.vocab_size
+        self.context_length = self.sizes.context_length
         _check_context(self.buckets, self.context_length)
         tp = config.rank.tp
-        require_split(tp, self.shape.heads, self.shape.kv_heads, self.shape.intermediate_size)
+        self.sizes.require_tp(tp)
         require_joined(config.rank)
         self.memory_bytes = check_memory(
-            self.shape, self.buckets, config.dtype, config.memory_bytes, tp
+            self.sizes, self.buckets, config.dtype, config.memory_bytes, tp
         )
         self.dtype = getattr(torch, config.dtype)
         self.pad_token = 0  # fills pad slots and dummy rows; no output depends on it
         started = time.perf_counter()
-        self._model = fms.load(hf_config, files, self.dtype, longest, tp, config.rank.rank)
+        self._model = fms.load(
+            hf_config, self.sizes, files, self.dtype, longest, tp, config.rank.rank
+        )
         if config.compile_backend == "inductor":
             stream_linears(self._model)
         self.load_s = time.perf_counter() - started
@@ -211,13 +214,13 @@ class SpyreCausalLM:
         share: only one batch runs at a time."""
 
         def size(bucket: Bucket) -> tuple[int, ...]:
-            heads = self.shape.rank_kv_heads(self.config.rank.tp)
-            return bucket.batch_size, heads, bucket.context_length, self.shape.head_dim
+            heads = self.sizes.card_kv_heads(self.config.rank.tp)
+            return bucket.batch_size, heads, bucket.context_length, self.sizes.head_dim
 
         longest = max(torch.Size(size(bucket)).numel() for bucket in self.buckets)
         storage = [
             (torch.zeros(longest, dtype=self.dtype), torch.zeros(longest, dtype=self.dtype))
-            for _ in range(self.shape.layers)
+            for _ in range(self.sizes.layers)
         ]
 
         def view(flat: Tensor, bucket: Bucket) -> Tensor:

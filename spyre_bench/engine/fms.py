@@ -13,8 +13,8 @@ from fms.utils.serialization import load_state_dict_into_model
 from torch import Tensor, nn
 
 from spyre_bench.checkpoints.weight_files import WeightFiles
-from spyre_bench.engine.memory import mlp_width
 from spyre_bench.engine.weights import finite_tensors, skeleton
+from spyre_bench.model_sizes import ModelSizes
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 def load(
     config: PretrainedConfig,
+    sizes: ModelSizes,
     files: WeightFiles,
     dtype: torch.dtype,
     context_length: int,
@@ -35,7 +36,7 @@ def load(
     """
     tensors = finite_tensors(files, config, dtype)
     strategy = "tp" if tp > 1 else None
-    arguments = _arguments(config, context_length)
+    arguments = _arguments(config, sizes, context_length)
     architecture = arguments["architecture"]
     # without memory: what is not filled below would show
     model = get_model(
@@ -57,7 +58,7 @@ def load(
     return model.eval().requires_grad_(False)
 
 
-def _arguments(config: PretrainedConfig, context_length: int) -> dict[str, Any]:
+def _arguments(config: PretrainedConfig, sizes: ModelSizes, context_length: int) -> dict[str, Any]:
     """FMS's own reading of the config, mended where it drops or guesses a field.
 
     It reads no activation for Llama, and takes the width of a dense Granite
@@ -68,9 +69,9 @@ def _arguments(config: PretrainedConfig, context_length: int) -> dict[str, Any]:
     arguments = _FMS_MODEL_CONFIG_REGISTRY.hf_config_to_fms_config_params(config, None)
     return arguments | {
         "activation_fn": config.hidden_act,
-        "attn_bias": getattr(config, "attention_bias", False),
-        "mlp_bias": getattr(config, "mlp_bias", False),
-        "hidden_grow_factor": (mlp_width(config) + 0.5) / config.hidden_size,
+        "attn_bias": sizes.attention_bias,
+        "mlp_bias": sizes.mlp_bias,
+        "hidden_grow_factor": (sizes.intermediate_size + 0.5) / sizes.hidden_size,
         "multiple_of": 1,
         "max_expected_seq_len": context_length,
         "pad_id": -1,

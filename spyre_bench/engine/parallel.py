@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from spyre_bench.cost.card_parameters import LARGEST_TP
+from spyre_bench.model_sizes import LARGEST_TP
 
 COLLECTIVE_TIMEOUT = timedelta(hours=1)
 """How long a rank waits in a collective: in warmup another may still compile. Who serves watches
@@ -45,22 +45,6 @@ class Rank:
 
 
 ALONE = Rank()
-
-
-def require_split(tp: int, heads: int, kv_heads: int, intermediate_size: int) -> None:
-    """Raises ValueError, with the numbers of ranks that do, for one that does not split a model."""
-
-    def splits(ranks: int) -> bool:
-        kv = kv_heads % ranks == 0 or ranks % kv_heads == 0
-        return kv and heads % ranks == 0 and intermediate_size % ranks == 0
-
-    if not splits(tp):
-        possible = [ranks for ranks in range(1, LARGEST_TP + 1) if splits(ranks)]
-        raise ValueError(
-            f"the model's {heads} heads, {kv_heads} KV heads and MLP width of {intermediate_size} "
-            f"do not divide over tensor parallel size {tp}: use one of "
-            f"{', '.join(map(str, possible))}"
-        )
 
 
 def share_of_cores(tp: int) -> int:

@@ -5,42 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from spyre_bench.cost.bucket_cost import BucketCost
 from spyre_bench.engine.artefacts import DiscardedArtefact, code_cache
 from spyre_bench.engine.causal_lm import EngineConfig, SpyreCausalLM
 from spyre_bench.engine.compile import sendnn_warmup, unique_graphs
 from spyre_bench.engine.parallel import in_turns
+from spyre_bench.pass_log import Warmup
 from spyre_bench.shapes import Bucket
 
 
-@dataclass(frozen=True)
-class WarmupRow:
-    """Seconds of one bucket's warmup. A first pass compiles and runs: `*_compile_s` is what
-    it took beyond the pass after it, which is `prefill_s` or `decode_s`."""
-
-    bucket: Bucket
-    prefill_compile_s: float
-    decode_compile_s: float
-    prefill_s: float
-    decode_s: float
-    was_warm: bool  # all code came from the artefact
-    graphs: int  # captured by Dynamo; at most one prefill and one decode
-
-    @property
-    def compile_s(self) -> float:
-        return self.prefill_compile_s + self.decode_compile_s
-
-    @property
-    def cost(self) -> BucketCost:
-        """For the scheduler's choice between buckets."""
-        return BucketCost(self.bucket, self.prefill_s, self.decode_s, self.compile_s)
-
-
-def warm_up(model: SpyreCausalLM, *, progress: bool = True) -> list[WarmupRow]:
+def warm_up(model: SpyreCausalLM, *, progress: bool = True) -> list[Warmup]:
     """Compiles and runs every bucket, largest first, so that a lack of memory shows early.
 
     Afterwards nothing of this engine compiles: a pass that would raises.
@@ -53,14 +29,14 @@ def warm_up(model: SpyreCausalLM, *, progress: bool = True) -> list[WarmupRow]:
     return _warm_up(model, progress)
 
 
-def _warm_up(model: SpyreCausalLM, progress: bool) -> list[WarmupRow]:
+def _warm_up(model: SpyreCausalLM, progress: bool) -> list[Warmup]:
     rows = []
     with code_cache(model.config) as cache:
         for bucket in _with_bar(largest_first(model.buckets), progress):
             before = cache.work()
             *seconds, graphs = _warm_bucket(model, bucket)
             was_warm = cache.directory is not None and (cache.work() - before).is_none
-            rows.append(WarmupRow(bucket, *seconds, was_warm, graphs))
+            rows.append(Warmup(bucket, *seconds, was_warm, graphs))
     return rows
 
 
@@ -78,7 +54,7 @@ def _with_bar(buckets: list[Bucket], progress: bool) -> Iterable[Bucket]:
 
 
 def _warm_bucket(model: SpyreCausalLM, bucket: Bucket) -> tuple[float, float, float, float, int]:
-    """Fields of a WarmupRow between `bucket` and `was_warm`, and the graphs captured."""
+    """Fields of a Warmup between `bucket` and `was_warm`, and the graphs captured."""
     prompts = [[model.pad_token] * bucket.prompt_length] * bucket.batch_size
     tokens = [model.pad_token] * bucket.batch_size
     graphs = unique_graphs()

@@ -19,7 +19,7 @@ from spyre_bench.shapes import BucketSet
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-    from spyre_bench.engine.warmup import WarmupRow
+    from spyre_bench.pass_log import Warmup
 
 STEP_TIMEOUT = "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"  # vLLM's own name, with its own default
 
@@ -137,12 +137,12 @@ WARMUP = "spyre_warmup"
 only the configuration reaches both."""
 
 
-def note_warmup(vllm_config: VllmConfig, rows: Iterable[WarmupRow]) -> None:
+def note_warmup(vllm_config: VllmConfig, rows: Iterable[Warmup]) -> None:
     """Keeps the warmup of the engine's buckets with its configuration."""
     vllm_config.additional_config[WARMUP] = sorted(rows, key=lambda row: row.bucket)
 
 
-def noted_warmup(vllm_config: VllmConfig) -> tuple[WarmupRow, ...]:
+def noted_warmup(vllm_config: VllmConfig) -> tuple[Warmup, ...]:
     """The warmup of the engine's buckets, in ascending order; the engine has been warmed up."""
     return tuple(vllm_config.additional_config[WARMUP])
 

@@ -1,14 +1,13 @@
-"""What the front end counts where it decides it: requests refused, and clamped."""
+"""What the front end counts where it decides it: requests refused, and clamped.
+
+Made when first asked for: vLLM says after its imports whether processes share their counts.
+"""
 
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
 
 from prometheus_client import Counter
-
-if TYPE_CHECKING:
-    pass
 
 
 @cache

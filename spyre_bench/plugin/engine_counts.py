@@ -18,7 +18,7 @@ from spyre_bench.policy.ledger import WasteLedger
 if TYPE_CHECKING:
     from vllm.v1.metrics.stats import SchedulerStats
 
-    from spyre_bench.engine.warmup import WarmupRow
+    from spyre_bench.pass_log import Warmup
     from spyre_bench.shapes import Bucket
 
 QUEUE_AGE_US = "queue_age_us"
@@ -28,7 +28,7 @@ class Counts:
     """Totals by name and label: `batches` and `rows` a bucket, the waste ledger's tokens, the
     warmup's microseconds and graphs, and requests that were refused in the engine."""
 
-    def __init__(self, warmup: Iterable[WarmupRow]):
+    def __init__(self, warmup: Iterable[Warmup]):
         self.totals: Counter[str] = Counter()
         for row in warmup:
             seconds = row.compile_s + row.prefill_s + row.decode_s

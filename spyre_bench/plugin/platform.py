@@ -14,10 +14,11 @@ from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
 from vllm.platforms.interface import Platform, PlatformEnum
 
-from spyre_bench.engine.parallel import require_split
 from spyre_bench.engine.weights import require_servable
+from spyre_bench.model_sizes import ModelSizes
 from spyre_bench.plugin import environment
 from spyre_bench.plugin.config import SpyreConfig
+from spyre_bench.plugin.counters import rejected
 from spyre_bench.plugin.options import refuse_options, without_effect
 from spyre_bench.plugin.requests import refuse_request, require_prompt_type
 from spyre_bench.plugin.shims import explain_long_prompts, let_ctrl_c_through, watch_options
@@ -118,13 +119,8 @@ class SpyrePlatform(Platform):
         config.require_context(model.max_model_len)
         if (directory := Path(model.model)).is_dir():  # another one is looked at when it is there
             require_servable(directory, config.buckets.max_context_length)
-        sizes = model.hf_text_config
-        require_split(
-            vllm_config.parallel_config.tensor_parallel_size,
-            sizes.num_attention_heads,
-            model.get_total_num_kv_heads(),
-            sizes.intermediate_size,
-        )
+        sizes = ModelSizes.of(model.hf_config.to_dict(), directory.name)
+        sizes.require_tp(vllm_config.parallel_config.tensor_parallel_size)
         if model.enforce_eager and config.compile_backend != "eager":
             logger.info("enforce_eager: compile_backend is eager, not %s.", config.compile_backend)
             config = replace(config, compile_backend="eager")
@@ -188,7 +184,7 @@ class SpyrePlatform(Platform):
             reason = cls._config.buckets.rejection(len(token_ids), max_tokens)
             cls._config.buckets.require_fit(len(token_ids), max_tokens)
         except ValueError as error:
-            _count_rejected(reason)
+            rejected().labels(reason).inc()
             raise RefusedRequest(str(error)) from None
 
     @classmethod
@@ -199,7 +195,7 @@ class SpyrePlatform(Platform):
         try:
             cls._config.buckets.require_fit(prompt_tokens, max_tokens)
         except ValueError as error:
-            _count_rejected(cls._config.buckets.rejection(prompt_tokens, max_tokens))
+            rejected().labels(cls._config.buckets.rejection(prompt_tokens, max_tokens)).inc()
             raise RefusedRequest(str(error)) from None
 
     @classmethod
@@ -250,10 +246,3 @@ class SpyrePlatform(Platform):
     @classmethod
     def update_block_size_for_backend(cls, vllm_config: VllmConfig) -> None:
         """The block size is that of the buckets."""
-
-
-def _count_rejected(reason: str | None) -> None:
-    # prometheus_client decides at its import whether processes share their counts
-    from spyre_bench.plugin.counters import rejected
-
-    rejected().labels(reason).inc()

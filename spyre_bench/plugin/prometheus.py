@@ -13,6 +13,7 @@ from prometheus_client import Counter, Gauge
 from vllm.platforms import current_platform
 from vllm.v1.metrics.loggers import StatLoggerBase
 
+from spyre_bench.plugin.counters import clamped, rejected
 from spyre_bench.plugin.engine_counts import QUEUE_AGE_US, attached
 from spyre_bench.plugin.platform import SpyrePlatform
 from spyre_bench.plugin.shims import watch_max_tokens
@@ -20,7 +21,6 @@ from spyre_bench.plugin.shims import watch_max_tokens
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.metrics.stats import IterationStats, MultiModalCacheStats, SchedulerStats
-from spyre_bench.plugin.counters import clamped, rejected
 
 ENGINE = ("model_name", "engine")
 

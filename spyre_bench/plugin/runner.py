@@ -18,7 +18,7 @@ from vllm.v1.sample.sampler import Sampler
 from vllm.v1.structured_output.utils import apply_grammar_bitmask
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
-from spyre_bench.pass_log import PassLog
+from spyre_bench.pass_log import Pass, PassLog
 from spyre_bench.shapes import Bucket
 
 if TYPE_CHECKING:
@@ -167,16 +167,19 @@ class SpyreModelRunner:
     def _timed(self, kind: str, run) -> torch.Tensor:
         start_s, start = time.time(), time.perf_counter()
         logits = run()
-        self.pass_log.write_pass(
-            kind=kind,
-            batch=self._batches,
-            bucket=self._bucket,
-            start_s=start_s,
-            seconds=time.perf_counter() - start,
-            step=self._step,
-            requests=list(self._rows),
-            prompt_tokens=self._prompt_tokens,
-            running=len(self._requests),
+        assert self._bucket is not None, "a batch begins with a prefill"
+        self.pass_log.write(
+            Pass(
+                kind=kind,
+                batch=self._batches,
+                bucket=self._bucket,
+                start_s=start_s,
+                seconds=time.perf_counter() - start,
+                step=self._step,
+                requests=list(self._rows),
+                prompt_tokens=self._prompt_tokens,
+                running=len(self._requests),
+            )
         )
         return logits
 

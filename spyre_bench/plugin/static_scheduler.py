@@ -18,6 +18,7 @@ from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
+from spyre_bench.cost.bucket_cost import BucketCost
 from spyre_bench.plugin.config import SpyreConfig, noted_warmup
 from spyre_bench.plugin.engine_counts import Counts
 from spyre_bench.plugin.requests import refuse_request
@@ -63,7 +64,9 @@ class SpyreScheduler(Scheduler):
         super().__init__(*args, **kwargs)
         self.spyre_config = SpyreConfig.of(self.vllm_config)
         warmup = noted_warmup(self.vllm_config)
-        self.costs = tuple(row.cost for row in warmup)
+        self.costs = tuple(
+            BucketCost(row.bucket, row.prefill_s, row.decode_s, row.compile_s) for row in warmup
+        )
         self.counts = Counts(warmup)
         self.clock = time.monotonic  # a wall clock may be set back while a batch is held
         self.wall_clock = time.time

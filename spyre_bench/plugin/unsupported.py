@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spyre_bench.engine.parallel import LARGEST_TP
+from spyre_bench.model_sizes import LARGEST_TP
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

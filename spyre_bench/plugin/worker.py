@@ -21,8 +21,8 @@ from spyre_bench.checkpoints.find import model_directory
 from spyre_bench.engine.artefacts import default_artefact_directory
 from spyre_bench.engine.causal_lm import EngineConfig, SpyreCausalLM
 from spyre_bench.engine.parallel import Rank, join
-from spyre_bench.engine.warmup import WarmupRow, warm_up
-from spyre_bench.pass_log import PassLog
+from spyre_bench.engine.warmup import warm_up
+from spyre_bench.pass_log import PassLog, Warmup
 from spyre_bench.plugin import card_runtime
 from spyre_bench.plugin.config import SpyreConfig
 from spyre_bench.plugin.rank_failures import last_words
@@ -160,7 +160,7 @@ class SpyreWorker(WorkerBase):
         start_s = time.perf_counter()
         self.warmup = warm_up(self.model, progress=self.is_driver_worker)
         for row in self.warmup if self.is_driver_worker else ():
-            self.pass_log.write_warmup(row)
+            self.pass_log.write(row)
             logger.info(
                 "Bucket %s: %s in %.1f s, prefill %.3f s, decode %.3f s.",
                 row.bucket,
@@ -173,7 +173,7 @@ class SpyreWorker(WorkerBase):
         set_random_seed(self.model_config.seed)  # as if nothing had run
         return CompilationTimes(language_model=time.perf_counter() - start_s, encoder=0.0)
 
-    def warmup_rows(self) -> list[WarmupRow]:
+    def warmup_rows(self) -> list[Warmup]:
         """What warmup measured, for the scheduler."""
         return self.warmup
 

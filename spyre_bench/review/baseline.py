@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from spyre_bench.files import replace_text
 from spyre_bench.runs.records import OUTCOME, RESULTS, Record
 
 DIGITS = 10  # of a number; tolerances begin at a millionth
@@ -43,6 +44,7 @@ def _write(folder: Path, record: Record) -> None:
     _dump(folder / RESULTS, {
         "parameters": dict(record.parameters),
         "results": _rounded(record.results),
+        **({} if record.better is None else {"better": dict(record.better)}),
         "checks": {name: {"ok": ok} for name, ok in record.checks.items()},
         "figures": record.figures,
     })  # fmt: skip
@@ -51,7 +53,7 @@ def _write(folder: Path, record: Record) -> None:
 
 
 def _dump(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    replace_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def _rounded(value: Any) -> Any:

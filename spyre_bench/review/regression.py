@@ -1,7 +1,9 @@
 """Two runs held against each other, item by item: what got worse, better, lost, and what is new.
 
 How near is near enough depends on the kind of an item, which follows from its name (results and
-columns end in their unit), its type, and whether its notebook measures.
+columns end in their unit), its type, and whether its notebook measures. Which way a result is
+better its notebook says (`run.result(..., better=)`); of a table's column that it says nothing of,
+and of all results of runs from before it could, the words of the name decide.
 """
 
 from __future__ import annotations
@@ -122,8 +124,9 @@ def _notebook(
     state = "broken" if new.error else "better" if base.error else "same"
     rows = [_row(name, "outcome", state, base=base.error or "ran", new=new.error or "ran")]
     before, after = base.items(), new.items()
+    better = base.better if new.better is None else new.better
     for item in dict.fromkeys([*before, *after]):
-        rows.append(_item(name, item, before, after, new, tolerances))
+        rows.append(_item(name, item, before, after, new, better, tolerances))
     return _untied(rows, new)
 
 
@@ -133,6 +136,7 @@ def _item(
     before: Mapping[str, Any],
     after: Mapping[str, Any],
     record: Record,
+    better: Mapping[str, str | None] | None,
     tolerances: Mapping[str, float],
 ) -> dict[str, Any]:
     was, now = before.get(item), after.get(item)
@@ -145,7 +149,7 @@ def _item(
         return shown("new")
     kind = _kind(item, was, now, record)
     found = Difference(kind, _change(kind, was, now), _tolerance(name, item, kind, tolerances))
-    state = "same" if not found.matters else _direction(item, found.change)
+    state = "same" if not found.matters else _direction(item, found.change, better)
     if state != "same" and matches(item, record.traits.chance):
         state = "by chance"
     return shown(state, kind=kind, change=found.change, tolerance=found.tolerance)
@@ -211,16 +215,27 @@ def _number(value: Any) -> bool:
     return isinstance(value, bool | int | float)
 
 
-def _direction(item: str, change: float) -> str:
-    """Whether that change is for the better, where the item's name tells."""
-    words = set(_words(item))
-    if math.isnan(change) or not item.startswith(("results/", "tables/")):
+def _direction(item: str, change: float, better: Mapping[str, str | None] | None) -> str:
+    """Whether that change is for the better, where it is known."""
+    way = None if math.isnan(change) else _better(item, better)
+    if way is None:
         return "changed"
-    if words & HIGHER_IS_BETTER:
-        return "better" if change > 0 else "worse"
-    if words & LOWER_IS_BETTER:
-        return "worse" if change > 0 else "better"
-    return "changed"
+    return "better" if (change > 0) == (way == "higher") else "worse"
+
+
+def _better(item: str, told: Mapping[str, str | None] | None) -> str | None:
+    """Which way: as told of the item or of what it is a part of, else by its name."""
+    place, *parts = item.split("/")
+    for end in range(len(parts), 0, -1):
+        if told and (path := "/".join((place, *parts[:end]))) in told:
+            return told[path]
+    if place == "tables" or (place == "results" and told is None):
+        words = set(_words(item))
+        if words & HIGHER_IS_BETTER:
+            return "higher"
+        if words & LOWER_IS_BETTER:
+            return "lower"
+    return None
 
 
 def _words(item: str) -> list[str]:

@@ -90,6 +90,7 @@ class Record:
     checks: Mapping[str, bool] = field(default_factory=dict)
     figures: tuple[str, ...] = ()
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    better: Mapping[str, str | None] | None = None  # by item, which way; None: an old run
 
     def items(self) -> dict[str, Any]:
         """Everything that can be compared, by its path: `parameters/k`, `results/fill`,
@@ -152,6 +153,7 @@ def _record(folder: Path, outcome: Mapping[str, Any], kept: Mapping[str, Any]) -
         results=kept.get("results", {}),
         checks={name: check["ok"] for name, check in kept.get("checks", {}).items()},
         figures=tuple(map(str, kept.get("figures", ()))),
+        better=kept.get("better"),
         tables={path.stem: _table(path) for path in sorted(folder.glob("tables/*.csv"))},
     )
 

@@ -26,6 +26,10 @@ from spyre_bench.runs.provenance import provenance
 Rule = Callable[[Any], Any]
 """Takes a parameter's value, returns what the notebook shall use; ValueError where it is bad."""
 
+WAYS = ("lower", "higher", None)
+Better = Literal["lower", "higher"] | None
+"""Which way a figure is better; None for one that has no such way, such as a choice."""
+
 KINDS = {int: "a whole number", float: "a finite number", str: "text", bool: "True or False"}
 
 
@@ -133,6 +137,7 @@ class Run:
             "parameters": raw,
             "seed": raw.get("seed"),
             "results": {},
+            "better": {},
             "checks": {},
             "measurements": {},
             "figures": {},
@@ -150,9 +155,13 @@ class Run:
         self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="spyre_bench-")
         return Path(self._scratch.name) / name
 
-    def table(self, name: str, frame: pd.DataFrame) -> pd.DataFrame:
+    def table(
+        self, name: str, frame: pd.DataFrame, better: Mapping[str, Better] | None = None
+    ) -> pd.DataFrame:
         """Keeps a table as CSV and returns it for display. Its column `measured_at`, where it has
-        one, says when its rows were measured; otherwise that is taken to be now."""
+        one, says when its rows were measured; otherwise that is taken to be now. `better` is for
+        columns whose unit says the wrong way, such as the seconds of a proved bound."""
+        self._tell(f"tables/{name}", dict(better or {}))
         times = frame.get("measured_at", pd.Series([_now()]))
         self._record["measurements"][name] = {
             "rows": len(frame),
@@ -176,12 +185,22 @@ class Run:
         self._save()
         _show(axes.figure)
 
-    def result(self, name: str, value: Any) -> Any:
+    def result(self, name: str, value: Any, better: Better | Mapping[str, Better] = None) -> Any:
         """Keeps one figure of the answer under a name that ends in its unit; returns it. One that
-        is no number (nan or None) makes `spyre-bench run` fail with its name."""
+        is no number (nan or None) makes `spyre-bench run` fail with its name. `better` says which
+        way it is better, of a mapping for all of its keys or for each."""
         self._record["results"][name] = value
+        self._tell(f"results/{name}", better)
         self._save()
         return value
+
+    def _tell(self, item: str, better: Better | Mapping[str, Better]) -> None:
+        """Keeps, by the item's path in a comparison, which way it is better."""
+        told = better if isinstance(better, Mapping) else {"": better}
+        for key, way in told.items():
+            if way not in WAYS:
+                raise ValueError(f"{item}: better={way!r}: use 'lower', 'higher' or None")
+            self._record["better"][f"{item}/{key}".removesuffix("/")] = way
 
     def check(self, name: str, ok: bool, evidence: str) -> None:
         """Keeps the outcome of a check; AssertionError with the evidence where it does not hold."""

@@ -23,10 +23,10 @@ from spyre_bench.choose.advise import priced_candidates
 from spyre_bench.choose.optimize import Choice, Limits, choose
 from spyre_bench.cost.bucket_cost import BucketCost
 from spyre_bench.cost.card import SpyreCost
-from spyre_bench.cost.card_parameters import ENDS, LARGEST_TP, LIMITS, SpyreCard
+from spyre_bench.cost.card_parameters import ENDS, LIMITS, SpyreCard
 from spyre_bench.metrics import summary
 from spyre_bench.metrics.bounds import shape_bound_s
-from spyre_bench.model_sizes import ModelConfiguration
+from spyre_bench.model_sizes import LARGEST_TP, ModelSizes
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import STICK_TOKENS, Bucket
 from spyre_bench.simulate.result import Trace
@@ -167,7 +167,7 @@ def divisions(cards: int) -> tuple[tuple[int, int], ...]:
 
 
 def propose(
-    model: ModelConfiguration,
+    model: ModelSizes,
     cards: Iterable[int],
     service: Service,
     *,
@@ -196,7 +196,7 @@ def propose(
 
 
 def _engine(
-    settings: tuple[ModelConfiguration, int, str, SpyreCard],
+    settings: tuple[ModelSizes, int, str, SpyreCard],
     workload: Workload,
     k: int,
     batch_sizes: Sequence[int],

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from spyre_bench.model_sizes import FP16_BYTES, ModelConfiguration, model_configuration
+from spyre_bench.model_sizes import FP16_BYTES, ModelSizes
 from spyre_bench.pass_log import read_passes, read_warmup
 from spyre_bench.shapes import Bucket, BucketSet
 from spyre_bench.validate.check import pass_costs
@@ -87,12 +87,12 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(**named)
 
 
-def configuration(model_directory: Path) -> ModelConfiguration:
+def configuration(model_directory: Path) -> ModelSizes:
     """Of a Hugging Face directory."""
-    return model_configuration(json.loads((model_directory / "config.json").read_text()))
+    return ModelSizes.of(json.loads((model_directory / "config.json").read_text()))
 
 
-def against_model(starts: pd.DataFrame, model: ModelConfiguration) -> pd.DataFrame:
+def against_model(starts: pd.DataFrame, model: ModelSizes) -> pd.DataFrame:
     """What each rank held and sent in `starts_by_tp`, beside the closed form that the card's cost
     model uses: one row for each number of ranks and quantity.
 

@@ -5,15 +5,17 @@ import json
 import pytest
 
 from spyre_bench.checkpoints.stand_in import stand_in
+from spyre_bench.model_sizes import ModelSizes
 
 pytestmark = pytest.mark.engine
 
 
 def test_a_stand_in_differs_from_the_original_in_its_heads_alone(smollm2, tmp_path):
-    from spyre_bench.engine.memory import ModelShape
-
     target = stand_in(smollm2, 12, 6, tmp_path / "model")
-    was, now = (ModelShape.read(directory) for directory in (smollm2, target))
+    was, now = (
+        ModelSizes.of(json.loads((directory / "config.json").read_text()))
+        for directory in (smollm2, target)
+    )
     assert (now.heads, now.kv_heads, now.head_dim) == (12, 6, 48)
     for name in ("layers", "hidden_size", "intermediate_size", "vocab_size", "context_length"):
         assert getattr(now, name) == getattr(was, name), name

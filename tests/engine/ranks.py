@@ -61,7 +61,7 @@ def _rank(model, rank, tp, point, buckets, prompts, ask, setting) -> Told:
     return Told(
         (ask or greedy)(engine, prompts),
         engine.weight_bytes,
-        engine.shape.weight_bytes("float32", tp),
+        engine.sizes.weight_bytes("float32", tp),
         [row.was_warm for row in rows],
     )
 

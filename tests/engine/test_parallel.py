@@ -74,15 +74,6 @@ def test_a_rank_that_cannot_be_is_refused(rank, tp, words):
         Rank(rank, tp)
 
 
-def test_a_split_that_cannot_be_is_refused_with_those_that_can():
-    from spyre_bench.engine.parallel import require_split
-
-    require_split(3, heads=9, kv_heads=3, intermediate_size=1536)
-    require_split(4, heads=12, kv_heads=2, intermediate_size=64)
-    with pytest.raises(ValueError, match=r"9 heads, 3 KV heads .* size 2: use one of 1, 3$"):
-        require_split(2, heads=9, kv_heads=3, intermediate_size=1536)
-
-
 @pytest.mark.parametrize(("ranks", "at_once", "most"), [(5, 2, 2), (4, 1, 1), (3, 3, 3)])
 def test_ranks_take_turns(ranks, at_once, most, monkeypatch):
     """Threads in place of processes, a threading barrier in place of gloo's."""

@@ -86,7 +86,7 @@ def test_the_environment_is_read_once_and_travels_with_the_configuration(configu
         ({"tensor_parallel_size": 5}, r"heads \(12\) must be divisible by .* size \(5\)"),  # vLLM's
         (
             {"tensor_parallel_size": 8, "model": "granite"},
-            "24 heads, 12 KV heads and MLP width of 384 do not .* 8: use one of 1, 2, 3, 4, 6",
+            r"over tp=8 \(24 heads, 12 KV heads, MLP width 384\): use one of 1, 2, 3, 4, 6",
         ),
         ({"tensor_parallel_size": 12}, "tensor_parallel_size=12: use 8 at most, the cards of one"),
         ({"pipeline_parallel_size": 2}, "pipeline_parallel_size=2: leave it at 1"),

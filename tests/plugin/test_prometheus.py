@@ -5,7 +5,7 @@ import json
 import pytest
 from prometheus_client import REGISTRY
 
-from spyre_bench.engine.warmup import WarmupRow
+from spyre_bench.pass_log import Warmup
 from spyre_bench.plugin import prometheus
 from spyre_bench.plugin.engine_counts import Counts, attached
 from spyre_bench.plugin.platform import SpyrePlatform
@@ -21,7 +21,7 @@ LEDGER = WasteLedger(useful=50, batch_pad=30, decode_tail=20)
 
 @pytest.fixture
 def counts():
-    return Counts([WarmupRow(BUCKET, 1.0, 0.5, 0.25, 0.05, False, 2)])
+    return Counts([Warmup(BUCKET, 1.0, 0.5, 0.25, 0.05, False, 2)])
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ class Host:
         from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
         from vllm.v1.structured_output import StructuredOutputManager
 
-        from spyre_bench.engine.warmup import WarmupRow
+        from spyre_bench.pass_log import Warmup
         from spyre_bench.plugin.config import note_warmup
         from spyre_bench.plugin.static_scheduler import SpyreScheduler
 
@@ -46,7 +46,7 @@ class Host:
         note_warmup(
             vllm_config,
             [
-                WarmupRow(
+                Warmup(
                     bucket,
                     1.0,
                     0.5,

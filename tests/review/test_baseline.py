@@ -21,6 +21,7 @@ def a_record(name="some", measures=False, error=None, fill=1 / 3) -> Record:
         results={"fill": fill, "buckets": [[2, 64, 32]], "never": math.inf, "by": {"a": [0.5]}},
         checks={"sane": True},
         figures=("waste",),
+        better={"results/fill": "higher"},
         tables={"t": pd.DataFrame({"a_s": [1 / 7, None], "n": [1, 2], "set": ["x, y", None]})},
     )
 
@@ -32,6 +33,7 @@ def test_a_baseline_reads_as_the_run_it_is_of(tmp_path):
     assert set(compare(kept, run)["state"]) == {"same"}
     assert set(compare(run, kept)["state"]) == {"same"}
     assert kept["some"].traits == run["some"].traits
+    assert kept["some"].better == run["some"].better
 
 
 def test_what_measures_is_left_out_and_what_was_there_before_goes(tmp_path):

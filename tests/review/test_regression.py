@@ -96,9 +96,56 @@ def test_an_error_whose_ideal_is_nothing_is_compared_by_its_difference():
         ("results/requests_lost", 1, 3),
     ],
 )
-def test_the_name_tells_which_direction_is_better(name, better, worse):
+def test_of_an_old_run_the_name_tells_which_direction_is_better(name, better, worse):
     assert state_of(better, worse, name) == ("worse", True)
     assert state_of(worse, better, name) == ("better", False)
+
+
+@pytest.mark.parametrize("change", ["higher", "lower"])
+@pytest.mark.parametrize("told", ["higher", "lower", None])
+@pytest.mark.parametrize("name", ["results/x_s", "results/over_shape_bound/work bound"])
+def test_what_the_notebook_says_is_better_comes_before_the_name(name, told, change):
+    _, result, *key = name.split("/")
+    was, now = (1.0, 2.0) if change == "higher" else (2.0, 1.0)
+    base, new = (
+        a_run(results={result: {key[0]: value} if key else value}, better={name: told})
+        for value in (was, now)
+    )
+    wanted = "changed" if told is None else "better" if told == change else "worse"
+    assert only_difference(base, new).state == wanted
+
+
+def test_a_tighter_proved_bound_is_no_loss_and_a_looser_one_is():
+    better = {"results/over_shape_bound": "lower", "results/over_shape_bound/work bound": "higher"}
+    base, new = (
+        a_run(results={"over_shape_bound": {"work bound": bound, "skip": 2.0}}, better=better)
+        for bound in (0.5, 0.6)
+    )
+    assert only_difference(base, new).state == "better"
+    assert only_difference(new, base).state == "worse"
+
+
+def test_a_run_that_says_of_no_result_which_way_is_better_is_not_guessed_at():
+    base, new = (a_run(results={"x_s": value}, better={}) for value in (1.0, 2.0))
+    assert only_difference(base, new).state == "changed"
+
+
+def test_an_old_run_is_judged_by_what_the_other_one_says():
+    old, new = a_run(results={"x_s": 1.0}), a_run(results={"x_s": 2.0})
+    told = {"results/x_s": "higher"}
+    assert only_difference(old, a_run(results={"x_s": 2.0}, better=told)).state == "better"
+    assert only_difference(a_run(results={"x_s": 1.0}, better=told), new).state == "better"
+    assert only_difference(old, new).state == "worse"  # neither says: by the name
+
+
+def test_a_tables_column_is_better_as_told_and_else_as_its_unit_says():
+    base, new = (
+        a_run(tables={"t": pd.DataFrame({"bound_s": [value], "wait_s": [value]})},
+              better={"tables/t/bound_s": "higher"})
+        for value in (1.0, 2.0)
+    )  # fmt: skip
+    found = compare(base, new).set_index("item")["state"]
+    assert (found["tables/t/bound_s"], found["tables/t/wait_s"]) == ("better", "worse")
 
 
 def test_the_unit_is_that_of_the_result_and_not_of_its_key():

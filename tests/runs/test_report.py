@@ -169,6 +169,22 @@ def test_a_run_leaves_its_record_tables_and_figures(tmp_path):
     assert "<svg" in (tmp_path / "figures/growth.svg").read_text()
 
 
+def test_a_result_and_a_column_say_which_way_is_better(tmp_path):
+    run = start(output_directory=str(tmp_path))
+    run.result("wait_s", 1.0, better="lower")
+    run.result("over_bound", {"bound": 0.5, "skip": 2.0}, better={"bound": "higher"})
+    run.result("buckets", [])
+    run.table("curve", pd.DataFrame({"bound_s": [1.0]}), better={"bound_s": "higher"})
+    assert record(tmp_path)["better"] == {
+        "results/wait_s": "lower",
+        "results/over_bound/bound": "higher",
+        "results/buckets": None,
+        "tables/curve/bound_s": "higher",
+    }
+    with pytest.raises(ValueError, match="results/x_s: better='smaller': use 'lower', 'higher' or"):
+        run.result("x_s", 1.0, better="smaller")
+
+
 def test_a_failing_check_stops_the_notebook_and_stays_in_the_record(tmp_path):
     run = start(output_directory=str(tmp_path))
     with pytest.raises(AssertionError, match="sane: 2 is not 3"):
