@@ -90,7 +90,8 @@ def advise(
     fewest busy device seconds, or most goodput under `goodput_ms`. The second half shows what that
     is worth on requests that were not looked at.
 
-    Raises ValueError for an unknown objective, goodput without limits, and what `choose_buckets` refuses.
+    Raises ValueError for an unknown objective, goodput without limits, and what `choose_buckets`
+    refuses.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective {objective!r} is not known: use {' or '.join(OBJECTIVES)}")

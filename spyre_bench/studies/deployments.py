@@ -181,8 +181,8 @@ def propose(
 
     What is held fair: engines of every size choose from sets of at most `k` buckets, for each
     largest batch size the proved optimum for full batches at the middle values of the parameters
-    (`optimize.choose_buckets`); wherever capacities are compared, each has the set that serves it best
-    there. Or the `buckets` given are compiled everywhere.
+    (`optimize.choose_buckets`); wherever capacities are compared, each has the set that serves it
+    best there. Or the `buckets` given are compiled everywhere.
     """
     numbers, found = sorted(set(cards)), []
     engines: dict[int, Deployment] = {}  # of one engine each

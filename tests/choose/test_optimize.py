@@ -17,7 +17,7 @@ from spyre_bench.workload.workload import Workload
 
 # prefill 0.02 + 1e-4·B·P, decode 0.02 + 5e-4·B, compile 10 s, a byte for each slot of the cache
 TOY = FittedCost((0.02, 1e-4), (0.02, 5e-4, 0.0), (10.0, 0.0), (0.0, 1.0, 0.0))
-WAYS = (choose, greedy, greedy_swap)
+WAYS = (choose_buckets, greedy, greedy_swap)
 
 
 def workload(*requests: tuple[int, int]) -> Workload:

@@ -1,5 +1,6 @@
 """Costs from text: a file, the table that ships, or the card's model at an end of its range."""
 
+import numpy as np
 import pytest
 
 from spyre_bench.cost.card import SpyreCost
@@ -8,6 +9,7 @@ from spyre_bench.cost.measured import SHIPPED, load_cost_table
 from spyre_bench.cost.source import load_cost
 from spyre_bench.model_sizes import PRESETS, preset
 from spyre_bench.shapes import Bucket
+from spyre_bench.workload.workload import load_workload
 
 BUCKET = Bucket(4, 512, 64)
 GRANITE = preset("granite-3.3-8b")
@@ -59,3 +61,21 @@ def test_what_is_not_known_is_refused_with_what_is():
     ):
         with pytest.raises(ValueError, match=message):
             load_cost(text)
+
+
+def test_a_source_covers_what_a_bucket_of_its_range_takes():
+    some = load_workload("azure_conv", requests=300, rng=np.random.default_rng(0))
+    table = load_cost()
+    fits = (some.prompt_tokens <= 2048) & (some.max_tokens <= 1024)
+    assert 0 < fits.sum() < 300
+    assert table.covers(some).tolist() == fits.tolist()
+    assert load_cost(extrapolate=True).covers(some).all()
+    assert load_cost("card:granite-3.3-8b").covers(some).all()
+
+
+def test_only_what_is_modelled_has_ends_and_no_rows():
+    assert load_cost().ends == ()
+    card = load_cost("card:granite-3.3-8b")
+    assert [at.end for at in card.ends] == ["slow", "fast"]
+    with pytest.raises(ValueError, match="nothing was measured; give the file of a cost table"):
+        _ = card.rows
