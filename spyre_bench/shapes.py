@@ -115,7 +115,7 @@ def _whole_numbers(name: str, text: str) -> list[int]:
         ) from error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BucketSet:
     """The buckets of one engine: immutable, without duplicates, in ascending order."""
 
@@ -158,6 +158,14 @@ class BucketSet:
 
     def __str__(self) -> str:
         return " ".join(str(bucket) for bucket in self)
+
+    def __repr__(self) -> str:
+        return f"BucketSet.parse({str(self)!r})"
+
+    def _repr_html_(self) -> str:
+        heads = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in Bucket.__slots__)
+        rows = (f"<tr><td>{str(it).replace(',', '</td><td>')}</td></tr>" for it in self)
+        return f"<table><tr>{heads}</tr>{''.join(rows)}</table>"
 
     @property
     def max_batch_size(self) -> int:

@@ -266,14 +266,14 @@ def optimize_1d() -> Iterator[dict]:
 def optimize_joint() -> Iterator[dict]:
     """Eight buckets out of 200 with their certificate, on the cost table that ships."""
     from spyre_bench.choose.advise import within
-    from spyre_bench.choose.optimize import Limits, candidates, choose
+    from spyre_bench.choose.optimize import Limits, candidates, choose_buckets
     from spyre_bench.cost.bucket_cost import price
-    from spyre_bench.cost.measured import load_cost
+    from spyre_bench.cost.source import load_cost
 
     model = load_cost()
     some = within(drawn(10_000), model)
     costs = price(candidates(some, (1, 2, 4, 8), smallest=model.smallest[1:]), model)
-    choices = [choose(some, costs, Limits(8)) for _ in range(5)]
+    choices = [choose_buckets(some, costs, Limits(8)) for _ in range(5)]
     yield {
         "requests": len(some),
         "candidates": len(costs),
@@ -536,7 +536,7 @@ def panels() -> Iterator[dict]:
 
     from spyre_bench import explore
     from spyre_bench.cost.bucket_cost import price
-    from spyre_bench.cost.measured import load_cost
+    from spyre_bench.cost.source import load_cost
     from spyre_bench.policy.static import Policy
     from spyre_bench.shapes import BucketSet
     from spyre_bench.studies import under_load

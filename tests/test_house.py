@@ -1,18 +1,21 @@
 """The house rules of docs/ARCHITECTURE.md: who may import whom, and who reads the environment."""
 
 import ast
+import inspect
 import os
 import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+import typer
 
 import spyre_bench
+from spyre_bench.cli import main
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "spyre_bench"
@@ -231,6 +234,89 @@ def test_only_the_settings_read_the_environment():
 )
 def test_reading_the_environment_is_told_from_handing_it_on(code, reads):
     assert reads_environment(ast.parse(code)) == reads
+
+
+COST_SOURCES = {"CostModel", "MeasuredCost", "SpyreCost", "FittedCost"}
+
+
+def asks_for_a_cost_source(tree: ast.AST) -> bool:
+    """`isinstance` or `issubclass` of one, by whatever path it is named."""
+    return any(
+        isinstance(node, ast.Call)
+        and getattr(node.func, "id", "") in ("isinstance", "issubclass")
+        and COST_SOURCES
+        & {getattr(inner, "id", getattr(inner, "attr", "")) for inner in ast.walk(node)}
+        for node in ast.walk(tree)
+    )
+
+
+def test_nobody_outside_of_cost_asks_which_source_a_cost_comes_from():
+    asking = {
+        module
+        for module, path in MODULES.items()
+        if asks_for_a_cost_source(ast.parse(path.read_text()))
+    }
+    assert {room(module) for module in asking} <= {"cost"}, asking
+    assert asks_for_a_cost_source(ast.parse("isinstance(a, int | source.SpyreCost)"))
+
+
+def test_every_source_of_costs_is_known_by_the_rule():
+    sources = {
+        node.name
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+        and "CostModel" in {getattr(base, "id", getattr(base, "attr", "")) for base in node.bases}
+    }
+    assert sources == COST_SOURCES - {"CostModel"}
+
+
+def commands(app: typer.Typer) -> Iterator[Callable]:
+    yield from (command.callback for command in app.registered_commands)
+    for group in app.registered_groups:
+        yield from commands(group.typer_instance)
+
+
+def test_no_command_has_more_than_eight_parameters_beyond_its_shared_groups():
+    own = {
+        command.__name__: len(inspect.signature(inspect.unwrap(command)).parameters)
+        for command in commands(main.app)
+    }
+    assert {"simulate", "buckets", "measure", "update"} <= own.keys()
+    assert {name: count for name, count in own.items() if count > 8} == {}
+
+
+def test_the_face_has_ten_names_that_completion_shows_and_that_hide_no_room():
+    assert len(spyre_bench.FACE) == 10
+    assert set(spyre_bench.__all__) == spyre_bench.FACE.keys() <= set(dir(spyre_bench))
+    assert not spyre_bench.FACE.keys() & (ROOMS.keys() | {"FACE"})
+    for name, module in spyre_bench.FACE.items():
+        value = getattr(spyre_bench, name)
+        assert (value.__module__, value.__name__) == (f"spyre_bench.{module}", name)
+
+
+def test_a_name_that_the_face_does_not_have_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'Buckets'"):
+        _ = spyre_bench.Buckets
+
+
+def test_the_package_itself_names_modules_and_does_not_go_through_its_face():
+    """Otherwise the table of rooms would not see what is imported."""
+    for module, path in MODULES.items():
+        names = {
+            name.partition(".")[2] for name in imported(path) if name.startswith("spyre_bench.")
+        }
+        assert not names & spyre_bench.FACE.keys(), module
+
+
+def test_the_face_imports_without_torch():
+    code = (
+        "import sys; from spyre_bench import *\n"
+        "Scenario('azure_conv', '1,64,2', requests=9).run()\n"
+        f"print(sorted(set(sys.modules) & set({sorted(HEAVY)!r})))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
 
 
 def test_the_package_and_the_command_line_import_without_torch():

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from spyre_bench.choose.optimize import Choice, Limits, candidates, choose
+from spyre_bench.choose.optimize import Choice, Limits, candidates, choose_buckets
 from spyre_bench.choose.schemes import exponential, one, percentiles, powers_of_two
 from spyre_bench.cost.bucket_cost import BucketCost, CostModel, price
-from spyre_bench.cost.measured import MeasuredCost
 from spyre_bench.metrics import summary
 from spyre_bench.metrics.bounds import shape_bound_s
 from spyre_bench.policy.static import Policy
@@ -48,19 +47,15 @@ class Advice:
         return tuple(cost.bucket for cost in self.costs)
 
 
-def within(workload: Workload, model: MeasuredCost) -> Workload:
-    """The requests that a bucket of the table's range takes; all of them where the model
-    extrapolates. Raises ValueError where there is none."""
-    if model.extrapolate:
-        return workload
-    _, prompt_length, new_tokens = model.largest
-    fits = (workload.prompt_tokens <= prompt_length) & (workload.max_tokens <= new_tokens)
-    if not fits.any():
+def within(workload: Workload, model: CostModel) -> Workload:
+    """The requests that the model covers. Raises ValueError where there is none."""
+    covered = model.covers(workload)
+    if not covered.any():
         raise ValueError(
             f"every request is beyond the cost table, which spans {model.span}: measure longer "
             f"buckets, scale the lengths down (--length-scale), or extrapolate (--extrapolate)"
         )
-    return workload.take(fits)
+    return workload if covered.all() else workload.take(covered)
 
 
 def priced_candidates(
@@ -95,22 +90,22 @@ def advise(
     fewest busy device seconds, or most goodput under `goodput_ms`. The second half shows what that
     is worth on requests that were not looked at.
 
-    Raises ValueError for an unknown objective, goodput without limits, and what `choose` refuses.
+    Raises ValueError for an unknown objective, goodput without limits, and what `choose_buckets`
+    refuses.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective {objective!r} is not known: use {' or '.join(OBJECTIVES)}")
     if objective == "goodput" and not goodput_ms:
         raise ValueError("goodput needs limits: give some, for example --goodput e2el:5000")
-    if isinstance(model, MeasuredCost):
-        if limits.warmup_budget_s is not None:
-            model.require("compile_s", "a warmup budget (--warmup-budget)")
-        if limits.memory_bytes is not None:
-            model.require("memory_bytes", "a memory limit (--memory-gib)")
+    if limits.warmup_budget_s is not None:
+        model.require_known("compile_s", "a warmup budget (--warmup-budget)")
+    if limits.memory_bytes is not None:
+        model.require_known("memory_bytes", "a memory limit (--memory-gib)")
     fitted, held_out = workload.halves()
     baselines = _baselines(fitted, limits, max(batch_sizes), model)
     others = (cost.bucket for cost in itertools.chain(*baselines.values()))
     costs = priced_candidates(fitted, model, batch_sizes, extra=others)
-    certificate = choose(fitted, costs, limits)
+    certificate = choose_buckets(fitted, costs, limits)
     ours = {"optimum": certificate.costs} | _relatives(fitted, costs, limits, batch_sizes)
     sets = _distinct(ours) | baselines
     halves = {"fitted": fitted, "held_out": held_out}
@@ -133,7 +128,7 @@ def _relatives(
     for largest in sorted(set(batch_sizes))[:-1]:
         small = [cost for cost in costs if cost.bucket.batch_size <= largest]
         try:
-            found[f"optimum, B ≤ {largest}"] = choose(workload, small, limits).costs
+            found[f"optimum, B ≤ {largest}"] = choose_buckets(workload, small, limits).costs
         except ValueError:  # fewer rows need not compile faster: perhaps not within the budget
             continue
     return found

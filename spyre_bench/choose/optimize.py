@@ -94,7 +94,7 @@ def candidates(
     return tuple(sorted({Bucket(*sizes) for sizes in product} | set(extra)))
 
 
-def choose(
+def choose_buckets(
     workload: Workload,
     costs: Sequence[BucketCost],
     limits: Limits,

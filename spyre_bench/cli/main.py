@@ -1,6 +1,7 @@
 """The `spyre-bench` command. Heavy libraries are imported inside the command that needs them."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from spyre_bench.cli import gate, plan
+from spyre_bench.cli.options import Engine, with_options
 from spyre_bench.errors import sentence, unexpected
 
 DEBUG = "--debug"  # anywhere on the line
@@ -157,15 +159,11 @@ def design_review(
 
 
 @app.command()
+@with_options(Engine)
 def measure(
+    engine: Engine,
     bucket: Annotated[list[str], typer.Option(help="batch_size,prompt_length,new_tokens")],
     out: Annotated[Path, typer.Option(help="CSV; its rows are kept and not measured again")],
-    model: Annotated[str, typer.Option(help="directory, hub id or smollm2")] = "smollm2",
-    tp: Annotated[int, typer.Option(help="tensor parallel size")] = 1,
-    backend: Annotated[str, typer.Option(help="eager, inductor or sendnn")] = "inductor",
-    scope: Annotated[str, typer.Option(help="compile the layer or the whole model")] = "layer",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
-    threads: Annotated[int | None, typer.Option(help="a process; default: one a core")] = None,
     passes: Annotated[int, typer.Option(help="repetitions behind each median")] = 9,
 ) -> None:
     """Measure buckets on the real engine: compile cold and warm, load, prefill, decode."""
@@ -185,8 +183,5 @@ def measure(
             )
             bar.update()
 
-        rows = measure_table(
-            out, buckets, on_row, model=model, tp=tp, compile_backend=backend,
-            compile_scope=scope, dtype=dtype, threads=threads, passes=passes,
-        )  # fmt: skip
+        rows = measure_table(out, buckets, on_row, passes=passes, **asdict(engine))
     typer.echo(f"{len(rows)} rows in {out}", err=True)

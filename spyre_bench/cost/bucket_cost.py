@@ -1,4 +1,4 @@
-"""What a bucket costs, and what a cost model is: whatever answers `of(bucket)`."""
+"""What a bucket costs, and what a cost model is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from spyre_bench.shapes import STICK_TOKENS, Bucket
+
+SMALLEST = (1, STICK_TOKENS, 2)  # B, P and N of the smallest bucket there can be
+BATCH_SIZES = (1, 2, 4, 8, 16)  # worth considering where nothing says which were measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +35,66 @@ class BucketCost:
         return self.compile_s + self.prefill_s + self.decode_s
 
 
-class CostModel(Protocol):
-    """A source of costs. `of` raises ValueError for a bucket that it has no figure for; `smallest`
-    is the B, P and N below which it has none."""
+class Lengths(Protocol):
+    """What a cost model looks at in a workload."""
 
     @property
-    def smallest(self) -> tuple[int, int, int]: ...
-    def of(self, bucket: Bucket) -> BucketCost: ...
+    def prompt_tokens(self) -> np.ndarray: ...
+    @property
+    def max_tokens(self) -> np.ndarray: ...
+
+
+class CostModel(Protocol):
+    """A source of costs, measured or modelled. It inherits from here and overrides what differs, so
+    that nobody outside of `cost` has to ask which one it is."""
+
+    def of(self, bucket: Bucket) -> BucketCost:
+        """Raises ValueError for a bucket that it has no figure for."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """What it prices, in words."""
+        return type(self).__name__
+
+    @property
+    def model_name(self) -> str:
+        """The language model that it prices."""
+        return "unknown"
+
+    @property
+    def smallest(self) -> tuple[int, int, int]:
+        """The B, P and N below which it has no figure."""
+        return SMALLEST
+
+    @property
+    def span(self) -> str:
+        """Its range of buckets, in words."""
+        return "whatever fits"
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Those worth considering, ascending."""
+        return BATCH_SIZES
+
+    @property
+    def ends(self) -> tuple[CostModel, ...]:
+        """The same where nothing goes well, and where everything does; none if it was measured."""
+        return ()
+
+    def covers(self, workload: Lengths) -> np.ndarray:
+        """bool [requests], those that a bucket of its range takes."""
+        return np.ones(len(workload.prompt_tokens), bool)
+
+    def require_known(self, name: str, what: str) -> None:
+        """Raises ValueError where `name` ("compile_s", "memory_bytes") is not known of every
+        bucket. `what` is about it: a limit on what nobody measured would always be kept."""
+        return None
+
+    def __repr__(self) -> str:
+        return f"<{self.label}>"
 
 
 def price(buckets: Iterable[Bucket], model: CostModel) -> tuple[BucketCost, ...]:
     """The costs of the buckets, in ascending order of bucket."""
     return tuple(model.of(bucket) for bucket in sorted(set(buckets)))
-
-
-SMALLEST = (1, STICK_TOKENS, 2)  # B, P and N of the smallest bucket there can be

@@ -10,11 +10,12 @@ published: show the range, never the middle value alone.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
-from spyre_bench.cost.bucket_cost import SMALLEST, BucketCost
+from spyre_bench.cost.bucket_cost import BucketCost, CostModel
 from spyre_bench.cost.card_parameters import ENDS, SpyreCard
+from spyre_bench.cost.table import CostRow
 from spyre_bench.model_sizes import (
     DTYPES,
     FP16_BYTES,
@@ -38,33 +39,54 @@ class CostRange:
     high: BucketCost
 
 
-@dataclass(frozen=True)
-class SpyreCost:
-    """A cost model (`bucket_cost.CostModel`) of a model on `tp` cards.
+@dataclass(frozen=True, repr=False)
+class SpyreCost(CostModel):
+    """A language model on `tp` cards, at one end of the card's parameters: modelled, not measured.
 
     Seconds are of all cards together, bytes of one card. Every answer is marked `extrapolated`:
-    none is a measurement of the bucket. Raises ValueError for a dtype or a number of cards that
-    cannot be, and from `of` and `range_of` for a bucket beyond the card's limits.
+    none is a measurement of the bucket. Raises ValueError for a dtype, a number of cards or an end
+    that cannot be, and from `of` and `range_of` for a bucket beyond the card's limits.
     """
 
     model: ModelSizes
     tp: int = 1
     dtype: str = "fp16"
     card: SpyreCard = SpyreCard()
+    end: str = "value"
 
     def __post_init__(self) -> None:
         require_dtype(self.dtype)
         self.model.require_tp(self.tp)
         if self.tp > LARGEST_TP:
             raise ValueError(f"tp={self.tp} is beyond a cluster's {LARGEST_TP} cards: use fewer")
+        self.card.at(self.end)
 
     @property
-    def smallest(self) -> tuple[int, int, int]:
-        return SMALLEST
+    def label(self) -> str:
+        cards = f"{self.tp} card{'s' if self.tp > 1 else ''}"
+        end = "middle values" if self.end == "value" else f"{self.end} end"
+        return f"{self.model_name} in {self.dtype} on {cards}, at the {end} of the parameters"
+
+    @property
+    def model_name(self) -> str:
+        return self.model.name
+
+    @property
+    def span(self) -> str:
+        return "whatever the card's limits allow"
+
+    @property
+    def ends(self) -> tuple[SpyreCost, SpyreCost]:
+        return replace(self, end="slow"), replace(self, end="fast")
+
+    @property
+    def rows(self) -> tuple[CostRow, ...]:
+        """Raises ValueError, in the place of a cost table's rows."""
+        raise ValueError(f"{self.label}: nothing was measured; give the file of a cost table")
 
     def of(self, bucket: Bucket) -> BucketCost:
-        """At the middle values. Show `range_of` beside it."""
-        return self.at("value", bucket)
+        """At its end of the parameters. Show `range_of` beside it."""
+        return self.at(self.end, bucket)
 
     def range_of(self, bucket: Bucket) -> CostRange:
         return CostRange(*(self.at(end, bucket) for end in ENDS))

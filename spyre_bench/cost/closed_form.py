@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import nnls
 
-from spyre_bench.cost.bucket_cost import SMALLEST, BucketCost
+from spyre_bench.cost.bucket_cost import BucketCost, CostModel
 from spyre_bench.cost.table import CostRow
 from spyre_bench.shapes import Bucket
 
@@ -28,7 +28,7 @@ FORMS: dict[str, tuple[str, Callable[[int, int, int], tuple[float, ...]]]] = {
 
 
 @dataclass(frozen=True)
-class FittedCost:
+class FittedCost(CostModel):
     """A closed form: `prefill = a0 + a1·B·P`, `decode = d0 + d1·B + d2·B·K`, so a batch of S passes
     takes `a0 + a1·B·P + (S-1)·(d0 + d1·B + d2·B·K)` seconds."""
 
@@ -36,10 +36,6 @@ class FittedCost:
     decode_s: tuple[float, float, float]
     compile_s: tuple[float, float] = (0.0, 0.0)
     memory_bytes: tuple[float, float, float] = (0.0, 0.0, 0.0)
-
-    @property
-    def smallest(self) -> tuple[int, int, int]:
-        return SMALLEST
 
     @classmethod
     def fit(cls, rows: Sequence[CostRow]) -> FittedCost:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pandas as pd
 from scipy.interpolate import LinearNDInterpolator
 from scipy.spatial import QhullError
 
-from spyre_bench.cost.bucket_cost import SMALLEST, BucketCost
+from spyre_bench.cost.bucket_cost import SMALLEST, BucketCost, CostModel, Lengths
 from spyre_bench.cost.closed_form import FEWEST, FORMS, FittedCost, error_table, ratio_of, sizes_of
 from spyre_bench.cost.table import CostRow, read_cost_table
 from spyre_bench.shapes import Bucket
@@ -19,8 +20,8 @@ from spyre_bench.shapes import Bucket
 SHIPPED = Path(__file__).parents[1] / "data" / "cost.csv"
 
 
-@dataclass(frozen=True)
-class MeasuredCost:
+@dataclass(frozen=True, repr=False)
+class MeasuredCost(CostModel):
     """The cost table of one engine: exact for a measured bucket, interpolated between them.
 
     Interpolation is of the ratio of measured to fitted, linear in the logarithms of B, P and N
@@ -62,13 +63,17 @@ class MeasuredCost:
         return BucketCost(bucket, **values, extrapolated=outside)
 
     @property
-    def model(self) -> str:
-        """The name of the model that was measured."""
+    def label(self) -> str:
+        row, buckets = self.rows[0], f"{len(self.rows)} bucket{'s' if len(self.rows) > 1 else ''}"
+        engine = (row.model, row.dtype, f"tp {row.tp}", row.compile_backend, row.compile_scope)
+        return f"{', '.join(filter(None, engine))}: {buckets} measured, {self.span}"
+
+    @property
+    def model_name(self) -> str:
         return self.rows[0].model
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
-        """Those measured, ascending."""
         return tuple(sorted({row.batch_size for row in self.rows}))
 
     @property
@@ -90,15 +95,28 @@ class MeasuredCost:
         ranges = zip("BPN", self._least, self.largest, strict=True)
         return ", ".join(f"{name} {low} to {high}" for name, low, high in ranges)
 
-    def require(self, name: str, what: str) -> None:
-        """Raises ValueError where a row has no `name` ("compile_s", "memory_bytes"), which `what`
-        is about: a limit on what nobody measured would always be kept."""
+    def covers(self, workload: Lengths) -> np.ndarray:
+        _, prompt_length, new_tokens = self.largest
+        short = workload.prompt_tokens <= prompt_length
+        return self.extrapolate | (short & (workload.max_tokens <= new_tokens))
+
+    def require_known(self, name: str, what: str) -> None:
         if unknown := [row for row in self.rows if not getattr(row, name) > 0]:
             raise ValueError(
                 f"{what} needs {name} of every bucket in the cost table, which says nothing of "
                 f"bucket {unknown[0].bucket}: fill it in, measure it with `spyre-bench measure`, "
                 f"or leave {what} out"
             )
+
+    def frame(self) -> pd.DataFrame:
+        """One row a measured bucket: bucket, and its seconds and bytes."""
+        return pd.DataFrame(
+            {"bucket": str(row.bucket)} | {name: getattr(row, name) for name in FORMS}
+            for row in self.rows
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(self.label)}</p>{self.frame().to_html(index=False)}"
 
     def leave_one_out(self) -> pd.DataFrame:
         """What the table without a row says of that row: bucket, quantity, measured, predicted and
@@ -152,7 +170,7 @@ class MeasuredCost:
         return dict(zip(FORMS, map(float, found), strict=True)), outside
 
 
-def load_cost(path: Path | None = None, *, extrapolate: bool = False) -> MeasuredCost:
+def load_cost_table(path: Path | None = None, *, extrapolate: bool = False) -> MeasuredCost:
     """The cost table of a file, or the one that ships with the package: SmolLM2-135M on one CPU
     thread, B 1 to 8, P 64 to 2048, N 2 to 1024."""
     return MeasuredCost(tuple(read_cost_table(path or SHIPPED)), extrapolate=extrapolate)

@@ -5,60 +5,21 @@ Spyre card's model as `card:MODEL,tp=4,dtype=fp8,end=slow`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from spyre_bench.cost.bucket_cost import SMALLEST, BucketCost
+from spyre_bench.cost.bucket_cost import CostModel
 from spyre_bench.cost.card import SpyreCost
-from spyre_bench.cost.card_parameters import SpyreCard, with_all_reduce
-from spyre_bench.cost.measured import MeasuredCost, load_cost
+from spyre_bench.cost.card_parameters import with_all_reduce
+from spyre_bench.cost.measured import load_cost_table
 from spyre_bench.model_sizes import preset
-from spyre_bench.shapes import Bucket
 
 PREFIX = "card:"
 DEFAULTS = {"tp": "1", "dtype": "fp16", "end": "value", "all_reduce_us": "0"}
 """Keys behind the model and what they are if not given; 0 µs: the card's range."""
-BATCH_SIZES = (1, 2, 4, 8, 16)  # worth considering where no table says which were measured
 
 
-@dataclass(frozen=True)
-class CardCost:
-    """The card's model at one end of its parameters, as a `bucket_cost.CostModel`: modelled, not
-    measured.
-
-    Raises ValueError for an unknown end.
-    """
-
-    cost: SpyreCost
-    end: str = "value"
-
-    extrapolate = True  # it has no range of measured buckets to stay within
-    batch_sizes = BATCH_SIZES
-    smallest = SMALLEST
-    span = "whatever the card's limits allow"
-
-    def __post_init__(self) -> None:
-        SpyreCard().at(self.end)
-
-    def of(self, bucket: Bucket) -> BucketCost:
-        return self.cost.at(self.end, bucket)
-
-    def slow_and_fast(self) -> tuple[CardCost, CardCost]:
-        """The same where nothing goes well, and where everything does."""
-        return replace(self, end="slow"), replace(self, end="fast")
-
-    @property
-    def model(self) -> str:
-        return self.cost.model.name
-
-    def __str__(self) -> str:
-        cards = f"{self.cost.tp} card{'s' if self.cost.tp > 1 else ''}"
-        end = "middle values" if self.end == "value" else f"{self.end} end"
-        return f"{self.model} in {self.cost.dtype} on {cards}, at the {end} of the parameters"
-
-
-def load_source(text: str | Path | None = None, *, extrapolate: bool = False) -> Source:
+def load_cost(text: str | Path | None = None, *, extrapolate: bool = False) -> CostModel:
     """The costs that `text` names: the table of a file, the card's model, or, where it is empty,
     the table that ships.
 
@@ -66,15 +27,15 @@ def load_source(text: str | Path | None = None, *, extrapolate: bool = False) ->
     """
     if text and str(text).startswith(PREFIX):
         return _card(str(text))
-    return load_cost(Path(text) if text else None, extrapolate=extrapolate)
+    return load_cost_table(Path(text) if text else None, extrapolate=extrapolate)
 
 
-def _card(text: str) -> CardCost:
+def _card(text: str) -> SpyreCost:
     name, *settings = text.removeprefix(PREFIX).split(",")
     values = DEFAULTS | _settings(text, settings)
     tp = _number(text, "tp", values["tp"], int)
     card = with_all_reduce(_number(text, "all_reduce_us", values["all_reduce_us"], float))
-    return CardCost(SpyreCost(preset(name), tp, values["dtype"], card), values["end"])
+    return SpyreCost(preset(name), tp, values["dtype"], card, values["end"])
 
 
 def _settings(text: str, settings: Sequence[str]) -> dict[str, str]:
@@ -102,6 +63,3 @@ def _number(text: str, key: str, value: str, kind: Callable[[str], N]) -> N:
         raise ValueError(
             f"cost {text!r}: {key} {value!r} is not a number: write, for example, {key}=4"
         ) from error
-
-
-Source = MeasuredCost | CardCost

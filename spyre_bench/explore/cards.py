@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from spyre_bench.explore.panel import panel
 
 if TYPE_CHECKING:
@@ -58,18 +56,21 @@ def few_deployments(
 ) -> tuple[Service, list[Deployment]]:
     """Every division of `tp` cards with its buckets, and a service of few requests."""
     from spyre_bench.model_sizes import preset
-    from spyre_bench.policy.static import Policy
+    from spyre_bench.simulate.scenario import Scenario
     from spyre_bench.studies.deployments import Service, propose
-    from spyre_bench.workload.workload import load_workload
 
     requests_a_card = min(FEW_A_CARD, parameters.requests_a_card)
-    some = load_workload(
-        workload, requests=requests_a_card * tp, rng=np.random.default_rng(parameters.seed),
-        arrivals=parameters.arrivals, max_tokens=parameters.max_tokens,
-    )  # fmt: skip
+    scenario = Scenario(
+        workload,
+        requests=requests_a_card * tp,
+        seed=parameters.seed,
+        arrivals=parameters.arrivals,
+        max_tokens=parameters.max_tokens,
+        policy=parameters.policy,
+    )
     limits_ms = {"ttft": parameters.ttft_ms, "tpot": parameters.tpot_ms}
-    rules = Policy(parameters.policy)
-    service = Service(some, limits_ms, requests_a_card, rules, share=parameters.share)
+    requests, rules = scenario.load_workload(), scenario.rules()
+    service = Service(requests, limits_ms, requests_a_card, rules, share=parameters.share)
     settings = {"dtype": dtype, "k": parameters.k, "batch_sizes": FEW_SIZES}
     return service, propose(preset(model), [tp], service, **settings)
 

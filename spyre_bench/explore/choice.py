@@ -5,10 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from spyre_bench.explore.panel import panel
 from spyre_bench.explore.work import Step, Steps
@@ -18,8 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from spyre_bench.choose.optimize import Choice
-    from spyre_bench.cost.bucket_cost import BucketCost
-    from spyre_bench.cost.measured import MeasuredCost
+    from spyre_bench.cost.bucket_cost import BucketCost, CostModel
     from spyre_bench.workload.workload import Workload
 
 FEW_REQUESTS = 600
@@ -31,10 +27,10 @@ def which_buckets(parameters: Any, k: int) -> Box:
     are those of the notebook, `k` the number that it chose."""
     import ipywidgets as widgets
 
-    from spyre_bench.cost.measured import load_cost
+    from spyre_bench.cost.source import load_cost
     from spyre_bench.workload.workload import WORKLOADS
 
-    table = load_cost(Path(parameters.cost) if parameters.cost else None)
+    table = load_cost(parameters.cost)
     names = list(dict.fromkeys([parameters.workload, *WORKLOADS]))
     most_s = math.ceil(2 * k * max(row.compile_s for row in table.rows))
     controls = {
@@ -59,7 +55,7 @@ def which_buckets(parameters: Any, k: int) -> Box:
 
 
 def few_requests(
-    parameters: Any, table: MeasuredCost, workload: str
+    parameters: Any, table: CostModel, workload: str
 ) -> tuple[Workload, tuple[BucketCost, ...], int]:
     """A few requests of a workload that the cost table covers, the candidates for them with their
     costs, and how many requests there were before."""
@@ -69,50 +65,50 @@ def few_requests(
 
 
 def _covered(
-    parameters: Any, table: MeasuredCost, workload: str, requests: int
+    parameters: Any, table: CostModel, workload: str, requests: int
 ) -> tuple[Workload, int]:
     from spyre_bench.choose.advise import within
-    from spyre_bench.workload.workload import load_workload
+    from spyre_bench.simulate.scenario import Scenario
 
-    drawn = load_workload(
+    drawn = Scenario(
         workload,
         requests=requests,
-        rng=np.random.default_rng(parameters.seed),
+        seed=parameters.seed,
         max_tokens=parameters.max_tokens,
-    )
-    return within(drawn.scaled(lengths=parameters.length_scale), table), len(drawn)
+        length_scale=parameters.length_scale,
+    ).load_workload()
+    return within(drawn, table), len(drawn)
 
 
-def _candidates(some: Workload, table: MeasuredCost, **most: int) -> tuple[BucketCost, ...]:
+def _candidates(some: Workload, table: CostModel, **most: int) -> tuple[BucketCost, ...]:
     from spyre_bench.choose.advise import priced_candidates
 
-    sizes = sorted({row.batch_size for row in table.rows})
-    return priced_candidates(some, table, sizes, **most)
+    return priced_candidates(some, table, table.batch_sizes, **most)
 
 
 def draw_choice(few: Callable[[str], tuple], workload: str, k: int, warmup_budget_s: float) -> Axes:
     """The proved choice of `k` buckets for the few requests of a workload, as a map. ValueError
     where none is within the budget (seconds, 0 for none), or the cost table covers no request."""
-    from spyre_bench.choose.optimize import Limits, choose
+    from spyre_bench.choose.optimize import Limits, choose_buckets
 
     some, costs, drawn = few(workload)
-    choice = choose(some, costs, Limits(k, warmup_budget_s or None))
+    choice = choose_buckets(some, costs, Limits(k, warmup_budget_s or None))
     return _map(some, choice, drawn)
 
 
 def choose_for_all(
-    parameters: Any, table: MeasuredCost, workload: str, k: int, warmup_budget_s: float
+    parameters: Any, table: CostModel, workload: str, k: int, warmup_budget_s: float
 ) -> Steps:
     """The same for all requests of the notebook, from all candidates, and in the title what the
     last bucket saves: one bucket is chosen, then two, up to `k`."""
-    from spyre_bench.choose.optimize import Limits, choose
+    from spyre_bench.choose.optimize import Limits, choose_buckets
 
     yield Step(0.0, f"drawing {parameters.requests:,} requests")
     some, drawn = _covered(parameters, table, workload, parameters.requests)
     costs, choices = _candidates(some, table), []
     for number in range(1, k + 1):
         yield Step(number / (k + 1), f"{number} of {k} buckets out of {len(costs)} candidates")
-        choices.append(choose(some, costs, Limits(number, warmup_budget_s or None)))
+        choices.append(choose_buckets(some, costs, Limits(number, warmup_budget_s or None)))
     saved = ""
     if len(choices) > 1:
         saved = f", {1 - choices[-1].objective_s / choices[-2].objective_s:.0%} less than {k - 1}"

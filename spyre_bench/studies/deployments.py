@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from spyre_bench.choose.advise import priced_candidates
-from spyre_bench.choose.optimize import Choice, Limits, choose
+from spyre_bench.choose.optimize import Choice, Limits, choose_buckets
 from spyre_bench.cost.bucket_cost import BucketCost
 from spyre_bench.cost.card import SpyreCost
 from spyre_bench.cost.card_parameters import ENDS, LIMITS, SpyreCard
@@ -181,8 +181,8 @@ def propose(
 
     What is held fair: engines of every size choose from sets of at most `k` buckets, for each
     largest batch size the proved optimum for full batches at the middle values of the parameters
-    (`optimize.choose`); wherever capacities are compared, each has the set that serves it best
-    there. Or the `buckets` given are compiled everywhere.
+    (`optimize.choose_buckets`); wherever capacities are compared, each has the set that serves it
+    best there. Or the `buckets` given are compiled everywhere.
     """
     numbers, found = sorted(set(cards)), []
     engines: dict[int, Deployment] = {}  # of one engine each
@@ -224,7 +224,7 @@ def _choices(
     for number in range(1, len(sizes) + 1):
         try:
             some = priced_candidates(workload, cost, sizes[:number], **CANDIDATES)
-            found.append(choose(workload, some, limits, gap=1e-2))
+            found.append(choose_buckets(workload, some, limits, gap=1e-2))
         except ValueError as refusal:  # too large for the card, and so are larger ones
             refusals.append(refusal)
     if not found:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from spyre_bench.choose.optimize import Limits, choose
+from spyre_bench.choose.optimize import Limits, choose_buckets
 from spyre_bench.choose.schemes import optimal
 from spyre_bench.cost.bucket_cost import BucketCost, CostModel
 from spyre_bench.metrics.bounds import shares_s
@@ -32,14 +32,14 @@ def k_curve(
     starts. With `held_out` also held_out_s, the same choice's device seconds a request on these,
     and held_out_lost, how many of them fit none of its buckets and do not count.
 
-    Raises ValueError for `k` or `reuse` below 1, and for what `choose` refuses.
+    Raises ValueError for `k` or `reuse` below 1, and for what `choose_buckets` refuses.
     """
     for name, value in (("k", k), ("reuse", reuse)):
         if value < 1:
             raise ValueError(f"{name} {value} is below 1: use 1 or more")
     rows = []
     for number in range(1, k + 1):
-        choice = choose(workload, costs, Limits(number, warmup_budget_s))
+        choice = choose_buckets(workload, costs, Limits(number, warmup_budget_s))
         device_s = choice.objective_s / len(workload)
         rows.append(
             {

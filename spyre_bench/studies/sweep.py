@@ -9,72 +9,39 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import fields
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import joblib
-import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from spyre_bench import files
-from spyre_bench.cost.bucket_cost import price
-from spyre_bench.cost.source import Source, load_source
+from spyre_bench.cost.bucket_cost import CostModel
+from spyre_bench.cost.source import load_cost
 from spyre_bench.errors import sentence
 from spyre_bench.metrics import summary
-from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import BucketSet
-from spyre_bench.simulate.static import simulate
-from spyre_bench.workload.workload import Reading, Workload, load_workload
+from spyre_bench.simulate.scenario import KINDS, TRACE_FILE, WORKLOAD, Scenario
+from spyre_bench.workload.workload import Workload
 
 BACKENDS = ("loky", "dask", "ray")
-LARGEST = 10**9  # requests; more is a slip
 CHUNK = 8  # points a task: large enough to drown the cost of sending it
 
 
-@dataclass(frozen=True)
-class Point:
-    """The settings of one simulation."""
-
-    workload: str
-    buckets: str
-    requests: int = 0  # 0: 10,000 draws, or the whole file
-    seed: int = 0
-    arrivals: str = ""  # as the workload has them
-    max_tokens: str = ""  # as the workload has them
-    length_scale: float = 1.0
-    rate_scale: float = 1.0
-    policy: str = "best_fit"
-    max_wait_s: float = 0.0
-    gather_s: float = 0.0
-    max_age_s: float = 60.0
-    replicas: int = 1
-    router: str = "round_robin"
-    cost: str = ""  # the shipped table; or a file, or card:MODEL,tp=4,dtype=fp8,end=slow
-    extrapolate: bool = False
-    columns: str = ""  # of a trace file, as `--columns` takes them
-    time_unit: str = ""  # as its columns say
-    separator: str = ""  # a comma
-    from_s: float = 0.0
-    to_s: float = math.inf
+FIELDS = {field.name: field for field in fields(Scenario)}
+SETTINGS = tuple(name for name in FIELDS if name != "goodput")  # no figure hangs on that
+OF_WORKLOAD = [name for name in SETTINGS if FIELDS[name].metadata["part"] in (WORKLOAD, TRACE_FILE)]
 
 
-KINDS = {
-    field.name: {"str": str, "int": int, "float": float, "bool": bool}[field.type]
-    for field in fields(Point)
-}
-SETTINGS = tuple(KINDS)
-
-
-def read_grid(path: Path) -> list[Point]:
-    """The points of a YAML file that has a value, or a list of them, for settings of `Point`."""
+def read_grid(path: Path) -> list[Scenario]:
+    """The points of a YAML file that has a value, or a list of them, for settings of `Scenario`."""
     grid = files.read_yaml(path)
     if not isinstance(grid, Mapping):
         raise ValueError(f"{path}: write a line for each setting, such as `policy: [skip, fcfs]`")
@@ -84,7 +51,7 @@ def read_grid(path: Path) -> list[Point]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def points(grid: Mapping[str, Any]) -> list[Point]:
+def points(grid: Mapping[str, Any]) -> list[Scenario]:
     """Every combination of the values, the last setting changing fastest. Raises ValueError for an
     unknown or a missing setting and for a value of the wrong kind."""
     if unknown := sorted(set(grid) - set(SETTINGS), key=str):
@@ -96,7 +63,7 @@ def points(grid: Mapping[str, Any]) -> list[Point]:
         for name, some in grid.items()
     }
     found = [
-        Point(**dict(zip(lists, values, strict=True)))
+        Scenario(**dict(zip(lists, values, strict=True)))
         for values in itertools.product(*lists.values())
     ]
     if not found:
@@ -105,7 +72,7 @@ def points(grid: Mapping[str, Any]) -> list[Point]:
 
 
 def _typed(name: str, value: Any) -> Any:
-    kind = KINDS[name]
+    kind, known = KINDS[name], FIELDS[name]
     if name == "buckets":
         if not isinstance(value, str | list):
             raise ValueError(
@@ -118,17 +85,18 @@ def _typed(name: str, value: Any) -> Any:
     if type(value) is not kind:
         shown = repr(value) if len(repr(value)) < 80 else f"{repr(value)[:80]}…"
         raise ValueError(f"setting {name}: {shown} is not of type {kind.__name__}")
-    if name == "seed" and value < 0:
-        raise ValueError(f"setting seed: {value} is below 0: use 0 or more")
-    if name == "requests" and value > LARGEST:
-        raise ValueError(f"setting requests: {value} is above {LARGEST:,}")
+    least, most = (known.metadata.get(end) for end in ("min", "max"))
+    if least is not None and value < least:
+        raise ValueError(f"setting {name}: {value} is below {least}: use {least} or more")
+    if most is not None and value > most:
+        raise ValueError(f"setting {name}: {value} is above {most:,}")
     if kind is str and "\x00" in value:
         raise ValueError(f"setting {name}: {value!r} holds a null byte, which no name does")
-    return value
+    return None if known.default is None and not value else value
 
 
 def run_sweep(
-    some: Sequence[Point],
+    some: Sequence[Scenario],
     out: Path,
     *,
     jobs: int = -1,
@@ -149,10 +117,15 @@ def run_sweep(
 
 
 def _run_sweep(
-    some: Sequence[Point], out: Path, jobs: int, backend: str, scheduler: str | None, progress: bool
+    some: Sequence[Scenario],
+    out: Path,
+    jobs: int,
+    backend: str,
+    scheduler: str | None,
+    progress: bool,
 ) -> pd.DataFrame:
     done = _read(out) if out.exists() else {}
-    wanted = {_key(asdict(point)): point for point in some}
+    wanted = {_key(_settings(point)): point for point in some}
     todo = [point for key, point in wanted.items() if not _stands(done.get(key), point)]
     # Neighbours in the grid often share workload and table, which a worker then loads once.
     chunks = [todo[first : first + CHUNK] for first in range(0, len(todo), CHUNK)]
@@ -169,7 +142,7 @@ def _run_sweep(
     return _table(rows)
 
 
-def run_chunk(chunk: Sequence[Point]) -> list[dict[str, Any]]:
+def run_chunk(chunk: Sequence[Scenario]) -> list[dict[str, Any]]:
     """One row a point: its settings, its basis and its figures, or its error, whatever it is."""
     rows = []
     for point in chunk:
@@ -178,19 +151,20 @@ def run_chunk(chunk: Sequence[Point]) -> list[dict[str, Any]]:
             found = _figures(point, basis)
         except Exception as error:
             found = dict.fromkeys(FIGURES) | {"error": sentence(error)}
-        rows.append(asdict(point) | {"basis": basis} | found)
+        rows.append(_settings(point) | {"basis": basis} | found)
     return rows
 
 
-def _figures(point: Point, basis: str) -> dict[str, Any]:
-    costs = price(BucketSet.parse(point.buckets), _cost(point.cost, point.extrapolate, basis))
-    policy = Policy(point.policy, point.max_wait_s, point.gather_s, point.max_age_s)
-    workload = _workload(
-        point.workload, point.requests, point.seed, point.arrivals, point.max_tokens,
-        point.length_scale, point.rate_scale, point.columns, point.time_unit,
-        point.separator, point.from_s, point.to_s, basis,
-    )  # fmt: skip
-    trace = simulate(workload, costs, policy, replicas=point.replicas, router=point.router)
+def _settings(point: Scenario) -> dict[str, Any]:
+    """As the file has them: "" or 0 where nothing is set."""
+    values = {name: getattr(point, name) for name in SETTINGS}
+    return {name: KINDS[name]() if value is None else value for name, value in values.items()}
+
+
+def _figures(point: Scenario, basis: str) -> dict[str, Any]:
+    costs = point.costs(_cost(point.cost, point.extrapolate, basis))
+    asked = Scenario(**{name: getattr(point, name) for name in OF_WORKLOAD})
+    trace = point.run(_workload(asked, basis), costs)
     return {
         **summary.summary(trace),
         "compile_s": sum(cost.compile_s for cost in costs),
@@ -212,21 +186,21 @@ COUNTS = ("served", "rejected", "batches", *(f"{name}_tokens" for name in summar
           "extrapolated")  # fmt: skip
 # A whole number, or nothing where the point did not run.
 DTYPES = (
-    KINDS
+    {name: KINDS[name] for name in SETTINGS}
     | dict.fromkeys(FIGURES, float)
     | dict.fromkeys(COUNTS, "Int64")
     | {"saturated": "boolean", "error": str, "basis": str}
 )
 
 
-def _stands(row: Mapping[str, Any] | None, point: Point) -> bool:
+def _stands(row: Mapping[str, Any] | None, point: Scenario) -> bool:
     """Whether the row of an earlier sweep is still what simulating the point would give."""
     return row is not None and not row["error"] and row["basis"] == _basis(point)
 
 
-def _basis(point: Point) -> str:
+def _basis(point: Scenario) -> str:
     """The digest of what a point's figures depend on beside its settings."""
-    return files.digest(_code(), _content(point.workload), _content(point.cost))
+    return files.digest(_code(), _content(point.workload), _content(point.cost or ""))
 
 
 _code = cache(files.code)
@@ -248,32 +222,13 @@ def _content_at(name: str, *_: int) -> str | None:
 
 # A process has many points of the same workload and table; under another basis they are read anew.
 @lru_cache(maxsize=8)
-def _cost(text: str, extrapolate: bool, basis: str) -> Source:
-    return load_source(text, extrapolate=extrapolate)
+def _cost(text: str | None, extrapolate: bool, basis: str) -> CostModel:
+    return load_cost(text, extrapolate=extrapolate)
 
 
 @lru_cache(maxsize=8)
-def _workload(
-    name: str,
-    requests: int,
-    seed: int,
-    arrivals: str,
-    max_tokens: str,
-    lengths: float,
-    rate: float,
-    columns: str,
-    time_unit: str,
-    separator: str,
-    from_s: float,
-    to_s: float,
-    basis: str,
-) -> Workload:
-    some = load_workload(
-        name, requests=requests or None, rng=np.random.default_rng(seed), arrivals=arrivals or None,
-        max_tokens=max_tokens or None, from_s=from_s, to_s=to_s,
-        reading=Reading.parse(columns, time_unit or None, separator or None),
-    )  # fmt: skip
-    return some.scaled(lengths=lengths, rate=rate)
+def _workload(asked: Scenario, basis: str) -> Workload:
+    return asked.load_workload()
 
 
 @contextmanager
@@ -358,7 +313,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     except ValueError as error:
         raise ValueError(f"{path} is not of a sweep: {error}") from error
     if earlier:  # nobody knows what its rows depended on: they are run again where asked for
-        defaults = asdict(Point("", "")) | {"basis": ""}
+        defaults = _settings(Scenario("")) | {"basis": ""}
         missing = {name: defaults[name] for name in COLUMNS if name not in frame}
         frame = frame.assign(**missing)[list(COLUMNS)]
         _replace(path, frame)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from spyre_bench.choose.advise import priced_candidates
-from spyre_bench.choose.optimize import Choice, Limits, choose
+from spyre_bench.choose.optimize import Choice, Limits, choose_buckets
 from spyre_bench.choose.schemes import one, percentiles, powers_of_two
 from spyre_bench.cost.bucket_cost import BucketCost, CostModel, price
 from spyre_bench.metrics import summary
@@ -194,7 +194,7 @@ def over_bucket_sets(
     others = {name: priced for name, some in baselines.items() if (priced := _priced(some, model))}
     extra = [cost.bucket for cost in itertools.chain(yours, *others.values())]
     some = priced_candidates(queued, model, batch_sizes, extra=extra)
-    choice = choose(queued, some, Limits(len(yours)))
+    choice = choose_buckets(queued, some, Limits(len(yours)))
     sets = {
         ("these buckets", "given"): yours,
         ("optimum for full batches", "optimum"): choice.costs,

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from html import escape
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -60,7 +61,7 @@ COLUMNS = {
 NAMED_REQUESTS = 10_000
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Workload:
     """Requests in order of arrival, as read-only columns, one element a request.
 
@@ -141,6 +142,17 @@ class Workload:
         come = "all at once" if math.isinf(rate) else f"in {self.span_s:,.6g} s, {rate:.3g}/s"
         what = f"{len(self):,} request{'s' if len(self) > 1 else ''} {come}"
         return _joined(self.read_as or self.name, what, self.note)
+
+    def __repr__(self) -> str:
+        return f"<Workload {self}>"
+
+    def _repr_html_(self) -> str:
+        levels = {"minimum": 0.0, "median": 0.5, "P95": 0.95, "P99": 0.99, "maximum": 1.0}
+        lengths = (
+            self.quantiles(list(levels.values()))["tokens"].to_numpy().reshape(-1, len(levels))
+        )
+        table = pd.DataFrame(lengths, list(COLUMNS)[1:], list(levels))
+        return f"<p>{escape(str(self))}</p>{table.to_html()}"
 
     def fits(self, bucket: Bucket) -> np.ndarray:
         """bool [requests], which of them the bucket takes: by prompt and max_tokens, as a scheduler

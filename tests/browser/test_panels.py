@@ -17,7 +17,7 @@ pytest.importorskip("playwright", reason="playwright is not installed: `make tes
 
 from spyre_bench import explore
 from spyre_bench.cost.bucket_cost import price
-from spyre_bench.cost.measured import load_cost
+from spyre_bench.cost.source import load_cost
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket, BucketSet
 from spyre_bench.studies import startup, under_load

@@ -7,7 +7,7 @@ import pytest
 
 from spyre_bench.choose.advise import advise, per_request, within
 from spyre_bench.choose.optimize import Limits
-from spyre_bench.cost.bucket_cost import price
+from spyre_bench.cost.bucket_cost import CostModel, price
 from spyre_bench.cost.closed_form import FittedCost
 from spyre_bench.cost.measured import MeasuredCost
 from spyre_bench.metrics import summary
@@ -118,9 +118,7 @@ def test_a_warmup_budget_is_kept_by_all_of_our_sets(mixed):
 def test_smaller_batches_that_the_budget_does_not_allow_are_no_reason_to_give_up(mixed):
     """Compiling fewer rows need not be faster; the optimum is advised without its relatives."""
 
-    class SlowToCompileOneRow:
-        smallest = TOY.smallest
-
+    class SlowToCompileOneRow(CostModel):
         def of(self, bucket: Bucket):
             compile_s = 100.0 if bucket.batch_size < 8 else 10.0
             return replace(TOY.of(bucket), compile_s=compile_s)

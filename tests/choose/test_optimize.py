@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spyre_bench.choose import optimize
-from spyre_bench.choose.optimize import Limits, candidates, choose, greedy, greedy_swap
+from spyre_bench.choose.optimize import Limits, candidates, choose_buckets, greedy, greedy_swap
 from spyre_bench.cost.bucket_cost import BucketCost, price
 from spyre_bench.cost.closed_form import FittedCost
 from spyre_bench.metrics.bounds import by_bucket, shape_bound_s, shares_s, work_bound_s
@@ -17,7 +17,7 @@ from spyre_bench.workload.workload import Workload
 
 # prefill 0.02 + 1e-4·B·P, decode 0.02 + 5e-4·B, compile 10 s, a byte for each slot of the cache
 TOY = FittedCost((0.02, 1e-4), (0.02, 5e-4, 0.0), (10.0, 0.0), (0.0, 1.0, 0.0))
-WAYS = (choose, greedy, greedy_swap)
+WAYS = (choose_buckets, greedy, greedy_swap)
 
 
 def workload(*requests: tuple[int, int]) -> Workload:
@@ -66,9 +66,9 @@ def test_the_choice_is_that_of_trying_everything_and_its_bound_holds(problem, bu
     best_s = by_trying_everything(some, costs, limits)
     if best_s == np.inf:
         with pytest.raises(ValueError, match=r"serves every request|fit no candidate|memory_bytes"):
-            choose(some, costs, limits)
+            choose_buckets(some, costs, limits)
         return
-    choice = choose(some, costs, limits, gap=0)
+    choice = choose_buckets(some, costs, limits, gap=0)
     assert choice.objective_s == pytest.approx(best_s)
     assert choice.bound_s <= best_s * (1 + 1e-9)
     assert choice.gap < 1e-6
@@ -92,9 +92,9 @@ def test_the_choice_does_not_hang_on_how_long_a_second_is(problem, second):
     best_s = by_trying_everything(some, scaled, limits)
     if best_s == np.inf:
         with pytest.raises(ValueError, match="serves every request"):
-            choose(some, scaled, limits, gap=0)
+            choose_buckets(some, scaled, limits, gap=0)
         return
-    choice = choose(some, scaled, limits, gap=0)
+    choice = choose_buckets(some, scaled, limits, gap=0)
     assert choice.objective_s == pytest.approx(best_s, abs=0)
     assert choice.bound_s == pytest.approx(best_s, abs=0)
     assert choice.compile_s <= 20 * second
@@ -112,7 +112,7 @@ def test_an_answer_worse_than_its_own_bound_is_not_believed(monkeypatch):
         return answer
 
     monkeypatch.setattr(optimize, "milp", wrong)
-    choice = choose(some, costs, Limits(1))
+    choice = choose_buckets(some, costs, Limits(1))
     assert choice.buckets == (Bucket(2, 64, 4),)
     assert choice.objective_s == pytest.approx(1.3)
     assert choice.bound_s <= choice.objective_s
@@ -144,7 +144,7 @@ def test_with_many_different_answers_the_bound_stays_below_and_close():
         BucketCost(Bucket(8, 192, 1000), 60.0, 0.45),
     )
     limits = Limits(2)
-    choice = choose(some, costs, limits, gap=0)
+    choice = choose_buckets(some, costs, limits, gap=0)
     best_s = by_trying_everything(some, costs, limits)
     assert choice.objective_s == pytest.approx(best_s)
     assert 0.99 * best_s < choice.bound_s <= best_s
@@ -173,11 +173,11 @@ def test_limits_are_kept(way):
 def test_by_hand_short_requests_get_a_bucket_of_their_own():
     some = workload(*[(60, 8)] * 90, *[(400, 8)] * 10)
     costs = toy("4,64,8 4,448,8")
-    alone = choose(some, costs, Limits(1))
+    alone = choose_buckets(some, costs, Limits(1))
     assert alone.buckets == (Bucket(4, 448, 8),)
     share_s = lambda p: (0.02 + 4e-4 * p + 7 * 0.022) / 4  # noqa: E731
     assert alone.objective_s == pytest.approx(100 * share_s(448))
-    both = choose(some, costs, Limits(2))
+    both = choose_buckets(some, costs, Limits(2))
     assert both.objective_s == pytest.approx(90 * share_s(64) + 10 * share_s(448))
     assert both.gap == pytest.approx(0, abs=1e-9)
 
@@ -210,7 +210,7 @@ def test_candidates_cover_everything_and_hold_the_extra_ones():
     prompts = {bucket.prompt_length for bucket in found}
     assert prompts == {64, 192, 704, 1024}
     assert any(bucket.fits(700, 100) for bucket in found)
-    assert choose(some, price(found, TOY), Limits(3)).gap < 1e-3
+    assert choose_buckets(some, price(found, TOY), Limits(3)).gap < 1e-3
 
 
 def test_the_same_problem_twice_has_the_same_answer():

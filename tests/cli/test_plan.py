@@ -16,7 +16,7 @@ import pytest
 from spyre_bench.cli import main
 from spyre_bench.cost.bucket_cost import price
 from spyre_bench.cost.card import SpyreCost
-from spyre_bench.cost.measured import load_cost
+from spyre_bench.cost.source import load_cost
 from spyre_bench.cost.table import write_cost_table
 from spyre_bench.metrics.vllm_json import bench_result
 from spyre_bench.model_sizes import preset

@@ -19,7 +19,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from spyre_bench import explore
-from spyre_bench.choose.optimize import Limits, choose
+from spyre_bench.choose.optimize import Limits, choose_buckets
 from spyre_bench.cost.bucket_cost import BucketCost
 from spyre_bench.cost.card_parameters import with_all_reduce
 from spyre_bench.cost.measured import MeasuredCost
@@ -321,7 +321,7 @@ def test_the_panel_shows_the_proved_choice_and_says_what_is_left_out(chosen_for)
     some, costs, drawn = choice.few_requests(chosen_for, table, "azure_conv")
     assert len(some) < drawn == 300
     ax = choice.draw_choice(lambda name: (some, costs, drawn), "azure_conv", 2, 0.0)
-    best_two = choose(some, costs, Limits(2))
+    best_two = choose_buckets(some, costs, Limits(2))
     seconds, beyond = ax.get_title(loc="left").split("\n")
     assert f"{shape_bound_s(some, best_two.costs) / len(some):.3f} device seconds" in seconds
     assert f"{1 - len(some) / 300:.0%} of the requests are beyond" in beyond
@@ -346,7 +346,7 @@ def test_for_the_whole_workload_as_many_buckets_as_asked_are_chosen_from_all_can
     assert title.startswith("300 requests, 2 buckets")
     assert "less than 1," in title
     seconds = float(title.split("2 buckets: ")[1].split(" ")[0])
-    assert seconds <= choose(few, costs, Limits(2)).objective_s / len(few) + 5e-4
+    assert seconds <= choose_buckets(few, costs, Limits(2)).objective_s / len(few) + 5e-4
     plt.close("all")
 
 

@@ -6,7 +6,7 @@ from importlib.metadata import version
 import pytest
 from typer.testing import CliRunner
 
-from spyre_bench.cost.measured import load_cost
+from spyre_bench.cost.source import load_cost
 from spyre_bench.cost.table import read_cost_table, write_cost_table
 from spyre_bench.measure.buckets import measure_table
 from spyre_bench.shapes import Bucket, BucketSet

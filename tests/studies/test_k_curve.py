@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spyre_bench.choose.optimize import Limits, choose
+from spyre_bench.choose.optimize import Limits, choose_buckets
 from spyre_bench.choose.schemes import knee as knee_of_a_convex_curve
 from spyre_bench.cost.bucket_cost import price
 from spyre_bench.cost.closed_form import FittedCost
@@ -33,7 +33,7 @@ def test_a_point_is_the_proved_choice_of_that_many_buckets_a_request():
     curve = k_curve(MIXED, COSTS, 4, reuse=100)
     assert curve["k"].tolist() == [1, 2, 3, 4]
     for row in curve.itertuples():
-        choice = choose(MIXED, COSTS, Limits(row.k))
+        choice = choose_buckets(MIXED, COSTS, Limits(row.k))
         assert row.buckets == " ".join(map(str, choice.buckets))
         assert row.graphs == len(choice.buckets)
         assert row.compile_s == 10.0 * row.graphs

@@ -9,15 +9,16 @@ import pandas as pd
 import pytest
 
 from spyre_bench.cost.bucket_cost import price
-from spyre_bench.cost.measured import load_cost
+from spyre_bench.cost.source import load_cost
 from spyre_bench.cost.table import write_cost_table
 from spyre_bench.files import in_use
 from spyre_bench.metrics.summary import summary
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import BucketSet
+from spyre_bench.simulate.scenario import Scenario
 from spyre_bench.simulate.static import simulate
 from spyre_bench.studies import sweep
-from spyre_bench.studies.sweep import COLUMNS, Point, points, read_grid, run_chunk, run_sweep
+from spyre_bench.studies.sweep import COLUMNS, points, read_grid, run_chunk, run_sweep
 from spyre_bench.workload.workload import Workload, load_workload
 from tests.cost.test_cost import CORNERS, machine
 
@@ -40,7 +41,7 @@ def trace(tmp_path) -> str:
 
 
 @pytest.fixture
-def grid(table, trace) -> list[Point]:
+def grid(table, trace) -> list[Scenario]:
     """Twelve points, three of them beyond the cost table: more than one chunk."""
     return points(
         {
@@ -58,7 +59,7 @@ def swept(some, out, **chosen) -> pd.DataFrame:
 
 
 @pytest.fixture
-def runs(monkeypatch) -> list[Point]:
+def runs(monkeypatch) -> list[Scenario]:
     """The points that are simulated while it is watched."""
     seen, run_chunk = [], sweep.run_chunk
 
@@ -76,10 +77,10 @@ def runs(monkeypatch) -> list[Point]:
 def test_every_combination_is_a_point_and_the_last_setting_changes_fastest():
     found = points({"workload": ["a", "b"], "buckets": SHORT, "policy": ["skip", "fcfs"]})
     assert found == [
-        Point("a", SHORT, policy="skip"),
-        Point("a", SHORT, policy="fcfs"),
-        Point("b", SHORT, policy="skip"),
-        Point("b", SHORT, policy="fcfs"),
+        Scenario("a", SHORT, policy="skip"),
+        Scenario("a", SHORT, policy="fcfs"),
+        Scenario("b", SHORT, policy="skip"),
+        Scenario("b", SHORT, policy="fcfs"),
     ]
 
 
@@ -143,7 +144,7 @@ def test_a_row_has_the_settings_and_what_simulating_them_gives(tmp_path, grid, t
 
 
 def test_every_setting_counts(tmp_path, table):
-    point = Point(
+    point = Scenario(
         "azure_conv", f"{SHORT} 8,1024,512", requests=200, seed=3, arrivals="poisson:5",
         max_tokens="multiple:2", length_scale=0.1, rate_scale=0.5, policy="length_aware",
         max_wait_s=0.5, gather_s=2.0, max_age_s=9.0, replicas=3, router="least_loaded", cost=table,
@@ -185,7 +186,7 @@ def test_an_error_of_many_lines_is_one_line_of_the_file(tmp_path, grid, monkeypa
 
 
 def test_an_error_of_any_kind_is_a_row(tmp_path, grid, monkeypatch):
-    monkeypatch.setattr(sweep, "simulate", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("spyre_bench.simulate.static.simulate", lambda *_, **__: 1 / 0)
     frame = swept(grid[:2], tmp_path / "out.csv")
     assert frame["error"].tolist() == ["ZeroDivisionError: division by zero"] * 2
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 3

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spyre_bench.cost.bucket_cost import BucketCost, price
+from spyre_bench.cost.bucket_cost import BucketCost, CostModel, price
 from spyre_bench.cost.closed_form import FittedCost
 from spyre_bench.metrics import summary
 from spyre_bench.policy.static import POLICIES, Policy
@@ -230,10 +230,8 @@ def test_batches_of_one_row_are_fuller_and_slower(contest):
     assert one["busy_s"] > eight["busy_s"]
 
 
-class Narrow:
+class Narrow(CostModel):
     """Has no figure for long prompts in batches of four."""
-
-    smallest = TOY.smallest
 
     def of(self, bucket: Bucket) -> BucketCost:
         if bucket.batch_size == 4 and bucket.prompt_length > 256:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from spyre_bench.choose.advise import advise
 from spyre_bench.choose.optimize import Limits
 from spyre_bench.cost.bucket_cost import BucketCost
-from spyre_bench.cost.measured import load_cost
+from spyre_bench.cost.source import load_cost
 from spyre_bench.metrics import summary
 from spyre_bench.metrics.vllm_json import bench_result
 from spyre_bench.policy.static import Policy

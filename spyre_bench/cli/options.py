@@ -1,0 +1,77 @@
+"""Settings as options: a command that takes a dataclass of `setting`s has an option for each."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, fields
+from functools import wraps
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from spyre_bench.simulate.scenario import setting
+
+Json = Annotated[bool, typer.Option("--json", help="print JSON and nothing else")]
+
+
+def with_options(kind: type, *, without: str = "") -> Callable[[Callable], Callable]:
+    """Gives a command, in the place of its parameter of this dataclass, an option for each setting,
+    but for those of one part. `--help` has a panel for each part."""
+    hints = get_type_hints(kind)
+    shown = [it for it in fields(kind) if it.metadata["part"] != without]
+
+    def expand(command: Callable) -> Callable:
+        own = inspect.signature(command, eval_str=True).parameters.values()
+        (name,) = (parameter.name for parameter in own if parameter.annotation is kind)
+
+        @wraps(command)
+        def expanded(**given: Any) -> Any:
+            values = {it.name: _value(it, given.pop(it.name)) for it in shown}
+            return command(**{name: kind(**values)}, **given)
+
+        parameters = [_option(it, hints[it.name]) for it in shown]
+        parameters += [it.replace(kind=it.KEYWORD_ONLY) for it in own if it.name != name]
+        expanded.__signature__ = inspect.Signature(parameters)
+        expanded.__annotations__ = {it.name: it.annotation for it in parameters}
+        return expanded
+
+    return expand
+
+
+def _option(it: Field, hint: Any) -> inspect.Parameter:
+    told = it.metadata
+    flag = told.get("flag", f"--{it.name.replace('_', '-')}")
+    limits = {name: told[name] for name in ("metavar", "min", "max") if name in told}
+    option = typer.Option(flag, help=told["help"], rich_help_panel=told["part"], **limits)
+    if told.get("many"):
+        hint = list[str] if told.get("required") else list[str] | None
+    needed = it.default is MISSING or told.get("required")
+    default = inspect.Parameter.empty if needed else it.default
+    annotation = Annotated[hint, option]
+    return inspect.Parameter(
+        it.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
+
+
+def _value(it: Field, given: Any) -> Any:
+    """What is repeated is one text of words, and none of them is what the default is."""
+    if not it.metadata.get("many"):
+        return given
+    return " ".join(given) if given else it.default
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The real engine that is measured."""
+
+    model: str = setting("Engine", "directory, hub id or smollm2", "smollm2")
+    tp: int = setting("Engine", "tensor parallel size", 1)
+    compile_backend: str = setting(
+        "Engine", "eager, inductor or sendnn", "inductor", flag="--backend"
+    )
+    compile_scope: str = setting(
+        "Engine", "compile the layer or the whole model", "layer", flag="--scope"
+    )
+    dtype: str = setting("Engine", "float32, bfloat16 or float16", "float32")
+    threads: int | None = setting("Engine", "a process; default: one a core", None)

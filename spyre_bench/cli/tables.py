@@ -1,0 +1,176 @@
+"""What the commands that only calculate print: tables, sentences, and the JSON of an advice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from spyre_bench.choose.advise import Advice
+
+# --- a card that nobody measured ------------------------------------------------------------------
+
+# figure -> its words and its scale; those that the card's model has a range of
+RANGED = {
+    "request_throughput": ("requests/s", 1),
+    "output_throughput": ("output tokens/s", 1),
+    "median_ttft_ms": ("seconds of median TTFT", 1e-3),
+    "median_tpot_ms": ("of median TPOT", 1e-3),
+    "p99_e2el_ms": ("of p99 E2EL", 1e-3),
+}
+ADVISED = {
+    "shape_bound_s": ("seconds of the advised buckets' bound for the first half", 1),
+    "compile_s": ("of their compiling", 1),
+}
+
+
+def modelled(
+    label: str, names: Iterable[str], ends: Sequence[Mapping[str, float]]
+) -> dict[str, Any]:
+    """What a result says of costs that were not measured: the range of its figures, from the slow
+    to the fast end of the card's parameters."""
+    slow, fast = ends
+    return {"of": label, "slow_to_fast": {name: [slow[name], fast[name]] for name in names}}
+
+
+def modelled_sentence(modelled: Mapping[str, Any], words: Mapping[str, tuple[str, float]]) -> str:
+    ranges = []
+    for name, ends in modelled["slow_to_fast"].items():
+        what, scale = words[name]
+        slow, fast = (end * scale for end in ends)
+        form = ",.0f" if max(slow, fast) >= 100 else ".3g"
+        ranges.append(f"{what} {slow:{form}} to {fast:{form}}")
+    return (
+        f"modelled, not measured (docs/SPYRE_CARD.md): {modelled['of']}. From their slow to their "
+        f"fast end: {', '.join(ranges)}"
+    )
+
+
+# --- what is printed ------------------------------------------------------------------------------
+
+
+def narrow(*columns: str) -> Table:
+    """A table narrow enough for 80 columns, the width where output is no terminal."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for place, name in enumerate(columns):
+        table.add_column(name, justify="right" if place else "left", no_wrap=True)
+    return table
+
+
+def print_result(result: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console()
+    console.print(_latency_table(result), _waste_table(result["spyre_waste"]))
+    typer.echo(
+        f"{result['completed']:,} of {result['num_prompts']:,} requests served in "
+        f"{result['duration']:,.1f} s by {result['spyre_batches']:,} batches: "
+        f"{result['request_throughput']:.3f} requests/s, {result['output_throughput']:,.1f} output "
+        f"tokens/s, {result['spyre_utilisation']:.0%} busy"
+    )
+    if result["request_goodput"] is not None:
+        typer.echo(f"goodput {result['request_goodput']:.3f} requests/s")
+    if bound := result["spyre_busy_over_shape_bound"]:
+        typer.echo(f"busy {bound:.2f} times the shape bound of these buckets")
+    if result["spyre_saturated"]:
+        typer.echo(f"saturated: {result['spyre_saturation']}")
+    for sentence in result["spyre_lint"]:
+        typer.echo(sentence)
+    if "spyre_modelled" in result:
+        typer.echo(modelled_sentence(result["spyre_modelled"], RANGED))
+    elif result["spyre_extrapolated"]:
+        typer.echo(f"extrapolated: {', '.join(result['spyre_extrapolated'])}")
+
+
+def _latency_table(result: dict[str, Any]) -> Table:
+    table = narrow("seconds", "mean", "median", "p90", "p99")
+    names = {"spyre_queue": "queue", "ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2EL"}
+    for metric, label in names.items():
+        seconds = (result[f"{of}_{metric}_ms"] / 1e3 for of in ("mean", "median", "p90", "p99"))
+        table.add_row(label, *(f"{value:,.3f}" for value in seconds))
+    return table
+
+
+def _waste_table(waste: dict[str, int]) -> Table:
+    table = narrow("of the token slots computed", "share")
+    for name, tokens in waste.items():
+        if name != "computed":
+            table.add_row(name.replace("_", " "), f"{tokens / max(1, waste['computed']):.1%}")
+    return table
+
+
+def _setting(advice: Advice) -> str:
+    """What `--additional-config` takes."""
+    sizes = [[b.batch_size, b.prompt_length, b.new_tokens] for b in advice.buckets]
+    return json.dumps({"spyre": {"buckets": sizes}})
+
+
+def advice_json(advice: Advice, beyond: int) -> dict[str, Any]:
+    certificate = advice.certificate
+    return {
+        "buckets": [str(bucket) for bucket in advice.buckets],
+        "additional_config": json.loads(_setting(advice)),
+        "requests_beyond_the_cost_table": beyond,
+        "requests_fitted": len(advice.fitted),
+        "requests_held_out": len(advice.held_out),
+        "certificate": {
+            "buckets": [str(bucket) for bucket in certificate.buckets],
+            "shape_bound_s": certificate.objective_s,
+            "proved_bound_s": certificate.bound_s,
+            "gap": certificate.gap,
+            "seconds": certificate.seconds,
+        },
+        "contenders": advice.contenders.to_dict("records"),
+    }
+
+
+def print_advice(advice: Advice, requests: int, beyond: int, span: str) -> None:
+    from rich.console import Console
+
+    if beyond:
+        typer.echo(
+            f"{beyond:,} of {requests:,} requests are beyond the cost table ({span}) and left out; "
+            f"--extrapolate takes them in"
+        )
+    Console().print(_contenders_table(advice))
+    typer.echo(
+        "busy: device seconds on the first half of the requests; bound: no batching takes less; "
+        "held out: busy on the second half, with its p95 of E2EL, its fill and how many requests "
+        "it lost, since no bucket fits"
+    )
+    for row in advice.contenders.itertuples():
+        typer.echo(f"{row.name}: {row.buckets}{'  <- advised' if row.advised else ''}")
+    if advice.contenders["held_out_saturated"].any():
+        typer.echo("* saturated: that latency measures the backlog, not the service")
+    found = advice.certificate
+    typer.echo(
+        f"Certificate: even with full batches, no choice of candidates within the limits serves "
+        f"the first half in less than {found.bound_s:,.1f} device seconds. The optimum's bound is "
+        f"{found.objective_s:,.1f} s, a gap of {found.gap:.3%}, found in {found.seconds:.1f} s."
+    )
+    typer.echo(f"--additional-config '{_setting(advice)}'")
+
+
+def _contenders_table(advice: Advice) -> Table:
+    from rich.markup import escape
+
+    names = ("seconds", "k", "compile", "bound", "busy", "held out", "p95", "fill", "lost")
+    table = narrow(*names)
+    for row in advice.contenders.itertuples():
+        table.add_row(
+            escape(row.name), str(row.graphs),
+            f"{row.compile_s:,.0f}", f"{row.fitted_bound_s:,.0f}",
+            f"{row.fitted_busy_s:,.0f}", f"{row.held_out_busy_s:,.0f}",
+            f"{row.held_out_p95_e2el_s:,.0f}{'*' if row.held_out_saturated else ''}",
+            f"{row.held_out_fill:.0%}", str(row.held_out_rejected),
+            style="bold" if row.advised else None,
+        )  # fmt: skip
+    return table

@@ -1,0 +1,205 @@
+"""Scenario: every setting of a simulated run, said once with its default and its help text.
+
+Command line, grids, panels and notebooks are made of it. Its methods import what they need when
+they are called, so that `--help` need not wait for numpy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from html import escape
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+
+from spyre_bench.shapes import BucketSet
+
+if TYPE_CHECKING:
+    from spyre_bench.cost.bucket_cost import BucketCost, CostModel
+    from spyre_bench.policy.static import Policy
+    from spyre_bench.simulate.result import Trace
+    from spyre_bench.workload.workload import Workload
+
+WORKLOAD, TRACE_FILE, COSTS, SCHEDULING, ENGINE = PARTS = (
+    "Workload", "Trace file", "Costs", "Scheduling", "Engine",
+)  # fmt: skip
+
+
+def setting(part: str, help: str, default: Any = MISSING, **option: Any) -> Any:
+    """A field with its help text and the part of the settings that it belongs to. `option` is what
+    the command line adds: its `flag` if not the field's name, `metavar`, `min`, `max`, `required`,
+    and `many` where it is repeated for each word of the text."""
+    return field(default=default, metadata={"part": part, "help": help} | option)
+
+
+@dataclass(frozen=True, repr=False)
+class Scenario:
+    """What is served (a workload), on what (buckets at their costs), and how (a policy): texts and
+    numbers, as they are typed. None takes what the workload, or the package, comes with.
+
+    Buckets are taken in any form of `BucketSet.parse`; without them there is a workload and a
+    source of costs to choose them for. What else makes no sense is a ValueError of the method that
+    needs it.
+    """
+
+    workload: str = setting(WORKLOAD, "azure_conv, burstgpt, ..., or a trace file")
+    buckets: str = setting(
+        ENGINE, "batch_size,prompt_length,new_tokens", "", flag="--bucket", many=True, required=True
+    )
+    requests: int | None = setting(
+        WORKLOAD, "how many; default: 10,000, or the whole file", None, max=10**9
+    )
+    seed: int = setting(WORKLOAD, "of every random draw", 0, min=0)
+    arrivals: str | None = setting(
+        WORKLOAD, "all, constant:4, poisson:2.5, gamma:2.5,0.5, onoff:10,5,20", None
+    )
+    max_tokens: str | None = setting(
+        WORKLOAD,
+        "clients ask for: exact, recorded, fixed:256, multiple:2, quantile:0.99",
+        None,
+    )
+    length_scale: float = setting(WORKLOAD, "multiplies all lengths", 1.0)
+    rate_scale: float = setting(WORKLOAD, "divides the times between arrivals", 1.0)
+    policy: str = setting(SCHEDULING, "best_fit, skip, fcfs, length_aware", "best_fit")
+    max_wait_s: float = setting(ENGINE, "hold of a batch with free rows", 0.0)
+    gather_s: float = setting(ENGINE, "hold for simultaneous arrivals", 0.0)
+    max_age_s: float = setting(ENGINE, "age guard of length_aware", 60.0)
+    replicas: int = setting(ENGINE, "identical engines", 1)
+    router: str = setting(ENGINE, "round_robin or least_loaded", "round_robin")
+    cost: str | None = setting(
+        COSTS,
+        "cost table, or card:MODEL,tp=4,dtype=fp8,end=slow; default: the table that ships",
+        None,
+    )
+    extrapolate: bool = setting(COSTS, "price buckets beyond what was measured, marked", False)
+    columns: str | None = setting(
+        TRACE_FILE,
+        "arrival=created_at,prompt=n_in,output=n_out,max_tokens=limit; arrival=none: no times",
+        None,
+        metavar="PART=COLUMN,...",
+    )
+    time_unit: str | None = setting(TRACE_FILE, "s, ms, us or ns; default: as it says", None)
+    separator: str | None = setting(
+        TRACE_FILE, "of a CSV file: a character, or tab, semicolon, comma, pipe", None
+    )
+    from_s: float = setting(
+        WORKLOAD, "leaves out what comes before, in seconds from the start", 0.0, flag="--from"
+    )
+    to_s: float = setting(
+        WORKLOAD,
+        "leaves out what comes from then on, in seconds from the start",
+        math.inf,
+        flag="--to",
+    )
+    warmup: bool = setting(ENGINE, "engines become ready after a cold warmup", False)
+    client_overhead_ms: float = setting(ENGINE, "what a client waits beyond the engine", 0.0)
+    goodput: str | None = setting(
+        SCHEDULING,
+        "a limit, such as ttft:2000; repeatable",
+        None,
+        metavar="METRIC:MS",
+        many=True,
+    )
+
+    def __post_init__(self) -> None:
+        buckets = str(BucketSet.parse(self.buckets)) if self.buckets else ""
+        object.__setattr__(self, "buckets", buckets)
+
+    def read_workload(self) -> Workload:
+        """The workload as it is drawn or read, before it is scaled."""
+        import numpy as np
+
+        from spyre_bench.workload.workload import Reading, load_workload
+
+        return load_workload(
+            self.workload,
+            requests=self.requests,
+            rng=np.random.default_rng(self.seed),
+            arrivals=self.arrivals,
+            max_tokens=self.max_tokens,
+            reading=Reading.parse(self.columns, self.time_unit, self.separator),
+            from_s=self.from_s,
+            to_s=self.to_s,
+        )
+
+    def load_workload(self) -> Workload:
+        """The requests that are served."""
+        return self.scaled(self.read_workload())
+
+    def scaled(self, workload: Workload) -> Workload:
+        return workload.scaled(lengths=self.length_scale, rate=self.rate_scale)
+
+    def load_cost(self) -> CostModel:
+        """The source of the buckets' costs."""
+        from spyre_bench.cost.source import load_cost
+
+        return load_cost(self.cost, extrapolate=self.extrapolate)
+
+    def costs(self, source: CostModel | None = None) -> tuple[BucketCost, ...]:
+        """What the buckets cost, by its own source or another one."""
+        from spyre_bench.cost.bucket_cost import price
+
+        source = source or self.load_cost()
+        if self.warmup:
+            source.require_known("compile_s", "a warmup (--warmup)")
+        return price(BucketSet.parse(self.buckets), source)
+
+    def rules(self) -> Policy:
+        """How batches are formed."""
+        from spyre_bench.policy.static import Policy
+
+        return Policy(self.policy, self.max_wait_s, self.gather_s, self.max_age_s)
+
+    def limits_ms(self) -> dict[str, float]:
+        """The limits on latency in milliseconds, by metric."""
+        limits = {}
+        for text in [] if self.goodput is None else self.goodput.split(" "):
+            name, _, value = text.partition(":")
+            try:
+                limits[name] = float(value)
+            except ValueError as error:
+                raise ValueError(
+                    f"goodput limit {text!r} is not a metric and milliseconds: write, for example, "
+                    f"ttft:2000"
+                ) from error
+        return limits
+
+    def run(
+        self, workload: Workload | None = None, costs: Sequence[BucketCost] | None = None
+    ) -> Trace:
+        """Simulates it; on another workload or other buckets where these are given."""
+        from spyre_bench.simulate import static
+
+        rules = self.rules()
+        costs = self.costs() if costs is None else costs
+        return static.simulate(
+            self.load_workload() if workload is None else workload,
+            costs,
+            rules,
+            replicas=self.replicas,
+            router=self.router,
+            ready_s=sum(cost.warmup_s for cost in costs) if self.warmup else 0.0,
+            client_overhead_s=self.client_overhead_ms / 1e3,
+        )
+
+    def _chosen(self) -> dict[str, Any]:
+        """The settings that are not at their default."""
+        named = {it.name: (getattr(self, it.name), it.default) for it in fields(self)}
+        return {name: value for name, (value, default) in named.items() if value != default}
+
+    def __repr__(self) -> str:
+        return f"Scenario({', '.join(f'{name}={v!r}' for name, v in self._chosen().items())})"
+
+    def _repr_html_(self) -> str:
+        helps = {it.name: it.metadata["help"] for it in fields(self)}
+        rows = (
+            f"<tr><th>{name}</th><td>{escape(str(value))}</td><td>{escape(helps[name])}</td></tr>"
+            for name, value in self._chosen().items()
+        )
+        return f"<table>{''.join(rows)}</table>"
+
+
+KINDS: dict[str, type] = {
+    name: (get_args(kind) or (kind,))[0] for name, kind in get_type_hints(Scenario).items()
+}
+"""What each setting is: a str, int, float or bool."""
