@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+import spyre_bench
+
 # --- what people bring ----------------------------------------------------------------------------
 
 
@@ -126,7 +128,8 @@ def content(value: Any) -> str | None:
 
 
 def code() -> str:
-    """The digest of the package as it is on disk: a commit would miss what is edited since."""
-    package = Path(__file__).parent
+    """The digest of the whole package as it is on disk, wherever this file is in it: a commit would
+    miss what is edited since."""
+    package = Path(str(spyre_bench.__file__)).parent
     files = sorted(path for path in package.rglob("*") if path.suffix not in ("", ".pyc"))
     return digest([(str(path.relative_to(package)), content(path)) for path in files])

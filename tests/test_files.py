@@ -1,13 +1,16 @@
 """Files that people bring, and files that we leave."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import spyre_bench
 from spyre_bench.errors import sentence
-from spyre_bench.files import content, in_use, parse_yaml, read_json, read_text, replace_text
+from spyre_bench.files import code, content, in_use, parse_yaml, read_json, read_text, replace_text
 
 
 @pytest.mark.parametrize(
@@ -45,6 +48,21 @@ def test_a_file_is_replaced_in_one_step_and_nothing_else_is_left(tmp_path, monke
         replace_text(path, "two")
     assert path.read_text() == "one"
     assert [path.name for path in path.parent.iterdir()] == ["some.json"]
+
+
+def test_the_codes_digest_is_another_one_after_any_edit_of_any_room(tmp_path, monkeypatch):
+    copy = tmp_path / "spyre_bench"
+    shutil.copytree(Path(spyre_bench.__file__).parent, copy)
+    before = code()
+    monkeypatch.setattr(spyre_bench, "__file__", str(copy / "__init__.py"))
+    assert code() == before  # wherever it is installed
+    (copy / "shapes.pyc").touch()
+    assert code() == before
+    for room in ("shapes.py", "runs/report.py", "policy/static.py", "data/cost.csv"):
+        with (copy / room).open("a") as file:
+            file.write("\n")
+        before, edited = code(), before
+        assert before != edited, room
 
 
 def test_what_another_process_writes_is_refused_with_its_number(tmp_path):
