@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from spyre_bench.choose.advise import Advice
     from spyre_bench.cost.bucket_cost import BucketCost
     from spyre_bench.cost.source import CardCost
-    from spyre_bench.simulate.result import Trace
+    from spyre_bench.simulate.result import SimulatedRun
     from spyre_bench.workload.workload import Workload
 
 WorkloadName = Annotated[
@@ -136,7 +136,7 @@ def simulate(
     )  # fmt: skip
     some = loaded.scaled(lengths=length_scale, rate=rate_scale)
 
-    def served(costs: Sequence[BucketCost]) -> Trace:
+    def served(costs: Sequence[BucketCost]) -> SimulatedRun:
         return simulator.simulate(
             some, costs, rules, replicas=replicas, router=router,
             ready_s=sum(c.warmup_s for c in costs) if warmup else 0.0,
