@@ -218,7 +218,7 @@ def _row(
             f"{half}_p95_e2el_s": summary.latencies(trace, (95,))["e2el"].percentiles_ms[95] / 1e3,
             f"{half}_goodput_rps": good / seconds if seconds else 0.0,
             f"{half}_fill": summary.ledger(trace).fill,
-            f"{half}_rejected": int((trace.rejected > 0).sum()),
+            f"{half}_rejected": int((~trace.served).sum()),
             f"{half}_saturated": bool(summary.saturation(trace)),
         }
     return row

@@ -17,7 +17,7 @@ import pandas as pd
 from spyre_bench.metrics.bounds import shape_bound_s
 from spyre_bench.policy.ledger import WasteLedger
 from spyre_bench.shapes import REJECTIONS
-from spyre_bench.simulate.result import Trace
+from spyre_bench.simulate.result import DECODE, PREFILL, SimulatedRun
 
 LEDGER = tuple(field.name for field in fields(WasteLedger))
 METRICS = ("ttft", "tpot", "itl", "e2el")
@@ -25,44 +25,44 @@ GROWING = 1.5  # queue of the second half over that of the first, beyond which i
 PASSES_AT_ONCE = 2**21  # rows of the largest temporary array
 
 
-def requests(trace: Trace) -> pd.DataFrame:
+def requests(run: SimulatedRun) -> pd.DataFrame:
     """One row a request: arrival_s, prompt_tokens, output_tokens, max_tokens, batch (-1: rejected),
     queue_s, ttft_s, tpot_s (nan for one token), e2el_s, rejected (the reason, or empty)."""
-    workload = trace.workload
-    arrival_s, output_tokens = workload.arrival_s, workload.output_tokens
-    return workload.frame().assign(
-        batch=trace.batch,
-        queue_s=trace.start_s - arrival_s,
-        ttft_s=_latency_s(trace, "ttft"),
-        tpot_s=np.where(output_tokens > 1, trace.decode_s, np.nan),
-        e2el_s=_latency_s(trace, "e2el"),
-        rejected=np.array(("", *REJECTIONS))[trace.rejected],
+    served = run.requests
+    return run.workload.frame().assign(
+        batch=served.batch,
+        queue_s=served.start_s - run.workload.arrival_s,
+        ttft_s=run.ttft_s,
+        tpot_s=served.tpot_s,
+        e2el_s=run.e2el_s,
+        rejected=np.array(("", *REJECTIONS))[served.rejected],
     )
 
 
-def batches(trace: Trace) -> pd.DataFrame:
+def batches(run: SimulatedRun) -> pd.DataFrame:
     """One row a batch: batch, replica, bucket, start_s, seconds, rows, passes, the waste ledger in
     token slots (see `policy.ledger.WasteLedger`), computed and fill."""
-    names = np.array([str(cost.bucket) for cost in trace.costs])
+    names = np.array([str(cost.bucket) for cost in run.costs])
+    passes, first = run.passes, run.passes.first_of_batch
     frame = pd.DataFrame(
         {
-            "batch": np.arange(len(trace.batch_rows)),
-            "replica": trace.batch_replica,
-            "bucket": names[trace.batch_bucket],
-            "start_s": trace.batch_start_s,
-            "seconds": trace.batch_seconds,
-            "rows": trace.batch_rows,
-            "passes": trace.batch_passes,
-            **_ledgers(trace),
+            "batch": passes.batch[first],
+            "replica": passes.replica[first],
+            "bucket": names[passes.shape[first]],
+            "start_s": passes.start_s[first],
+            "seconds": passes.batch_seconds,
+            "rows": passes.rows[first],
+            "passes": passes.sum_over_batches(passes.count),
+            **{name: passes.sum_over_batches(some) for name, some in _ledgers(run).items()},
         }
     )
     computed = frame[list(LEDGER)].sum(axis=1)
     return frame.assign(computed=computed, fill=frame["useful"] / computed)
 
 
-def ledger(trace: Trace) -> WasteLedger:
+def ledger(run: SimulatedRun) -> WasteLedger:
     """The waste ledger of the whole run."""
-    return WasteLedger(**{name: int(tokens.sum()) for name, tokens in _ledgers(trace).items()})
+    return WasteLedger(**{name: int(tokens.sum()) for name, tokens in _ledgers(run).items()})
 
 
 def by_bucket(batches: pd.DataFrame) -> pd.DataFrame:
@@ -73,28 +73,25 @@ def by_bucket(batches: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(fill=frame["useful"] / frame["computed"]).reset_index()
 
 
-def _ledgers(trace: Trace) -> dict[str, np.ndarray]:
-    """Each part of `WasteLedger.of_batch` for each batch, int64 [b]."""
-    rows = trace.batch_rows.astype(np.int64)
-    first = np.cumsum(rows) - rows
-    prompts = trace.workload.prompt_tokens[trace.members]
-    outputs = trace.workload.output_tokens[trace.members]
-    if not len(rows):
+def _ledgers(run: SimulatedRun) -> dict[str, np.ndarray]:
+    """Each part of `WasteLedger.of_batch` for each row of passes of a static batch, int64 [p]."""
+    passes = run.passes
+    if not len(passes):
         return {name: np.zeros(0, dtype=np.int64) for name in LEDGER}
-    prompt_sum, output_sum = (
-        np.add.reduceat(tokens, first, dtype=np.int64) for tokens in (prompts, outputs)
-    )
-    longest = np.maximum.reduceat(prompts, first)
-    sizes = [(c.bucket.batch_size, c.bucket.prompt_length) for c in trace.costs]
-    batch_size, prompt_length = np.array(sizes, dtype=np.int64)[trace.batch_bucket].T
-    passes = trace.batch_passes.astype(np.int64)
+    prefill = passes.kind == PREFILL
+    sizes = [(c.bucket.batch_size, c.bucket.prompt_length) for c in run.costs]
+    batch_size, prompt_length = np.array(sizes, dtype=np.int64)[passes.shape].T
+    prompt_length = np.where(prefill, prompt_length, 0)
+    prompts = run.workload.prompt_tokens[passes.members]
+    longest = np.where(prefill, np.maximum.reduceat(prompts, passes.first_member), 0)
+    rows, outputs = passes.rows.astype(np.int64), passes.outputs
     return {
-        "useful": prompt_sum + output_sum,
-        "batch_pad": (batch_size - rows) * (prompt_length + passes),
-        "prompt_pad": rows * longest - prompt_sum,
+        "useful": passes.useful,
+        "batch_pad": (batch_size - rows) * (prompt_length + passes.count),
+        "prompt_pad": rows * longest - (passes.useful - outputs),
         "bucket_pad": rows * (prompt_length - longest),
-        "decode_tail": rows * passes - output_sum,
-        "cap": np.zeros_like(rows),  # a batch ends with its longest answer
+        "decode_tail": rows * passes.count - outputs,
+        "cap": np.zeros_like(rows),  # a batch ends with its longest output
     }
 
 
@@ -112,7 +109,7 @@ class Statistics:
 
     @classmethod
     def of(
-        cls, values_s: np.ndarray, percentiles: Sequence[float], counts: np.ndarray | None = None
+        cls, percentiles: Sequence[float], values_s: np.ndarray, counts: np.ndarray | None = None
     ) -> Statistics:
         """Of values in seconds; `counts` says how often each stands for itself."""
         if counts is None:
@@ -145,34 +142,61 @@ def _percentiles(
     return low + (high - low) * (place - np.floor(place))
 
 
-def latencies(trace: Trace, percentiles: Sequence[float] = (50, 90, 99)) -> dict[str, Statistics]:
+def latencies(
+    run: SimulatedRun, percentiles: Sequence[float] = (50, 90, 99)
+) -> dict[str, Statistics]:
     """Statistics of queue, ttft, tpot, itl and e2el over the served requests."""
-    served = trace.served
-    arrival_s = trace.workload.arrival_s[served]
-    longer = served & (trace.workload.output_tokens > 1)
-    # Every gap in a bucket is a decode pass of it: one value, as often as tokens followed a first.
-    # Spelled out, they would be the largest array of all.
-    bucket = trace.batch_bucket[trace.batch[longer]]
-    gaps = np.bincount(
-        bucket, weights=trace.workload.output_tokens[longer] - 1, minlength=len(trace.costs)
-    ).astype(np.int64)
-    decode_s = np.array([cost.decode_s for cost in trace.costs])
+    served, passes, times = run.served, run.passes, run.requests
+    queue_s = times.start_s[served] - run.workload.arrival_s[served]
+    longer = np.isfinite(times.tpot_s)
+    shape = passes.shape[passes.first_of_batch][times.batch[longer]]
     return {
-        "queue": Statistics.of(trace.start_s[served] - arrival_s, percentiles),
-        "ttft": Statistics.of(_latency_s(trace, "ttft")[served], percentiles),
-        "tpot": Statistics.of(decode_s, percentiles, np.bincount(bucket, minlength=len(decode_s))),
-        "itl": Statistics.of(decode_s, percentiles, gaps),
-        "e2el": Statistics.of(_latency_s(trace, "e2el")[served], percentiles),
+        "queue": Statistics.of(percentiles, queue_s),
+        "ttft": Statistics.of(percentiles, run.ttft_s[served]),
+        "tpot": Statistics.of(percentiles, *_distinct(times.tpot_s[longer], shape)),
+        "itl": Statistics.of(percentiles, *_distinct(*_gaps(run))),
+        "e2el": Statistics.of(percentiles, run.e2el_s[served]),
     }
 
 
-def good_requests(trace: Trace, limits_ms: Mapping[str, float]) -> int:
+def _gaps(run: SimulatedRun) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Seconds between two tokens of a request, of which shape, and how often. Spelled out they
+    would be the largest array of all: most are one of a row of equal passes."""
+    passes = run.passes
+    late = np.flatnonzero((passes.waited_s > 0) & (passes.tokens > 0))
+    row = np.searchsorted(passes.first_member, late, side="right") - 1
+    counts = np.where(passes.kind == DECODE, passes.outputs, 0)
+    return (
+        np.concatenate([passes.seconds, passes.waited_s[late] + passes.seconds[row]]),
+        np.concatenate([passes.shape, passes.shape[row]]),
+        np.concatenate([counts - np.bincount(row, minlength=len(passes)), np.ones_like(late)]),
+    )
+
+
+def _distinct(
+    values: np.ndarray, shape: np.ndarray, counts: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct values of each shape, and how often each is there."""
+    found, often = [np.zeros(0)], [np.zeros(0, dtype=np.int64)]
+    for one in np.unique(shape):
+        of = shape == one
+        if counts is None:
+            value, count = np.unique(values[of], return_counts=True)
+        else:
+            value, place = np.unique(values[of], return_inverse=True)
+            count = np.bincount(place, weights=counts[of]).astype(np.int64)
+        found.append(value)
+        often.append(count)
+    return np.concatenate(found), np.concatenate(often)
+
+
+def good_requests(run: SimulatedRun, limits_ms: Mapping[str, float]) -> int:
     """Served requests within every one of the limits on ttft, tpot and e2el, in milliseconds; the
     TPOT of a single token counts as 0. Raises ValueError for another name."""
     require_limits(limits_ms)
-    good = trace.served.copy()
+    good = run.served.copy()
     for name, limit_ms in limits_ms.items():
-        good[good] = _latency_s(trace, name)[good] <= limit_ms / 1e3
+        good[good] = _latency_s(run, name)[good] <= limit_ms / 1e3
     return int(good.sum())
 
 
@@ -188,58 +212,61 @@ def require_limits(limits_ms: Mapping[str, float]) -> None:
             )
 
 
-def _latency_s(trace: Trace, name: str) -> np.ndarray:
+def _latency_s(run: SimulatedRun, name: str) -> np.ndarray:
     if name == "tpot":
-        return np.where(trace.workload.output_tokens > 1, trace.decode_s, 0.0)
-    end_s = trace.first_token_s if name == "ttft" else trace.finish_s
-    return end_s - trace.workload.arrival_s + trace.client_overhead_s
+        return np.nan_to_num(run.requests.tpot_s, nan=0.0)
+    return run.ttft_s if name == "ttft" else run.e2el_s
 
 
 # --- the run as a whole ---------------------------------------------------------------------------
 
 
-def duration_s(trace: Trace) -> float:
+def duration_s(run: SimulatedRun) -> float:
     """From the first arrival to the last token; 0 where nothing was served."""
-    if not len(trace.batch_rows):
+    if not len(run.passes):
         return 0.0
-    end_s = (trace.batch_start_s + trace.batch_seconds).max()
-    return float(end_s - trace.workload.arrival_s[0])
+    return _end_s(run) - float(run.workload.arrival_s[0])
 
 
-def busy_s(trace: Trace) -> float:
+def _end_s(run: SimulatedRun) -> float:
+    passes = run.passes
+    return float((passes.start_s[passes.first_of_batch] + passes.batch_seconds).max())
+
+
+def busy_s(run: SimulatedRun) -> float:
     """Seconds in which a replica ran a batch, summed over the replicas."""
-    return float(trace.batch_seconds.sum())
+    return float(run.passes.batch_seconds.sum())
 
 
-def utilisation(trace: Trace) -> float:
+def utilisation(run: SimulatedRun) -> float:
     """Busy seconds over the seconds there were, of all replicas."""
-    seconds = duration_s(trace) * trace.replicas
-    return busy_s(trace) / seconds if seconds else 0.0
+    seconds = duration_s(run) * run.replicas
+    return busy_s(run) / seconds if seconds else 0.0
 
 
-def distance_to_shape_bound(trace: Trace) -> float:
+def distance_to_shape_bound(run: SimulatedRun) -> float:
     """Busy seconds over L1, the least that any batching of the served requests on these buckets
     takes: 1 is perfect. nan where nothing was served."""
-    if not len(trace.batch_rows):
+    if not len(run.passes):
         return float("nan")
-    return busy_s(trace) / shape_bound_s(trace.workload, trace.costs)
+    return busy_s(run) / shape_bound_s(run.workload, run.costs)
 
 
-def summary(trace: Trace) -> dict[str, float]:
+def summary(run: SimulatedRun) -> dict[str, float]:
     """The run in one row: served, rejected, batches, duration_s, busy_s, throughput_rps,
     utilisation, busy_over_shape_bound, fill, the ledger as `<part>_tokens`, and mean, median, p95
     and p99 of queue, ttft, tpot and e2el as `p95_ttft_ms`."""
-    seconds, served, tokens = duration_s(trace), int(trace.served.sum()), ledger(trace)
-    latency = latencies(trace, (95, 99))
+    seconds, served, tokens = duration_s(run), int(run.served.sum()), ledger(run)
+    latency = latencies(run, (95, 99))
     return {
         "served": served,
-        "rejected": len(trace.workload) - served,
-        "batches": len(trace.batch_rows),
+        "rejected": len(run.workload) - served,
+        "batches": len(run.passes.first_of_batch),
         "duration_s": seconds,
-        "busy_s": busy_s(trace),
+        "busy_s": busy_s(run),
         "throughput_rps": served / seconds if seconds else float("nan"),
-        "utilisation": utilisation(trace),
-        "busy_over_shape_bound": distance_to_shape_bound(trace),
+        "utilisation": utilisation(run),
+        "busy_over_shape_bound": distance_to_shape_bound(run),
         "fill": tokens.fill,
         **{f"{name}_tokens": count for name, count in asdict(tokens).items()},
         **{
@@ -254,31 +281,31 @@ def summary(trace: Trace) -> dict[str, float]:
     }
 
 
-def saturation(trace: Trace) -> str:
+def saturation(run: SimulatedRun) -> str:
     """Why latencies of this run measure the backlog and not the service; empty where they do not.
 
     Certain, if the least work the requests can be takes longer than they took to arrive. Otherwise
     a run counts as saturated if its queue grew: the mean queue time of the second half of the
     served requests is above 1.5 times that of the first half plus the longest batch.
     """
-    served = np.flatnonzero(trace.served)
+    served = np.flatnonzero(run.served)
     if len(served) < 2:
         return ""
-    arrival_s = trace.workload.arrival_s[served]
+    arrival_s = run.workload.arrival_s[served]
     span_s = float(arrival_s[-1] - arrival_s[0])
     if span_s == 0:
         return "all requests came at once: their latency is that of the backlog"
-    least_s = shape_bound_s(trace.workload, trace.costs) / trace.replicas
+    least_s = shape_bound_s(run.workload, run.costs) / run.replicas
     if least_s > span_s:
         return (
             f"the requests came in {span_s:.0f} s and are at least {least_s:.0f} s of work for "
-            f"{trace.replicas} replica{'s' if trace.replicas > 1 else ''}: the queue grows without "
+            f"{run.replicas} replica{'s' if run.replicas > 1 else ''}: the queue grows without "
             f"end"
         )
-    queue_s = trace.start_s[served] - arrival_s
+    queue_s = run.requests.start_s[served] - arrival_s
     half = len(served) // 2
     first_s, second_s = queue_s[:half].mean(), queue_s[half:].mean()
-    if second_s > GROWING * first_s + trace.batch_seconds.max():
+    if second_s > GROWING * first_s + run.passes.batch_seconds.max():
         return (
             f"the queue grew: the second half of the requests waited {second_s:.0f} s on average, "
             f"the first half {first_s:.0f} s"
@@ -286,18 +313,18 @@ def saturation(trace: Trace) -> str:
     return ""
 
 
-def busiest_second(trace: Trace) -> tuple[float, int]:
+def busiest_second(run: SimulatedRun) -> tuple[float, int]:
     """Most tokens put out, and most requests in the system, in one second of the clock that starts
     with the first served arrival; as vLLM counts them."""
-    served = np.flatnonzero(trace.served)
+    served = np.flatnonzero(run.served)
     if not len(served):
         return 0.0, 0
-    start_s = trace.workload.arrival_s[served[0]]
-    arrived = np.floor(trace.workload.arrival_s[served] - start_s)
-    ended = np.floor(trace.finish_s[served] - start_s)
+    start_s = run.workload.arrival_s[served[0]]
+    arrived = np.floor(run.workload.arrival_s[served] - start_s)
+    ended = np.floor(run.requests.finish_s[served] - start_s)
     change = np.repeat([1, -1], len(served))
     _, changes = _summed(np.concatenate([arrived, ended + 1]), change)
-    return _most_tokens_per_second(trace, start_s), int(np.cumsum(changes).max())
+    return _most_tokens_per_second(run, start_s), int(np.cumsum(changes).max())
 
 
 def _summed(seconds: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -307,30 +334,24 @@ def _summed(seconds: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.nda
     return distinct, np.bincount(place, weights=values, minlength=len(distinct))
 
 
-def _most_tokens_per_second(trace: Trace, start_s: float) -> float:
-    """Most tokens put out in a second after `start_s`, counted in blocks of batches."""
-    passes = trace.batch_passes.astype(np.int64)
-    first = np.cumsum(passes + 1) - (passes + 1)  # of each batch in a row of all passes
-    end_s = (trace.batch_start_s + trace.batch_seconds).max() - start_s
-    blocks = []
-    last_member = np.cumsum(trace.batch_rows)
-    prefill_s = np.array([cost.prefill_s for cost in trace.costs])
-    decode_s = np.array([cost.decode_s for cost in trace.costs])
-    low = 0
+def _most_tokens_per_second(run: SimulatedRun, start_s: float) -> float:
+    """Most tokens put out in a second after `start_s`, counted in blocks of rows of passes."""
+    passes = run.passes
+    first = np.cumsum(passes.count + 1, dtype=np.int64) - (passes.count + 1)  # among all passes
+    last_s = np.floor(_end_s(run) - start_s) + 1
+    members = np.append(passes.first_member, len(passes.members))
+    blocks, low = [], 0
     while low < len(passes):
         high = max(low + 1, int(np.searchsorted(first, first[low] + PASSES_AT_ONCE)))
-        some = trace.members[last_member[low] - trace.batch_rows[low] : last_member[high - 1]]
-        place = first[trace.batch[some]] - first[low]
-        slots = int(first[high - 1] - first[low] + passes[high - 1] + 1)
-        # each member is there from its batch's first pass to its own last one
-        running = np.bincount(place, minlength=slots)
-        running -= np.bincount(place + trace.workload.output_tokens[some], minlength=slots)
-        running = np.cumsum(running)
-        batch = np.repeat(np.arange(low, high), passes[low:high] + 1)
-        bucket = trace.batch_bucket[batch]
-        number = np.arange(slots) - (first[batch] - first[low])
-        at_s = trace.batch_start_s[batch] + prefill_s[bucket] + number * decode_s[bucket] - start_s
-        blocks.append(_summed(np.minimum(np.floor(at_s), np.floor(end_s) + 1), running))
+        row = np.repeat(np.arange(low, high), passes.count[low:high] + 1)
+        # each member is there from the first pass of its row to its own last one
+        place = np.repeat(first[low:high] - first[low], passes.rows[low:high])
+        running = np.bincount(place, minlength=len(row))
+        tokens = passes.tokens[members[low] : members[high]]
+        running = np.cumsum(running - np.bincount(place + tokens, minlength=len(row)))
+        number = np.arange(1, len(row) + 1) - (first[row] - first[low])
+        at_s = passes.start_s[row] + number * passes.seconds[row] - start_s
+        blocks.append(_summed(np.minimum(np.floor(at_s), last_s), running))
         low = high
     seconds, tokens = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     return float(_summed(seconds, tokens)[1].max())

@@ -13,11 +13,11 @@ import numpy as np
 
 from spyre_bench.metrics import summary
 from spyre_bench.shapes import REJECTIONS
-from spyre_bench.simulate.result import Trace
+from spyre_bench.simulate.result import DECODE, SimulatedRun
 
 
 def bench_result(
-    trace: Trace,
+    run: SimulatedRun,
     *,
     goodput_ms: Mapping[str, float] | None = None,
     percentiles: Sequence[float] = (50, 90, 99),
@@ -31,17 +31,17 @@ def bench_result(
     `--save-detailed`, come with `detailed` only.
     """
     return {
-        **_header(trace, model),
-        **_totals(trace, goodput_ms),
-        **(_arrays(trace) if detailed else {}),
-        **_busiest(trace),
-        **_statistics(trace, percentiles),
-        **_extras(trace),
+        **_header(run, model),
+        **_totals(run, goodput_ms),
+        **(_arrays(run) if detailed else {}),
+        **_busiest(run),
+        **_statistics(run, percentiles),
+        **_extras(run),
     }
 
 
-def _header(trace: Trace, model: str) -> dict[str, Any]:
-    rate = trace.workload.requests_per_s
+def _header(run: SimulatedRun, model: str) -> dict[str, Any]:
+    rate = run.workload.requests_per_s
     return {
         "date": datetime.now().strftime("%Y%m%d-%H%M%S"),
         "endpoint_type": "spyre_bench",
@@ -49,24 +49,24 @@ def _header(trace: Trace, model: str) -> dict[str, Any]:
         "label": None,
         "model_id": model,
         "tokenizer_id": model,
-        "num_prompts": len(trace.workload),
+        "num_prompts": len(run.workload),
         "request_rate": rate if math.isfinite(rate) else "inf",
         "burstiness": 1.0,
         "max_concurrency": None,
     }
 
 
-def _totals(trace: Trace, goodput_ms: Mapping[str, float] | None) -> dict[str, Any]:
-    served = trace.served
-    seconds = summary.duration_s(trace)
+def _totals(run: SimulatedRun, goodput_ms: Mapping[str, float] | None) -> dict[str, Any]:
+    served = run.served
+    seconds = summary.duration_s(run)
     completed = int(served.sum())
-    inputs = int(trace.workload.prompt_tokens[served].sum())
-    outputs = int(trace.workload.output_tokens[served].sum())
+    inputs = int(run.workload.prompt_tokens[served].sum())
+    outputs = int(run.workload.output_tokens[served].sum())
 
     def per_second(count: float) -> float:
         return count / seconds if seconds else 0.0
 
-    good = per_second(summary.good_requests(trace, goodput_ms)) if goodput_ms else None
+    good = per_second(summary.good_requests(run, goodput_ms)) if goodput_ms else None
     return {
         "duration": seconds,
         "completed": completed,
@@ -80,29 +80,38 @@ def _totals(trace: Trace, goodput_ms: Mapping[str, float] | None) -> dict[str, A
     }
 
 
-def _arrays(trace: Trace) -> dict[str, list[Any]]:
+def _arrays(run: SimulatedRun) -> dict[str, list[Any]]:
     """One entry a request, in the order of the workload; zeros and empty lists where rejected."""
-    served = trace.served
-    outputs = np.where(served, trace.workload.output_tokens, 0)
-    frame = summary.requests(trace).fillna({"ttft_s": 0.0, "e2el_s": 0.0})
+    served = run.served
+    outputs = np.where(served, run.workload.output_tokens, 0)
+    frame = summary.requests(run).fillna({"ttft_s": 0.0, "e2el_s": 0.0})
     return {
-        "input_lens": trace.workload.prompt_tokens.tolist(),
+        "input_lens": run.workload.prompt_tokens.tolist(),
         "output_lens": outputs.tolist(),
         "ttfts": frame["ttft_s"].tolist(),
-        "itls": [
-            [gap_s] * (tokens - 1)
-            for gap_s, tokens in zip(trace.decode_s.tolist(), outputs.tolist(), strict=True)
-        ],
+        "itls": _itls(run),
         "latencies": frame["e2el_s"].tolist(),
-        "start_times": trace.workload.arrival_s.tolist(),
+        "start_times": run.workload.arrival_s.tolist(),
         "queue_times": [0.0] * len(served),  # a client that never waits to send
         "generated_texts": [""] * len(served),
         "errors": frame["rejected"].tolist(),
     }
 
 
-def _busiest(trace: Trace) -> dict[str, Any]:
-    tokens, concurrent = summary.busiest_second(trace)
+def _itls(run: SimulatedRun) -> list[list[float]]:
+    """Seconds between the tokens of each request."""
+    gaps_s: list[list[float]] = [[] for _ in run.served]
+    passes = run.passes
+    for row in np.flatnonzero(passes.kind == DECODE):
+        seconds, got = float(passes.seconds[row]), passes.of_row(row)
+        for member, tokens, waited_s in zip(*(column.tolist() for column in got), strict=True):
+            if tokens:
+                gaps_s[member] += [waited_s + seconds, *[seconds] * (tokens - 1)]
+    return gaps_s
+
+
+def _busiest(run: SimulatedRun) -> dict[str, Any]:
+    tokens, concurrent = summary.busiest_second(run)
     return {
         "max_output_tokens_per_s": tokens,
         "max_concurrent_requests": concurrent,
@@ -110,8 +119,8 @@ def _busiest(trace: Trace) -> dict[str, Any]:
     }
 
 
-def _statistics(trace: Trace, percentiles: Sequence[float]) -> dict[str, float]:
-    found = summary.latencies(trace, percentiles)
+def _statistics(run: SimulatedRun, percentiles: Sequence[float]) -> dict[str, float]:
+    found = summary.latencies(run, percentiles)
     return {
         name: value
         for metric in summary.METRICS
@@ -132,33 +141,34 @@ def _named(metric: str, statistics: summary.Statistics) -> dict[str, float]:
     }
 
 
-def _extras(trace: Trace) -> dict[str, Any]:
-    ledger = summary.ledger(trace)
-    reason = summary.saturation(trace)
-    hits = np.bincount(trace.batch_bucket, minlength=len(trace.costs)).tolist()
-    names = [str(cost.bucket) for cost in trace.costs]
-    rejected = np.bincount(trace.rejected, minlength=len(REJECTIONS) + 1)[1:].tolist()
-    bound = summary.distance_to_shape_bound(trace)
+def _extras(run: SimulatedRun) -> dict[str, Any]:
+    ledger = summary.ledger(run)
+    reason = summary.saturation(run)
+    shapes = run.passes.shape[run.passes.first_of_batch]
+    hits = np.bincount(shapes, minlength=len(run.costs)).tolist()
+    names = [str(cost.bucket) for cost in run.costs]
+    rejected = np.bincount(run.requests.rejected, minlength=len(REJECTIONS) + 1)[1:].tolist()
+    bound = summary.distance_to_shape_bound(run)
     return {
-        "spyre_workload": trace.workload.name,
+        "spyre_workload": run.workload.name,
         "spyre_buckets": names,
         "spyre_policy": {
             name: "inf" if value == math.inf else value  # JSON has no infinity
-            for name, value in asdict(trace.policy).items()
+            for name, value in asdict(run.policy).items()
         },
-        "spyre_replicas": trace.replicas,
+        "spyre_replicas": run.replicas,
         "spyre_fill": ledger.fill,
         "spyre_waste": asdict(ledger) | {"computed": ledger.computed},
-        "spyre_batches": len(trace.batch_rows),
+        "spyre_batches": len(shapes),
         "spyre_shape_hits": dict(zip(names, hits, strict=True)),
         "spyre_rejected": dict(zip(REJECTIONS, rejected, strict=True)),
-        "spyre_busy_s": summary.busy_s(trace),
-        "spyre_utilisation": summary.utilisation(trace),
+        "spyre_busy_s": summary.busy_s(run),
+        "spyre_utilisation": summary.utilisation(run),
         "spyre_busy_over_shape_bound": bound if math.isfinite(bound) else None,
         "spyre_saturated": bool(reason),
         "spyre_saturation": reason,
-        "spyre_ready_s": trace.ready_s,
-        "spyre_client_overhead_s": trace.client_overhead_s,
-        "spyre_warmup_s": sum(cost.warmup_s for cost in trace.costs),
-        "spyre_extrapolated": [str(c.bucket) for c in trace.costs if c.extrapolated],
+        "spyre_ready_s": run.ready_s,
+        "spyre_client_overhead_s": run.client_overhead_s,
+        "spyre_warmup_s": sum(cost.warmup_s for cost in run.costs),
+        "spyre_extrapolated": [str(c.bucket) for c in run.costs if c.extrapolated],
     }

@@ -23,7 +23,7 @@ from spyre_bench.plugin.config import SpyreConfig, noted_warmup
 from spyre_bench.plugin.engine_counts import Counts
 from spyre_bench.plugin.requests import refuse_request
 from spyre_bench.policy.ledger import WasteLedger
-from spyre_bench.policy.static import Batch, Hold, next_batch
+from spyre_bench.policy.static import Batch, Hold, Step, next_batch
 from spyre_bench.shapes import Bucket
 
 logger = init_logger("vllm.spyre_bench.scheduler")
@@ -117,8 +117,8 @@ class SpyreScheduler(Scheduler):
 
     def schedule(self, throttle_prefills: bool = False) -> SpyreSchedulerOutput:
         """The next pass: a decode of the running batch, or the prefill of the next one."""
-        decision = None if self.running else self._decide()
-        batch = decision if isinstance(decision, Batch) else None
+        step = None if self.running else self._decide()
+        batch = step if isinstance(step, Batch) else None
         # The one place that touches vLLM's queue: it sees the admitted requests only.
         waiting, self.waiting = self.waiting, create_request_queue(self.policy)
         for member in batch.members if batch else ():
@@ -131,7 +131,7 @@ class SpyreScheduler(Scheduler):
         if output.num_scheduled_tokens:
             self._batch.passes += 1
         elif self.waiting:  # a batch is held, or a grammar compiles
-            held_s = decision.until_s - self.clock() if isinstance(decision, Hold) else POLL_S
+            held_s = step.until_s - self.clock() if isinstance(step, Hold) else POLL_S
             self.sleep(min(POLL_S, max(0.0, held_s)))
         values = {one.name: getattr(output, one.name) for one in fields(SchedulerOutput)}
         if batch:
@@ -163,18 +163,18 @@ class SpyreScheduler(Scheduler):
             self.counts.attach(stats, age_s)
         return stats
 
-    def _decide(self) -> Batch[WaitingRequest] | Hold | None:
+    def _decide(self) -> Step[WaitingRequest] | None:
         """Who runs next; the members of a batch are taken out of the queue, the others stay in
         order."""
         self._close_batch()
         read: list[Request] = []
-        decision = next_batch(
+        step = next_batch(
             self._read_ready(read), self.costs, self.spyre_config.batching, self.clock()
         )
-        members = decision.members if isinstance(decision, Batch) else ()
+        members = step.members if isinstance(step, Batch) else ()
         taken = {member.request for member in members}
         self.waiting.prepend_requests(r for r in reversed(read) if r not in taken)
-        return decision
+        return step
 
     def _close_batch(self) -> None:
         """Counts the batch whose last member has ended."""

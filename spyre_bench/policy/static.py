@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from spyre_bench.cost.bucket_cost import BucketCost
 from spyre_bench.shapes import Bucket, BucketSet
@@ -47,6 +47,10 @@ class Hold(NamedTuple):
     """No batch yet: ask again at the next arrival, at the latest at `until_s`."""
 
     until_s: float
+
+
+Step: TypeAlias = Batch[R] | Hold
+"""What a policy answers; another scheduler adds its own kinds of steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +112,8 @@ def next_batch(
     costs: Sequence[BucketCost],
     policy: Policy | None = None,
     now: float = math.inf,
-) -> Batch[R] | Hold | None:
-    """The batch that an idle engine runs next; None for an empty queue.
+) -> Step[R] | None:
+    """What an idle engine does next; None for an empty queue.
 
     `waiting` is in the order of service, `costs` has one entry a compiled bucket, in the order that
     breaks ties, and `now` is of the clock of `arrival_s` (left out, everybody has arrived long

@@ -1,4 +1,4 @@
-"""What a simulated run leaves: event times of its requests and batches."""
+"""What a simulated run leaves: when each request was served, and which passes the engines ran."""
 
 from __future__ import annotations
 
@@ -6,79 +6,152 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import pandas as pd
 
 from spyre_bench.cost.bucket_cost import BucketCost
 from spyre_bench.policy.static import Policy
 from spyre_bench.workload.workload import Workload
 
+PREFILL, DECODE = 0, 1
+KINDS = ("prefill", "decode")
+
 
 @dataclass(frozen=True, eq=False)
-class Trace:
-    """What happened: for each of n requests its batch, for each of b batches what it ran.
+class Requests:
+    """When each of the n requests of the workload was served, in its order; seconds of its clock.
 
-    Batches are in the order of their start (ties: of their replica). Times are in seconds of the
-    workload's clock.
+    Times are nan, `batch` and `replica` -1 where a request was rejected.
     """
+
+    batch: np.ndarray  # int32 [n], the batch that it started in
+    replica: np.ndarray  # int16 [n]
+    start_s: np.ndarray  # float64 [n], its first pass began
+    first_token_s: np.ndarray  # float64 [n]
+    finish_s: np.ndarray  # float64 [n], its own last token came
+    tpot_s: np.ndarray  # float64 [n], mean seconds between its tokens; nan where it has only one
+    rejected: np.ndarray  # int8 [n], 0 where served, otherwise 1 + index into REJECTIONS
+
+    @property
+    def served(self) -> np.ndarray:
+        """bool [n]"""
+        return self.rejected == 0
+
+
+@dataclass(frozen=True, eq=False)
+class Passes:
+    """What the engines ran: p rows of one pass each, or of `count` equal ones without a pause.
+
+    Rows are in the order of their batch, then of time; batches in that of their start (ties: of
+    their replica). A batch is what runs together until somebody joins. Its rows name their members
+    and what each of them got, m memberships in all.
+    """
+
+    kind: np.ndarray  # int8 [p], index into KINDS
+    shape: np.ndarray  # int16 [p], index into the run's costs
+    batch: np.ndarray  # int32 [p], ascending from 0
+    replica: np.ndarray  # int16 [p]
+    start_s: np.ndarray  # float64 [p], of the first of them
+    seconds: np.ndarray  # float64 [p], of one of them
+    count: np.ndarray  # int32 [p]
+    slots: np.ndarray  # int64 [p], tokens that one of them computes, padding included
+    useful: np.ndarray  # int64 [p], tokens of prompts and outputs among the slots of all of them
+    rows: np.ndarray  # int32 [p], members
+    members: np.ndarray  # int32 [m], the requests of the first row, then those of the second, ...
+    tokens: np.ndarray  # int32 [m], output tokens that the member got, one a pass until its last
+    waited_s: np.ndarray  # float64 [m], since the member's token before, where it has one
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+    @cached_property
+    def first_member(self) -> np.ndarray:
+        """int64 [p], where the members of each row begin."""
+        return np.cumsum(self.rows) - self.rows
+
+    @cached_property
+    def first_of_batch(self) -> np.ndarray:
+        """int64 [batches], the row that each batch begins with."""
+        return np.flatnonzero(np.diff(self.batch, prepend=-1))
+
+    @cached_property
+    def outputs(self) -> np.ndarray:
+        """int64 [p], output tokens that the row put out."""
+        return self.sum_over_members(self.tokens)
+
+    @cached_property
+    def batch_seconds(self) -> np.ndarray:
+        """float64 [batches], from the start of the first pass to the end of the last."""
+        return self.sum_over_batches(self.count * self.seconds)
+
+    def of_row(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Its members, the tokens that each got, and the seconds that each had waited."""
+        some = slice(self.first_member[row], self.first_member[row] + self.rows[row])
+        return self.members[some], self.tokens[some], self.waited_s[some]
+
+    def sum_over_members(self, values: np.ndarray) -> np.ndarray:
+        """[m] -> [p]"""
+        return sums(values, self.first_member)
+
+    def sum_over_batches(self, values: np.ndarray) -> np.ndarray:
+        """[p] -> [batches]"""
+        return sums(values, self.first_of_batch)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SimulatedRun:
+    """A workload served by simulated engines: its requests, and the passes that served them."""
 
     workload: Workload
     costs: tuple[BucketCost, ...]
     policy: Policy
     replicas: int
     ready_s: float
-    batch: np.ndarray  # int32 [n], index of the request's batch, -1 where rejected
-    rejected: np.ndarray  # int8 [n], 0 where served, otherwise 1 + index into REJECTIONS
-    batch_bucket: np.ndarray  # int16 [b], index into costs
-    batch_start_s: np.ndarray  # float64 [b]
-    batch_passes: np.ndarray  # int32 [b], S, prefill included
-    batch_rows: np.ndarray  # int32 [b]
-    batch_replica: np.ndarray  # int16 [b]
-    client_overhead_s: float = 0.0  # what a client waits beyond the engine's times
+    client_overhead_s: float  # what a client waits beyond the engine's times
+    requests: Requests
+    passes: Passes
 
     @property
     def served(self) -> np.ndarray:
         """bool [n]"""
-        return self.batch >= 0
-
-    @cached_property
-    def members(self) -> np.ndarray:
-        """int32 [served], the requests of the first batch, then those of the second, ..."""
-        served = np.flatnonzero(self.served).astype(np.int32)
-        return served[np.argsort(self.batch[served], kind="stable")]
-
-    @cached_property
-    def batch_seconds(self) -> np.ndarray:
-        """float64 [b], from the start of the prefill to the end of the last decode pass."""
-        return self._prefill_s + (self.batch_passes - 1) * self._decode_s
+        return self.requests.served
 
     @property
-    def start_s(self) -> np.ndarray:
-        """float64 [n], when the request's batch started; nan where rejected."""
-        return self._of_batch(self.batch_start_s)
+    def ttft_s(self) -> np.ndarray:
+        """float64 [n], from arrival to first token, as a client sees it; nan where rejected."""
+        return self.requests.first_token_s - self.workload.arrival_s + self.client_overhead_s
 
     @property
-    def first_token_s(self) -> np.ndarray:
-        """float64 [n], when the request's prefill ended; nan where rejected."""
-        return self._of_batch(self.batch_start_s + self._prefill_s)
+    def e2el_s(self) -> np.ndarray:
+        """float64 [n], from arrival to last token, as a client sees it; nan where rejected."""
+        return self.requests.finish_s - self.workload.arrival_s + self.client_overhead_s
 
-    @property
-    def finish_s(self) -> np.ndarray:
-        """float64 [n], when the request's own last token came; nan where rejected."""
-        decode_s = self._of_batch(self._decode_s)
-        return self.first_token_s + (self.workload.output_tokens - 1) * decode_s
+    def __repr__(self) -> str:
+        return f"SimulatedRun({', '.join(f'{k}: {v}' for k, v in self._in_short().items())})"
 
-    @property
-    def decode_s(self) -> np.ndarray:
-        """float64 [n], seconds of one decode pass of the request's batch; nan where rejected."""
-        return self._of_batch(self._decode_s)
+    def _repr_html_(self) -> str:
+        return str(pd.Series(self._in_short()).to_frame(self.workload.name).to_html())
 
-    @cached_property
-    def _prefill_s(self) -> np.ndarray:
-        return np.array([cost.prefill_s for cost in self.costs])[self.batch_bucket]
+    def _in_short(self) -> dict[str, str]:
+        served = self.served
+        short = {"requests": f"{len(served):,}", "served": f"{served.sum():,}"}
+        if not served.any():
+            return short
+        span_s = self.requests.finish_s[served].max() - self.workload.arrival_s[0]
+        fill = self.passes.useful.sum() / (self.passes.slots.astype(float) @ self.passes.count)
+        for name, values in (("TTFT", self.ttft_s), ("E2EL", self.e2el_s)):
+            median_s, p95_s = np.percentile(values[served], [50, 95])
+            short |= {f"P50/P95 {name}": f"{median_s:.3g} / {p95_s:.3g} s"}
+        return {
+            "requests": short.pop("requests"),
+            "served": short.pop("served"),
+            "span": f"{span_s:.4g} s",
+            **short,
+            "fill": f"{fill:.0%}",
+        }
 
-    @cached_property
-    def _decode_s(self) -> np.ndarray:
-        return np.array([cost.decode_s for cost in self.costs])[self.batch_bucket]
 
-    def _of_batch(self, values: np.ndarray) -> np.ndarray:
-        """A value of each batch [b] as one of each request [n]."""
-        return np.append(values, np.nan)[self.batch]
+def sums(values: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """The sum of each group of values that begins at `first`, and ends where the next begins."""
+    if not len(first):
+        return np.zeros(0, dtype=values.dtype)
+    return np.asarray(np.add.reduceat(values, first, dtype=np.result_type(values, np.int64)))

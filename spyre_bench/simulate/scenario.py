@@ -17,7 +17,7 @@ from spyre_bench.shapes import BucketSet
 if TYPE_CHECKING:
     from spyre_bench.cost.bucket_cost import BucketCost, CostModel
     from spyre_bench.policy.static import Policy
-    from spyre_bench.simulate.result import Trace
+    from spyre_bench.simulate.result import SimulatedRun
     from spyre_bench.workload.workload import Workload
 
 WORKLOAD, TRACE_FILE, COSTS, SCHEDULING, ENGINE = PARTS = (
@@ -166,7 +166,7 @@ class Scenario:
 
     def run(
         self, workload: Workload | None = None, costs: Sequence[BucketCost] | None = None
-    ) -> Trace:
+    ) -> SimulatedRun:
         """Simulates it; on another workload or other buckets where these are given."""
         from spyre_bench.simulate import static
 

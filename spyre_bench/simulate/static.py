@@ -12,14 +12,13 @@ import math
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from spyre_bench.cost.bucket_cost import BucketCost
-from spyre_bench.policy.static import Batch, Hold, Policy, next_batch
-from spyre_bench.simulate.result import Trace
+from spyre_bench.policy.static import Batch, Hold, Policy, Step, next_batch
+from spyre_bench.simulate.result import DECODE, PREFILL, Passes, Requests, SimulatedRun, sums
 from spyre_bench.workload.workload import Workload
 
 MOST = 10_000  # replicas; more is a slip
@@ -47,8 +46,8 @@ def simulate(
     router: str = "round_robin",
     ready_s: float = 0.0,
     client_overhead_s: float = 0.0,
-    believed: Sequence[BucketCost] | None = None,
-) -> Trace:
+    estimated: Sequence[BucketCost] | None = None,
+) -> SimulatedRun:
     """Serves the workload on engines that have the buckets of `costs` compiled.
 
     Every replica starts its first batch `ready_s` after the workload's start at the earliest (a
@@ -57,7 +56,7 @@ def simulate(
     `least_loaded` sends each to the replica with the fewest unfinished requests, ties to the first.
     A client's TTFT and
     E2EL have `client_overhead_s` more than the engine's (HTTP, tokenizing, the way back). The
-    policy decides by `costs`, or by `believed` ones, a server's own estimate of the same buckets.
+    policy decides by `costs`, or by `estimated` ones, a server's own estimate of the same buckets.
 
     Raises ValueError for no bucket, a replica count below 1, an unknown router, a negative time.
     """
@@ -71,23 +70,25 @@ def simulate(
         0 <= client_overhead_s < math.inf,
         f"client_overhead_s {client_overhead_s} is negative or endless: use 0",
     )
-    believed = costs if believed is None else tuple(believed)
+    estimated = costs if estimated is None else tuple(estimated)
     _require(
-        [cost.bucket for cost in believed] == [cost.bucket for cost in costs],
-        "believed costs are of other buckets than costs: give one for each, in the same order",
+        [cost.bucket for cost in estimated] == [cost.bucket for cost in costs],
+        "estimated costs are of other buckets than costs: give one for each, in the same order",
     )
     policy = policy or Policy()
     rejected = _rejections(workload, costs)
     rows = np.flatnonzero(rejected == 0)
     first_s = workload.start_s + ready_s
-    engines = [_Engine(costs, believed, policy, first_s) for _ in range(replicas)]
+    engines = [_Engine(costs, estimated, policy, first_s) for _ in range(replicas)]
     if router == "least_loaded" and replicas > 1:
         _route_to_the_least_loaded(engines, _requests(workload, rows))
     else:
         for index, engine in enumerate(engines):
             engine.serve(_requests(workload, rows[index::replicas]))
-    trace = _trace(workload, costs, policy, ready_s, rejected, engines)
-    return replace(trace, client_overhead_s=client_overhead_s)
+    requests, passes = _run(workload, costs, rejected, engines)
+    return SimulatedRun(
+        workload, costs, policy, replicas, ready_s, client_overhead_s, requests, passes
+    )
 
 
 class _Engine:
@@ -96,18 +97,18 @@ class _Engine:
     def __init__(
         self,
         costs: tuple[BucketCost, ...],
-        believed: tuple[BucketCost, ...],
+        estimated: tuple[BucketCost, ...],
         policy: Policy,
         first_s: float,
     ):
-        self.costs, self.believed, self.policy = costs, believed, policy
+        self.costs, self.estimated, self.policy = costs, estimated, policy
         self.free_s = first_s  # the running batch ends
         self.look_s = 0.0  # nothing can happen before
         self.queue: deque[Request] = deque()  # arrived and passed over, then those to come
         self.running: Batch[Request] | None = None
         self._upcoming: Iterator[Request] = iter(())
         self._read: list[Request] = []
-        self._index = {id(cost): index for index, cost in enumerate(believed)}
+        self._index = {id(cost): index for index, cost in enumerate(estimated)}
         self.bucket, self.start_s, self.passes = array("h"), array("d"), array("i")
         self.rows, self.members = array("i"), array("i")
 
@@ -127,13 +128,15 @@ class _Engine:
             now = max(self.free_s, self.queue[0].arrival_s, self.look_s)
             if now >= until_s:
                 return
-            decision = next_batch(self._waiting(now), self.believed, self.policy, now)
-            if isinstance(decision, Hold):
+            step: Step[Request] | None = next_batch(
+                self._waiting(now), self.estimated, self.policy, now
+            )
+            if isinstance(step, Hold):
                 self._put_back(())
-                self.look_s = min(decision.until_s, self._next_arrival_s(now))
+                self.look_s = min(step.until_s, self._next_arrival_s(now))
             else:
-                assert decision, "somebody has arrived, so there is a batch"
-                self._start(decision, now)
+                assert step, "somebody has arrived, so there is a batch"
+                self._start(step, now)
 
     def unfinished(self, now: float) -> int:
         """Requests here that have not got their last token by `now`; `now` is not before the
@@ -225,41 +228,79 @@ def _requests(workload: Workload, rows: np.ndarray) -> Iterator[Request]:
         yield from map(Request, *(column[some].tolist() for column in columns), some.tolist())
 
 
-def _trace(
+def _run(
     workload: Workload,
     costs: tuple[BucketCost, ...],
-    policy: Policy,
-    ready_s: float,
     rejected: np.ndarray,
     engines: Sequence[_Engine],
-) -> Trace:
-    """The engines' logs as one, batches in the order of their start."""
+) -> tuple[Requests, Passes]:
+    """The engines' logs as one, batches in the order of their start: a prefill each, and a row of
+    decode passes where an output has more than one token."""
 
     def joined(of: Callable[[_Engine], array[Any]], dtype: type) -> np.ndarray:
         return np.concatenate([np.array(of(engine), dtype) for engine in engines])
 
-    rows = joined(lambda engine: engine.rows, np.int32)
     start_s = joined(lambda engine: engine.start_s, np.float64)
     replica = np.repeat(np.arange(len(engines), dtype=np.int16), [len(e.rows) for e in engines])
     order = np.lexsort((replica, start_s))
-    number = np.empty(len(order), dtype=np.int32)
-    number[order] = np.arange(len(order))
-    batch = np.full(len(workload), -1, dtype=np.int32)
-    batch[joined(lambda engine: engine.members, np.int32)] = np.repeat(number, rows)
-    return Trace(
-        workload=workload,
-        costs=costs,
-        policy=policy,
-        replicas=len(engines),
-        ready_s=ready_s,
+    start_s, replica = start_s[order], replica[order]
+    shape = joined(lambda engine: engine.bucket, np.int16)[order]
+    steps = joined(lambda engine: engine.passes, np.int32)[order]
+    rows = joined(lambda engine: engine.rows, np.int32)
+    first, rows = (np.cumsum(rows) - rows)[order], rows[order]
+    sizes = np.array([(c.bucket.batch_size, c.bucket.prompt_length) for c in costs], np.int64)
+    seconds = np.array([(cost.prefill_s, cost.decode_s) for cost in costs])
+
+    batch = np.repeat(np.arange(len(order), dtype=np.int32), 1 + (steps > 1))
+    kind = (np.diff(batch, prepend=-1) == 0).astype(np.int8)
+    decodes = np.repeat(kind == DECODE, rows[batch])
+    members = joined(lambda engine: engine.members, np.int32)[_ranges(first[batch], rows[batch])]
+    tokens = np.where(decodes, workload.output_tokens[members] - 1, 1).astype(np.int32)
+    prompts = np.where(decodes, 0, workload.prompt_tokens[members])
+    batch_size, prompt_length = sizes[shape[batch]].T
+    passes = Passes(
+        kind=kind,
+        shape=shape[batch],
         batch=batch,
-        rejected=rejected,
-        batch_bucket=joined(lambda engine: engine.bucket, np.int16)[order],
-        batch_start_s=start_s[order],
-        batch_passes=joined(lambda engine: engine.passes, np.int32)[order],
-        batch_rows=rows[order],
-        batch_replica=replica[order],
+        replica=replica[batch],
+        start_s=start_s[batch] + np.where(kind == DECODE, seconds[shape[batch], PREFILL], 0.0),
+        seconds=seconds[shape[batch], kind],
+        count=np.where(kind == DECODE, steps[batch] - 1, 1).astype(np.int32),
+        slots=batch_size * np.where(kind == DECODE, 1, prompt_length + 1),
+        useful=sums(tokens + prompts, np.cumsum(rows[batch]) - rows[batch]),
+        rows=rows[batch],
+        members=members,
+        tokens=tokens,
+        waited_s=np.broadcast_to(0.0, len(members)),  # decode passes follow without a pause
     )
+    served_in = np.full(len(workload), -1, dtype=np.int32)
+    served_in[members[~decodes]] = np.repeat(np.arange(len(order), dtype=np.int32), rows)
+
+    def of_batch(values: np.ndarray) -> np.ndarray:
+        """A value of each batch as one of each request."""
+        return np.append(values, np.nan)[served_in]
+
+    first_token_s, tpot_s = (
+        of_batch(start_s + seconds[shape, PREFILL]),
+        of_batch(seconds[shape, DECODE]),
+    )
+    further = workload.output_tokens - 1
+    return Requests(
+        batch=served_in,
+        replica=np.append(replica, np.int16(-1))[served_in],
+        start_s=of_batch(start_s),
+        first_token_s=first_token_s,
+        finish_s=first_token_s + further * tpot_s,
+        tpot_s=np.where(further > 0, tpot_s, np.nan),
+        rejected=rejected,
+    ), passes
+
+
+def _ranges(first: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """int32, `first[0]`, `first[0] + 1`, ... as many as `lengths[0]`, then those of the next."""
+    last = np.cumsum(lengths)
+    offset = np.repeat((first - last + lengths).astype(np.int32), lengths)
+    return np.arange(len(offset), dtype=np.int32) + offset
 
 
 def _require(holds: bool, message: str) -> None:

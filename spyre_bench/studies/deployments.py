@@ -29,7 +29,7 @@ from spyre_bench.metrics.bounds import shape_bound_s
 from spyre_bench.model_sizes import LARGEST_TP, ModelSizes
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import STICK_TOKENS, Bucket
-from spyre_bench.simulate.result import Trace
+from spyre_bench.simulate.result import SimulatedRun
 from spyre_bench.simulate.static import simulate
 from spyre_bench.studies.under_load import at_rate
 from spyre_bench.workload.workload import Workload
@@ -76,7 +76,7 @@ class Service:
 
     def replay(
         self, cards: int, costs: Sequence[BucketCost], replicas: int, rate_rps: float
-    ) -> Trace:
+    ) -> SimulatedRun:
         """The run at a rate in requests/s."""
         requests = at_rate(self.requests(cards), rate_rps)
         return simulate(requests, costs, self.policy, replicas=replicas, router=self.router)
@@ -85,8 +85,8 @@ class Service:
         self, cards: int, costs: Sequence[BucketCost], replicas: int, rate_rps: float
     ) -> float:
         """Of all requests, those within every limit; one that no bucket takes is not."""
-        trace = self.replay(cards, costs, replicas, rate_rps)
-        return summary.good_requests(trace, self.limits_ms) / len(trace.workload)
+        run = self.replay(cards, costs, replicas, rate_rps)
+        return summary.good_requests(run, self.limits_ms) / len(run.workload)
 
     def rates(self, cards: int, costs: Sequence[BucketCost], replicas: int) -> np.ndarray:
         """The rates to try, in steps of 2 %: from 1/256 of what full batches would sustain for ever
@@ -289,14 +289,14 @@ def replays(
     return pd.DataFrame(rows)
 
 
-def _figures(trace: Trace, limits_ms: Mapping[str, float], cards: int) -> dict[str, float]:
-    seconds, latency = summary.duration_s(trace), summary.latencies(trace, (99,))
+def _figures(run: SimulatedRun, limits_ms: Mapping[str, float], cards: int) -> dict[str, float]:
+    seconds, latency = summary.duration_s(run), summary.latencies(run, (99,))
     if not seconds:
         return {"throughput_rps": 0.0, "goodput_rps": 0.0, "goodput_rps_a_card": 0.0}
-    goodput_rps = summary.good_requests(trace, limits_ms) / seconds
-    tokens = trace.workload.output_tokens[trace.served].sum(dtype=np.int64)
+    goodput_rps = summary.good_requests(run, limits_ms) / seconds
+    tokens = run.workload.output_tokens[run.served].sum(dtype=np.int64)
     return {
-        "throughput_rps": float(trace.served.sum()) / seconds,
+        "throughput_rps": float(run.served.sum()) / seconds,
         "output_tokens_s": float(tokens) / seconds,
         **{
             f"{of}_{name}_s": value / 1e3
@@ -308,8 +308,8 @@ def _figures(trace: Trace, limits_ms: Mapping[str, float], cards: int) -> dict[s
         },
         "goodput_rps": goodput_rps,
         "goodput_rps_a_card": goodput_rps / cards,
-        "utilisation": summary.utilisation(trace),
-        "saturated": bool(summary.saturation(trace)),
+        "utilisation": summary.utilisation(run),
+        "saturated": bool(summary.saturation(run)),
     }
 
 

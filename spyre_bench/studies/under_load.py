@@ -23,7 +23,7 @@ from spyre_bench.metrics.bounds import shape_bound_s, shares_s
 from spyre_bench.metrics.summary import LEDGER
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import STICK_TOKENS, Bucket, BucketSet
-from spyre_bench.simulate.result import Trace
+from spyre_bench.simulate.result import SimulatedRun
 from spyre_bench.simulate.static import simulate
 from spyre_bench.workload.workload import Workload
 
@@ -43,8 +43,8 @@ def capacity_rps(
 ) -> float:
     """Requests/s of a policy that has all requests queued at once: what load 1 means. ValueError
     where no bucket takes a request."""
-    trace = simulate(fitting(workload, costs).with_arrivals("all"), costs, policy)
-    return float(trace.served.sum()) / summary.busy_s(trace)
+    run = simulate(fitting(workload, costs).with_arrivals("all"), costs, policy)
+    return float(run.served.sum()) / summary.busy_s(run)
 
 
 def at_rate(workload: Workload, requests_per_s: float) -> Workload:
@@ -79,42 +79,35 @@ def under_load(
             raise ValueError(f"load {load} is not a positive share of the capacity, such as 0.5")
     rows = []
     for policy, load in itertools.product(policies, loads):
-        trace = simulate(at_rate(workload, load * capacity), costs, policy)
+        run = simulate(at_rate(workload, load * capacity), costs, policy)
         rows.append(
             {
                 "policy": policy.name,
                 "max_wait_s": policy.max_wait_s,
                 "load": load,
                 "rate_rps": load * capacity,
-                "saturated": bool(summary.saturation(trace)),
-                **_figures(trace),
+                "saturated": bool(summary.saturation(run)),
+                **_figures(run),
             }
         )
     return pd.DataFrame(rows)
 
 
-def _figures(trace: Trace) -> dict[str, float]:
-    found = summary.summary(trace)
-    slots = _slots(trace)
+def _figures(run: SimulatedRun) -> dict[str, float]:
+    found = summary.summary(run)
+    slots = int((run.passes.slots * run.passes.count).sum())
     seconds = {
         name.removesuffix("_ms") + "_s": value / 1e3
         for name, value in found.items()
         if name.endswith("_ms")
     }
     return {
-        "rows": float(trace.batch_rows.mean()),
+        "rows": float(run.passes.rows[run.passes.first_of_batch].mean()),
         "slots": slots,
         **{name: value for name, value in found.items() if not name.endswith("_ms")},
         **{f"{part}_share": found[f"{part}_tokens"] / slots for part in LEDGER},
         **seconds,
     }
-
-
-def _slots(trace: Trace) -> int:
-    """B·P slots of each prefill and B of each pass, without a look at the requests in them."""
-    batches = zip(trace.batch_bucket.tolist(), trace.batch_passes.tolist(), strict=True)
-    shapes = [cost.bucket for cost in trace.costs]
-    return sum(shapes[b].batch_size * (shapes[b].prompt_length + passes) for b, passes in batches)
 
 
 def largest_waste(frame: pd.DataFrame) -> pd.Series:
@@ -138,10 +131,10 @@ def bars(frame: pd.DataFrame, loads: Sequence[float]) -> pd.DataFrame:
     return some.assign(group=[f"load {load:g}" for load in some["load"]], label=some["policy"])
 
 
-def by_bucket(trace: Trace) -> pd.DataFrame:
+def by_bucket(run: SimulatedRun) -> pd.DataFrame:
     """What `metrics.summary.by_bucket` gives, and the ledger as shares of what the whole run
     computed."""
-    frame = summary.by_bucket(summary.batches(trace))
+    frame = summary.by_bucket(summary.batches(run))
     computed = frame["computed"].sum()
     return frame.assign(**{f"{part}_share": frame[part] / computed for part in LEDGER})
 

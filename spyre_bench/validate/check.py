@@ -22,7 +22,7 @@ from spyre_bench.metrics.waste import waste
 from spyre_bench.pass_log import count_passes, read_passes, read_warmup
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket, BucketSet
-from spyre_bench.simulate.result import Trace
+from spyre_bench.simulate.result import PREFILL, SimulatedRun
 from spyre_bench.simulate.static import simulate
 from spyre_bench.validate import compare as validate
 from spyre_bench.validate import server as serving
@@ -57,10 +57,10 @@ class Constants:
             }
         )
 
-    def simulate(self, workload: Workload) -> Trace:
+    def simulate(self, workload: Workload) -> SimulatedRun:
         return simulate(
             workload, self.costs, self.policy,
-            client_overhead_s=self.client_overhead_s, believed=self.believed,
+            client_overhead_s=self.client_overhead_s, estimated=self.believed,
         )  # fmt: skip
 
 
@@ -73,7 +73,7 @@ class Check:
     workload: Workload  # as it was sent, at the times at which the client really sent
     measured: dict[str, Any]
     simulated: dict[str, Any]
-    trace: Trace
+    run: SimulatedRun
     passes: pd.DataFrame
 
     def compare(self) -> pd.DataFrame:
@@ -108,8 +108,8 @@ def calibrate(
             f"no calibration batch ran in bucket {missing[0]}: let simultaneous requests share a "
             f"batch (gather_s above 0), or leave out a bucket that another one makes needless"
         )
-    trace = simulate(some, costs, policy)
-    waited_s = np.array(result["ttfts"]) - (trace.first_token_s - some.arrival_s)
+    run = simulate(some, costs, policy)
+    waited_s = np.array(result["ttfts"]) - run.ttft_s
     constants = Constants(
         costs=costs,
         believed=believed_costs(server, buckets),
@@ -147,14 +147,14 @@ def check(
     measured = serving.replay(server, workload, directory, name)
     passes = read_passes(server.pass_log).iloc[before:].reset_index(drop=True)
     sent = as_sent(workload, measured["start_times"])
-    trace = constants.simulate(sent)
+    run = constants.simulate(sent)
     ledger = waste(passes)
     measured |= {
         "spyre_batches": len(ledger),
         "spyre_fill": float(ledger["useful"].sum() / ledger["computed"].sum()),
     }
-    simulated = bench_result(trace, detailed=True)
-    return Check(name, constants, sent, measured, simulated, trace, passes)
+    simulated = bench_result(run, detailed=True)
+    return Check(name, constants, sent, measured, simulated, run, passes)
 
 
 def pass_costs(passes: pd.DataFrame) -> tuple[BucketCost, ...]:
@@ -231,10 +231,13 @@ def batches_of(passes: pd.DataFrame) -> list[tuple[str, list[int]]]:
 
 def simulated_batches(check: Check) -> list[tuple[str, list[int]]]:
     """The same of the simulated run."""
-    trace = check.trace
+    costs, passes = check.run.costs, check.run.passes
     return [
-        (str(trace.costs[bucket].bucket), check.workload.prompt_tokens[trace.batch == n].tolist())
-        for n, bucket in enumerate(trace.batch_bucket)
+        (
+            str(costs[passes.shape[row]].bucket),
+            check.workload.prompt_tokens[passes.of_row(row)[0]].tolist(),
+        )
+        for row in np.flatnonzero(passes.kind == PREFILL)
     ]
 
 
