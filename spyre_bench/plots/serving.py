@@ -52,7 +52,7 @@ HOLDING = {
     "median_e2el_s": "E2EL, P50 [s]",
     "p95_e2el_s": "E2EL, P95 [s]",
 }
-POLICIES = {
+POLICY_MARKS = {
     "best_fit": (BLUE, "o"),
     "length_aware": (GREEN, "s"),
     "skip": (ORANGE, "^"),
@@ -187,7 +187,7 @@ def _under_load(frame: pd.DataFrame, panels: Mapping[str, str], title: str, scal
     axes = _panels(title, panels, "load, a share of the capacity", sharey=scale == "log")
     for column, ax in zip(panels, axes, strict=True):
         for policy, some in frame.groupby("policy", sort=False):
-            _dotted_where_saturated(ax, some, "load", column, policy, *POLICIES[policy])
+            _dotted_where_saturated(ax, some, "load", column, policy, *POLICY_MARKS[policy])
         if scale == "log":
             ax.set_yscale("log")
             plain_numbers(ax.yaxis)

@@ -410,7 +410,7 @@ class Quantile:
         return np.full(len(workload), tokens, np.int32)
 
 
-POLICIES: dict[str, tuple[Callable[..., MaxTokens], str]] = {
+MAX_TOKENS_RULES: dict[str, tuple[Callable[..., MaxTokens], str]] = {
     "exact": (Exact, "exact"),
     "recorded": (Recorded, "recorded"),
     "fixed": (Fixed, "fixed:256"),
@@ -422,7 +422,7 @@ POLICIES: dict[str, tuple[Callable[..., MaxTokens], str]] = {
 def parse_max_tokens(value: str | MaxTokens) -> MaxTokens:
     """A policy from text: `exact`, `recorded`, `fixed:TOKENS`, `multiple:FACTOR` or
     `quantile:Q`."""
-    return parse_choice("max_tokens", value, POLICIES) if isinstance(value, str) else value
+    return parse_choice("max_tokens", value, MAX_TOKENS_RULES) if isinstance(value, str) else value
 
 
 # --- by name --------------------------------------------------------------------------------------
