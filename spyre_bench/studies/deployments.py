@@ -1,7 +1,7 @@
 """Many cards: large engines or many engines? Tensor parallel against replicas on the card model.
 
 A number of cards is divided into engines of `tp` cards behind one router. Every division serves
-the same draws, as many requests a card, under the same limits on latency; what counts is its
+the same draws, as many requests per card, under the same SLO; what counts is its
 capacity, the largest rate of arrivals at which most requests stay within them. Nothing here is
 measured: each figure is given at every end of the card's parameters, and `sensitivity` moves one
 parameter at a time to find those that decide.
@@ -63,14 +63,16 @@ class Service:
     def __post_init__(self) -> None:
         summary.require_limits(self.limits_ms)
         if not self.limits_ms:
-            raise ValueError("a capacity needs limits on latency: give some, such as ttft 30000 ms")
+            raise ValueError(
+                "a capacity needs an SLO: give limits on latency, such as ttft 30000 ms"
+            )
         if not 0 < self.share <= 1:
             raise ValueError(f"share {self.share} of the requests is not above 0 and at most 1")
         if self.requests_a_card < 1:
             raise ValueError(f"requests_a_card {self.requests_a_card} is below 1: use 1 or more")
 
     def requests(self, cards: int) -> Workload:
-        """The first requests of the workload, as many a card, so that more cards do not mean
+        """The first requests of the workload, as many per card, so that more cards do not mean
         shorter runs. Raises ValueError where there are fewer."""
         return self.workload.head(self.requests_a_card * cards)
 
@@ -180,7 +182,7 @@ def propose(
     """Every division of every number of cards, those that cannot be with the reason.
 
     What is held fair: engines of every size choose from sets of at most `k` buckets, for each
-    largest batch size the proved optimum for full batches at the middle values of the parameters
+    largest batch size the proved optimum for full batches at the nominal values of the parameters
     (`optimize.choose`); wherever capacities are compared, each has the set that serves it best
     there. Or the `buckets` given are compiled everywhere.
     """
@@ -233,8 +235,8 @@ def _choices(
 
 
 def listed(deployments: Iterable[Deployment]) -> pd.DataFrame:
-    """One row a deployment: cards, tp, replicas, deployment, sets (of buckets to choose from),
-    memory_gb (of a card with the largest of all these buckets, at the middle values), refused (why
+    """One row per deployment: cards, tp, replicas, deployment, sets (of buckets to choose from),
+    memory_gb (of a card with the largest of all these buckets, at the nominal values), refused (why
     it cannot be; empty where it can)."""
     return pd.DataFrame(
         {
@@ -265,7 +267,7 @@ def _names(deployment: Deployment) -> dict[str, int | str]:
 
 
 def capacities(deployments: Iterable[Deployment], service: Service) -> pd.DataFrame:
-    """One row a deployment and end of the parameters: cards, tp, replicas, deployment, end,
+    """One row per deployment and end of the parameters: cards, tp, replicas, deployment, end,
     capacity_rps, capacity_rps_a_card (requests/s; nan where refused), buckets (the set that has
     it), refused."""
     rows = []
@@ -288,8 +290,8 @@ def capacities(deployments: Iterable[Deployment], service: Service) -> pd.DataFr
 def replays(
     deployments: Iterable[Deployment], service: Service, rate_rps_a_card: float
 ) -> pd.DataFrame:
-    """One row a deployment and end, all at the same rate a card, each with the set of buckets that
-    has most goodput there: cards, tp, replicas, deployment, end, rate_rps, throughput_rps,
+    """One row per deployment and end, all at the same rate per card, each with the set of buckets
+    that has most goodput there: cards, tp, replicas, deployment, end, rate_rps, throughput_rps,
     output_tokens_s, median and p99 of ttft and tpot in seconds (`p99_ttft_s`), goodput_rps,
     goodput_rps_a_card, utilisation, saturated, refused. Figures are missing where it is refused."""
     rows = []
@@ -339,7 +341,7 @@ def _at_ends(deployments: Iterable[Deployment]) -> Iterator[tuple[Deployment, st
 
 
 def best(capacity: pd.DataFrame) -> pd.DataFrame:
-    """Of `capacities`, one row a number of cards and end: cards, end, deployment, tp and
+    """Of `capacities`, one row per number of cards and end: cards, end, deployment, tp and
     capacity_rps_a_card of the one that serves most, ties going to the smaller engines, and `near`,
     the others that are no more than `TIE` below it. "none" where nothing has a capacity."""
     rows = []
@@ -359,14 +361,14 @@ def best(capacity: pd.DataFrame) -> pd.DataFrame:
 
 
 def typical_bucket(workload: Workload, batch_size: int) -> Bucket:
-    """A batch of median prompts, in sticks of 64 tokens, and median answers asked for."""
+    """A batch of median prompts, in sticks of 64 tokens, and median max_tokens."""
     prompt, output = np.median(workload.prompt_tokens), np.median(workload.max_tokens)
     sticks = math.ceil(prompt / STICK_TOKENS)
     return Bucket(batch_size, sticks * STICK_TOKENS, max(2, math.ceil(output)))
 
 
 def all_reduce_shares(costs: Iterable[SpyreCost], bucket: Bucket) -> pd.DataFrame:
-    """Seconds of both passes of a bucket and what all-reduces take of them, one row a number of
+    """Seconds of both passes of a bucket and what all-reduces take of them, one row per number of
     cards and pass: tp, pass ("prefill", "decode"), low_s, value_s, high_s (of the pass),
     low_share, value_share, high_share. The low share is with the all-reduce at its fast end and
     all else at its slow one, the high share the other way round."""
@@ -398,7 +400,7 @@ def sensitivity(deployments: Iterable[Deployment], service: Service) -> pd.DataF
     """Capacities with one parameter of the card moved to one of its ends and all others at their
     value, each deployment with the set of buckets that serves it best there.
 
-    One row a parameter, end and deployment that is not refused: parameter, unit, confidence, end
+    One row per parameter, end and deployment that is not refused: parameter, unit, confidence, end
     ("fast", "slow"), number (of the parameter), cards, tp, replicas, deployment,
     capacity_rps_a_card, and base_rps_a_card, with nothing moved.
     """
@@ -433,8 +435,8 @@ def tornado(moved: pd.DataFrame) -> pd.DataFrame:
     """By how much the winner of `sensitivity` leads as each parameter moves, the widest first.
 
     The winner is the deployment with the largest capacity while nothing is moved, ties going to
-    the smaller engines. One row a parameter: parameter, unit, confidence, fast and slow (its
-    numbers), winner, base_lead, fast_lead and slow_lead (requests/s a card over the best other;
+    the smaller engines. One row per parameter: parameter, unit, confidence, fast and slow (its
+    numbers), winner, base_lead, fast_lead and slow_lead (requests/s per card over the best other;
     below 0 it has lost), fast_winner, slow_winner, changes (another leads by more than `TIE`).
     Parameters that move no lead have no row.
 

@@ -26,7 +26,7 @@ def k_curve(
 ) -> pd.DataFrame:
     """The proved choice among the candidates `costs` for each number of buckets from 1 to `k`.
 
-    One row a number: k, graphs (chosen, at most k), buckets, compile_s of them all; device_s and
+    One row per number: k, graphs (chosen, at most k), buckets, compile_s of them all; device_s and
     bound_s, the shape bound of the choice and the least that any choice has, in seconds per
     request; total_s, device_s plus the compile seconds spread over the `reuse` requests expected
     between two starts. With `held_out` also held_out_s, the same choice's device seconds per

@@ -155,7 +155,7 @@ def bucket_sets(
 ) -> dict[str, tuple[Bucket, ...]]:
     """Sets of at most `k` buckets as other stacks make them, each fitting every request: small,
     middle and large batches, and the *diagonal*, where a longer prompt means a smaller batch; equal
-    ones once. No prompt length and no answer is below `smallest` (P, N), where a cost table
+    ones once. No prompt length and no output is below `smallest` (P, N), where a cost table
     begins."""
     prompts = np.maximum(workload.prompt_tokens, smallest[0])
     new_tokens = max(smallest[1], int(workload.max_tokens.max()))
@@ -183,7 +183,7 @@ def over_bucket_sets(
     """All requests at once on the given buckets, on the proved choice of as many, and on the sets
     of `bucket_sets` that the model has figures for; and that choice, whose bound no set goes below.
 
-    One row a set: set, kind ("given", "optimum" or "baseline"), buckets, graphs, compile_s,
+    One row per set: set, kind ("given", "optimum" or "baseline"), buckets, graphs, compile_s,
     shape_bound_s, and what `under_load` has of a run. All at once the engine never idles, so
     `busy_s` is the makespan.
 
