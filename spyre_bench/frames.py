@@ -103,12 +103,12 @@ def read_csv(
 
 
 def _read_json(path: Path, file: TextIO, choose: Choose) -> pd.DataFrame:
-    """One object a line, an array of objects, or an object that holds one array of objects.
+    """One object per line, an array of objects, or an object that holds one array of objects.
     Objects within objects are flattened: the inner names count."""
     lines = ((number, text) for number, text in enumerate(file, start=1) if text.strip())
     first = next(lines, None)
     if first is None:
-        raise ValueError(f"{path} is empty: it needs one JSON object a line, or an array of them")
+        raise ValueError(f"{path} is empty: it needs one JSON object per line, or an array of them")
     whole = _whole(path, first, lines)
     if whole is None:
         records = ((n, _object(path, n, text)) for n, text in itertools.chain([first], lines))
@@ -132,8 +132,8 @@ def _whole(path: Path, first: tuple[int, str], lines: Iterator[tuple[int, str]])
     if isinstance(value, list):
         if value and not isinstance(value[0], dict):
             raise ValueError(
-                f"{path} line {number} is not a JSON object: write one object a line, or an array "
-                f"of objects"
+                f"{path} line {number} is not a JSON object: write one object per line, or an "
+                f"array of objects"
             )
         return value
     if isinstance(value, dict):
@@ -162,7 +162,7 @@ def _object(path: Path, line: int, text: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} line {line} is not JSON: {error}") from error
     if not isinstance(record, dict):
-        raise ValueError(f"{path} line {line} is not a JSON object: write one object a line")
+        raise ValueError(f"{path} line {line} is not a JSON object: write one object per line")
     return _flat(record)
 
 

@@ -281,7 +281,7 @@ def _preset(name: str, sizes: str, context_length: int, **kinds: bool) -> ModelS
     )  # fmt: skip
 
 
-# From the models' config.json files; the two Granite 8B as in vllm-spyre's test fixtures.
+# From the models' config.json files: docs/SPYRE_CARD.md#sizes-NAME has the address of each.
 PRESETS = {
     configuration.name: configuration
     for configuration in (

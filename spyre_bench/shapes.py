@@ -74,7 +74,7 @@ class Bucket:
 
     @property
     def context_length(self) -> int:
-        """Slots of the KV cache, in tokens a row: prompt and answer."""
+        """Slots of the KV cache, in tokens per row: prompt and output."""
         return self.prompt_length + self.new_tokens
 
     def fits(self, prompt_tokens: int, max_tokens: int) -> bool:
@@ -184,7 +184,7 @@ class BucketSet:
         return tuple(bucket for bucket in self if bucket.fits(prompt_tokens, max_tokens))
 
     def max_new_tokens(self, prompt_tokens: int) -> int:
-        """The longest answer to such a prompt in tokens; 0 where no bucket takes the prompt."""
+        """The most output tokens for such a prompt; 0 where no bucket takes the prompt."""
         return max(
             (b.new_tokens for b in self if prompt_tokens <= b.prompt_length),
             default=0,

@@ -102,10 +102,38 @@ def test_a_changed_output_is_noticed():
         run_commands(Block("console", "", "$ echo 12 seconds\n13 seconds\n", 1))
 
 
+def anchors(page: Path) -> set[str]:
+    """Where a link can lead within a page: headings, as GitHub names them, and ids."""
+    text = page.read_text()
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    slugs = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return slugs | set(re.findall(r'<a id="([^"]+)"></a>', text))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_links_of_a_page_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text()):
+        there = page.parent / target if target else page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), f"{target}#{anchor}"
+
+
+def test_the_readme_is_short_and_has_a_line_for_every_package():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.encode()) < 8000
+    folders = {path.parent.name for path in (ROOT / "spyre_bench").glob("*/*.py")}
+    listed = re.findall(r"^      (\w+)/ +\w", text, flags=re.MULTILINE)
+    assert folders <= set(listed)
+    assert len(listed) == len(set(listed))
+
+
+def test_the_readme_names_every_page():
+    text = (ROOT / "README.md").read_text()
+    assert not [page for page in PAGES[1:] if f"(docs/{page.name})" not in text]
+
+
+def test_the_architecture_is_read_in_one_sitting():
+    assert len((ROOT / "docs" / "ARCHITECTURE.md").read_text().splitlines()) < 100
 
 
 # --- sentences and names that the package must still have -----------------------------------------

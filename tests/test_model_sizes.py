@@ -157,7 +157,7 @@ def test_operations_are_the_sum_by_hand():
 
 
 def test_a_32k_prompt_of_granite_costs_what_the_facts_reckon():
-    # spyre-facts.md 2.1: 535 TF in linear layers and 703 TF in attention
+    # by hand: 535 TF in linear layers and 703 TF in attention
     granite = preset("granite-3.3-8b")
     attention = 2 * granite.layers * granite.attention_operations(1, 32768, 32768)
     assert attention == pytest.approx(703e12, rel=0.005)

@@ -34,7 +34,7 @@ def shallow_copy(source: Path, layers: int, target: Path) -> Path:
 
 
 def _cut(config: dict, layers: int) -> dict:
-    types = config.get("layer_types")  # one a layer
+    types = config.get("layer_types")  # one per layer
     cut = {"num_hidden_layers": layers} | ({"layer_types": types[:layers]} if types else {})
     return config | cut
 

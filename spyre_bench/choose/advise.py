@@ -30,10 +30,10 @@ OBJECTIVES = ("device_seconds", "goodput")
 class Advice:
     """The advised buckets, and what they were held against.
 
-    `contenders` has one row a set of buckets: name, kind ("ours" or "baseline"), advised, buckets,
-    graphs (buckets in it), compile_s, extrapolated (of its buckets), and for each half (`fitted_`,
-    `held_out_`) bound_s (the shape bound), busy_s, p95_e2el_s, goodput_rps, fill, rejected and
-    saturated.
+    `contenders` has one row per set of buckets: name, kind ("ours" or "baseline"), advised,
+    buckets, graphs (buckets in it), compile_s, extrapolated (of its buckets), and for each half
+    (`fitted_`, `held_out_`) bound_s (the shape bound), busy_s, p95_e2el_s, goodput_rps, fill,
+    rejected and saturated.
     """
 
     costs: tuple[BucketCost, ...]
@@ -158,7 +158,7 @@ def _priced(buckets: Iterable[Bucket], model: CostModel) -> tuple[BucketCost, ..
 def _baselines(
     workload: Workload, limits: Limits, batch_size: int, model: CostModel
 ) -> dict[str, tuple[BucketCost, ...]]:
-    """The prompt lengths of other stacks' schemes, the longest k of each, at the longest answer.
+    """The prompt lengths of other stacks' schemes, the longest k of each, at the longest output.
     A scheme that goes beyond the cost model is left out."""
     prompts, k = workload.prompt_tokens, limits.buckets
     _, least_prompt, least_answer = model.smallest

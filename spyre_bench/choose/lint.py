@@ -79,8 +79,8 @@ def _dominated(costs: Sequence[BucketCost]) -> Iterator[tuple[Bucket, Bucket]]:
 def _remedy(
     workload: Workload, uncovered: np.ndarray, costs: Sequence[BucketCost], model: CostModel
 ) -> BucketCost | None:
-    """The smallest prompt length and answer that cover all, at the batch size, of those in use,
-    with the least seconds a request of a full batch; None where the model has no such bucket."""
+    """The smallest prompt length and output that cover all, at the batch size, of those in use,
+    with the least seconds per request of a full batch; None where the model has no such bucket."""
     prompt_tokens = int(workload.prompt_tokens[uncovered].max())
     _, least_prompt, least_answer = model.smallest
     prompt_length = max(least_prompt, -(-prompt_tokens // STICK_TOKENS) * STICK_TOKENS)

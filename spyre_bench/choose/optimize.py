@@ -81,16 +81,16 @@ def candidates(
     extra: Iterable[Bucket] = (),
 ) -> tuple[Bucket, ...]:
     """Buckets worth considering: every combination of a batch size, one of the best
-    `prompt_lengths` tops for the prompts and one of the best `new_tokens` tops for the answers
-    asked for (each the exact optimum of its own dimension), and the `extra` ones. No top is below
-    `smallest` (P, N), where a cost table begins."""
+    `prompt_lengths` boundaries of prompts and one of the best `new_tokens` boundaries of the tokens
+    asked for (each the exact optimum of its own dimension), and the `extra` ones. No boundary is
+    below `smallest` (P, N), where a cost table begins."""
     long = np.maximum(workload.prompt_tokens, smallest[0])
     prompts = optimal(long, prompt_lengths)[prompt_lengths]
     # steps of 1/128 of the longest keep the programme small
     asked = np.maximum(workload.max_tokens, smallest[1])
     step = max(2, math.ceil(int(asked.max()) / 128))
-    answers = optimal(asked, new_tokens, step=step)[new_tokens]
-    product = itertools.product(sorted(set(batch_sizes)), prompts, answers)
+    outputs = optimal(asked, new_tokens, step=step)[new_tokens]
+    product = itertools.product(sorted(set(batch_sizes)), prompts, outputs)
     return tuple(sorted({Bucket(*sizes) for sizes in product} | set(extra)))
 
 
@@ -110,15 +110,15 @@ def choose_buckets(
     started = time.perf_counter()
     instance = _Instance.of(workload, costs, limits)
     problem = instance.programme(limits)
-    answer = milp(**problem, options={"mip_rel_gap": gap, "time_limit": time_limit_s})
-    if answer.x is None:
-        if answer.status == 2:
+    solved = milp(**problem, options={"mip_rel_gap": gap, "time_limit": time_limit_s})
+    if solved.x is None:
+        if solved.status == 2:
             raise _infeasible(limits, instance)
         raise ValueError(
             f"no choice found within {time_limit_s} s: raise time_limit_s, or use greedy_swap"
         )
-    chosen = np.flatnonzero(answer.x[: len(instance.costs)] > 0.5).tolist()
-    bound_s = float(answer.mip_dual_bound) * instance.scale_s
+    chosen = np.flatnonzero(solved.x[: len(instance.costs)] > 0.5).tolist()
+    bound_s = float(solved.mip_dual_bound) * instance.scale_s
     return instance.choice(*_checked(instance, limits, chosen, bound_s), "optimum", started)
 
 
@@ -260,29 +260,29 @@ def _points(workload: Workload, costs: Sequence[BucketCost]) -> np.ndarray:
     """Seconds of each point in each candidate.
 
     Requests that the same candidates fit form a cell: those between two prompt lengths and between
-    two answer lengths of the candidates. In a cell, the seconds of a request grow linearly with its
-    output in each candidate, so what they are at best is concave in it, and never below the chord
-    between two outputs: each request counts in part at the nearest of a few outputs above and
+    two lengths of output of the candidates. In a cell, the seconds of a request grow linearly with
+    its output in each candidate, so what they are at best is concave in it, and never below the
+    chord between two outputs: each request counts in part at the nearest of a few outputs above and
     below its own (hat functions). That keeps every choice's value a lower bound, exact where one
     candidate is best between two neighbouring points.
     """
     prompts = np.unique([cost.bucket.prompt_length for cost in costs])
-    answers = np.unique([cost.bucket.new_tokens for cost in costs])
+    room = np.unique([cost.bucket.new_tokens for cost in costs])
     row = np.searchsorted(prompts, workload.prompt_tokens)
-    column = np.searchsorted(answers, workload.max_tokens)
-    outside = (row == len(prompts)) | (column == len(answers))
+    column = np.searchsorted(room, workload.max_tokens)
+    outside = (row == len(prompts)) | (column == len(room))
     if outside.any():
         raise ValueError(_uncovered(workload, outside))
-    cell, number = np.unique(row * len(answers) + column, return_inverse=True)
+    cell, number = np.unique(row * len(room) + column, return_inverse=True)
     order = np.argsort(number, kind="stable")
     outputs = np.split(workload.output_tokens[order], np.cumsum(np.bincount(number))[:-1])
     hats = [_hats(some) for some in outputs]
     of_cell = np.repeat(cell, [len(passes) for passes, _ in hats])
     passes, requests = (np.concatenate(columns) for columns in zip(*hats, strict=True))
-    prompt, answer = prompts[of_cell // len(answers)], answers[of_cell % len(answers)]
+    prompt, asked = prompts[of_cell // len(room)], room[of_cell % len(room)]
     seconds = np.full((len(of_cell), len(costs)), np.inf)
     for index, cost in enumerate(costs):
-        fits = (prompt <= cost.bucket.prompt_length) & (answer <= cost.bucket.new_tokens)
+        fits = (prompt <= cost.bucket.prompt_length) & (asked <= cost.bucket.new_tokens)
         in_all = requests * (cost.prefill_s + (passes - 1) * cost.decode_s) / cost.bucket.batch_size
         seconds[fits, index] = in_all[fits]
     lost = ~np.isfinite(seconds).any(axis=1)
@@ -307,10 +307,10 @@ def _hats(outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _uncovered(workload: Workload, lost: np.ndarray) -> str:
-    prompt, answer = workload.prompt_tokens[lost].max(), workload.max_tokens[lost].max()
+    prompt, asked = workload.prompt_tokens[lost].max(), workload.max_tokens[lost].max()
     return (
         f"{int(lost.sum())} of {len(workload)} requests fit no candidate: add one of prompt_length "
-        f"{-(-int(prompt) // STICK_TOKENS) * STICK_TOKENS} and new_tokens {int(answer)}, allow it "
+        f"{-(-int(prompt) // STICK_TOKENS) * STICK_TOKENS} and new_tokens {int(asked)}, allow it "
         f"the memory, or leave the longest requests out"
     )
 
@@ -376,10 +376,10 @@ def _swap(instance: _Instance, limits: Limits, chosen: list[int]) -> list[int]:
 def _relaxed_bound_s(instance: _Instance, limits: Limits) -> float:
     """The objective with buckets that may be chosen in part, which is never above the optimum."""
     problem = instance.programme(limits)
-    answer = milp(**problem | {"integrality": np.zeros_like(problem["integrality"])})
-    if answer.x is None:
+    solved = milp(**problem | {"integrality": np.zeros_like(problem["integrality"])})
+    if solved.x is None:
         raise _infeasible(limits, instance)
-    return float(answer.fun) * instance.scale_s
+    return float(solved.fun) * instance.scale_s
 
 
 def _infeasible(limits: Limits, instance: _Instance) -> ValueError:

@@ -1,6 +1,7 @@
 """Prompt lengths to compile, in one dimension: the exact optimum and the schemes of other stacks.
 
-A scheme is a list of *tops*, ascending; a prompt is padded to the first top that is not below it.
+A scheme is a list of bucket boundaries, ascending; a prompt is padded to the first boundary that is
+not below it.
 """
 
 from __future__ import annotations
@@ -19,16 +20,18 @@ from spyre_bench.shapes import STICK_TOKENS
 
 @dataclass(frozen=True)
 class Optimum:
-    """The best tops for each number of them, k = 1 first."""
+    """The best boundaries for each number of them, k = 1 first."""
 
-    tops: tuple[tuple[int, ...], ...]
-    cost: tuple[float, ...]  # sum over the lengths of the cost of their top
+    boundaries: tuple[tuple[int, ...], ...]
+    cost: tuple[float, ...]  # sum over the lengths of the cost of their boundary
 
     def __getitem__(self, k: int) -> tuple[int, ...]:
-        """The best k tops."""
-        if not 1 <= k <= len(self.tops):
-            raise ValueError(f"k {k} is not from 1 to {len(self.tops)}, for which this was solved")
-        return self.tops[k - 1]
+        """The best k boundaries."""
+        if not 1 <= k <= len(self.boundaries):
+            raise ValueError(
+                f"k {k} is not from 1 to {len(self.boundaries)}, for which this was solved"
+            )
+        return self.boundaries[k - 1]
 
 
 def optimal(
@@ -40,44 +43,48 @@ def optimal(
     cost_of: Callable[[np.ndarray], np.ndarray] | None = None,
     largest: int | None = None,
 ) -> Optimum:
-    """The tops, multiples of `step`, that cost least for 1 to `k` of them: exact.
+    """The boundaries, multiples of `step`, that cost least for 1 to `k` of them: exact.
 
-    Dynamic programme over the candidates j in ascending order,
-    `D_k(j) = min over i < j of D_{k-1}(i) + f_j · (W_j - W_i)`, W the weight of the lengths up to a
-    candidate and f its cost: the top itself (padded tokens), or `cost_of(tops)`, which must not
-    decrease. O(k·n²) for n candidates. More tops than candidates with weight change nothing, and
-    the list then repeats the last solution.
+    Dynamic programme over the candidates j in ascending order, `D_k(j) = min over i < j of
+    D_{k-1}(i) + f_j · (W_j - W_i)`, W the weight of the lengths up to a candidate and f its cost:
+    the boundary itself (padded tokens), or `cost_of(boundaries)`, which must not decrease. O(k·n²)
+    for n candidates. More boundaries than candidates with weight change nothing, and the list then
+    repeats the last solution.
 
-    `weights` are of the lengths (see `max_of_batch`); `largest` makes the last top cover more than
-    the longest of them.
+    `weights` are of the lengths (see `max_of_batch`); `largest` makes the last boundary cover more
+    than the longest of them.
     """
     if k < 1:
         raise ValueError(f"k {k} is below 1: ask for one bucket or more")
     lengths = _lengths(lengths)
     longest = max(int(lengths.max()), largest or 0)
-    tops = np.arange(step, round_up(longest, step) + 1, step)
+    boundaries = np.arange(step, round_up(longest, step) + 1, step)
     weight = np.bincount(
-        round_up(lengths, step) // step - 1, weights=weights, minlength=len(tops)
+        round_up(lengths, step) // step - 1, weights=weights, minlength=len(boundaries)
     ).astype(float)
-    f = tops.astype(float) if cost_of is None else np.asarray(cost_of(tops), dtype=float)
+    f = (
+        boundaries.astype(float)
+        if cost_of is None
+        else np.asarray(cost_of(boundaries), dtype=float)
+    )
     if (np.diff(f) < 0).any():
         raise ValueError("cost_of gives a longer bucket a lower cost: it must not decrease")
     total = np.concatenate([[0.0], np.cumsum(weight)])  # W, of "no candidate" first
-    best = np.full(len(tops) + 1, np.inf)
+    best = np.full(len(boundaries) + 1, np.inf)
     best[0] = 0.0
     chosen, solutions, costs = [], [], []
     for _ in range(k):
         best, before = _one_more(best, f, total)
         chosen.append(before)
-        solutions.append(_walk_back(chosen, tops))
+        solutions.append(_walk_back(chosen, boundaries))
         costs.append(float(best[-1]))
     return Optimum(tuple(solutions), tuple(costs))
 
 
 def _one_more(best: np.ndarray, f: np.ndarray, total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """D of one top more, and for each candidate the one before it (0: none)."""
+    """D of one boundary more, and for each candidate the one before it (0: none)."""
     cost, before = np.empty(len(f) + 1), np.zeros(len(f) + 1, dtype=int)
-    cost[0] = 0.0  # nothing to cover costs nothing, whatever the number of tops
+    cost[0] = 0.0  # nothing to cover costs nothing, whatever the number of boundaries
     for j in range(1, len(f) + 1):
         every = best[:j] + f[j - 1] * (total[j] - total[:j])
         before[j] = int(every.argmin())
@@ -85,53 +92,57 @@ def _one_more(best: np.ndarray, f: np.ndarray, total: np.ndarray) -> tuple[np.nd
     return cost, before
 
 
-def _walk_back(chosen: Sequence[np.ndarray], tops: np.ndarray) -> tuple[int, ...]:
-    at, found = len(tops), []
+def _walk_back(chosen: Sequence[np.ndarray], boundaries: np.ndarray) -> tuple[int, ...]:
+    at, found = len(boundaries), []
     for before in reversed(chosen):
         if at == 0:
             break
-        found.append(int(tops[at - 1]))
+        found.append(int(boundaries[at - 1]))
         at = int(before[at])
     return tuple(reversed(found))
 
 
 def max_of_batch(lengths: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The law of the longest of `batch_size` independent lengths, which is what a batch is padded
-    to: each distinct length x with weight F(x)^B - F(x-)^B, F the share of lengths up to x."""
+    """The distribution of the longest of `batch_size` independent lengths, which is what a batch is
+    padded to: each distinct length x with weight F(x)^B - F(x-)^B, F the share of lengths up to
+    x."""
     values, counts = np.unique(_lengths(lengths), return_counts=True)
     share = np.concatenate([[0.0], np.cumsum(counts) / counts.sum()])
     return values, np.diff(share**batch_size)
 
 
-def padding_share(lengths: np.ndarray, tops: Sequence[int]) -> float:
-    """Padding over computed prompt tokens. Raises ValueError for a length above the last top."""
-    lengths, ascending = _lengths(lengths), np.sort(np.asarray(tops))
+def padding_share(lengths: np.ndarray, boundaries: Sequence[int]) -> float:
+    """Padding over computed prompt tokens. Raises ValueError for a length above the last
+    boundary."""
+    lengths, ascending = _lengths(lengths), np.sort(np.asarray(boundaries))
     if lengths.max() > ascending[-1]:
         raise ValueError(
-            f"length {lengths.max()} is above the last top {ascending[-1]}: add a larger"
+            f"length {lengths.max()} is above the last boundary {ascending[-1]}: add a larger"
         )
     return 1 - float(lengths.sum() / ascending[np.searchsorted(ascending, lengths)].sum())
 
 
 def to_match(
     lengths: np.ndarray,
-    tops: Sequence[int],
+    boundaries: Sequence[int],
     *,
     step: int = STICK_TOKENS,
     largest: int | None = None,
 ) -> int:
-    """The fewest optimal tops that pad no more than `tops` do; `largest` as in `optimal`."""
-    allowed = _lengths(lengths).sum() / (1 - padding_share(lengths, tops))
-    solved = optimal(lengths, len(tops), step=step, largest=largest)
+    """The fewest optimal boundaries that pad no more than `boundaries` do; `largest` as in
+    `optimal`."""
+    allowed = _lengths(lengths).sum() / (1 - padding_share(lengths, boundaries))
+    solved = optimal(lengths, len(boundaries), step=step, largest=largest)
     matching = (k for k, cost in enumerate(solved.cost, 1) if cost <= allowed * (1 + 1e-12))
-    return next(matching, len(tops))
+    return next(matching, len(boundaries))
 
 
-def knee(cost_s: Sequence[float], compile_s: float, requests: float) -> int:
-    """The number of tops at which one more no longer pays for its compile time.
+def convex_knee(cost_s: Sequence[float], compile_s: float, requests: float) -> int:
+    """The number of boundaries at which one more no longer pays for its compile time.
 
-    `cost_s` has device seconds a request for k = 1, 2, ...; it is convex, so the first k is the one
-    where the next saves less than `compile_s` over the `requests` expected until the next start.
+    `cost_s` has device seconds per request for k = 1, 2, ...; it is convex, so the first k is the
+    one where the next saves less than `compile_s` over the `requests` expected until the next
+    start.
     """
     for k, (now, then) in enumerate(itertools.pairwise(cost_s), 1):
         if (now - then) * requests < compile_s:
@@ -144,33 +155,33 @@ def knee(cost_s: Sequence[float], compile_s: float, requests: float) -> int:
 
 def powers_of_two(lengths: np.ndarray, first: int = 64) -> tuple[int, ...]:
     """first, 2·first, ... and the maximum: vLLM on TPU (first 16), Neuron (first 128)."""
-    top = round_up(_lengths(lengths).max(), STICK_TOKENS)
-    doublings = max(0, math.ceil(math.log2(top / first)))
-    return _ascending([first * 2**i for i in range(doublings)] + [top])
+    last = round_up(_lengths(lengths).max(), STICK_TOKENS)
+    doublings = max(0, math.ceil(math.log2(last / first)))
+    return _ascending([first * 2**i for i in range(doublings)] + [last])
 
 
 def exponential(lengths: np.ndarray, step: int = 128) -> tuple[int, ...]:
     """vLLM-Gaudi's default: `step · (max/step)^(i/(limit-1))` rounded up to multiples of `step`,
     with `limit = ceil(log2(max))` values before duplicates go."""
-    top = round_up(_lengths(lengths).max(), step)
-    limit = max(2, math.ceil(math.log2(top)))
-    values = [step * (top / step) ** (i / (limit - 1)) for i in range(limit - 1)]
-    return _ascending([round_up(math.ceil(value), step) for value in values] + [top])
+    last = round_up(_lengths(lengths).max(), step)
+    limit = max(2, math.ceil(math.log2(last)))
+    values = [step * (last / step) ** (i / (limit - 1)) for i in range(limit - 1)]
+    return _ascending([round_up(math.ceil(value), step) for value in values] + [last])
 
 
 def padding_aware(lengths: np.ndarray, step: int = 128, share: float = 0.25) -> tuple[int, ...]:
     """vLLM-Gaudi's `pad`: of the multiples of `step`, one is kept where skipping it would pad the
     next by more than `share` or by more than a quarter of the maximum, and every multiple of
     that quarter."""
-    top = round_up(_lengths(lengths).max(), step)
-    most = top // 4
-    grid = range(step, top + 1, step)
+    last = round_up(_lengths(lengths).max(), step)
+    most = last // 4
+    grid = range(step, last + 1, step)
     kept = [step]
     for value, above in itertools.pairwise(grid[1:]):
         padding = above - kept[-1]
         if padding / above > share or padding > most or value % most == 0:
             kept.append(value)
-    return _ascending([*kept, top])
+    return _ascending([*kept, last])
 
 
 def gap(lengths: np.ndarray, largest_gap: int = 512) -> tuple[int, ...]:
@@ -182,7 +193,7 @@ def gap(lengths: np.ndarray, largest_gap: int = 512) -> tuple[int, ...]:
 
 
 def percentiles(lengths: np.ndarray, k: int = 8, step: int = STICK_TOKENS) -> tuple[int, ...]:
-    """Buckets with equal numbers of requests; equal tops fall together."""
+    """Buckets with equal numbers of requests; equal boundaries fall together."""
     levels = np.arange(1, k + 1) / k
     return _ascending(round_up(np.ceil(np.quantile(_lengths(lengths), levels)).astype(int), step))
 
@@ -201,35 +212,37 @@ SCHEMES: dict[str, Callable[[np.ndarray], tuple[int, ...]]] = {
     "percentiles, 8 asked": percentiles,
     "one shape": one,
 }
-"""Name on a figure -> tops for these lengths."""
+"""Name on a figure -> boundaries for these lengths."""
 
 
-def compare(lengths: np.ndarray, held_out: np.ndarray | None = None) -> pd.DataFrame:
-    """Every scheme against the optimum with as many tops, one row a scheme: scheme, k, tops,
-    optimal_tops, padding and optimal_padding (shares of the computed prompt tokens), and to_match,
-    the fewest optimal tops that pad no more.
+def against_optimum(lengths: np.ndarray, held_out: np.ndarray | None = None) -> pd.DataFrame:
+    """Every scheme against the optimum with as many boundaries, one row per scheme: scheme, k,
+    tops, optimal_tops, padding and optimal_padding (shares of the computed prompt tokens), and
+    to_match, the fewest optimal boundaries that pad no more.
 
-    With `held_out` also held_out_padding and held_out_optimal_padding, of the same tops on lengths
-    that were not looked at; all tops then reach up to the longest of these too, as a server's limit
-    on prompts would demand. Tops are rounded up to sticks, since no others can be compiled; `k` is
-    what then remains of a scheme.
+    With `held_out` also held_out_padding and held_out_optimal_padding, of the same boundaries on
+    lengths that were not looked at; all boundaries then reach up to the longest of these too, as a
+    server's limit on prompts would demand. Boundaries are rounded up to sticks, since no others can
+    be compiled; `k` is what then remains of a scheme.
     """
     lengths = _lengths(lengths)
     largest = int(max(lengths.max(), 0 if held_out is None else _lengths(held_out).max()))
-    some = _reaching(lengths, largest)
+    reaching = _reaching(lengths, largest)
     sets = {
-        name: _ascending(round_up(np.array(of(some)), STICK_TOKENS)) for name, of in SCHEMES.items()
+        name: _ascending(round_up(np.array(of(reaching)), STICK_TOKENS))
+        for name, of in SCHEMES.items()
     }
     solved = optimal(lengths, max(map(len, sets.values())), largest=largest)
     rows = []
-    for name, tops in sets.items():
-        best = solved[len(tops)]
-        row: dict[str, Any] = {"scheme": name, "k": len(tops), "tops": tops, "optimal_tops": best}
+    for name, boundaries in sets.items():
+        best = solved[len(boundaries)]
+        row: dict[str, Any] = {"scheme": name, "k": len(boundaries)}
+        row |= {"tops": boundaries, "optimal_tops": best}
         for prefix, those in {"": lengths, "held_out_": held_out}.items():
             if those is not None:
-                row[f"{prefix}padding"] = padding_share(those, tops)
+                row[f"{prefix}padding"] = padding_share(those, boundaries)
                 row[f"{prefix}optimal_padding"] = padding_share(those, best)
-        rows.append(row | {"to_match": to_match(lengths, tops, largest=largest)})
+        rows.append(row | {"to_match": to_match(lengths, boundaries, largest=largest)})
     return pd.DataFrame(rows)
 
 

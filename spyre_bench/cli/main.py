@@ -118,12 +118,12 @@ def run(
         raise ValueError("name notebooks, or say --all; for a --grid name one notebook")
     try:
         from spyre_bench.runs import suite
-        from spyre_bench.runs.grid import read_grid, run_grid
+        from spyre_bench.runs.grid import parse_grid, run_grid
     except ImportError as error:
         raise ValueError(f"{error}: pip install 'spyre-bench[notebooks]'") from error
     given = dict(pair.split("=", 1) for pair in parameter or []), parameters_file
     if grid:
-        passed = run_grid(notebooks[0], output, read_grid(grid), *given)
+        passed = run_grid(notebooks[0], output, parse_grid(grid), *given)
     elif every:
         passed = suite.run_suite(suite.project_notebooks(), output, *given)
     else:

@@ -1,9 +1,9 @@
 """IBM's Spyre card as a cost model: seconds and bytes of a bucket, each with a low and a high.
 
 Nothing here was measured by us. Every number is a `Parameter` with its unit, its source and the
-confidence one may have in it; sections, PR numbers and H/M/L are those of the team's
-`spyre-facts.md`. `validate/card_anchors.py` sets the model beside what others measured and writes
-`docs/SPYRE_CARD.md`. No tokens a second, no scaling over cards and no compile time of the card are
+confidence one may have in it. `validate/card_anchors.py` sets the model beside what others measured
+and writes `docs/SPYRE_CARD.md`, which has the address of every source; `#name` here is a row of
+that page. No tokens per second, no scaling over cards and no compile time of the card are
 published: show the range, never the middle value alone.
 """
 
@@ -205,15 +205,16 @@ class Passes:
         return attention + self.mlp_s(rows)
 
     def mlp_s(self, rows: int) -> float:
-        """The fused MLP: it streams its weights once for every `mlp_rows` rows (facts 2.2)."""
+        """The fused MLP: it streams its weights once for every `mlp_rows` rows (#mlp)."""
         times = max(1, math.ceil(rows / self.card.mlp_rows))
         return times * sum(self.linear_s(w, rows / times) for w in self.model.mlp_linears(self.tp))
 
     def linear_s(self, linear: Linear, rows: float, dtype: str | None = None) -> float:
-        """[rows, inner] times a weight: sqrt((bytes/bandwidth)² + (operations/peak)²), facts 0.
+        """[rows, inner] times a weight: sqrt((bytes/bandwidth)² + (operations/peak)²),
+        #the-25-products.
 
         Under fp8 the weights and the products' inputs have one byte, after a pass that quantises
-        the inputs (facts 2.3 shows that overhead; its form here is our assumption).
+        the inputs (#sweep shows that overhead; its form here is our assumption).
         """
         dtype = dtype or self.dtype
         inputs, outputs = rows * linear.inner, rows * linear.columns
@@ -243,7 +244,7 @@ class Passes:
         return math.hypot(cache / self.card.read_bytes_a_s, self._attention_s(operations))
 
     def _attention_s(self, operations: float) -> float:
-        """Two products of so many operations each, at the rates of facts 2.4."""
+        """Two products of so many operations each, at the rates of #isolated."""
         return operations / self.card.scores_a_s + operations / self.card.values_a_s
 
     def reduces_s(self, rows: int) -> float:
@@ -251,7 +252,7 @@ class Passes:
         return 2 * self.all_reduce_s(rows * self.model.hidden_size * FP16_BYTES)
 
     def all_reduce_s(self, size_bytes: int) -> float:
-        """A chain over the cards (facts 1.4), and never less than the assumed least (facts 6)."""
+        """A chain over the cards (#all-reduce), and never less than the assumed least."""
         if self.tp == 1:
             return 0.0
         chain = (self.tp - 1) * size_bytes * self.card.hop_s_a_byte

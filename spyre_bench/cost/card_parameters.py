@@ -43,56 +43,58 @@ HOP = 200e-6 / 3 / 2**19  # seconds a byte, 512 KiB over 3 hops
 class SpyreCard:
     """The card and its software as numbers. Another card: `dataclasses.replace(SpyreCard(), ...)`.
 
-    Sources are sections of `spyre-facts.md`. Of the parameters of time the low and the high take
-    the ends; `LIMITS` are taken at their value.
+    Sources are rows of docs/SPYRE_CARD.md, which has their addresses. Of the parameters of time
+    the low and the high take the ends; `LIMITS` are taken at their value.
     """
 
     # fmt: off
     read_bytes_a_s: Parameter = Parameter(136e9, 150e9, 113e9, "byte/s", "M",
-        "0: fitted to 25 products; 1.2: fast as fitted by torch-spyre, slow as seen for reads and "
-        "writes mixed")
+        "SPYRE_CARD.md#the-25-products: fitted to them; fast: #cost-model; slow: reads and writes "
+        "#mixed")
     fp16_a_s: Parameter = Parameter(98.304e12, 98.304e12, 72e12, "operation/s", "H-M",
-        "1.1: nominal at 1.5 GHz; slow: at the 1.1 GHz inferred as sustained")
+        "SPYRE_CARD.md#peak: nominal at 1.5 GHz; slow: at the 1.1 GHz inferred from #cost-model")
     fp8_a_s: Parameter = Parameter(196.608e12, 196.608e12, 144e12, "operation/s", "H-M",
-        "1.1: twice fp16, two products a lane")
+        "SPYRE_CARD.md#sweep: twice fp16, two products per lane")
     quantise_bytes_a_s: Parameter = Parameter(105e9, 204.8e9, 71e9, "byte/s", "L",
-        "fp8 only, assumed: inputs read at 2 bytes and written at 1, at 1.2's rate for reads and "
-        "writes mixed; fast: peak; slow: 42 ps an element, from the row M = 64 of 2.3")
+        "SPYRE_CARD.md#cost-model: its rate for reading and writing alike; fp8 only, assumed: "
+        "inputs read at 2 bytes and written at 1; fast: #peak; slow: 42 ps per element, M = 64 of "
+        "#sweep")
     mlp_rows: Parameter = Parameter(256, math.inf, 256, "row", "M",
-        "2.2: the fused MLP reads its weights anew every 256 rows; fast: never")
+        "SPYRE_CARD.md#mlp: the fused MLP reads its weights anew every 256 rows; fast: never")
     scores_a_s: Parameter = Parameter(2.9e12, 17e12, 2.4e12, "operation/s", "M",
-        "2.4: q·kᵀ at 512 tokens, 32 heads; fast: one head, 512 × 4096, on sendnn (2.2); slow: "
-        "the 20 % noise of 2.4")
+        "SPYRE_CARD.md#isolated: q·kᵀ at 512 tokens, 32 heads; fast: one head, 512 × 4096, on "
+        "sendnn, #suite; slow: the 20 % noise of #isolated")
     values_a_s: Parameter = Parameter(10.9e12, 17e12, 9.1e12, "operation/s", "M",
-        "2.4: weights·v at 512 tokens; fast and slow as for the scores")
+        "SPYRE_CARD.md#isolated: weights·v at 512 tokens; fast and slow as for the scores")
     decode_query_rows: Parameter = Parameter(1, 1, 64, "row", "L",
-        "2.5: in decode only reading the cache counts; slow: each query padded to 64 rows, as in "
-        "the harness of 2.4")
+        "SPYRE_CARD.md#end-to-end: in decode only reading the cache counts; slow: each query "
+        "padded to 64 rows, as in the harness of #isolated")
     rest_prefill_s: Parameter = Parameter(0.76e-3, 0.0, 4.8e-3, "s/layer", "L-M",
-        "2.5: (335 − 267 ms of summed kernels)/40, less 0.93 ms of attention (2.4): at 512 tokens "
-        "of Granite-8B and below, then proportional to tokens × hidden size (assumed); fast: "
-        "kernels alone; slow: the planner before, 495 ms")
+        "SPYRE_CARD.md#end-to-end: (335 − 267 ms of summed kernels)/40, less 0.93 ms of attention "
+        "(#isolated): at 512 tokens of Granite-8B and below, then proportional to tokens × hidden "
+        "size (assumed); fast: kernels alone; slow: the planner before, 495 ms")
     rest_decode_s: Parameter = Parameter(1.18e-3, 0.0, 3.6e-3, "s/layer", "L-M",
-        "2.5: (177 − 124 ms of summed kernels)/40, less 0.145 ms of attention (2.4), whatever "
-        "batch and model (assumed); fast: kernels alone; slow: the planner before, 274 ms")
+        "SPYRE_CARD.md#end-to-end: (177 − 124 ms of summed kernels)/40, less 0.145 ms of attention "
+        "(#isolated), whatever batch and model (assumed); fast: kernels alone; slow: the planner "
+        "before, 274 ms")
     all_reduce_s: Parameter = Parameter(100e-6, 50e-6, 200e-6, "s", "L",
-        "6: the least an all-reduce takes is assumed to be 50 to 200 µs; the value is their "
-        "geometric mean and has no other basis")
+        "SPYRE_CARD.md#all-reduce has no small message: the least is assumed to be 50 to 200 µs; "
+        "the value is their geometric mean and has no other basis")
     hop_s_a_byte: Parameter = Parameter(HOP, HOP / 2, HOP, "s/byte", "L-M",
-        "1.4: 512 KiB over 4 cards in about 200 µs, a chain of 3 hops, at an early 560 MHz; fast: "
-        "twice that clock")
+        "SPYRE_CARD.md#all-reduce: 512 KiB over 4 cards in about 200 µs, a chain of 3 hops, at an "
+        "early 560 MHz; fast: twice that clock")
     compile_s: Parameter = Parameter(270.0, 60.0, 1200.0, "s/bucket", "L",
-        "1.5, assumed: no time a shape is published. Fast: two graphs at the 30 s of one layer's "
-        "compile and first call; slow: the 20 minutes a start may take; value: geometric mean")
+        "SPYRE_CARD.md#start-up publishes no time per shape: assumed. Fast: two graphs at the 30 s "
+        "of #layer-compile; slow: the 20 minutes a start may take; value: geometric mean")
     usable_bytes: Parameter = Parameter(112e9, 112e9, 112e9, "byte/card", "H",
-        "1.2: 128 GB, 16 of them for error correction")
+        "SPYRE_CARD.md#card: 128 GB, 16 of them for error correction")
     kv_bytes: Parameter = Parameter(20 * 2**30, 34e9, 20 * 2**30, "byte/card", "L-M",
-        "1.2: the largest cache configured, 524,288 tokens of Granite-8B over 4 cards; 34 GB "
-        "failed")
+        "SPYRE_CARD.md#configured: the largest cache, 524,288 tokens of Granite-8B over 4 cards; "
+        "34 GB failed, #kv-failures")
     batch_tokens: Parameter = Parameter(131072, 131072, 131072, "token", "H",
-        "0: batch × context; published for 8B on 4 cards, taken for every model (assumed)")
+        "SPYRE_CARD.md#configured: batch × context; for 8B on 4 cards, taken for all (assumed)")
     limited_from_tp: Parameter = Parameter(4, 4, 4, "card", "L",
-        "1.6: 262,144 tokens are listed for 2 cards, so that limit is not theirs")
+        "SPYRE_CARD.md#configured: 262,144 tokens are listed for 2 cards, so it is not theirs")
     # fmt: on
 
     def __post_init__(self) -> None:

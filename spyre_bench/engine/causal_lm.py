@@ -70,7 +70,7 @@ class EngineConfig:
 
 
 @dataclass
-class RunningBatch:
+class CachedBatch:
     """Where the batch in the cache stands."""
 
     bucket: Bucket
@@ -116,7 +116,7 @@ class SpyreCausalLM:
         self._passes: dict[Bucket, tuple[Callable, Callable]] = {}
         self._warmed: set[Bucket] = set()
         self._layer_pass: Callable = _run_layer
-        self._batch: RunningBatch | None = None
+        self._batch: CachedBatch | None = None
         if config.compile_scope == "layer":
             layers = self._model.base_model.layers
             for index, layer in enumerate(layers):
@@ -143,7 +143,7 @@ class SpyreCausalLM:
             )
         _check_prompts(bucket, prompts)
         tokens, positions, starts = self._pad(bucket, prompts)
-        batch = RunningBatch(
+        batch = CachedBatch(
             bucket, len(prompts), positions[:, -1:].clone(), self._decode_mask(bucket, starts)
         )
         mask = self._prefill_mask(bucket, starts)

@@ -1,4 +1,4 @@
-"""Tensor parallel: one process a rank, the layers split over them, and how they find each other.
+"""Tensor parallel: one process per rank, the layers split over them, and how they find each other.
 
 FMS gives each of R ranks 1/R of a layer's heads and of its MLP's width, and sums the halves of a
 residual with an all-reduce of [B, Q, hidden] after attention and after the MLP. Embedding, norms

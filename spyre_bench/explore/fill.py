@@ -71,7 +71,7 @@ def draw_fill(
     rules = replace(rules, name=policy, max_wait_s=max_wait_s)
     trace = simulate(under_load.at_rate(workload, rate), costs, rules)
     found = summary.summary(trace)
-    frame = under_load.by_bucket(trace)
+    frame = under_load.waste_by_bucket(trace)
     labels = [f"{row.bucket}: {row.batches:,}" for row in frame.itertuples()]
     saturated = bool(summary.saturation(trace))
     title = (

@@ -3,7 +3,7 @@
 A server starts with all of its buckets, and what every start pays once is then paid once;
 `buckets.py` starts with each bucket alone, for the cost table.
 
-`python -m spyre_bench.measure.starts` is the child, one a rank: one JSON request in, one JSON
+`python -m spyre_bench.measure.starts` is the child, one per rank: one JSON request in, one JSON
 answer out; its progress bar goes to stderr.
 """
 

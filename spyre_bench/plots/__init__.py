@@ -1,4 +1,4 @@
-"""One function a figure: a tidy frame in, a matplotlib Axes out. Nothing is computed here; what a
+"""One function per figure: a tidy frame in, a matplotlib Axes out. Nothing is computed here; what a
 figure means is its title, which the caller knows and passes.
 """
 

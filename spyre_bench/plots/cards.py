@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 ENGINES = ((BLUE, "o"), (GREEN, "s"), (ORANGE, "^"), (PURPLE, "D"))
 MARKS = {"prefill": "s", "decode": "o"}
-MINUTE = 60  # seconds; figures of a card are a few requests a minute
+MINUTE = 60  # seconds; figures of a card are a few requests per minute
 REASON = 80  # letters of a refusal that fit into the picture
 
 
@@ -69,9 +69,7 @@ def capacities(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     ax.set_xlim(left=0)
     ax.margins(x=0.05)
     ax.grid(visible=False, axis="y")
-    ax.set_xlabel(
-        "capacity a card [requests/min]; bar: slow to fast parameters, mark: their values"
-    )
+    ax.set_xlabel("capacity per card [requests/min]; bar: pessimistic to optimistic, mark: nominal")
     ax.set_ylabel("engines × cards")
     return legend(ax, columns=4)
 

@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 LENGTHS = {
     "prompt_tokens": ("prompt", BLUE, "-"),
-    "output_tokens": ("answer", RED, "--"),
-    "max_tokens": ("longest answer asked for (max_tokens)", GREEN, ":"),
+    "output_tokens": ("output tokens", RED, "--"),
+    "max_tokens": ("output tokens asked for (max_tokens)", GREEN, ":"),
 }
 BATCHES = ((BLUE, "--"), (RED, "-"), (GREEN, "-."), (PURPLE, ":"), (ORANGE, "--"), (SKY, "-"))
 
 
 @captioned
 def lengths(quantiles: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
-    """The laws of the lengths as cumulative shares over a logarithmic axis.
+    """The distributions of the lengths as cumulative shares over a logarithmic axis.
 
     `quantiles`: length (a name of LENGTHS), level (0 to 1, ascending), tokens.
     """
@@ -54,7 +54,7 @@ def lengths(quantiles: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes
 
 @captioned
 def schemes(compared: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
-    """Padding of each scheme and of the optimum with as many graphs, one line a scheme.
+    """Padding of each scheme and of the optimum with as many graphs, one line per scheme.
 
     `compared`: scheme, k, padding, optimal_padding, to_match and, of requests that were not looked
     at, held_out_padding and held_out_optimal_padding; shares from 0 to 1.
@@ -87,9 +87,9 @@ def _graphs(k: int) -> str:
 
 @captioned
 def k_curve(curve: pd.DataFrame, knee: int, title: str, ax: Axes | None = None) -> Axes:
-    """Device seconds a request over the number of buckets, and with the compile time on top.
+    """Device seconds per request over the number of buckets, and with the compile time on top.
 
-    `curve`: k, device_s, held_out_s, prompts_only_s and total_s, all seconds a request.
+    `curve`: k, device_s, held_out_s, prompts_only_s and total_s, all seconds per request.
     """
     ax = new_axes(ax, title)
     for column, label, colour, style, marker in (
@@ -109,7 +109,7 @@ def k_curve(curve: pd.DataFrame, knee: int, title: str, ax: Axes | None = None) 
     plain_numbers(ax.yaxis)
     ax.set_xticks(curve["k"])
     ax.set_xlabel("buckets that are compiled, k")
-    ax.set_ylabel("seconds a request [s]")
+    ax.set_ylabel("seconds per request [s]")
     return legend(ax, columns=2)
 
 
@@ -141,7 +141,7 @@ def buckets(chosen: pd.DataFrame, requests: pd.DataFrame, title: str, ax: Axes |
                                         "ec": colour})  # fmt: skip
         corners.append(corner)
     ax.set_xlabel("prompt [tokens]")
-    ax.set_ylabel("answer asked for [tokens]")
+    ax.set_ylabel("output asked for [tokens]")
     return legend(ax, columns=2)
 
 
@@ -173,7 +173,7 @@ def contenders(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     ax.set_ylim(len(frame) - 0.5, -0.5)
     ax.grid(visible=False, axis="y")
     ax.margins(x=0.12)
-    ax.set_xlabel("device seconds a request [s]; bold: advised; p95: latency, held out")
+    ax.set_xlabel("device seconds per request [s]; bold: advised; p95: latency, held out")
     return legend(ax)
 
 

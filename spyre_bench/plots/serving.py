@@ -36,7 +36,7 @@ LEDGER = {
     "prompt_pad": ("shorter prompts (prompt pad)", SKY, "..."),
     "bucket_pad": ("up to the bucket's length (bucket pad)", PURPLE, "\\\\\\"),
     "decode_tail": ("finished rows (decode tail)", YELLOW, "xxx"),
-    "cap": ("after the longest answer (cap)", GREY, "---"),
+    "cap": ("after the longest output (cap)", GREY, "---"),
 }
 KINDS = {"given": (RED, "D"), "optimum": (BLUE, "o"), "baseline": (GREY, "s")}
 LATENCIES = {
@@ -52,7 +52,7 @@ HOLDING = {
     "median_e2el_s": "E2EL, P50 [s]",
     "p95_e2el_s": "E2EL, P95 [s]",
 }
-POLICIES = {
+POLICY_MARKS = {
     "best_fit": (BLUE, "o"),
     "length_aware": (GREEN, "s"),
     "skip": (ORANGE, "^"),
@@ -62,7 +62,7 @@ POLICIES = {
 
 @captioned
 def pass_timeline(passes: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
-    """Every pass as a bar from its start to its end, one line a batch.
+    """Every pass as a bar from its start to its end, one line per batch.
 
     `passes`: batch, bucket, kind ("prefill" or "decode"), start_s, seconds.
     """
@@ -131,7 +131,7 @@ def ledger_shares(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Ax
     """What was computed, split into useful slots and the kinds of waste.
 
     `frame`: group, label, saturated, and the parts of the ledger as shares (`useful_share`, ...)
-    of 0 to 1; a bar a row, with what is useful written on it.
+    of 0 to 1; a bar per row, with what is useful written on it.
     """
     groups = list(dict.fromkeys(frame["group"]))
     places = np.arange(len(frame)) + 0.9 * frame["group"].map(groups.index).to_numpy()
@@ -187,7 +187,7 @@ def _under_load(frame: pd.DataFrame, panels: Mapping[str, str], title: str, scal
     axes = _panels(title, panels, "load, a share of the capacity", sharey=scale == "log")
     for column, ax in zip(panels, axes, strict=True):
         for policy, some in frame.groupby("policy", sort=False):
-            _dotted_where_saturated(ax, some, "load", column, policy, *POLICIES[policy])
+            _dotted_where_saturated(ax, some, "load", column, policy, *POLICY_MARKS[policy])
         if scale == "log":
             ax.set_yscale("log")
             plain_numbers(ax.yaxis)
@@ -214,7 +214,7 @@ def hold_timers(frame: pd.DataFrame, title: str) -> Axes:
 def _panels(
     title: str, panels: Mapping[str, str], xlabel: str, *, sharey: bool = False
 ) -> list[Axes]:
-    """Two panels a line, named by their vertical axes; one in [%] shows shares of 0 to 1."""
+    """Two panels per line, named by their vertical axes; one in [%] shows shares of 0 to 1."""
     lines = -(-len(panels) // 2)
     _, axes = plt.subplots(lines, 2, figsize=(10, 1.2 + 3.0 * lines), sharex=True,
                            sharey=sharey, squeeze=False)  # fmt: skip
@@ -250,7 +250,7 @@ def _legend_of_panels(axes: list[Axes], saturated: bool) -> Axes:
 
 
 def _name_batches(ax: Axes, batches: pd.DataFrame) -> None:
-    """The vertical axis of a figure with one line a batch, the first on top."""
+    """The vertical axis of a figure with one line per batch, the first on top."""
     numbers = batches["batch"].astype(str)
     ax.set_yticks(batches["batch"], "batch " + numbers + "\n" + batches["bucket"])
     ax.invert_yaxis()

@@ -21,7 +21,7 @@ STAGES = {
 
 @captioned
 def startup_stages(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
-    """Seconds until ready, stacked by stage, one bar a row.
+    """Seconds until ready, stacked by stage, one bar per row.
 
     `frame`: label, and a column of seconds for each of load_s, compile_s and first_run_s.
     """
@@ -62,7 +62,7 @@ def growth(frame: pd.DataFrame, factor: float, title: str, ax: Axes | None = Non
 
 @captioned
 def predicted(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
-    """Predicted beside measured seconds, one line a bucket.
+    """Predicted beside measured seconds, one line per bucket.
 
     `frame`: bucket, role ("fitted" or "held out"), startup_s (measured), predicted_s.
     """

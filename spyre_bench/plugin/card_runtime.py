@@ -1,7 +1,7 @@
 """What the card's runtime reads from the environment of a rank, set in one place.
 
-The names are those of IBM's stack (`spyre-facts.md`, 3.6). Untested on a card; a fake runtime in
-the tests reads them.
+The names are those of IBM's stack (docs/SPYRE_CARD.md#runtime). Untested on a card; a fake runtime
+in the tests reads them.
 """
 
 import os

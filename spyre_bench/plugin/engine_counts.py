@@ -25,7 +25,7 @@ QUEUE_AGE_US = "queue_age_us"
 
 
 class Counts:
-    """Totals by name and label: `batches` and `rows` a bucket, the waste ledger's tokens, the
+    """Totals by name and label: `batches` and `rows` per bucket, the waste ledger's tokens, the
     warmup's microseconds and graphs, and requests that were refused in the engine."""
 
     def __init__(self, warmup: Iterable[Warmup]):

@@ -1,4 +1,4 @@
-"""The executors: vLLM's own for one process and for one process a rank, and what both share."""
+"""The executors: vLLM's own for one process and for one process per rank, and what both share."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ class SpyreExecutor(StaticShapes, UniProcExecutor):
 
 
 class MultiprocessingSpyreExecutor(StaticShapes, MultiprocExecutor):
-    """One process a card. Whatever ends the engine, its error names the rank that was the cause."""
+    """One process per card. Whatever ends the engine, its error names the rank that was the
+    cause."""
 
     def _init_executor(self) -> None:
         self.step_timeout_s = SpyreConfig.of(self.vllm_config).step_timeout_s

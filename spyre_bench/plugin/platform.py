@@ -178,7 +178,7 @@ class SpyrePlatform(Platform):
             require_prompt_type(processed_inputs["type"])
             token_ids = processed_inputs["prompt_token_ids"]
             refuse_request(token_ids, params, cls._vllm_config)
-            # Without max_tokens the answer may be as long as a bucket allows, but no shorter.
+            # Without max_tokens the output may be as long as a bucket allows, but no shorter.
             at_least = max(1, params.min_tokens)
             max_tokens = at_least if params.max_tokens is None else params.max_tokens
             reason = cls._config.buckets.rejection(len(token_ids), max_tokens)
@@ -204,7 +204,7 @@ class SpyrePlatform(Platform):
 
     @classmethod
     def takes_prompt(cls, prompt_tokens: int) -> bool:
-        """Whether a bucket takes such a prompt with any answer; True without an engine of ours."""
+        """Whether a bucket takes such a prompt with any output; True without an engine of ours."""
         return cls._config is None or cls._config.buckets.max_new_tokens(prompt_tokens) > 0
 
     @classmethod

@@ -94,7 +94,7 @@ class SpyreScheduler(Scheduler):
         self, reset_running_requests: bool = False, reset_connector: bool = False
     ) -> bool:
         """As vLLM's, with no prefixes to forget. Raises ValueError where a running batch would have
-        to be prefilled again: its answers so far may be longer than its bucket's prompts."""
+        to be prefilled again: its output so far may be longer than its bucket's prompts."""
         if reset_running_requests and self.running:
             raise ValueError(
                 f"the spyre backend cannot reset the {len(self.running)} running requests, a batch "

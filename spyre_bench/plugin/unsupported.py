@@ -84,7 +84,7 @@ def _of_engine(vllm_config: VllmConfig) -> list[tuple[bool, str, str]]:
         (
             vllm_config.speculative_config is not None,
             "speculative decoding",
-            "leave out --speculative-config, a decode graph computes one token a row",
+            "leave out --speculative-config, a decode graph computes one token per row",
         ),
         (
             vllm_config.kv_transfer_config is not None,

@@ -236,8 +236,8 @@ def _provenance(kept: Mapping[str, Any]) -> dict[str, str]:
 def distances(records: Mapping[str, Record]) -> pd.DataFrame:
     """How far above a bound: whatever results and tables hold under a name that says so.
 
-    One row a figure of a result that is called `..._over_shape_bound`, and one a group of rows of
-    a table with such a column, or with seconds and their `bound_s`, if no result has it already.
+    One row per figure of a result that is called `..._over_shape_bound`, and one per group of rows
+    of a table with such a column, or with seconds and their `bound_s`, if no result has it already.
     Columns: notebook, of (the measure), item, least, median, largest (each over the bound, less 1).
     """
     rows = [

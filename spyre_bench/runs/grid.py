@@ -23,7 +23,7 @@ from spyre_bench.runs.suite import conclude, run_tasks, sections_of
 FRAME, FIGURE = "grid.csv", "grid.png"
 
 
-def read_grid(texts: Sequence[str]) -> dict[str, list[str]]:
+def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
     """`["rate=1,2,4", "buckets=['4,64,32', '8,64,32']"]` as values by parameter: separated by
     commas, or a list of YAML where values have commas themselves. Raises ValueError for anything
     else, for an empty list and for a parameter or value that is named twice."""

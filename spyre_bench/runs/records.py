@@ -1,7 +1,7 @@
 """A run as it lies on disk: what each notebook found, and what it says about itself.
 
-A run is a folder with one folder a notebook, and in each `outcome.json` (how the execution ended),
-`results.json` and `tables/*.csv` (what `report.py` kept).
+A run is a folder with one folder per notebook, and in each `outcome.json` (how the execution
+ended), `results.json` and `tables/*.csv` (what `report.py` kept).
 """
 
 from __future__ import annotations

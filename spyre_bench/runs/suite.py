@@ -39,7 +39,7 @@ def run_notebooks(
 ) -> bool:
     """Runs each notebook into a folder of its own under `output/<time>`, prints where the report
     is, and returns whether all passed. `parameters` are texts, read as the notebook declares
-    them, and come before those of the file, which has one section a notebook."""
+    them, and come before those of the file, which has one section per notebook."""
     sections = sections_of(parameters_file, notebooks)
     folder = _report_folder(output)
     tasks = [
@@ -160,7 +160,7 @@ def _read_sections(path: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(sections, dict) or not all(
         isinstance(section, dict) for section in sections.values()
     ):
-        raise ValueError(f"{path}: write one section a notebook, each with `name: value` lines")
+        raise ValueError(f"{path}: write one section per notebook, each with `name: value` lines")
     return sections
 
 

@@ -1,1 +1,1 @@
-"""One calculation a notebook."""
+"""One calculation per notebook."""

@@ -1,7 +1,7 @@
 """Many cards: large engines or many engines? Tensor parallel against replicas on the card model.
 
 A number of cards is divided into engines of `tp` cards behind one router. Every division serves
-the same draws, as many requests a card, under the same limits on latency; what counts is its
+the same draws, as many requests per card, under the same SLO; what counts is its
 capacity, the largest rate of arrivals at which most requests stay within them. Nothing here is
 measured: each figure is given at every end of the card's parameters, and `sensitivity` moves one
 parameter at a time to find those that decide.
@@ -63,14 +63,16 @@ class Service:
     def __post_init__(self) -> None:
         summary.require_limits(self.limits_ms)
         if not self.limits_ms:
-            raise ValueError("a capacity needs limits on latency: give some, such as ttft 30000 ms")
+            raise ValueError(
+                "a capacity needs an SLO: give limits on latency, such as ttft 30000 ms"
+            )
         if not 0 < self.share <= 1:
             raise ValueError(f"share {self.share} of the requests is not above 0 and at most 1")
         if self.requests_a_card < 1:
             raise ValueError(f"requests_a_card {self.requests_a_card} is below 1: use 1 or more")
 
     def requests(self, cards: int) -> Workload:
-        """The first requests of the workload, as many a card, so that more cards do not mean
+        """The first requests of the workload, as many per card, so that more cards do not mean
         shorter runs. Raises ValueError where there are fewer."""
         return self.workload.head(self.requests_a_card * cards)
 
@@ -138,19 +140,19 @@ class Deployment:
         """Of each of its sets at one end of the card's parameters."""
         if self.cost is None:
             return []
-        return [tuple(self.cost.at(end, bucket) for bucket in some) for some in self.sets]
+        return [tuple(self.cost.at(end, bucket) for bucket in buckets) for buckets in self.sets]
 
     def capacity(self, service: Service, end: str = "value") -> tuple[float, tuple[Bucket, ...]]:
         """The capacity in requests/s with the set that has the largest, and that set."""
         most, best_set = 0.0, self.sets[0]
-        for some, costs in zip(self.sets, self.costs(end), strict=True):
+        for buckets, costs in zip(self.sets, self.costs(end), strict=True):
             # one run settles for most sets that they have no more
             share = service.good_share(self.cards, costs, self.replicas, most * STEP) if most else 1
             if share < service.share:
                 continue
             rps = service.capacity_rps(self.cards, costs, self.replicas)
             if rps > most:
-                most, best_set = rps, some
+                most, best_set = rps, buckets
         return most, best_set
 
 
@@ -180,19 +182,19 @@ def propose(
     """Every division of every number of cards, those that cannot be with the reason.
 
     What is held fair: engines of every size choose from sets of at most `k` buckets, for each
-    largest batch size the proved optimum for full batches at the middle values of the parameters
+    largest batch size the proved optimum for full batches at the nominal values of the parameters
     (`optimize.choose_buckets`); wherever capacities are compared, each has the set that serves it
     best there. Or the `buckets` given are compiled everywhere.
     """
-    numbers, found = sorted(set(cards)), []
+    numbers, deployments = sorted(set(cards)), []
     engines: dict[int, Deployment] = {}  # of one engine each
     for number in numbers:
         for tp, _ in divisions(number):
             if tp not in engines:
                 settings = (model, tp, dtype, card or SpyreCard())
                 engines[tp] = _engine(settings, service.workload, k, batch_sizes, tuple(buckets))
-            found.append(replace(engines[tp], cards=number))
-    return found
+            deployments.append(replace(engines[tp], cards=number))
+    return deployments
 
 
 def _engine(
@@ -211,7 +213,7 @@ def _engine(
         choices = _choices(workload, cost, Limits(k), batch_sizes)
     except ValueError as refusal:
         return Deployment(tp, tp, refused=str(refusal))
-    return Deployment(tp, tp, cost, tuple(dict.fromkeys(it.buckets for it in choices)))
+    return Deployment(tp, tp, cost, tuple(dict.fromkeys(choice.buckets for choice in choices)))
 
 
 def _choices(
@@ -219,77 +221,98 @@ def _choices(
 ) -> list[Choice]:
     """The optimum for full batches with each largest batch size. ValueError where there is none at
     all, with the reason at the smallest."""
-    found, refusals = [], []
+    choices, refusals = [], []
     sizes = sorted(set(batch_sizes))
     for number in range(1, len(sizes) + 1):
         try:
-            some = priced_candidates(workload, cost, sizes[:number], **CANDIDATES)
-            found.append(choose_buckets(workload, some, limits, gap=1e-2))
+            priced = priced_candidates(workload, cost, sizes[:number], **CANDIDATES)
+            choices.append(choose_buckets(workload, priced, limits, gap=1e-2))
         except ValueError as refusal:  # too large for the card, and so are larger ones
             refusals.append(refusal)
-    if not found:
+    if not choices:
         raise refusals[0]
-    return found
+    return choices
 
 
 def listed(deployments: Iterable[Deployment]) -> pd.DataFrame:
-    """One row a deployment: cards, tp, replicas, deployment, sets (of buckets to choose from),
-    memory_gb (of a card with the largest of all these buckets, at the middle values), refused (why
+    """One row per deployment: cards, tp, replicas, deployment, sets (of buckets to choose from),
+    memory_gb (of a card with the largest of all these buckets, at the nominal values), refused (why
     it cannot be; empty where it can)."""
     return pd.DataFrame(
-        {**_names(it), "sets": len(it.sets), "memory_gb": _memory_gb(it), "refused": it.refused}
-        for it in deployments
+        {
+            **_names(deployment),
+            "sets": len(deployment.sets),
+            "memory_gb": _memory_gb(deployment),
+            "refused": deployment.refused,
+        }
+        for deployment in deployments
     )
 
 
-def _memory_gb(it: Deployment) -> float:
-    costs = itertools.chain(*it.costs()) if it.sets else ()
+def _memory_gb(deployment: Deployment) -> float:
+    costs = itertools.chain(*deployment.costs()) if deployment.sets else ()
     return max((cost.memory_bytes for cost in costs), default=math.nan) / 1e9
 
 
-def _names(it: Deployment) -> dict[str, int | str]:
-    return {"cards": it.cards, "tp": it.tp, "replicas": it.replicas, "deployment": it.label}
+def _names(deployment: Deployment) -> dict[str, int | str]:
+    return {
+        "cards": deployment.cards,
+        "tp": deployment.tp,
+        "replicas": deployment.replicas,
+        "deployment": deployment.label,
+    }
 
 
 # --- what each of them serves ---------------------------------------------------------------------
 
 
 def capacities(deployments: Iterable[Deployment], service: Service) -> pd.DataFrame:
-    """One row a deployment and end of the parameters: cards, tp, replicas, deployment, end,
+    """One row per deployment and end of the parameters: cards, tp, replicas, deployment, end,
     capacity_rps, capacity_rps_a_card (requests/s; nan where refused), buckets (the set that has
     it), refused."""
     rows = []
-    for it, end in _at_ends(deployments):
-        rps, some = (math.nan, ()) if it.refused else it.capacity(service, end)
-        figures = {"capacity_rps": rps, "capacity_rps_a_card": rps / it.cards}
-        names = " ".join(map(str, some))
-        rows.append({**_names(it), "end": end, **figures, "buckets": names, "refused": it.refused})
+    for deployment, end in _at_ends(deployments):
+        rps, best_set = (math.nan, ()) if deployment.refused else deployment.capacity(service, end)
+        figures = {"capacity_rps": rps, "capacity_rps_a_card": rps / deployment.cards}
+        names = " ".join(map(str, best_set))
+        rows.append(
+            {
+                **_names(deployment),
+                "end": end,
+                **figures,
+                "buckets": names,
+                "refused": deployment.refused,
+            }
+        )
     return pd.DataFrame(rows)
 
 
 def replays(
     deployments: Iterable[Deployment], service: Service, rate_rps_a_card: float
 ) -> pd.DataFrame:
-    """One row a deployment and end, all at the same rate a card, each with the set of buckets that
-    has most goodput there: cards, tp, replicas, deployment, end, rate_rps, throughput_rps,
+    """One row per deployment and end, all at the same rate per card, each with the set of buckets
+    that has most goodput there: cards, tp, replicas, deployment, end, rate_rps, throughput_rps,
     output_tokens_s, median and p99 of ttft and tpot in seconds (`p99_ttft_s`), goodput_rps,
     goodput_rps_a_card, utilisation, saturated, refused. Figures are missing where it is refused."""
     rows = []
-    for it, end in _at_ends(deployments):
-        rate_rps = rate_rps_a_card * it.cards
-        row: dict[str, Any] = {**_names(it), "end": end, "rate_rps": rate_rps}
-        if not it.refused:
+    for deployment, end in _at_ends(deployments):
+        rate_rps = rate_rps_a_card * deployment.cards
+        row: dict[str, Any] = {**_names(deployment), "end": end, "rate_rps": rate_rps}
+        if not deployment.refused:
             found = [
-                _figures(service.replay(it.cards, costs, it.replicas, rate_rps),
-                         service.limits_ms, it.cards)
-                for costs in it.costs(end)
-            ]  # fmt: skip
+                _replay_figures(deployment, service, costs, rate_rps)
+                for costs in deployment.costs(end)
+            ]
             row |= max(found, key=lambda figures: figures["goodput_rps"])
-        rows.append(row | {"refused": it.refused})
+        rows.append(row | {"refused": deployment.refused})
     return pd.DataFrame(rows)
 
 
-def _figures(run: SimulatedRun, limits_ms: Mapping[str, float], cards: int) -> dict[str, float]:
+def _replay_figures(
+    deployment: Deployment, service: Service, costs: Sequence[BucketCost], rate_rps: float
+) -> dict[str, float]:
+    cards, limits_ms = deployment.cards, service.limits_ms
+    run = service.replay(cards, costs, deployment.replicas, rate_rps)
     seconds, latency = summary.duration_s(run), summary.latencies(run, (99,))
     if not seconds:
         return {"throughput_rps": 0.0, "goodput_rps": 0.0, "goodput_rps_a_card": 0.0}
@@ -314,19 +337,19 @@ def _figures(run: SimulatedRun, limits_ms: Mapping[str, float], cards: int) -> d
 
 
 def _at_ends(deployments: Iterable[Deployment]) -> Iterator[tuple[Deployment, str]]:
-    return ((it, end) for it in deployments for end in ENDS)
+    return ((deployment, end) for deployment in deployments for end in ENDS)
 
 
 def best(capacity: pd.DataFrame) -> pd.DataFrame:
-    """Of `capacities`, one row a number of cards and end: cards, end, deployment, tp and
+    """Of `capacities`, one row per number of cards and end: cards, end, deployment, tp and
     capacity_rps_a_card of the one that serves most, ties going to the smaller engines, and `near`,
     the others that are no more than `TIE` below it. "none" where nothing has a capacity."""
     rows = []
-    for (cards, end), some in capacity.groupby(["cards", "end"], sort=False):
-        rps = some.set_index("deployment")["capacity_rps_a_card"].fillna(0.0)
+    for (cards, end), rivals in capacity.groupby(["cards", "end"], sort=False):
+        rps = rivals.set_index("deployment")["capacity_rps_a_card"].fillna(0.0)
         top, most = rps.idxmax(), float(rps.max())
         near = rps.index[(rps >= (1 - TIE) * most) & (rps.index != top)] if most else ()
-        tp = int(some.loc[some["deployment"] == top, "tp"].iloc[0])
+        tp = int(rivals.loc[rivals["deployment"] == top, "tp"].iloc[0])
         rows.append(
             {"cards": cards, "end": end, "deployment": top if most else "none"}
             | {"tp": tp if most else 0, "capacity_rps_a_card": most, "near": ", ".join(near)}
@@ -338,14 +361,14 @@ def best(capacity: pd.DataFrame) -> pd.DataFrame:
 
 
 def typical_bucket(workload: Workload, batch_size: int) -> Bucket:
-    """A batch of median prompts, in sticks of 64 tokens, and median answers asked for."""
-    prompt, answer = np.median(workload.prompt_tokens), np.median(workload.max_tokens)
+    """A batch of median prompts, in sticks of 64 tokens, and median max_tokens."""
+    prompt, output = np.median(workload.prompt_tokens), np.median(workload.max_tokens)
     sticks = math.ceil(prompt / STICK_TOKENS)
-    return Bucket(batch_size, sticks * STICK_TOKENS, max(2, math.ceil(answer)))
+    return Bucket(batch_size, sticks * STICK_TOKENS, max(2, math.ceil(output)))
 
 
 def all_reduce_shares(costs: Iterable[SpyreCost], bucket: Bucket) -> pd.DataFrame:
-    """Seconds of both passes of a bucket and what all-reduces take of them, one row a number of
+    """Seconds of both passes of a bucket and what all-reduces take of them, one row per number of
     cards and pass: tp, pass ("prefill", "decode"), low_s, value_s, high_s (of the pass),
     low_share, value_share, high_share. The low share is with the all-reduce at its fast end and
     all else at its slow one, the high share the other way round."""
@@ -353,12 +376,12 @@ def all_reduce_shares(costs: Iterable[SpyreCost], bucket: Bucket) -> pd.DataFram
     for cost in costs:
         cost.require(bucket)
         passes = [cost.passes(end) for end in ENDS]
-        for name, rows_a_pass in (
+        for name, rows_per_pass in (
             ("prefill", bucket.batch_size * bucket.prompt_length),
             ("decode", bucket.batch_size),
         ):
-            all_s = [getattr(it, f"{name}_s")(bucket) for it in passes]
-            reduce_s = [cost.model.layers * it.reduces_s(rows_a_pass) for it in passes]
+            all_s = [getattr(at_end, f"{name}_s")(bucket) for at_end in passes]
+            reduce_s = [cost.model.layers * at_end.reduces_s(rows_per_pass) for at_end in passes]
             rest_s = [whole - part for whole, part in zip(all_s, reduce_s, strict=True)]
             shares = [part / (part + rest)
                       for part, rest in zip(reduce_s, reversed(rest_s), strict=True)]  # fmt: skip
@@ -377,42 +400,43 @@ def sensitivity(deployments: Iterable[Deployment], service: Service) -> pd.DataF
     """Capacities with one parameter of the card moved to one of its ends and all others at their
     value, each deployment with the set of buckets that serves it best there.
 
-    One row a parameter, end and deployment that is not refused: parameter, unit, confidence, end
+    One row per parameter, end and deployment that is not refused: parameter, unit, confidence, end
     ("fast", "slow"), number (of the parameter), cards, tp, replicas, deployment,
     capacity_rps_a_card, and base_rps_a_card, with nothing moved.
     """
     rows = []
-    for it in deployments:
-        if it.cost is None:  # it is refused
+    for deployment in deployments:
+        if deployment.cost is None:  # it is refused
             continue
-        base, (base_rps, _) = it.costs(), it.capacity(service)
-        for name, end, card in _moved(it.cost.card):
-            there = replace(it, cost=replace(it.cost, card=card))
+        base, (base_rps, _) = deployment.costs(), deployment.capacity(service)
+        for name, end, card in _moved(deployment.cost.card):
+            there = replace(deployment, cost=replace(deployment.cost, card=card))
             moves = there.costs() != base  # else it plays no part, as an all-reduce on one card
             rps = there.capacity(service)[0] if moves else base_rps
-            parameter = getattr(it.cost.card, name)
+            parameter = getattr(deployment.cost.card, name)
             rows.append(
                 {"parameter": name, "unit": parameter.unit, "confidence": parameter.confidence}
-                | {"end": end, "number": getattr(parameter, end), **_names(it)}
-                | {"capacity_rps_a_card": rps / it.cards, "base_rps_a_card": base_rps / it.cards}
+                | {"end": end, "number": getattr(parameter, end), **_names(deployment)}
+                | {"capacity_rps_a_card": rps / deployment.cards}
+                | {"base_rps_a_card": base_rps / deployment.cards}
             )
     return pd.DataFrame(rows)
 
 
 def _moved(card: SpyreCard) -> Iterator[tuple[str, str, SpyreCard]]:
     for parameter in fields(card):
-        it = getattr(card, parameter.name)
-        if parameter.name not in UNTIMED and it.fast != it.slow:
+        known = getattr(card, parameter.name)
+        if parameter.name not in UNTIMED and known.fast != known.slow:
             for end in ("fast", "slow"):
-                yield parameter.name, end, card.fixed(**{parameter.name: getattr(it, end)})
+                yield parameter.name, end, card.fixed(**{parameter.name: getattr(known, end)})
 
 
 def tornado(moved: pd.DataFrame) -> pd.DataFrame:
     """By how much the winner of `sensitivity` leads as each parameter moves, the widest first.
 
     The winner is the deployment with the largest capacity while nothing is moved, ties going to
-    the smaller engines. One row a parameter: parameter, unit, confidence, fast and slow (its
-    numbers), winner, base_lead, fast_lead and slow_lead (requests/s a card over the best other;
+    the smaller engines. One row per parameter: parameter, unit, confidence, fast and slow (its
+    numbers), winner, base_lead, fast_lead and slow_lead (requests/s per card over the best other;
     below 0 it has lost), fast_winner, slow_winner, changes (another leads by more than `TIE`).
     Parameters that move no lead have no row.
 
@@ -425,10 +449,10 @@ def tornado(moved: pd.DataFrame) -> pd.DataFrame:
     base = moved.groupby("deployment", sort=False)["base_rps_a_card"].first()
     winner = str(base.idxmax())
     rows = []
-    for name, some in moved.groupby("parameter", sort=False):
-        row = {"parameter": name, **some[["unit", "confidence"]].iloc[0]}
+    for name, moves in moved.groupby("parameter", sort=False):
+        row = {"parameter": name, **moves[["unit", "confidence"]].iloc[0]}
         row |= {"winner": winner, "base_lead": _lead(base, winner), "changes": False}
-        for end, at in some.groupby("end", sort=False):
+        for end, at in moves.groupby("end", sort=False):
             rps = at.set_index("deployment")["capacity_rps_a_card"]
             lead = _lead(rps, winner)
             row |= {end: at["number"].iloc[0], f"{end}_lead": lead, f"{end}_winner": rps.idxmax()}

@@ -26,11 +26,11 @@ def k_curve(
 ) -> pd.DataFrame:
     """The proved choice among the candidates `costs` for each number of buckets from 1 to `k`.
 
-    One row a number: k, graphs (chosen, at most k), buckets, compile_s of them all; device_s and
-    bound_s, the shape bound of the choice and the least that any choice has, in seconds a request;
-    total_s, device_s plus the compile seconds spread over the `reuse` requests expected between two
-    starts. With `held_out` also held_out_s, the same choice's device seconds a request on these,
-    and held_out_lost, how many of them fit none of its buckets and do not count.
+    One row per number: k, graphs (chosen, at most k), buckets, compile_s of them all; device_s and
+    bound_s, the shape bound of the choice and the least that any choice has, in seconds per
+    request; total_s, device_s plus the compile seconds spread over the `reuse` requests expected
+    between two starts. With `held_out` also held_out_s, the same choice's device seconds per
+    request on these, and held_out_lost, how many of them fit none of its buckets and do not count.
 
     Raises ValueError for `k` or `reuse` below 1, and for what `choose_buckets` refuses.
     """
@@ -64,25 +64,25 @@ def _held_out(workload: Workload, costs: Sequence[BucketCost]) -> dict[str, floa
 
 
 def knee(curve: pd.DataFrame) -> int:
-    """The number of buckets with the least total seconds a request, the fewest of equals. Where the
-    curve is convex that is where one more saves less than its compile time (`schemes.knee`); the
-    joint choice need not be convex, so all numbers are compared."""
+    """The number of buckets with the least total seconds per request, the fewest of equals. Where
+    the curve is convex that is where one more saves less than its compile time
+    (`schemes.convex_knee`); the joint choice need not be convex, so all numbers are compared."""
     return int(curve["k"].to_numpy()[curve["total_s"].argmin()])
 
 
 def prompts_only(
     workload: Workload, model: CostModel, k: int, *, batch_size: int
 ) -> tuple[float, ...]:
-    """Device seconds a request in full batches, for 1 to `k` buckets that differ in their prompt
+    """Device seconds per request in full batches, for 1 to `k` buckets that differ in their prompt
     length alone: what choosing in one dimension gives, exact. All have `batch_size` rows and room
-    for the longest answer."""
-    _, least_prompt, least_answer = model.smallest
+    for the longest output."""
+    _, least_prompt, least_output = model.smallest
     prompt_tokens = np.maximum(workload.prompt_tokens, least_prompt)
-    new_tokens = max(least_answer, int(workload.max_tokens.max()))
+    new_tokens = max(least_output, int(workload.max_tokens.max()))
     further_passes = float(workload.output_tokens.mean()) - 1
 
-    def share_s(tops: np.ndarray) -> np.ndarray:
-        sizes = np.maximum(tops, least_prompt)
+    def share_s(boundaries: np.ndarray) -> np.ndarray:
+        sizes = np.maximum(boundaries, least_prompt)
         costs = [model.of(Bucket(batch_size, int(size), new_tokens)) for size in sizes]
         seconds = [cost.prefill_s + further_passes * cost.decode_s for cost in costs]
         # measuring noise must not make a longer bucket the cheaper one

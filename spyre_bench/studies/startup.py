@@ -121,7 +121,7 @@ def predict(starts: pd.DataFrame) -> pd.DataFrame:
 
 def break_even(predicted: pd.DataFrame, fallback: Bucket, output_tokens: int) -> pd.DataFrame:
     """After how many requests each bucket but `fallback` has earned what it adds to a start: its
-    full batches would otherwise run, padded, in `fallback`. Answers have `output_tokens`."""
+    full batches would otherwise run, padded, in `fallback`. Requests have `output_tokens`."""
     passes = predicted.groupby("bucket")[["prefill_s", "decode_s"]].median()
     seconds = batch_s(passes["prefill_s"], passes["decode_s"], output_tokens)
     rows = predicted[predicted["bucket"] != str(fallback)]
@@ -155,7 +155,7 @@ def start_s(predicted: pd.DataFrame, start: str, buckets: Sequence[str]) -> floa
 
 
 def batch_s(prefill_s: Seconds, decode_s: Seconds, output_tokens: int) -> Seconds:
-    """Engine seconds of a batch whose longest answer has `output_tokens`; the prefill yields the
+    """Engine seconds of a batch whose longest output has `output_tokens`; the prefill yields the
     first of them."""
     assert output_tokens >= 1
     return prefill_s + (output_tokens - 1) * decode_s

@@ -87,25 +87,25 @@ def under_load(
                 "load": load,
                 "rate_rps": load * capacity,
                 "saturated": bool(summary.saturation(run)),
-                **_figures(run),
+                **_load_figures(run),
             }
         )
     return pd.DataFrame(rows)
 
 
-def _figures(run: SimulatedRun) -> dict[str, float]:
-    found = summary.summary(run)
+def _load_figures(run: SimulatedRun) -> dict[str, float]:
+    kept = summary.summary(run)
     slots = int((run.passes.slots * run.passes.count).sum())
     seconds = {
         name.removesuffix("_ms") + "_s": value / 1e3
-        for name, value in found.items()
+        for name, value in kept.items()
         if name.endswith("_ms")
     }
     return {
         "rows": float(run.passes.rows[run.passes.first_of_batch].mean()),
         "slots": slots,
-        **{name: value for name, value in found.items() if not name.endswith("_ms")},
-        **{f"{part}_share": found[f"{part}_tokens"] / slots for part in LEDGER},
+        **{name: value for name, value in kept.items() if not name.endswith("_ms")},
+        **{f"{part}_share": kept[f"{part}_tokens"] / slots for part in LEDGER},
         **seconds,
     }
 
@@ -127,11 +127,11 @@ def steady_load(frame: pd.DataFrame) -> float:
 
 def bars(frame: pd.DataFrame, loads: Sequence[float]) -> pd.DataFrame:
     """The rows of these loads, lowest first, with a group (the load) and a label (the policy)."""
-    some = frame[frame["load"].isin(loads)].sort_values("load", kind="stable")
-    return some.assign(group=[f"load {load:g}" for load in some["load"]], label=some["policy"])
+    rows = frame[frame["load"].isin(loads)].sort_values("load", kind="stable")
+    return rows.assign(group=[f"load {load:g}" for load in rows["load"]], label=rows["policy"])
 
 
-def by_bucket(run: SimulatedRun) -> pd.DataFrame:
+def waste_by_bucket(run: SimulatedRun) -> pd.DataFrame:
     """What `metrics.summary.by_bucket` gives, and the ledger as shares of what the whole run
     computed."""
     frame = summary.by_bucket(summary.batches(run))
@@ -148,21 +148,21 @@ def bucket_sets(
 ) -> dict[str, tuple[Bucket, ...]]:
     """Sets of at most `k` buckets as other stacks make them, each fitting every request: small,
     middle and large batches, and the *diagonal*, where a longer prompt means a smaller batch; equal
-    ones once. No prompt length and no answer is below `smallest` (P, N), where a cost table
+    ones once. No prompt length and no output is below `smallest` (P, N), where a cost table
     begins."""
     prompts = np.maximum(workload.prompt_tokens, smallest[0])
     new_tokens = max(smallest[1], int(workload.max_tokens.max()))
     sizes = sorted(set(batch_sizes))
     small, middle, large = sizes[0], sizes[len(sizes) // 2], sizes[-1]
-    doubled = [top for top in powers_of_two(prompts) if top >= smallest[0]][-k:]
+    doubled = [boundary for boundary in powers_of_two(prompts) if boundary >= smallest[0]][-k:]
     descending = [sizes[max(0, len(sizes) - 1 - place)] for place in range(len(doubled))]
     shapes = {f"powers of two, B {b}": [(b, p) for p in doubled] for b in (small, middle, large)}
     shapes["powers of two, diagonal"] = list(zip(descending, doubled, strict=True))
-    shapes[f"percentiles, B {large}"] = [(large, top) for top in percentiles(prompts, k)]
+    shapes[f"percentiles, B {large}"] = [(large, boundary) for boundary in percentiles(prompts, k)]
     shapes |= {f"one shape, B {b}": [(b, p) for p in one(prompts)] for b in (small, large)}
     names: dict[tuple[Bucket, ...], str] = {}
-    for name, some in shapes.items():
-        names.setdefault(tuple(Bucket(b, p, new_tokens) for b, p in some), name)
+    for name, sizes_of_set in shapes.items():
+        names.setdefault(tuple(Bucket(b, p, new_tokens) for b, p in sizes_of_set), name)
     return {name: buckets for buckets, name in names.items()}
 
 
@@ -176,7 +176,7 @@ def over_bucket_sets(
     """All requests at once on the given buckets, on the proved choice of as many, and on the sets
     of `bucket_sets` that the model has figures for; and that choice, whose bound no set goes below.
 
-    One row a set: set, kind ("given", "optimum" or "baseline"), buckets, graphs, compile_s,
+    One row per set: set, kind ("given", "optimum" or "baseline"), buckets, graphs, compile_s,
     shape_bound_s, and what `under_load` has of a run. All at once the engine never idles, so
     `busy_s` is the makespan.
 
@@ -184,10 +184,12 @@ def over_bucket_sets(
     """
     queued, yours = workload.with_arrivals("all"), price(given, model)
     baselines = bucket_sets(queued, batch_sizes, len(yours), smallest=model.smallest[1:])
-    others = {name: priced for name, some in baselines.items() if (priced := _priced(some, model))}
+    others = {
+        name: priced for name, buckets in baselines.items() if (priced := _priced(buckets, model))
+    }
     extra = [cost.bucket for cost in itertools.chain(yours, *others.values())]
-    some = priced_candidates(queued, model, batch_sizes, extra=extra)
-    choice = choose_buckets(queued, some, Limits(len(yours)))
+    considered = priced_candidates(queued, model, batch_sizes, extra=extra)
+    choice = choose_buckets(queued, considered, Limits(len(yours)))
     sets = {
         ("these buckets", "given"): yours,
         ("optimum for full batches", "optimum"): choice.costs,
@@ -216,7 +218,7 @@ def _of_set(
         "graphs": len(costs),
         "compile_s": sum(cost.compile_s for cost in costs),
         "shape_bound_s": shape_bound_s(workload, costs),
-        **_figures(simulate(workload, costs, policy)),
+        **_load_figures(simulate(workload, costs, policy)),
     }
 
 

@@ -17,7 +17,7 @@ from spyre_bench.simulate.static import simulate
 from spyre_bench.studies.under_load import fitting
 from spyre_bench.workload.workload import Workload
 
-POLICIES = {
+STAGES = {
     "length_aware": "best batch of the whole queue",
     "best_fit": "head first, cheapest bucket",
     "skip": "upstream: first that fits",
@@ -44,7 +44,7 @@ def waterfall(
         "work bound": ("no shapes, full batches", work_bound_s(queued, machine, batch_size)),
         "shape bound": (f"these {len(costs)} buckets, full batches", shape_bound_s(queued, costs)),
     }
-    for name, meaning in POLICIES.items():
+    for name, meaning in STAGES.items():
         trace = simulate(queued, costs, Policy(name, max_age_s=math.inf))
         stages[name] = (meaning, summary.busy_s(trace))
     meanings, seconds = zip(*stages.values(), strict=True)

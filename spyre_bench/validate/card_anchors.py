@@ -1,35 +1,39 @@
 """What others measured on Spyre cards beside what the card model says, error by error.
 
 `document()` writes `docs/SPYRE_CARD.md` whole; `python -m spyre_bench.validate.card_anchors` prints
-it. All measurements are other people's, taken from the team's `spyre-facts.md`, whose sections are
-given.
+it. All measurements are other people's; `data/card_sources.csv` says where each was read, and the
+page shows it.
 """
 
 from __future__ import annotations
 
+import csv
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 
 from spyre_bench.cost.card import Passes, SpyreCost
 from spyre_bench.cost.card_parameters import LIMITS, SpyreCard
 from spyre_bench.model_sizes import Linear, preset
 from spyre_bench.shapes import Bucket
 
-# rows, inner, columns, measured µs: the 25 products behind the fit of section 0
+SOURCES = Path(__file__).parents[1] / "data" / "card_sources.csv"
+# rows, inner, columns, measured µs: the 25 products that the card's bandwidth is fitted to
 PRODUCTS = {
-    "2.3 sendnn": (
+    "sweep": (
         (1, 4096, 1024, 62.8), (4, 4096, 1024, 64.9), (8, 4096, 1024, 65.5),
         (16, 4096, 1024, 71.5), (32, 4096, 1024, 73.7), (64, 4096, 1024, 66.1),
         (128, 4096, 1024, 70.0), (256, 4096, 1024, 82.7), (512, 4096, 1024, 105.8),
         (1024, 4096, 1024, 174.2), (2048, 4096, 1024, 301.3),
     ),
-    "2.2 sendnn": (
+    "suite": (
         (512, 4096, 4096, 358), (4, 4096, 4096, 233), (512, 4096, 1024, 106),
         (4, 4096, 1024, 62), (512, 4096, 12800, 959), (4, 4096, 12800, 846),
     ),
-    "2.4 torch-spyre": (
+    "isolated": (
         # the second is published as 36.5 TFLOP/s; the last four are decode with 4 rows, which the
         # harness pads to 64: with 4 the stated fit is found again, with 64 it is not
         (512, 4096, 4096, 331), (512, 4096, 1024, 117.7), (512, 4096, 12800, 1038),
@@ -42,7 +46,7 @@ FP8_PRODUCTS = (
     (1, 30.8), (4, 31.6), (8, 34.0), (16, 38.3), (32, 45.5), (64, 47.2), (128, 54.9), (256, 69.2),
     (512, 108.2), (1024, 240.9), (2048, 465.0),
 )  # fmt: skip
-MLPS = ((4, 2.437), (64, 2.137), (128, 2.271), (256, 2.943), (512, 5.815))  # rows, ms; 2.2 sendnn
+MLPS = ((4, 2.437), (64, 2.137), (128, 2.271), (256, 2.943), (512, 5.815))  # rows, ms
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Anchor:
 
     @property
     def log_error(self) -> float:
-        """As the stated fit of section 0 counts errors: ln(model / measured)."""
+        """As the fit of the 25 products counts errors: ln(model / measured)."""
         return math.log(self.value / self.measured)
 
     @property
@@ -90,19 +94,19 @@ def _cost(name: str = "granite-3.3-8b", tp: int = 1, dtype: str = "fp16") -> Spy
 
 
 def product_anchors(decode_rows: int | None = None) -> list[Anchor]:
-    """The 25 products of section 0's fit; `decode_rows` in place of the 4 of section 2.4."""
+    """The 25 products that were fitted; `decode_rows` in place of the 4 of `isolated`."""
     found = []
     for source, products in PRODUCTS.items():
         for rows, inner, columns, measured in products:
-            if decode_rows is not None and source.startswith("2.4") and rows == 4:
+            if decode_rows is not None and source == "isolated" and rows == 4:
                 rows = decode_rows
             found.append(_product(source, rows, inner, columns, measured, "fp16"))
     return found
 
 
 def fp8_anchors() -> list[Anchor]:
-    """Section 2.3's products with weights in 8 bits."""
-    return [_product("2.3 sendnn", rows, 4096, 1024, us, "fp8") for rows, us in FP8_PRODUCTS]
+    """The products of `sweep` with weights in 8 bits."""
+    return [_product("sweep", rows, 4096, 1024, us, "fp8") for rows, us in FP8_PRODUCTS]
 
 
 def _product(
@@ -118,19 +122,17 @@ def part_anchors() -> list[Anchor]:
     """Parts of a layer: the MLP, attention, an all-reduce."""
     granite, four = _cost(), _cost(tp=4)
     mlps = [
-        _anchor(
-            granite, "2.2 sendnn", f"MLP, {rows} rows", "ms", ms, partial(Passes.mlp_s, rows=rows)
-        )
+        _anchor(granite, "mlp", f"MLP, {rows} rows", "ms", ms, partial(Passes.mlp_s, rows=rows))
         for rows, ms in MLPS
     ]
     prompt = Bucket(1, 512, 64)
     return [
         *mlps,
-        _anchor(granite, "2.4 torch-spyre", "attention, prefill 512", "µs", 731 + 198,
+        _anchor(granite, "isolated", "attention, prefill 512", "µs", 731 + 198,
                 lambda p: p.prefill_attention_s(prompt)),
-        _anchor(granite, "2.4 torch-spyre", "attention, decode at 576", "µs", 90 + 55,
+        _anchor(granite, "isolated", "attention, decode at 576", "µs", 90 + 55,
                 lambda p: p.decode_attention_s(1, 576)),
-        _anchor(four, "1.4 trace", "all-reduce, 512 KiB, 4 cards", "µs", 200,
+        _anchor(four, "all-reduce", "all-reduce, 512 KiB, 4 cards", "µs", 200,
                 lambda p: p.all_reduce_s(2**19)),
     ]  # fmt: skip
 
@@ -141,13 +143,13 @@ def whole_anchors() -> list[Anchor]:
     prefill, decode = Bucket(1, 512, 64), Bucket(4, 4032, 64)
     long = Bucket(1, 32704, 64)
     return [
-        _anchor(granite, "2.5 torch-spyre", "prefill, 512 tokens, 1 card", "ms", 335,
+        _anchor(granite, "end-to-end", "prefill, 512 tokens, 1 card", "ms", 335,
                 lambda p: p.prefill_s(prefill)),
-        _anchor(granite, "2.5 torch-spyre", "decode, 1 row over 576 slots, 1 card", "ms", 177,
+        _anchor(granite, "end-to-end", "decode, 1 row over 576 slots, 1 card", "ms", 177,
                 lambda p: p.decode_s(prefill)),
-        _anchor(granite, "2.5 torch-spyre", "decode, 4 rows over 4096 slots, 1 card", "ms", 177,
+        _anchor(granite, "end-to-end", "decode, 4 rows over 4096 slots, 1 card", "ms", 177,
                 lambda p: p.decode_s(decode)),
-        _anchor(four, "2.1 IBM", "prefill, 32,704 tokens, 4 cards", "s", 17.5,
+        _anchor(four, "chunked-prefill", "prefill, 32,704 tokens, 4 cards", "s", 17.5,
                 lambda p: p.prefill_s(long)),
     ]  # fmt: skip
 
@@ -191,7 +193,7 @@ def _listed() -> Iterable[Listed]:
     granites = ("granite-3.3-8b", "granite-4-8b-dense")
     for model in granites:
         for tp, prompt, new, batch in ((1, 2048, 1024, 16), (4, 6144, 2048, 1), (4, 7168, 1024, 4)):
-            yield Listed(model, tp, "fp16", prompt, new, batch, True, "1.6")
+            yield Listed(model, tp, "fp16", prompt, new, batch, True, "supported")
     continuous = [(name, "fp16", "1:3072x16 1:8192x4 2:8192x4 4:32768x32") for name in granites]
     continuous += [(name, "fp8", "1:3072x16 4:16384x4 4:32768x32") for name in granites]
     continuous += [
@@ -203,11 +205,11 @@ def _listed() -> Iterable[Listed]:
     for model, dtype, shapes in continuous:
         for shape in shapes.split():
             tp, length, batch = map(int, shape.replace(":", "x").split("x"))
-            yield Listed(model, tp, dtype, length, 0, batch, True, "1.6")
+            yield Listed(model, tp, dtype, length, 0, batch, True, "configured")
     # 133,120 and 262,144 slots failed; 34,816 ran
-    yield Listed("granite-7b-starter", 2, "fp16", 4160, 0, 32, False, "1.2")
-    yield Listed("llama-3.1-8b", 1, "fp16", 8192, 0, 32, False, "1.2")
-    yield Listed("granite-7b-starter", 2, "fp16", 1088, 0, 32, True, "1.2")
+    yield Listed("granite-7b-starter", 2, "fp16", 4160, 0, 32, False, "kv-failures")
+    yield Listed("llama-3.1-8b", 1, "fp16", 8192, 0, 32, False, "kv-failures")
+    yield Listed("granite-7b-starter", 2, "fp16", 1088, 0, 32, True, "kv-failures")
 
 
 LISTED = tuple(_listed())
@@ -238,14 +240,15 @@ def document() -> str:
 
 Written by `python -m spyre_bench.validate.card_anchors`; a test holds it to the code. \
 No card was at hand: \
-every measured figure is somebody else's, by section of the team's `spyre-facts.md`, most of them \
-one engineer's. Confidence: H vendor or code, M one lab, L inferred or assumed.
+every measured figure is somebody else's, most of them one engineer's; \
+[where they were read](#sources). Confidence: H vendor or code, M one lab, L inferred or assumed. \
+`fast`, `value` and `slow` are a parameter's optimistic, nominal and pessimistic end.
 
-Not known, and not claimed: tokens a second, latencies, scaling over cards, energy, compile time a \
-shape. More than one card, fp8 beyond one product, other models than Granite-8B and long contexts \
-are extrapolated; quote the range of `SpyreCost.range_of`, never the value alone. The low is with \
-every parameter at its fast end, the high with every one at its slow end. Over several cards \
-layers are split as FMS splits them; embedding and output head are whole on every card.
+Not known, and not claimed: tokens per second, latencies, scaling over cards, energy, compile time \
+per shape. More than one card, fp8 beyond one product, other models than Granite-8B and long \
+contexts are extrapolated; quote the range of `SpyreCost.range_of`, never the value alone. The low \
+is with every parameter at its fast end, the high with every one at its slow end. Over several \
+cards layers are split as FMS splits them; embedding and output head are whole on every card.
 
 ## Passes of Granite-3.3-8B
 
@@ -262,22 +265,22 @@ it, and only its low, with the rate of one head over 4096 slots, comes near.
 
 {_table(part_anchors())}
 
-The decode attention was measured with queries padded to 64 rows and possibly more than one row a \
-batch; the value counts the reading of one row's cache only. The rest of a layer is what remains \
-after those 145 µs, so the 127 µs missing here are missing from the decode pass above: 5 ms.
+The decode attention was measured with queries padded to 64 rows and possibly more than one row \
+per batch; the value counts the reading of one row's cache only. The rest of a layer is what \
+remains after those 145 µs, so the 127 µs missing here are missing from the decode pass above: 5 ms.
 
 ## The 25 products
 
 Logarithmic errors: root mean square {fit[0]:.1%}, worst {fit[1]:.1%} (stated: 7.6 % and 14 %). \
-With the decode rows of 2.4 taken as the 64 they are padded to: {padded[0]:.1%} and \
+With the decode rows of `isolated` taken as the 64 they are padded to: {padded[0]:.1%} and \
 {padded[1]:.1%}. Of the 25, {within} lie between low and high.
 
 {_table(products)}
 
 ## Products with weights in 8 bits
 
-Not fitted: nominal peak, one byte a weight, and a pass that quantises the inputs at the bandwidth \
-of reads and writes mixed. Root mean square {fp8[0]:.1%}, worst {fp8[1]:.1%}.
+Not fitted: nominal peak, one byte per weight, and a pass that quantises the inputs at the \
+bandwidth of reads and writes mixed. Root mean square {fp8[0]:.1%}, worst {fp8[1]:.1%}.
 
 {_table(fp8_anchors())}
 
@@ -287,7 +290,7 @@ Listed as supported, or seen to fail, and what the limits of the model say. In c
 (`length x batch`) the scheduler holds batch × context to the limit, if there is one, so that many \
 slots are counted.
 
-| model | cards | dtype | shape | GB of KV a card | seen | model | source |
+| model | cards | dtype | shape | GB of KV per card | seen | model | source |
 |---|---|---|---|---|---|---|---|
 {_lines(map(_listed_row, LISTED))}
 
@@ -298,7 +301,32 @@ slots are counted.
 {_lines(_parameter_rows(SpyreCard()))}
 
 The last {len(LIMITS)} are limits. Alignment (prompts in sticks of 64 tokens) is `Bucket`'s.
+
+## Sources
+
+Where the figures above were read. A date is the measurement's or the commit's, where one is \
+stated; sizes are of the models in `model_sizes.PRESETS`.
+
+| source | what it says | date | confidence |
+|---|---|---|---|
+{_lines(map(_source_row, sources()))}
 """
+
+
+def sources() -> list[dict[str, str]]:
+    """Where figures were read: `anchor`, what it `says`, `url`, `date` and `confidence`."""
+    with SOURCES.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _linked(source: str) -> str:
+    """A parameter's source, its `#names` as links."""
+    return re.sub(r"(?:SPYRE_CARD\.md)?#([a-z0-9-]+)", r"[\1](#\1)", source)
+
+
+def _source_row(row: dict[str, str]) -> tuple[str, ...]:
+    name = f'<a id="{row["anchor"]}"></a>[{row["anchor"]}]({row["url"]})'
+    return (name, row["says"], row["date"], row["confidence"])
 
 
 def _lines(rows: Iterable[Sequence[str]]) -> str:
@@ -317,7 +345,7 @@ def _anchor_row(a: Anchor) -> tuple[str, ...]:
     figures = (f"{a.measured:.4g} {a.unit}", f"{a.value:.4g} {a.unit}", f"{a.error:+.1%}")
     return (
         a.what,
-        a.source,
+        _linked(f"#{a.source}"),
         *figures,
         f"{a.low:.4g}",
         f"{a.high:.4g}",
@@ -329,14 +357,14 @@ def _listed_row(it: Listed) -> tuple[str, ...]:
     shape = f"[{it.prompt}, {it.new}, {it.batch}]" if it.new else f"{it.prompt}x{it.batch}"
     kv = _cost(it.model, it.tp, it.dtype).kv_bytes(it.slots) / 1e9
     verdicts = ("runs" if it.runs else "failed", "fits" if it.taken else "refused")
-    return (it.model, str(it.tp), it.dtype, shape, f"{kv:.1f}", *verdicts, it.source)
+    return (it.model, str(it.tp), it.dtype, shape, f"{kv:.1f}", *verdicts, _linked(f"#{it.source}"))
 
 
 def _parameter_rows(card: SpyreCard) -> Iterable[tuple[str, ...]]:
     for field in fields(card):
         it = getattr(card, field.name)
         numbers = (f"{number:.6g}" for number in (it.value, it.fast, it.slow))
-        yield (f"`{field.name}`", *numbers, it.unit, it.confidence, it.source)
+        yield (f"`{field.name}`", *numbers, it.unit, it.confidence, _linked(it.source))
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ class Constants:
     fixed_at: str  # ISO 8601, UTC
 
     def frame(self) -> pd.DataFrame:
-        """One row a bucket."""
+        """One row per bucket."""
         return pd.DataFrame(
             {
                 "bucket": [str(cost.bucket) for cost in self.costs],
@@ -170,7 +170,7 @@ def pass_costs(passes: pd.DataFrame) -> tuple[BucketCost, ...]:
         if any((name, kind) not in medians for kind in ("prefill", "decode")):
             raise ValueError(
                 f"bucket {name} ran no batch of three passes or more: calibrate on a workload with "
-                f"longer answers in it"
+                f"longer outputs in it"
             )
         costs.append(
             BucketCost(Bucket.parse(name), medians[name, "prefill"], medians[name, "decode"])
@@ -242,7 +242,7 @@ def simulated_batches(check: Check) -> list[tuple[str, list[int]]]:
 
 
 def pass_errors(check: Check) -> pd.DataFrame:
-    """One row a pass that another one of its batch follows: run, bucket, kind, slot_s (from its
+    """One row per pass that another one of its batch follows: run, bucket, kind, slot_s (from its
     start to the start of the next one) and error, slot_s over the constant less 1."""
     slots = _slots(check.passes)
     constant_s = {

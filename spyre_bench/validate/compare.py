@@ -102,7 +102,7 @@ def _require_numbers(name: str, values: Any, whole: bool = False) -> None:
 
 
 def by_request(measured: Mapping[str, Any], simulated: Mapping[str, Any]) -> pd.DataFrame:
-    """One row a request: prompt_tokens, output_tokens, and for each of ttft, tpot (nan for one
+    """One row per request: prompt_tokens, output_tokens, and for each of ttft, tpot (nan for one
     token) and e2el the seconds `measured_` and `simulated_`, and `error_`, simulated over measured
     less 1 (nan where nothing was measured).
 
@@ -153,7 +153,7 @@ def _require_same_requests(measured: Mapping[str, Any], simulated: Mapping[str, 
 
 
 def compare(measured: Mapping[str, Any], simulated: Mapping[str, Any]) -> pd.DataFrame:
-    """One row a quantity: quantity (with its unit), measured, simulated and error, simulated over
+    """One row per quantity: quantity (with its unit), measured, simulated and error, simulated over
     measured less 1.
 
     The distributions of TTFT, TPOT and E2EL, throughputs, and batches and fill where both results

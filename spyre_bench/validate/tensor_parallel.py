@@ -31,7 +31,7 @@ def serve_by_tp(
     """One row for each number of ranks of a server that starts without compiled code and serves
     `BATCHES` full batches: start_s to the first answer of its health page, compile_s of the bucket,
     median seconds of a prefill and of a decode pass with vLLM's own time in them, and both as gain
-    over the first of `tps`, and as gain a rank. Logs stay in the directory."""
+    over the first of `tps`, and as gain per rank. Logs stay in the directory."""
     buckets = BucketSet((bucket,))
     prompts = [[1] * bucket.prompt_length] * bucket.batch_size
     rows = []
@@ -77,7 +77,7 @@ def starts_by_tp(model_directory: Path, bucket: Bucket, tps: Sequence[int]) -> p
 
 
 def gains(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with `prefill_gain` and `decode_gain` over the first, and each a rank."""
+    """The rows with `prefill_gain` and `decode_gain` over the first, and each per rank."""
     first = rows.iloc[0]
     ranks = rows["tp"] / first["tp"]
     named = {}

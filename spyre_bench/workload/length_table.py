@@ -1,4 +1,5 @@
-"""Length tables: the joint law of prompt and output lengths of a trace, in a few kilobytes.
+"""Length tables: the joint distribution of prompt and output lengths of a trace, in a few
+kilobytes.
 
 A table can be shared where a trace cannot. To make one of a trace of yours:
 `python -m spyre_bench.workload.length_table TRACE OUT.csv`
@@ -49,8 +50,8 @@ class LengthTable:
     """Requests in groups of similar prompt length: within a group, prompt and output are taken
     as independent, each by its quantiles.
 
-    Between two quantiles the law is linear, and rounded to whole tokens; where neighbours are
-    equal it is an atom, so that round lengths and caps of the service survive.
+    Between two quantiles the distribution is linear, and rounded to whole tokens; where neighbours
+    are equal it is an atom, so that round lengths and caps of the service survive.
     """
 
     requests: np.ndarray  # [group] requests of the trace
@@ -67,7 +68,7 @@ class LengthTable:
         output_tokens: np.ndarray,
         requests_per_s: float | None = None,
     ) -> LengthTable:
-        """The table of a trace, from its lengths in tokens, one a request."""
+        """The table of a trace, from its lengths in tokens, one per request."""
         order = np.argsort(prompt_tokens, kind="stable")
         edges = _group_edges(np.asarray(prompt_tokens)[order])
         groups = np.split(order, edges[1:-1])

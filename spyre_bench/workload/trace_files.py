@@ -22,7 +22,7 @@ MAX_TOKENS = np.iinfo(np.int32).max
 
 
 class Columns(NamedTuple):
-    """What a trace file says, one element a request."""
+    """What a trace file says, one element per request."""
 
     arrival_s: np.ndarray | None  # float64, ascending; None where the file has no times
     prompt_tokens: np.ndarray  # int32, >= 1

@@ -68,7 +68,7 @@ class Format:
     times_optional: bool = False  # a list of lengths is welcome too
     starts_at_zero: bool = True  # times count from the first request kept
     also: tuple[str, ...] = ()  # more columns that tell it from others
-    zero_output_failed: bool = False  # a request without an answer failed, and is left out
+    zero_output_failed: bool = False  # a request without output failed, and is left out
 
     @property
     def required(self) -> tuple[str, ...]:

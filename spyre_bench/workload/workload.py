@@ -63,10 +63,10 @@ NAMED_REQUESTS = 10_000
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Workload:
-    """Requests in order of arrival, as read-only columns, one element a request.
+    """Requests in order of arrival, as read-only columns, one element per request.
 
     A scheduler may see `max_tokens`, what the client asked for, and never `output_tokens`, where
-    the answer really ends: at `max_tokens` at the latest, since a server stops there.
+    the output really ends: at `max_tokens` at the latest, since a server stops there.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Workload:
     # starts one gap earlier, whose seconds these are.
     lead_in_s: float = 0.0
     read_as: str = ""  # of a file: which columns and which unit were taken
-    # Columns that nothing here looks at, one element a request: sessions, ids of shared prefixes.
+    # Columns that nothing here looks at, one element per request: sessions, ids of shared prefixes.
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -208,12 +208,13 @@ class Workload:
         return (f"{{{line.format(*row)}}}\n" for row in zip(*columns, strict=True))
 
     def frame(self) -> pd.DataFrame:
-        """One row a request, the four columns."""
+        """One row per request, the four columns."""
         return pd.DataFrame({name: getattr(self, name) for name in COLUMNS})
 
     def quantiles(self, levels: Sequence[float]) -> pd.DataFrame:
-        """The laws of its lengths, one row a length and level (0 to 1): length ("prompt_tokens",
-        "output_tokens" or "max_tokens"), level, tokens. Only lengths that occur, none between."""
+        """The distributions of its lengths, one row per length and level (0 to 1): length
+        ("prompt_tokens", "output_tokens" or "max_tokens"), level, tokens. Only lengths that occur,
+        none between."""
         return pd.DataFrame(
             {
                 "length": np.repeat(list(COLUMNS)[1:], len(levels)),
@@ -299,8 +300,8 @@ class Workload:
         )
 
     def with_max_tokens(self, policy: MaxTokens | str) -> Workload:
-        """The same requests with another max_tokens. Longer answers are cut there, as a server
-        stops: a policy can shorten answers, and a second one does not bring them back."""
+        """The same requests with another max_tokens. Longer outputs are cut there, as a server
+        stops: a rule can shorten outputs, and a second one does not bring them back."""
         max_tokens = parse_max_tokens(policy).of(self)
         return replace(
             self, max_tokens=max_tokens, output_tokens=np.minimum(self.output_tokens, max_tokens)
@@ -308,7 +309,7 @@ class Workload:
 
     def scaled(self, lengths: float = 1.0, rate: float = 1.0) -> Workload:
         """A workload for a smaller machine: all lengths, max_tokens too, times `lengths` and
-        rounded up; `rate` times as many requests a second."""
+        rounded up; `rate` times as many requests per second."""
         for name, factor in (("lengths", lengths), ("rate", rate)):
             if not 0 < factor < math.inf:
                 raise ValueError(f"scaled {name} {factor} is not a positive number")
@@ -365,7 +366,7 @@ class MaxTokens(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Exact:
-    """Clients know the length of their answer."""
+    """Clients know the length of their output."""
 
     def of(self, workload: Workload) -> np.ndarray:
         return workload.output_tokens
@@ -395,7 +396,7 @@ class Fixed:
 
 @dataclass(frozen=True, slots=True)
 class Multiple:
-    """Clients overestimate their answer by the same factor; rounded up."""
+    """Clients overestimate their output by the same factor; rounded up."""
 
     factor: float
 
@@ -409,7 +410,8 @@ class Multiple:
 
 @dataclass(frozen=True, slots=True)
 class Quantile:
-    """Every client asks for this quantile of the workload's answers; the longer ones are cut."""
+    """Every client asks for this quantile of the workload's output tokens; the longer ones are
+    cut."""
 
     q: float
 
@@ -422,7 +424,7 @@ class Quantile:
         return np.full(len(workload), tokens, np.int32)
 
 
-POLICIES: dict[str, tuple[Callable[..., MaxTokens], str]] = {
+MAX_TOKENS_RULES: dict[str, tuple[Callable[..., MaxTokens], str]] = {
     "exact": (Exact, "exact"),
     "recorded": (Recorded, "recorded"),
     "fixed": (Fixed, "fixed:256"),
@@ -434,7 +436,7 @@ POLICIES: dict[str, tuple[Callable[..., MaxTokens], str]] = {
 def parse_max_tokens(value: str | MaxTokens) -> MaxTokens:
     """A policy from text: `exact`, `recorded`, `fixed:TOKENS`, `multiple:FACTOR` or
     `quantile:Q`."""
-    return parse_choice("max_tokens", value, POLICIES) if isinstance(value, str) else value
+    return parse_choice("max_tokens", value, MAX_TOKENS_RULES) if isinstance(value, str) else value
 
 
 # --- by name --------------------------------------------------------------------------------------

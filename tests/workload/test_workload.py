@@ -316,7 +316,7 @@ MOON = '{"timestamp": 0, "input_length": 5, "output_length": 5}\n'
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "is empty: it needs one JSON object a line"),
+        ("", "is empty: it needs one JSON object per line"),
         ("{oops\n", "line 1 is not JSON"),
         ("[1, 2]\n", "line 1 is not a JSON object"),
         ('{"a": 1}\n', "columns a, of no known trace format"),
