@@ -225,12 +225,9 @@ def duration_s(run: SimulatedRun) -> float:
     """From the first arrival to the last token; 0 where nothing was served."""
     if not len(run.passes):
         return 0.0
-    return _end_s(run) - float(run.workload.arrival_s[0])
-
-
-def _end_s(run: SimulatedRun) -> float:
-    passes = run.passes
-    return float((passes.start_s[passes.first_of_batch] + passes.batch_seconds).max())
+    start_s = run.passes.start_s[run.passes.first_of_batch]
+    end_s = (start_s + run.passes.batch_seconds).max()
+    return float(end_s - run.workload.arrival_s[0])
 
 
 def busy_s(run: SimulatedRun) -> float:
@@ -337,21 +334,20 @@ def _summed(seconds: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.nda
 def _most_tokens_per_second(run: SimulatedRun, start_s: float) -> float:
     """Most tokens put out in a second after `start_s`, counted in blocks of rows of passes."""
     passes = run.passes
-    first = np.cumsum(passes.count + 1, dtype=np.int64) - (passes.count + 1)  # among all passes
-    last_s = np.floor(_end_s(run) - start_s) + 1
+    first = np.cumsum(passes.count, dtype=np.int64) - passes.count  # of each row among all passes
     members = np.append(passes.first_member, len(passes.members))
     blocks, low = [], 0
     while low < len(passes):
         high = max(low + 1, int(np.searchsorted(first, first[low] + PASSES_AT_ONCE)))
-        row = np.repeat(np.arange(low, high), passes.count[low:high] + 1)
+        row = np.repeat(np.arange(low, high), passes.count[low:high])
         # each member is there from the first pass of its row to its own last one
         place = np.repeat(first[low:high] - first[low], passes.rows[low:high])
-        running = np.bincount(place, minlength=len(row))
+        change = np.bincount(place, minlength=len(row) + 1)
         tokens = passes.tokens[members[low] : members[high]]
-        running = np.cumsum(running - np.bincount(place + tokens, minlength=len(row)))
+        change -= np.bincount(place + tokens, minlength=len(row) + 1)
         number = np.arange(1, len(row) + 1) - (first[row] - first[low])
         at_s = passes.start_s[row] + number * passes.seconds[row] - start_s
-        blocks.append(_summed(np.minimum(np.floor(at_s), last_s), running))
+        blocks.append(_summed(np.floor(at_s), np.cumsum(change)[:-1]))
         low = high
     seconds, tokens = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     return float(_summed(seconds, tokens)[1].max())

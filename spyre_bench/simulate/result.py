@@ -88,6 +88,10 @@ class Passes:
         some = slice(self.first_member[row], self.first_member[row] + self.rows[row])
         return self.members[some], self.tokens[some], self.waited_s[some]
 
+    def members_of(self, kind: str) -> np.ndarray:
+        """The members of all passes of a kind, row by row."""
+        return self.members[np.repeat(self.kind == KINDS.index(kind), self.rows)]
+
     def sum_over_members(self, values: np.ndarray) -> np.ndarray:
         """[m] -> [p]"""
         return sums(values, self.first_member)

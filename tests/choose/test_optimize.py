@@ -155,7 +155,7 @@ def test_with_many_different_answers_the_bound_stays_below_and_close():
 def test_no_schedule_is_faster_than_the_bound_of_its_buckets(problem):
     some, costs, _ = problem
     trace = simulate(some, costs)
-    assert trace.batch_seconds.sum() >= shape_bound_s(some, costs) * (1 - 1e-9)
+    assert trace.passes.batch_seconds.sum() >= shape_bound_s(some, costs) * (1 - 1e-9)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -88,7 +88,7 @@ def test_the_result_is_that_of_the_simulator_in_the_names_of_vllm(command, table
     assert result["spyre_rejected"] == {
         "prompt_too_long": 1, "max_tokens_too_large": 0, "no_bucket_takes_both": 0
     }  # fmt: skip
-    assert result["spyre_batches"] == len(run.batch_rows)
+    assert result["spyre_batches"] == len(run.passes.first_of_batch)
     waste = result["spyre_waste"]
     assert sum(waste.values()) == 2 * waste["computed"], "useful and wastes are all of it"
     assert result["spyre_fill"] == waste["useful"] / waste["computed"]

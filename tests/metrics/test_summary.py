@@ -12,7 +12,9 @@ from spyre_bench.cost.bucket_cost import BucketCost
 from spyre_bench.metrics import summary
 from spyre_bench.metrics.vllm_json import bench_result
 from spyre_bench.policy.ledger import WasteLedger
+from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket
+from spyre_bench.simulate.result import DECODE, PREFILL, Passes, Requests, SimulatedRun
 from spyre_bench.simulate.static import simulate
 from tests.simulate.test_static import COSTS, LARGE, SMALL, runs, workload
 
@@ -170,6 +172,70 @@ def test_requests_at_once_measure_the_backlog():
     assert summary.saturation(trace).startswith("all requests came at once")
 
 
+# --- another scheduler ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def continuous() -> SimulatedRun:
+    """Two requests in a continuous batch: the second is prefilled in two chunks while the first
+    waits for its next token, then both decode, then the first alone."""
+    some = workload((0.0, 10, 5), (1.25, 100, 2))
+    rows_of = zip(
+        # kind, batch, start_s, seconds, count, slots, useful, rows
+        (PREFILL, 0, 0.0, 1.0, 1, 65, 11, 1),
+        (DECODE, 0, 1.0, 0.5, 2, 2, 2, 1),
+        (PREFILL, 1, 2.0, 1.0, 1, 65, 64, 1),
+        (PREFILL, 1, 3.0, 1.0, 1, 65, 37, 1),
+        (DECODE, 1, 4.0, 0.5, 1, 2, 2, 2),
+        (DECODE, 1, 4.5, 0.5, 1, 2, 1, 1),
+        strict=True,
+    )
+    kind, batch, start_s, seconds, count, slots, useful, rows = map(np.array, rows_of)
+    passes = Passes(
+        kind=kind,
+        shape=np.zeros(6, int),
+        batch=batch,
+        replica=np.zeros(6, int),
+        start_s=start_s,
+        seconds=seconds,
+        count=count,
+        slots=slots,
+        useful=useful,
+        rows=rows,
+        members=np.array([0, 0, 1, 1, 0, 1, 0]),
+        tokens=np.array([1, 2, 0, 1, 1, 1, 1]),
+        waited_s=np.array([0.0, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0]),
+    )
+    requests = Requests(
+        batch=np.array([0, 1]),
+        replica=np.zeros(2, int),
+        start_s=np.array([0.0, 2.0]),
+        first_token_s=np.array([1.0, 4.0]),
+        finish_s=np.array([5.0, 4.5]),
+        tpot_s=np.array([1.0, 0.5]),
+        rejected=np.zeros(2, int),
+    )
+    return SimulatedRun(some, COSTS[:1], Policy(), 1, 0.0, 0.0, requests, passes)
+
+
+def test_a_token_that_waits_for_the_prefill_of_others_comes_after_a_longer_gap(continuous):
+    assert bench_result(continuous, detailed=True)["itls"] == [[0.5, 0.5, 2.5, 0.5], [0.5]]
+    latency = summary.latencies(continuous, (100,))
+    assert latency["itl"].mean_ms == pytest.approx(900)
+    assert latency["itl"].percentiles_ms == {100: 2500}
+    assert latency["tpot"].mean_ms == pytest.approx(750)
+    assert latency["queue"].mean_ms == pytest.approx(375)
+
+
+def test_a_run_whose_requests_join_and_leave_has_all_figures(continuous):
+    assert summary.busy_s(continuous) == summary.duration_s(continuous) == 5.0
+    # at 4.0 the first token of the second request, at 4.5 one of each
+    assert summary.busiest_second(continuous) == (3.0, 2)
+    assert "span: 5 s" in repr(continuous)
+    assert "fill: 58%" in repr(continuous)
+    assert summary.batches(continuous)["passes"].tolist() == [3, 4]
+
+
 # --- laws -----------------------------------------------------------------------------------------
 
 
@@ -179,7 +245,7 @@ def test_useful_and_wastes_are_computed_to_the_token(run):
     trace = simulate(some, costs, policy, **replicas)
     frame = summary.batches(trace)
     for index, row in frame.iterrows():
-        members = np.flatnonzero(trace.batch == index)
+        members = np.flatnonzero(trace.requests.batch == index)
         alone = WasteLedger.of_batch(
             Bucket.parse(row["bucket"]),
             some.prompt_tokens[members].tolist(),
@@ -199,7 +265,7 @@ def test_useful_and_wastes_are_computed_to_the_token(run):
 def test_gaps_between_tokens_have_the_statistics_of_all_of_them_spelled_out(run, percentiles):
     some, costs, policy, replicas = run
     trace = simulate(some, costs, policy, **replicas)
-    gaps = np.repeat(trace.decode_s[trace.served], some.output_tokens[trace.served] - 1)
+    gaps = np.repeat(trace.requests.tpot_s[trace.served], some.output_tokens[trace.served] - 1)
     found = summary.latencies(trace, percentiles)["itl"]
     if len(gaps):
         assert found.mean_ms == pytest.approx(1e3 * gaps.mean())
@@ -222,12 +288,13 @@ def test_the_busiest_second_is_that_of_counting_every_token(run):
         return
     start_s = some.arrival_s[served[0]]
     tokens, inside = np.zeros(10_000), np.zeros(10_000)
+    gap_s = np.nan_to_num(trace.requests.tpot_s)
     for row in served:
         steps = np.arange(some.output_tokens[row])
-        at_s = trace.first_token_s[row] - start_s + steps * trace.decode_s[row]
+        at_s = trace.requests.first_token_s[row] - start_s + steps * gap_s[row]
         np.add.at(tokens, at_s.astype(int), 1)
         first = int(some.arrival_s[row] - start_s)
-        inside[first : int(trace.finish_s[row] - start_s) + 1] += 1
+        inside[first : int(trace.requests.finish_s[row] - start_s) + 1] += 1
     found_tokens, found_requests = summary.busiest_second(trace)
     assert found_requests == inside.max()
     # a token on the very edge of a second may be counted on either side

@@ -180,11 +180,10 @@ def test_the_same_arrivals_give_the_same_batches(vllm_config, monkeypatch, name)
             continue
         seen, ran = as_it_was(replay)
         trace = simulate(seen, COSTS, policy)
+        passes = trace.passes
         simulated = [
-            (start_s, COSTS[bucket].bucket, set(ran[trace.batch == number]))
-            for number, (start_s, bucket) in enumerate(
-                zip(trace.batch_start_s, trace.batch_bucket, strict=True)
-            )
+            (passes.start_s[row], COSTS[passes.shape[row]].bucket, set(ran[passes.of_row(row)[0]]))
+            for row in passes.first_of_batch
         ]
         real = [(start_s, bucket, set(members)) for start_s, bucket, members in replay.batches]
         assert real == simulated, f"seed {seed}"

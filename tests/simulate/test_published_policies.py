@@ -40,7 +40,7 @@ def makespan_s(conversations, costs):
     """Seconds of each policy for all requests at once."""
     at_once = replace(conversations, arrival_s=np.zeros(REQUESTS))
     return {
-        name: simulate(at_once, costs, Policy(name, max_age_s=1e9)).batch_seconds.sum()
+        name: simulate(at_once, costs, Policy(name, max_age_s=1e9)).passes.batch_seconds.sum()
         for name in (*HEAD_FIRST, "length_aware")
     }
 
@@ -82,7 +82,7 @@ def under_load(conversations, costs, makespan_s):
         rate = share * REQUESTS / makespan_s["fcfs"]
         some = replace(conversations, arrival_s=np.cumsum(gaps) / rate)
         trace = simulate(some, costs, policy)
-        return trace.finish_s - some.arrival_s, len(trace.batch_rows)
+        return trace.requests.finish_s - some.arrival_s, len(trace.passes.first_of_batch)
 
     return run
 

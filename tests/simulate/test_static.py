@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from spyre_bench.cost.bucket_cost import BucketCost
 from spyre_bench.policy.static import POLICIES, Policy, next_batch
 from spyre_bench.shapes import REJECTIONS, Bucket, BucketSet
-from spyre_bench.simulate.result import Trace
+from spyre_bench.simulate.result import KINDS, SimulatedRun
 from spyre_bench.simulate.static import simulate
 from spyre_bench.workload.workload import Workload
 
@@ -25,37 +25,67 @@ def workload(*requests: tuple) -> Workload:
     return Workload("by hand", *columns)
 
 
-def log(trace: Trace) -> list[tuple]:
+def log(run: SimulatedRun) -> list[tuple]:
     """(start, replica, bucket, members, seconds) of each batch."""
+    passes = run.passes
     return [
         (
-            float(trace.batch_start_s[b]),
-            int(trace.batch_replica[b]),
-            trace.costs[trace.batch_bucket[b]].bucket,
-            np.flatnonzero(trace.batch == b).tolist(),
-            float(trace.batch_seconds[b]),
+            float(passes.start_s[row]),
+            int(passes.replica[row]),
+            run.costs[passes.shape[row]].bucket,
+            passes.of_row(row)[0].tolist(),
+            float(passes.batch_seconds[batch]),
         )
-        for b in range(len(trace.batch_rows))
+        for batch, row in enumerate(passes.first_of_batch)
     ]
 
 
 def test_a_batch_runs_one_prefill_and_a_decode_for_every_further_token_of_its_longest_answer():
     trace = simulate(workload((0.0, 10, 3), (0.0, 20, 5)), COSTS)
     assert log(trace) == [(0.0, 0, SMALL, [0, 1], 1.0 + 4 * 0.5)]
-    assert trace.first_token_s.tolist() == [1.0, 1.0]
-    assert trace.finish_s.tolist() == [2.0, 3.0], "each ends with its own last token"
+    assert trace.requests.first_token_s.tolist() == [1.0, 1.0]
+    assert trace.requests.finish_s.tolist() == [2.0, 3.0], "each ends with its own last token"
+
+
+def test_a_batch_is_a_row_for_its_prefill_and_one_for_all_its_decode_passes():
+    run = simulate(workload((0.0, 10, 1), (0.0, 20, 5), (9.0, 200, 1)), COSTS)
+    passes = run.passes
+    names = ("kind", "batch", "start_s", "seconds", "count", "rows", "slots", "useful")
+    columns = (getattr(passes, name) for name in names)
+    assert list(zip(*(column.tolist() for column in columns), strict=True)) == [
+        (KINDS.index("prefill"), 0, 0.0, 1.0, 1, 2, 2 * (64 + 1), 10 + 20 + 2),
+        (KINDS.index("decode"), 0, 1.0, 0.5, 4, 2, 2, 4),
+        (KINDS.index("prefill"), 1, 9.0, 4.0, 1, 1, 2 * (256 + 1), 201),
+    ]
+    assert [[column.tolist() for column in passes.of_row(row)] for row in range(3)] == [
+        [[0, 1], [1, 1], [0.0, 0.0]],
+        [[0, 1], [0, 4], [0.0, 0.0]],
+        [[2], [1], [0.0]],
+    ]
+
+
+def test_a_run_prints_what_was_asked_what_was_served_and_how_well():
+    run = simulate(workload((0.0, 10, 3), (0.0, 20, 5), (9.0, 999, 1)), COSTS)
+    assert repr(run) == (
+        "SimulatedRun(requests: 3, served: 2, span: 3 s, P50/P95 TTFT: 1 / 1 s, "
+        "P50/P95 E2EL: 2.5 / 2.95 s, fill: 28%)"
+    )
+    assert "<th>by hand</th>" in run._repr_html_()
+    assert "28%" in run._repr_html_()
+    nothing = simulate(workload((0.0, 999, 1)), COSTS)
+    assert repr(nothing) == "SimulatedRun(requests: 1, served: 0)"
 
 
 def test_an_answer_of_one_token_needs_no_decode_pass():
     trace = simulate(workload((0.0, 10, 1)), COSTS)
     assert log(trace) == [(0.0, 0, SMALL, [0], 1.0)]
-    assert trace.finish_s.tolist() == [1.0]
+    assert trace.requests.finish_s.tolist() == [1.0]
 
 
 def test_nothing_joins_a_running_batch_even_if_a_row_is_free():
     trace = simulate(workload((0.0, 10, 5), (0.5, 10, 1), (2.0, 10, 1)), COSTS)
     assert log(trace) == [(0.0, 0, SMALL, [0], 3.0), (3.0, 0, SMALL, [1, 2], 1.0)]
-    assert trace.start_s.tolist() == [0.0, 3.0, 3.0]
+    assert trace.requests.start_s.tolist() == [0.0, 3.0, 3.0]
 
 
 def test_an_idle_engine_starts_at_the_arrival():
@@ -96,7 +126,7 @@ def test_the_policy_sees_what_the_client_asked_for_and_the_batch_ends_with_the_r
 def test_warmup_comes_before_the_first_batch():
     trace = simulate(workload((0.0, 10, 1), (5.0, 10, 1)), COSTS, ready_s=30.0)
     assert log(trace) == [(30.0, 0, SMALL, [0, 1], 1.0)]
-    assert trace.start_s.tolist() == [30.0, 30.0]
+    assert trace.requests.start_s.tolist() == [30.0, 30.0]
 
 
 def test_a_hold_ends_with_its_time_or_with_a_full_bucket():
@@ -119,20 +149,20 @@ def test_what_fits_no_bucket_is_rejected_with_its_reason_and_delays_nobody():
     costs = (BucketCost(Bucket(2, 64, 64), 1.0, 0.5), COSTS[1])
     some = workload((0.0, 300, 1), (0.0, 10, 100), (0.0, 200, 9), (0.0, 10, 1))
     trace = simulate(some, costs)
-    assert [REJECTIONS[reason - 1] if reason else "" for reason in trace.rejected] == [
+    assert [REJECTIONS[reason - 1] if reason else "" for reason in trace.requests.rejected] == [
         "prompt_too_long",
         "max_tokens_too_large",
         "no_bucket_takes_both",
         "",
     ]
     assert log(trace) == [(0.0, 0, costs[0].bucket, [3], 1.0)]
-    assert np.isnan(trace.finish_s[:3]).all()
+    assert np.isnan(trace.requests.finish_s[:3]).all()
 
 
 def test_if_everything_is_rejected_nothing_runs():
     trace = simulate(workload((0.0, 300, 1)), COSTS)
     assert log(trace) == []
-    assert trace.batch.tolist() == [-1]
+    assert trace.requests.batch.tolist() == [-1]
 
 
 def test_round_robin_deals_the_requests_out_in_turn():
@@ -179,7 +209,7 @@ def test_a_hold_of_an_unrouted_replica_is_cut_short_by_a_push():
         ({"ready_s": -1.0}, "ready_s -1.0 is negative"),
         ({"costs": ()}, "costs is empty"),
         ({"client_overhead_s": -1.0}, "client_overhead_s -1.0 is negative"),
-        ({"believed": COSTS[:1]}, "believed costs are of other buckets than costs"),
+        ({"estimated": COSTS[:1]}, "estimated costs are of other buckets than costs"),
     ],
 )
 def test_what_makes_no_sense_is_refused(chosen, words):
@@ -188,9 +218,9 @@ def test_what_makes_no_sense_is_refused(chosen, words):
         simulate(workload((0.0, 10, 1)), costs, **chosen)
 
 
-def test_a_policy_decides_by_what_it_believes_while_passes_take_what_they_take():
-    believed = (BucketCost(SMALL, 9.0, 9.0), BucketCost(LARGE, 0.1, 0.1))
-    trace = simulate(workload((0.0, 10, 3)), COSTS, believed=believed)
+def test_a_policy_decides_by_its_estimate_while_passes_take_what_they_take():
+    estimated = (BucketCost(SMALL, 9.0, 9.0), BucketCost(LARGE, 0.1, 0.1))
+    trace = simulate(workload((0.0, 10, 3)), COSTS, estimated=estimated)
     assert log(trace) == [(0.0, 0, LARGE, [0], 4.0 + 2 * 1.0)]
 
 
@@ -233,35 +263,55 @@ def runs(draw):
 def test_every_request_is_served_exactly_once_or_rejected_and_batches_obey_their_bucket(run):
     some, costs, policy, replicas = run
     trace = simulate(some, costs, policy, **replicas)
-    assert ((trace.batch >= 0) == (trace.rejected == 0)).all()
-    assert trace.batch_rows.sum() == trace.served.sum()
+    assert ((trace.requests.batch >= 0) == (trace.requests.rejected == 0)).all()
+    prefills = trace.passes.rows[trace.passes.first_of_batch]
+    assert prefills.sum() == trace.served.sum()
+    passes = trace.passes.sum_over_batches(trace.passes.count)
     for index, (_, _, bucket, rows, _) in enumerate(log(trace)):
-        assert len(rows) == trace.batch_rows[index]
+        assert len(rows) == prefills[index]
         assert 1 <= len(rows) <= bucket.batch_size
         assert all(bucket.fits(some.prompt_tokens[row], some.max_tokens[row]) for row in rows)
-        assert trace.batch_passes[index] == some.output_tokens[rows].max()
+        assert passes[index] == some.output_tokens[rows].max()
+
+
+@given(runs())
+def test_passes_give_each_request_its_tokens_and_compute_no_fewer_slots_than_are_useful(run):
+    some, costs, policy, replicas = run
+    found = simulate(some, costs, policy, **replicas)
+    passes = found.passes
+    got = np.bincount(passes.members, weights=passes.tokens, minlength=len(some))
+    assert (got == np.where(found.served, some.output_tokens, 0)).all()
+    assert (passes.useful <= passes.slots * passes.count).all()
+    assert passes.rows.sum() == len(passes.members) == len(passes.waited_s)
+    end_s = passes.start_s + passes.seconds * passes.count
+    for replica in range(found.replicas):
+        own = passes.replica == replica
+        assert (passes.start_s[own][1:] >= end_s[own][:-1] - 1e-9).all()
 
 
 @given(runs())
 def test_a_replica_runs_one_batch_at_a_time_and_none_before_its_members_are_there(run):
     some, costs, policy, replicas = run
     trace = simulate(some, costs, policy, ready_s=1.5, **replicas)
-    assert (np.diff(trace.batch_start_s) >= 0).all()
+    first = trace.passes.first_of_batch
+    start_s, replica_of = trace.passes.start_s[first], trace.passes.replica[first]
+    assert (np.diff(start_s) >= 0).all()
     served = trace.served
-    assert (trace.start_s[served] >= some.arrival_s[served]).all()
-    assert (trace.batch_start_s >= 1.5).all()
+    assert (trace.requests.start_s[served] >= some.arrival_s[served]).all()
+    assert (start_s >= 1.5).all()
     for replica in range(trace.replicas):
-        own = trace.batch_replica == replica
-        end_s = trace.batch_start_s[own] + trace.batch_seconds[own]
-        assert (trace.batch_start_s[own][1:] >= end_s[:-1] - 1e-9).all()
+        own = replica_of == replica
+        end_s = start_s[own] + trace.passes.batch_seconds[own]
+        assert (start_s[own][1:] >= end_s[:-1] - 1e-9).all()
 
 
 @given(runs())
 def test_the_same_run_twice_is_the_same_to_the_last_bit(run):
     some, costs, policy, replicas = run
     one, two = (simulate(some, costs, policy, **replicas) for _ in range(2))
-    for name in ("batch", "batch_start_s", "batch_bucket", "batch_passes", "batch_replica"):
-        assert np.array_equal(getattr(one, name), getattr(two, name))
+    for of in ("requests", "passes"):
+        before, after = vars(getattr(one, of)), vars(getattr(two, of))
+        assert all(np.array_equal(before[name], after[name], equal_nan=True) for name in before)
 
 
 @settings(deadline=None)
@@ -282,7 +332,7 @@ def test_it_does_what_next_batch_says_on_the_whole_queue(run):
                 strict=True,
             )
         )
-        if not trace.rejected[row]
+        if not trace.requests.rejected[row]
     ]
     now, found = 0.0, []
     while waiting:

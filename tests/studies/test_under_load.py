@@ -110,8 +110,9 @@ def test_all_that_was_computed_is_in_the_ledger(frame):
 
 def test_the_slots_are_counted_by_hand():
     # both in one batch of five passes, 2 rows; then a lone one in the large bucket, one pass
-    trace = simulate(workload((0.0, 10, 3), (0.0, 20, 5), (9.0, 100, 1)), COSTS)
-    assert under_load._slots(trace) == 2 * (64 + 5) + 2 * (256 + 1)
+    some = workload((0.0, 10, 3), (0.0, 20, 5), (9.0, 100, 1))
+    frame = under_load.under_load(some, COSTS, [Policy()], [0.5], 0.6)
+    assert frame["slots"][0] == 2 * (64 + 5) + 2 * (256 + 1)
 
 
 def test_three_times_the_capacity_is_saturated_and_a_fifth_of_it_is_not(frame):

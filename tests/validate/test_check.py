@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from spyre_bench.cost.bucket_cost import BucketCost
+from spyre_bench.metrics import summary
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket, BucketSet
 from spyre_bench.simulate.static import simulate
@@ -52,16 +53,15 @@ def test_a_bucket_without_a_decode_pass_to_time_is_named():
 def test_full_batches_fill_every_bucket_one_after_the_other():
     some = check.full_batches(COSTS)
     trace = simulate(some, COSTS, Policy(gather_s=0.02))
-    ran = [(str(COSTS[b].bucket), rows, passes) for b, rows, passes in zip(
-        trace.batch_bucket, trace.batch_rows, trace.batch_passes, strict=True
-    )]  # fmt: skip
+    batches = summary.batches(trace)
+    ran = list(batches[["bucket", "rows", "passes"]].itertuples(index=False, name=None))
     short = check.SHORT
     assert ran == [
         ("2,128,32", 2, 32), *[("2,128,32", 2, 2)] * short,
         ("4,64,16", 4, 16), *[("4,64,16", 4, 2)] * short,
     ]  # fmt: skip
-    ends = trace.batch_start_s + trace.batch_seconds
-    assert (trace.batch_start_s[1:] > ends[:-1]).all()  # on an idle engine
+    ends = batches["start_s"] + batches["seconds"]
+    assert (batches["start_s"].values[1:] > ends.values[:-1]).all()  # on an idle engine
 
 
 def test_everybody_of_a_queued_run_waits_while_the_first_one_runs():
@@ -116,6 +116,6 @@ def test_a_server_decides_by_what_it_believes_and_takes_what_its_passes_take():
     believed = (BucketCost(LARGE.bucket, 0.1, 0.03), BucketCost(SMALL.bucket, 0.2, 0.04))
     constants = check.Constants(COSTS, believed, 0.25, Policy(), "")
     trace = constants.simulate(some)
-    assert trace.costs[trace.batch_bucket[0]].bucket == LARGE.bucket  # SMALL would be faster
-    assert trace.batch_seconds[0] == pytest.approx(0.7 + 4 * 0.03)
+    assert trace.costs[trace.passes.shape[0]].bucket == LARGE.bucket  # SMALL would be faster
+    assert trace.passes.batch_seconds[0] == pytest.approx(0.7 + 4 * 0.03)
     assert trace.client_overhead_s == 0.25
