@@ -298,7 +298,8 @@ def test_the_package_itself_names_modules_and_does_not_go_through_its_face():
 
 def test_the_face_imports_without_torch():
     code = (
-        "import sys; from spyre_bench import *; Scenario('azure_conv', '1,64,2', requests=9).run()\n"
+        "import sys; from spyre_bench import *\n"
+        "Scenario('azure_conv', '1,64,2', requests=9).run()\n"
         f"print(sorted(set(sys.modules) & set({sorted(HEAVY)!r})))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
