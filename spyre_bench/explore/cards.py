@@ -60,14 +60,7 @@ def few_deployments(
     from spyre_bench.studies.deployments import Service, propose
 
     requests_a_card = min(FEW_A_CARD, parameters.requests_a_card)
-    scenario = Scenario(
-        workload,
-        requests=requests_a_card * tp,
-        seed=parameters.seed,
-        arrivals=parameters.arrivals,
-        max_tokens=parameters.max_tokens,
-        policy=parameters.policy,
-    )
+    scenario = Scenario.of(parameters, workload=workload, requests=requests_a_card * tp)
     limits_ms = {"ttft": parameters.ttft_ms, "tpot": parameters.tpot_ms}
     requests, rules = scenario.load_workload(), scenario.rules()
     service = Service(requests, limits_ms, requests_a_card, rules, share=parameters.share)

@@ -70,13 +70,7 @@ def _covered(
     from spyre_bench.choose.advise import within
     from spyre_bench.simulate.scenario import Scenario
 
-    drawn = Scenario(
-        workload,
-        requests=requests,
-        seed=parameters.seed,
-        max_tokens=parameters.max_tokens,
-        length_scale=parameters.length_scale,
-    ).load_workload()
+    drawn = Scenario.of(parameters, workload=workload, requests=requests).load_workload()
     return within(drawn, table), len(drawn)
 
 

@@ -105,6 +105,12 @@ class Scenario:
         buckets = str(BucketSet.parse(self.buckets)) if self.buckets else ""
         object.__setattr__(self, "buckets", buckets)
 
+    @classmethod
+    def of(cls, parameters: object, **others: Any) -> Scenario:
+        """With the settings that a notebook's parameters have under the same names, and others."""
+        named = {it.name for it in fields(cls) if hasattr(parameters, it.name)}
+        return cls(**{name: getattr(parameters, name) for name in named} | others)
+
     def read_workload(self) -> Workload:
         """The workload as it is drawn or read, before it is scaled."""
         import numpy as np

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -69,6 +70,11 @@ def test_what_is_at_hand_is_not_loaded_again_and_others_can_be_tried():
 def test_the_same_buckets_in_any_form_are_the_same_scenario():
     forms = (TWO, TWO.split(), BucketSet.parse(TWO), [[2, 1024, 512], [8, 64, 32]])
     assert len({replace(SMALL, buckets=form) for form in forms}) == 1
+
+
+def test_of_a_notebook_s_parameters_those_of_the_same_name_are_taken():
+    parameters = SimpleNamespace(workload="azure_conv", requests=7, seed=2, load=0.8, k=3)
+    assert Scenario.of(parameters, requests=9) == Scenario("azure_conv", requests=9, seed=2)
 
 
 def test_without_buckets_there_is_a_workload_to_choose_them_for():
