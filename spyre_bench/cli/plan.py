@@ -126,10 +126,10 @@ def validate(
     from rich.console import Console
     from rich.markup import escape
 
-    from spyre_bench.validate.compare import compare, left_out, read_result
+    from spyre_bench.validate.compare import by_quantity, left_out, read_result
 
     results = read_result(measured), read_result(simulated)
-    frame = compare(*results)
+    frame = by_quantity(*results)
     for sentence in left_out(*results):
         typer.echo(sentence, err=True)
     if as_json:

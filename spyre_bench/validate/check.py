@@ -76,9 +76,9 @@ class Check:
     run: SimulatedRun
     passes: pd.DataFrame
 
-    def compare(self) -> pd.DataFrame:
-        """See `compare.compare`, with the name of the run."""
-        return validate.compare(self.measured, self.simulated).assign(run=self.name)
+    def by_quantity(self) -> pd.DataFrame:
+        """See `compare.by_quantity`, with the name of the run."""
+        return validate.by_quantity(self.measured, self.simulated).assign(run=self.name)
 
     def by_request(self) -> pd.DataFrame:
         """See `compare.by_request`, with the name of the run."""

@@ -152,7 +152,7 @@ def _require_same_requests(measured: Mapping[str, Any], simulated: Mapping[str, 
             )
 
 
-def compare(measured: Mapping[str, Any], simulated: Mapping[str, Any]) -> pd.DataFrame:
+def by_quantity(measured: Mapping[str, Any], simulated: Mapping[str, Any]) -> pd.DataFrame:
     """One row per quantity: quantity (with its unit), measured, simulated and error, simulated over
     measured less 1.
 

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from spyre_bench.validate.compare import by_request, compare, left_out, read_result
+from spyre_bench.validate.compare import by_quantity, by_request, left_out, read_result
 
 MEASURED = {
     "request_throughput": 2.0,
@@ -24,7 +24,7 @@ SIMULATED = MEASURED | {
 
 
 def errors(measured, simulated) -> dict:
-    return compare(measured, simulated).set_index("quantity")["error"].to_dict()
+    return by_quantity(measured, simulated).set_index("quantity")["error"].to_dict()
 
 
 def test_requests_are_compared_one_by_one():
