@@ -275,10 +275,17 @@ def _preset(name: str, sizes: str, context_length: int, **kinds: bool) -> ModelS
     """`sizes` are hidden, intermediate, layers, heads, KV heads, head dim and vocabulary."""
     hidden, intermediate, layers, heads, kv_heads, head_dim, vocab = map(int, sizes.split())
     return ModelSizes(
-        name=name, hidden_size=hidden, intermediate_size=intermediate, layers=layers, heads=heads,
-        kv_heads=kv_heads, head_dim=head_dim, vocab_size=vocab, context_length=context_length,
+        name=name,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        vocab_size=vocab,
+        context_length=context_length,
         **kinds,
-    )  # fmt: skip
+    )
 
 
 # From the models' config.json files: docs/SPYRE_CARD.md#sizes-NAME has the address of each.

@@ -392,8 +392,14 @@ def hugging_face_server(model_directory, workload, buckets) -> tuple:
         for row, request in enumerate(rows):
             mask[row, longest - int(workload.prompt_tokens[request]) :] = 1
         tokens = int(workload.output_tokens[rows].max())
-        model.generate(5 * mask, attention_mask=mask, do_sample=False, pad_token_id=0,
-                       min_new_tokens=tokens, max_new_tokens=tokens)  # fmt: skip
+        model.generate(
+            5 * mask,
+            attention_mask=mask,
+            do_sample=False,
+            pad_token_id=0,
+            min_new_tokens=tokens,
+            max_new_tokens=tokens,
+        )
 
     run([0])
     arrival_s = workload.arrival_s - workload.arrival_s[0]
@@ -556,19 +562,31 @@ def panels() -> Iterator[dict]:
     tp = settings("04_does_tensor_parallel_pay")
     tp.cards = [int(word) for word in tp.cards.split()]
     used = {
-        "00_first_look": (explore.first_look(some_passes()), {"show": ["waste", "passes"],
-            "first batches": [1, 2, 3]}),
-        "01_which_buckets": (explore.which_buckets(settings("01_which_buckets"), 6),
-            {"k": [3, 4, 8], "workload": ["sharegpt", "fmperf_ibm"]}),
-        "02_what_does_warmup_cost": (explore.what_warmup_costs(*some_starts()),
-            {"answers [tokens]": [4, 8, 20], "start": ["warm", "cold"]}),
-        "03_how_full_are_batches": (explore.how_full(queue, costs, rules, rate),
-            {"max_wait [s]": [5.0, 20.0, 60.0], "policy": ["skip", "length_aware"]}),
-        "04_does_tensor_parallel_pay": (explore.does_tp_pay(tp),
-            {"all-reduce [µs], 0: range": [100.0, 500.0, 900.0], "dtype": ["fp8", "fp16"]}),
-        "05_can_we_trust_the_simulator": (explore.trust_the_simulator(some_requests(64)),
-            {"off by at least [%]": [1.0, 5.0, 9.0], "quantity": ["ttft", "tpot"]}),
-    }  # fmt: skip
+        "00_first_look": (
+            explore.first_look(some_passes()),
+            {"show": ["waste", "passes"], "first batches": [1, 2, 3]},
+        ),
+        "01_which_buckets": (
+            explore.which_buckets(settings("01_which_buckets"), 6),
+            {"k": [3, 4, 8], "workload": ["sharegpt", "fmperf_ibm"]},
+        ),
+        "02_what_does_warmup_cost": (
+            explore.what_warmup_costs(*some_starts()),
+            {"answers [tokens]": [4, 8, 20], "start": ["warm", "cold"]},
+        ),
+        "03_how_full_are_batches": (
+            explore.how_full(queue, costs, rules, rate),
+            {"max_wait [s]": [5.0, 20.0, 60.0], "policy": ["skip", "length_aware"]},
+        ),
+        "04_does_tensor_parallel_pay": (
+            explore.does_tp_pay(tp),
+            {"all-reduce [µs], 0: range": [100.0, 500.0, 900.0], "dtype": ["fp8", "fp16"]},
+        ),
+        "05_can_we_trust_the_simulator": (
+            explore.trust_the_simulator(some_requests(64)),
+            {"off by at least [%]": [1.0, 5.0, 9.0], "quantity": ["ttft", "tpot"]},
+        ),
+    }
     for stem, (box, moves) in used.items():
         panel, took_s, cpu_s = parts(box), [], []
         for words, values in moves.items():
@@ -638,8 +656,10 @@ def main(names: list[str]) -> None:
             threads = str(arguments[0]) if arguments else "1"
             done = subprocess.run(
                 [sys.executable, "-m", "tests.bench", "--child", name, *map(str, arguments)],
-                env=os.environ | {"OMP_NUM_THREADS": threads}, capture_output=True, text=True,
-            )  # fmt: skip
+                env=os.environ | {"OMP_NUM_THREADS": threads},
+                capture_output=True,
+                text=True,
+            )
             if done.returncode:
                 sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
             # vLLM logs to stdout too

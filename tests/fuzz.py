@@ -41,19 +41,119 @@ from tests.runs.test_records import KEPT
 OURS = str(Path(spyre_bench.__file__).parent)
 LONGEST_S = 30  # of one input
 MOST_BYTES = 12 * 2**30  # of address space: a wish for more is a MemoryError and not an outage
-NASTY = ["", " ", "-1", "0", "1", "2.7", "nan", "inf", "-inf", "1e300", "-1e300", "1e-320", "1e-7",
-         "1" * 400, "9" * 5000, "null", "None", "true", "True", "0x10", "1_000", "1e3", "٣", "½",
-         str(2**31), str(2**63), str(2**64), "1700000000", "1700000000000000000", "2024-01-01",
-         "2024-13-45", "[", "]", "{", "}", "[]", "{}", "[[]]", "'", '"', ",", ";", ":", "\t", "\n",
-         "\r", "\x00", "\\", "/", ".", "..", "~", "-", "--", "=", "a=b", "[/bold]", "[red]x", "$x$",
-         "$\\frac$", "%s", "{0}", "{a}", "é", "\ud83d", "<script>", "*", "&a", "!!python/none",
-         "@", "x" * 140_000, "[" * 5_000, '{"a":' * 5_000, "4,64,32",
-         "card:", "card:x,tp=0"]  # fmt: skip
+NASTY = [
+    "",
+    " ",
+    "-1",
+    "0",
+    "1",
+    "2.7",
+    "nan",
+    "inf",
+    "-inf",
+    "1e300",
+    "-1e300",
+    "1e-320",
+    "1e-7",
+    "1" * 400,
+    "9" * 5000,
+    "null",
+    "None",
+    "true",
+    "True",
+    "0x10",
+    "1_000",
+    "1e3",
+    "٣",
+    "½",
+    str(2**31),
+    str(2**63),
+    str(2**64),
+    "1700000000",
+    "1700000000000000000",
+    "2024-01-01",
+    "2024-13-45",
+    "[",
+    "]",
+    "{",
+    "}",
+    "[]",
+    "{}",
+    "[[]]",
+    "'",
+    '"',
+    ",",
+    ";",
+    ":",
+    "\t",
+    "\n",
+    "\r",
+    "\x00",
+    "\\",
+    "/",
+    ".",
+    "..",
+    "~",
+    "-",
+    "--",
+    "=",
+    "a=b",
+    "[/bold]",
+    "[red]x",
+    "$x$",
+    "$\\frac$",
+    "%s",
+    "{0}",
+    "{a}",
+    "é",
+    "\ud83d",
+    "<script>",
+    "*",
+    "&a",
+    "!!python/none",
+    "@",
+    "x" * 140_000,
+    "[" * 5_000,
+    '{"a":' * 5_000,
+    "4,64,32",
+    "card:",
+    "card:x,tp=0",
+]
 VALUES: list[Any] = [
-    None, True, False, -1, 0, 1, 2.7, -0.0, float("nan"), float("inf"), -float("inf"), 1e300,
-    1e-320, 10**400, 2**31, 2**63, "", "x", "nan", "[/bold]", "$x$", "\x00", [], {}, [[]], [None],
-    {"": None}, ["a", 1], {"a": {"b": [1]}}, "x" * 140_000, 1700000000.5, "1", -5,
-]  # fmt: skip
+    None,
+    True,
+    False,
+    -1,
+    0,
+    1,
+    2.7,
+    -0.0,
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    1e300,
+    1e-320,
+    10**400,
+    2**31,
+    2**63,
+    "",
+    "x",
+    "nan",
+    "[/bold]",
+    "$x$",
+    "\x00",
+    [],
+    {},
+    [[]],
+    [None],
+    {"": None},
+    ["a", 1],
+    {"a": {"b": [1]}},
+    "x" * 140_000,
+    1700000000.5,
+    "1",
+    -5,
+]
 
 
 class Found(NamedTuple):
@@ -107,8 +207,11 @@ def damaged_value(chance: random.Random, value: Any) -> Any:
             return copy.deepcopy(chance.choice(VALUES))
         inside = value
         while True:
-            key = chance.choice(list(inside)) if isinstance(inside, dict) else (
-                chance.randrange(len(inside)))  # fmt: skip
+            key = (
+                chance.choice(list(inside))
+                if isinstance(inside, dict)
+                else (chance.randrange(len(inside)))
+            )
             deeper = inside[key]
             if not isinstance(deeper, dict | list) or not deeper or chance.random() < 0.3:
                 break
@@ -143,34 +246,93 @@ def damaged_yaml(chance: random.Random, value: Any) -> str:
 # --- inputs ---------------------------------------------------------------------------------------
 
 TRACE = [{"arrival_s": n, "prompt_tokens": 40 + n, "output_tokens": 3 + n} for n in range(12)]
-HEADERS = ("arrival_s,prompt_tokens,output_tokens", "TIMESTAMP,ContextTokens,GeneratedTokens",
-           "Timestamp,Request tokens,Response tokens", "timestamp,input_length,output_length",
-           "arrived_at,num_prefill_tokens,num_decode_tokens",
-           "arrival_timestamp,prompt_size,token_size", "timestamp,prompt_tokens,output_tokens",
-           "created_at,prompt_tokens,output_tokens")  # fmt: skip
+HEADERS = (
+    "arrival_s,prompt_tokens,output_tokens",
+    "TIMESTAMP,ContextTokens,GeneratedTokens",
+    "Timestamp,Request tokens,Response tokens",
+    "timestamp,input_length,output_length",
+    "arrived_at,num_prefill_tokens,num_decode_tokens",
+    "arrival_timestamp,prompt_size,token_size",
+    "timestamp,prompt_tokens,output_tokens",
+    "created_at,prompt_tokens,output_tokens",
+)
 RESULT = {
-    "request_throughput": 2.0, "output_throughput": 9.0, "duration": 4.0, "mean_ttft_ms": 5.0,
-    "input_lens": [10, 20], "output_lens": [1, 3], "ttfts": [1.0, 2.0], "latencies": [1.0, 4.0],
-    "itls": [[], [1.0, 1.0]], "spyre_fill": 0.5,
-}  # fmt: skip
-OUTCOME = {"notebook": "some", "error": None, "seconds": 1.0, "basis": {}, "files": [],
-           "traits": {"measures": False, "calculated": [], "chance": [], "ties": []}}  # fmt: skip
+    "request_throughput": 2.0,
+    "output_throughput": 9.0,
+    "duration": 4.0,
+    "mean_ttft_ms": 5.0,
+    "input_lens": [10, 20],
+    "output_lens": [1, 3],
+    "ttfts": [1.0, 2.0],
+    "latencies": [1.0, 4.0],
+    "itls": [[], [1.0, 1.0]],
+    "spyre_fill": 0.5,
+}
+OUTCOME = {
+    "notebook": "some",
+    "error": None,
+    "seconds": 1.0,
+    "basis": {},
+    "files": [],
+    "traits": {"measures": False, "calculated": [], "chance": [], "ties": []},
+}
 TIE = {"choice": "results/fill", "objective": "results/over/skip", "gap": 0.1, "settles": []}
 PARAMETERS = (
     'a: int = 2\nb: float = 1.5\nc: str = "x=y"\nd: bool = True\ne: int | None = None\n'
     'from typing import Literal\nf: Literal["p", "q"] = "p"\ng = [1]\noutput_directory: str = ""'
 )
 SERVE = ("--bucket", "8,64,32", "--bucket", "2,1024,512", "--cost", "{cost}")
-SIMULATE_OPTIONS = ("--policy", "--seed", "--requests", "--arrivals", "--max-tokens", "--cost",
-                    "--length-scale", "--rate-scale", "--max-wait-s", "--gather-s", "--max-age-s",
-                    "--replicas", "--router", "--client-overhead-ms", "--goodput", "--bucket",
-                    "--workload", "--out")  # fmt: skip
-BUCKETS_OPTIONS = ("-k", "--warmup-budget", "--memory-gib", "--batch-size", "--policy",
-                   "--objective", "--goodput", "--seed", "--requests", "--arrivals",
-                   "--max-tokens", "--length-scale", "--rate-scale", "--cost")  # fmt: skip
-TYPICAL = ["poisson:{}", "gamma:{},1", "onoff:{},1,1", "constant:{}", "fixed:{}", "multiple:{}",
-           "quantile:{}", "ttft:{}", "{},64,32", "4,{},32", "4,64,{}",
-           "card:granite-3.3-8b,tp={}", "card:granite-3.3-8b,all_reduce_us={}"]  # fmt: skip
+SIMULATE_OPTIONS = (
+    "--policy",
+    "--seed",
+    "--requests",
+    "--arrivals",
+    "--max-tokens",
+    "--cost",
+    "--length-scale",
+    "--rate-scale",
+    "--max-wait-s",
+    "--gather-s",
+    "--max-age-s",
+    "--replicas",
+    "--router",
+    "--client-overhead-ms",
+    "--goodput",
+    "--bucket",
+    "--workload",
+    "--out",
+)
+BUCKETS_OPTIONS = (
+    "-k",
+    "--warmup-budget",
+    "--memory-gib",
+    "--batch-size",
+    "--policy",
+    "--objective",
+    "--goodput",
+    "--seed",
+    "--requests",
+    "--arrivals",
+    "--max-tokens",
+    "--length-scale",
+    "--rate-scale",
+    "--cost",
+)
+TYPICAL = [
+    "poisson:{}",
+    "gamma:{},1",
+    "onoff:{},1,1",
+    "constant:{}",
+    "fixed:{}",
+    "multiple:{}",
+    "quantile:{}",
+    "ttft:{}",
+    "{},64,32",
+    "4,{},32",
+    "4,64,{}",
+    "card:granite-3.3-8b,tp={}",
+    "card:granite-3.3-8b,all_reduce_us={}",
+]
 
 
 class Folder:
@@ -248,11 +410,18 @@ def options(chance: random.Random, folder: Folder) -> list[str]:
 
 def grid_file(chance: random.Random, folder: Folder) -> list[str]:
     grid = {
-        "workload": str(folder.path / "trace.csv"), "cost": str(folder.path / "cost.csv"),
-        "buckets": ["8,64,32", "2,1024,512 8,64,32"], "policy": ["skip", "best_fit"],
-        "requests": 5, "seed": 1, "rate_scale": [1.0, 2.0], "replicas": 1, "max_wait_s": 0.5,
-        "arrivals": "poisson:1", "extrapolate": False,
-    }  # fmt: skip
+        "workload": str(folder.path / "trace.csv"),
+        "cost": str(folder.path / "cost.csv"),
+        "buckets": ["8,64,32", "2,1024,512 8,64,32"],
+        "policy": ["skip", "best_fit"],
+        "requests": 5,
+        "seed": 1,
+        "rate_scale": [1.0, 2.0],
+        "replicas": 1,
+        "max_wait_s": 0.5,
+        "arrivals": "poisson:1",
+        "extrapolate": False,
+    }
     out = folder.path / "out.csv"
     if chance.random() < 0.2:
         folder.put("out.csv", damaged_text(chance, ",".join(sweep.COLUMNS) + "\na,b\n"))
@@ -281,9 +450,16 @@ def run_folder(chance: random.Random, folder: Folder) -> list[str]:
         outcome = OUTCOME | {"traits": OUTCOME["traits"] | {"ties": [TIE]}}
         folder.put("run/some/outcome.json", damaged_json(chance, outcome))
     elif content == "results":
-        full = {**KEPT, "question": "?", "answer": "**Yes**", "captions": {"waste": "w"},
-                "versions": {"python": "3"}, "load": [1.0], "seconds": 3.0,
-                "commit": "c"}  # fmt: skip
+        full = {
+            **KEPT,
+            "question": "?",
+            "answer": "**Yes**",
+            "captions": {"waste": "w"},
+            "versions": {"python": "3"},
+            "load": [1.0],
+            "seconds": 3.0,
+            "commit": "c",
+        }
         folder.put("run/some/results.json", damaged_json(chance, full))
     elif content == "table":
         folder.put("run/some/tables/t.csv", damaged_text(chance, "a,b_s\n1,2.5\n2,3.5\n"))
@@ -291,8 +467,11 @@ def run_folder(chance: random.Random, folder: Folder) -> list[str]:
         path = folder.put("t.yaml", damaged_yaml(chance, {"ratio": 0.2, "results/fill": 0.05}))
         return [*words, "--tolerances", path]
     if chance.random() < 0.3:
-        return [*words, "--tolerance", chance.choice(("ratio={}", "{}=1", "{}")).replace(
-            "{}", chance.choice(NASTY))]  # fmt: skip
+        return [
+            *words,
+            "--tolerance",
+            chance.choice(("ratio={}", "{}=1", "{}")).replace("{}", chance.choice(NASTY)),
+        ]
     if chance.random() < 0.4:
         return ["report", str(folder.path / "run"), "--base", str(folder.path / "base")]
     return [*words, *chance.choice(((), ("--json",)))]
@@ -321,15 +500,22 @@ def parameters(chance: random.Random, folder: Folder) -> list[str]:
         words += ["-p", chance.choice(("a", "b", "c", "d", "e", "f", "g", *NASTY[:30]))]
         words += [chance.choice(NASTY)]
     if chance.random() < 0.15:
-        words += ["--grid", chance.choice(("a={}", "{}=1,2", "{}")).replace(
-            "{}", chance.choice(NASTY))]  # fmt: skip
+        words += [
+            "--grid",
+            chance.choice(("a={}", "{}=1,2", "{}")).replace("{}", chance.choice(NASTY)),
+        ]
     return words
 
 
 KINDS: dict[Callable[[random.Random, Folder], list[str]], int] = {
-    trace_file: 25, cost_file: 15, options: 20, grid_file: 12, result_file: 12, run_folder: 12,
+    trace_file: 25,
+    cost_file: 15,
+    options: 20,
+    grid_file: 12,
+    result_file: 12,
+    run_folder: 12,
     parameters: 15,
-}  # fmt: skip
+}
 
 
 # --- the run --------------------------------------------------------------------------------------

@@ -82,14 +82,38 @@ class Soak:
             rate = "inf" if number % 3 == 2 else "1.5"
             out = self.directory / f"vllm-{number}.json"
             command = [
-                str(Path(sys.executable).with_name("vllm")), "bench", "serve",
-                "--base-url", self.server.url, "--model", self.server.model,
-                "--tokenizer", str(self.model), "--dataset-name", "random",
-                "--random-input-len", "60", "--random-output-len", "14",
-                "--random-range-ratio", "0.9", "--num-prompts", "24", "--request-rate", rate,
-                "--seed", str(number), "--save-result", "--result-dir", str(self.directory),
-                "--result-filename", out.name, "--disable-tqdm", "--num-warmups", "0",
-            ]  # fmt: skip
+                str(Path(sys.executable).with_name("vllm")),
+                "bench",
+                "serve",
+                "--base-url",
+                self.server.url,
+                "--model",
+                self.server.model,
+                "--tokenizer",
+                str(self.model),
+                "--dataset-name",
+                "random",
+                "--random-input-len",
+                "60",
+                "--random-output-len",
+                "14",
+                "--random-range-ratio",
+                "0.9",
+                "--num-prompts",
+                "24",
+                "--request-rate",
+                rate,
+                "--seed",
+                str(number),
+                "--save-result",
+                "--result-dir",
+                str(self.directory),
+                "--result-filename",
+                out.name,
+                "--disable-tqdm",
+                "--num-warmups",
+                "0",
+            ]
             done = subprocess.run(command, capture_output=True, text=True)
             result = json.loads(out.read_text()) if out.exists() else {"completed": 0}
             short = result["completed"] != 24
@@ -102,13 +126,22 @@ class Soak:
         while self.guidellm and self.going_on():
             out = self.directory / f"guidellm-{number}.json"
             command = [
-                str(self.guidellm), "run", "--disable-console",
-                "--backend", f"kind=openai_http,target={self.server.url},model={self.server.model}",
-                "--tokenizer", f"kind=hf_auto,model={self.model}",
-                "--data", "kind=synthetic_text,prompt_tokens=40,output_tokens=12",
-                "--profile", "kind=poisson,rate=0.5", "--constraint", "kind=max_requests,count=12",
-                "--output", f"kind=json,path={out}",
-            ]  # fmt: skip
+                str(self.guidellm),
+                "run",
+                "--disable-console",
+                "--backend",
+                f"kind=openai_http,target={self.server.url},model={self.server.model}",
+                "--tokenizer",
+                f"kind=hf_auto,model={self.model}",
+                "--data",
+                "kind=synthetic_text,prompt_tokens=40,output_tokens=12",
+                "--profile",
+                "kind=poisson,rate=0.5",
+                "--constraint",
+                "kind=max_requests,count=12",
+                "--output",
+                f"kind=json,path={out}",
+            ]
             done = subprocess.run(command, capture_output=True, text=True)
             completed = _guidellm_completed(out)
             problem = "" if completed == 12 else f"{done.stdout[-500:]} {done.stderr[-1500:]}"
@@ -122,9 +155,13 @@ class Soak:
             stay_s, started = rng.uniform(0, 2), time.monotonic()
             self.count("leavers")
             with client.completions.create(
-                model=self.server.model, prompt=[7] * rng.randrange(1, 64), stream=True,
-                max_tokens=32, temperature=0, extra_body={"ignore_eos": True},
-            ) as stream:  # fmt: skip
+                model=self.server.model,
+                prompt=[7] * rng.randrange(1, 64),
+                stream=True,
+                max_tokens=32,
+                temperature=0,
+                extra_body={"ignore_eos": True},
+            ) as stream:
                 for _ in stream:
                     if time.monotonic() - started > stay_s:
                         break
@@ -156,9 +193,12 @@ class Soak:
         answers = {}
         for bucket, (prompt, tokens) in FIXED.items():
             answer = self.client().completions.create(
-                model=self.server.model, prompt=prompt, max_tokens=tokens, temperature=0,
+                model=self.server.model,
+                prompt=prompt,
+                max_tokens=tokens,
+                temperature=0,
                 extra_body={"ignore_eos": True, "return_token_ids": True},
-            )  # fmt: skip
+            )
             self.count("fixed", 1, 1)
             answers[bucket] = answer.choices[0].token_ids
         return answers
@@ -170,8 +210,12 @@ class Soak:
         answers = [self.fixed_answers()]
         self.end = time.monotonic() + self.seconds
         clients = (
-            self.vllm_rounds, self.guidellm_rounds, self.leavers, self.misfits, self.watch_memory,
-        )  # fmt: skip
+            self.vllm_rounds,
+            self.guidellm_rounds,
+            self.leavers,
+            self.misfits,
+            self.watch_memory,
+        )
         with ThreadPoolExecutor(len(clients)) as pool:
             running = [pool.submit(client) for client in clients]
             time.sleep(max(0.0, (self.end - time.monotonic()) / 2))

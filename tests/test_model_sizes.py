@@ -28,9 +28,16 @@ LLAMA_CONFIG = {
 
 # 2 layers of 4 heads over 2 KV heads of 8: every sum fits on paper
 TINY = ModelSizes(
-    name="tiny", hidden_size=32, intermediate_size=64, layers=2, heads=4, kv_heads=2, head_dim=8,
-    vocab_size=100, context_length=512,
-)  # fmt: skip
+    name="tiny",
+    hidden_size=32,
+    intermediate_size=64,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    vocab_size=100,
+    context_length=512,
+)
 
 
 @pytest.mark.parametrize(

@@ -28,11 +28,19 @@ WARMUP = {
 def passes(batch: int, bucket: list[int], prompt_tokens: list[int], running: list[int]):
     """Lines of a pass log: one second a pass, `running` rows in each."""
     return [
-        {"kind": "decode" if step else "prefill", "batch": batch, "bucket": bucket, "step": step,
-         "start_s": 1000.0 + 100 * batch + step, "seconds": 1.0, "requests": ["a"],
-         "prompt_tokens": prompt_tokens, "running": rows}
+        {
+            "kind": "decode" if step else "prefill",
+            "batch": batch,
+            "bucket": bucket,
+            "step": step,
+            "start_s": 1000.0 + 100 * batch + step,
+            "seconds": 1.0,
+            "requests": ["a"],
+            "prompt_tokens": prompt_tokens,
+            "running": rows,
+        }
         for step, rows in enumerate(running)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture
@@ -70,9 +78,17 @@ def test_what_is_written_is_what_is_read(tmp_path):
     path = tmp_path / "deeper/passes.jsonl"
     assert read_warmup(path)["was_warm"].tolist() == [True]
     assert read_passes(path).drop(columns="measured_at").to_dict("records") == [
-        {"kind": "prefill", "batch": 0, "bucket": "2,64,4", "start_s": 0.0, "seconds": 0.5,
-         "step": 0, "prompt_tokens": [5, 6], "running": 2}
-    ]  # fmt: skip
+        {
+            "kind": "prefill",
+            "batch": 0,
+            "bucket": "2,64,4",
+            "start_s": 0.0,
+            "seconds": 0.5,
+            "step": 0,
+            "prompt_tokens": [5, 6],
+            "running": 2,
+        }
+    ]
 
 
 def test_a_line_that_a_killed_server_left_half_written_is_left_out_with_a_note(log, caplog):

@@ -135,8 +135,11 @@ def _relatives(
 
 
 def _distinct(sets: Mapping[str, tuple[BucketCost, ...]]) -> dict[str, tuple[BucketCost, ...]]:
-    return {name: some for name, some in sets.items()
-            if next(other for other, same in sets.items() if same == some) == name}  # fmt: skip
+    return {
+        name: some
+        for name, some in sets.items()
+        if next(other for other, same in sets.items() if same == some) == name
+    }
 
 
 def _priced(buckets: Iterable[Bucket], model: CostModel) -> tuple[BucketCost, ...]:

@@ -218,16 +218,21 @@ class _Instance:
         ones = np.ones(x)
         served = coo_array((ones, (point, y + rows)), shape=(len(self.seconds), y + x))
         opened = coo_array(
-            (np.concatenate([ones, -ones]),
-             (np.concatenate([rows, rows]), np.concatenate([y + rows, candidate]))),
+            (
+                np.concatenate([ones, -ones]),
+                (np.concatenate([rows, rows]), np.concatenate([y + rows, candidate])),
+            ),
             shape=(x, y + x),
-        )  # fmt: skip
+        )
         number = csr_array(np.concatenate([np.ones(y), np.zeros(x)])[None, :])
         constraints = [
             LinearConstraint(served.tocsr(), 1, 1),
-            LinearConstraint(vstack([opened, number], format="csr"), -np.inf,
-                             np.concatenate([np.zeros(x), [limits.buckets]])),
-        ]  # fmt: skip
+            LinearConstraint(
+                vstack([opened, number], format="csr"),
+                -np.inf,
+                np.concatenate([np.zeros(x), [limits.buckets]]),
+            ),
+        ]
         allowed = np.ones(y)
         if limits.warmup_budget_s is not None and math.isfinite(limits.warmup_budget_s):
             allowed[self.compile_s > limits.warmup_budget_s] = 0

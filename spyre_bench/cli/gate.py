@@ -24,8 +24,13 @@ TITLES = {
     "tied": "tied: a solver chose otherwise, and as well",
     "by chance": "differs by chance",
 }
-STYLES = {"broken": "red", "vanished": "red", "worse": "red", "changed": "yellow",
-          "better": "green"}  # fmt: skip
+STYLES = {
+    "broken": "red",
+    "vanished": "red",
+    "worse": "red",
+    "changed": "yellow",
+    "better": "green",
+}
 SHOWN = 20  # rows of a kind; all of them with --json
 BASELINE = "baseline"  # a folder beside the notebooks
 

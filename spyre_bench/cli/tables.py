@@ -166,11 +166,15 @@ def _contenders_table(advice: Advice) -> Table:
     table = narrow(*names)
     for row in advice.contenders.itertuples():
         table.add_row(
-            escape(row.name), str(row.graphs),
-            f"{row.compile_s:,.0f}", f"{row.fitted_bound_s:,.0f}",
-            f"{row.fitted_busy_s:,.0f}", f"{row.held_out_busy_s:,.0f}",
+            escape(row.name),
+            str(row.graphs),
+            f"{row.compile_s:,.0f}",
+            f"{row.fitted_bound_s:,.0f}",
+            f"{row.fitted_busy_s:,.0f}",
+            f"{row.held_out_busy_s:,.0f}",
             f"{row.held_out_p95_e2el_s:,.0f}{'*' if row.held_out_saturated else ''}",
-            f"{row.held_out_fill:.0%}", str(row.held_out_rejected),
+            f"{row.held_out_fill:.0%}",
+            str(row.held_out_rejected),
             style="bold" if row.advised else None,
-        )  # fmt: skip
+        )
     return table

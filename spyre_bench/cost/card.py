@@ -220,11 +220,11 @@ class Passes:
         inputs, outputs = rows * linear.inner, rows * linear.columns
         item = DTYPES[dtype]
         moved = item * (inputs + linear.weights) + FP16_BYTES * outputs
-        peak = self.card.fp16_a_s if dtype == "fp16" else self.card.fp8_a_s
-        product = math.hypot(moved / self.card.read_bytes_a_s, 2 * rows * linear.weights / peak)
+        peak = self.card.fp16_flops if dtype == "fp16" else self.card.fp8_flops
+        product = math.hypot(moved / self.card.read_bytes_per_s, 2 * rows * linear.weights / peak)
         if dtype == "fp16":
             return product
-        return product + (FP16_BYTES + item) * inputs / self.card.quantise_bytes_a_s
+        return product + (FP16_BYTES + item) * inputs / self.card.quantise_bytes_per_s
 
     def head_s(self, rows: int) -> float:
         """The output head, in fp16 under both dtypes, for the last token of each row; every card
@@ -241,11 +241,11 @@ class Passes:
         cache = rows * context * self.model.kv_bytes_per_token(self.tp) / self.model.layers
         queries = self.card.decode_query_rows
         operations = self.model.attention_operations(rows, queries, context, self.tp)
-        return math.hypot(cache / self.card.read_bytes_a_s, self._attention_s(operations))
+        return math.hypot(cache / self.card.read_bytes_per_s, self._attention_s(operations))
 
     def _attention_s(self, operations: float) -> float:
         """Two products of so many operations each, at the rates of #isolated."""
-        return operations / self.card.scores_a_s + operations / self.card.values_a_s
+        return operations / self.card.scores_flops + operations / self.card.values_flops
 
     def reduces_s(self, rows: int) -> float:
         """A layer's two all-reduces of [rows, hidden] over the cards."""
@@ -255,5 +255,5 @@ class Passes:
         """A chain over the cards (#all-reduce), and never less than the assumed least."""
         if self.tp == 1:
             return 0.0
-        chain = (self.tp - 1) * size_bytes * self.card.hop_s_a_byte
+        chain = (self.tp - 1) * size_bytes * self.card.hop_s_per_byte
         return max(self.card.all_reduce_s, chain)

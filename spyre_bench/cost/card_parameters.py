@@ -48,23 +48,23 @@ class SpyreCard:
     """
 
     # fmt: off
-    read_bytes_a_s: Parameter = Parameter(136e9, 150e9, 113e9, "byte/s", "M",
+    read_bytes_per_s: Parameter = Parameter(136e9, 150e9, 113e9, "byte/s", "M",
         "SPYRE_CARD.md#the-25-products: fitted to them; fast: #cost-model; slow: reads and writes "
         "#mixed")
-    fp16_a_s: Parameter = Parameter(98.304e12, 98.304e12, 72e12, "operation/s", "H-M",
+    fp16_flops: Parameter = Parameter(98.304e12, 98.304e12, 72e12, "operation/s", "H-M",
         "SPYRE_CARD.md#peak: nominal at 1.5 GHz; slow: at the 1.1 GHz inferred from #cost-model")
-    fp8_a_s: Parameter = Parameter(196.608e12, 196.608e12, 144e12, "operation/s", "H-M",
+    fp8_flops: Parameter = Parameter(196.608e12, 196.608e12, 144e12, "operation/s", "H-M",
         "SPYRE_CARD.md#sweep: twice fp16, two products per lane")
-    quantise_bytes_a_s: Parameter = Parameter(105e9, 204.8e9, 71e9, "byte/s", "L",
+    quantise_bytes_per_s: Parameter = Parameter(105e9, 204.8e9, 71e9, "byte/s", "L",
         "SPYRE_CARD.md#cost-model: its rate for reading and writing alike; fp8 only, assumed: "
         "inputs read at 2 bytes and written at 1; fast: #peak; slow: 42 ps per element, M = 64 of "
         "#sweep")
     mlp_rows: Parameter = Parameter(256, math.inf, 256, "row", "M",
         "SPYRE_CARD.md#mlp: the fused MLP reads its weights anew every 256 rows; fast: never")
-    scores_a_s: Parameter = Parameter(2.9e12, 17e12, 2.4e12, "operation/s", "M",
+    scores_flops: Parameter = Parameter(2.9e12, 17e12, 2.4e12, "operation/s", "M",
         "SPYRE_CARD.md#isolated: q·kᵀ at 512 tokens, 32 heads; fast: one head, 512 × 4096, on "
         "sendnn, #suite; slow: the 20 % noise of #isolated")
-    values_a_s: Parameter = Parameter(10.9e12, 17e12, 9.1e12, "operation/s", "M",
+    values_flops: Parameter = Parameter(10.9e12, 17e12, 9.1e12, "operation/s", "M",
         "SPYRE_CARD.md#isolated: weights·v at 512 tokens; fast and slow as for the scores")
     decode_query_rows: Parameter = Parameter(1, 1, 64, "row", "L",
         "SPYRE_CARD.md#end-to-end: in decode only reading the cache counts; slow: each query "
@@ -80,7 +80,7 @@ class SpyreCard:
     all_reduce_s: Parameter = Parameter(100e-6, 50e-6, 200e-6, "s", "L",
         "SPYRE_CARD.md#all-reduce has no small message: the least is assumed to be 50 to 200 µs; "
         "the value is their geometric mean and has no other basis")
-    hop_s_a_byte: Parameter = Parameter(HOP, HOP / 2, HOP, "s/byte", "L-M",
+    hop_s_per_byte: Parameter = Parameter(HOP, HOP / 2, HOP, "s/byte", "L-M",
         "SPYRE_CARD.md#all-reduce: 512 KiB over 4 cards in about 200 µs, a chain of 3 hops, at an "
         "early 560 MHz; fast: twice that clock")
     compile_s: Parameter = Parameter(270.0, 60.0, 1200.0, "s/bucket", "L",

@@ -51,8 +51,15 @@ class CostRow:
     @property
     def identity(self) -> tuple[object, ...]:
         """What makes two rows measurements of the same thing."""
-        return (self.model, self.bucket, self.tp, self.compile_backend, self.compile_scope,
-                self.dtype, self.threads)  # fmt: skip
+        return (
+            self.model,
+            self.bucket,
+            self.tp,
+            self.compile_backend,
+            self.compile_scope,
+            self.dtype,
+            self.threads,
+        )
 
 
 COLUMNS = tuple(field.name for field in fields(CostRow))

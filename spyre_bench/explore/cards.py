@@ -32,16 +32,20 @@ def does_tp_pay(parameters: Any) -> Box:
     controls = {
         "model": widgets.Dropdown(options=sorted(PRESETS), value=parameters.model),
         "tp": widgets.Dropdown(
-            options=sorted({1, 2, 4, 8, *parameters.cards}), value=max(parameters.cards),
+            options=sorted({1, 2, 4, 8, *parameters.cards}),
+            value=max(parameters.cards),
             description="tp, or as many replicas",
         ),
         "dtype": widgets.Dropdown(options=list(DTYPES), value=parameters.dtype),
         "workload": widgets.Dropdown(options=names, value=parameters.workload),
         "all_reduce_us": widgets.FloatSlider(
-            value=parameters.all_reduce_us, max=MOST_MICROSECONDS, step=10, continuous_update=False,
+            value=parameters.all_reduce_us,
+            max=MOST_MICROSECONDS,
+            step=10,
+            continuous_update=False,
             description="all-reduce [µs], 0: range",
         ),
-    }  # fmt: skip
+    }
     note = (
         f"Modelled, not measured. At most {FEW_A_CARD} requests a card and fewer candidate buckets "
         f"than in the notebook, so that the picture follows at once; figures differ from those "

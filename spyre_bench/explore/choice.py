@@ -37,10 +37,13 @@ def which_buckets(parameters: Any, k: int) -> Box:
         "workload": widgets.Dropdown(options=names, value=parameters.workload),
         "k": widgets.IntSlider(value=k, min=1, max=2 * k, continuous_update=False),
         "warmup_budget_s": widgets.FloatSlider(
-            value=min(parameters.warmup_budget_s, most_s), max=most_s, step=1,
-            continuous_update=False, description="warmup budget [s], 0: none",
+            value=min(parameters.warmup_budget_s, most_s),
+            max=most_s,
+            step=1,
+            continuous_update=False,
+            description="warmup budget [s], 0: none",
         ),
-    }  # fmt: skip
+    }
     note = (
         f"A moved control chooses for at most {FEW_REQUESTS} requests, from fewer candidates "
         f"than in the notebook, so that the picture follows at once; its seconds differ a little "
@@ -49,9 +52,11 @@ def which_buckets(parameters: Any, k: int) -> Box:
     few = functools.cache(functools.partial(few_requests, parameters, table))
     for_all = functools.partial(choose_for_all, parameters, table)
     return panel(
-        functools.partial(draw_choice, few), controls, note,
+        functools.partial(draw_choice, few),
+        controls,
+        note,
         ("Choose for the whole workload", for_all),
-    )  # fmt: skip
+    )
 
 
 def few_requests(

@@ -33,15 +33,22 @@ def how_full(
     controls = {
         "policy": widgets.Dropdown(options=list(POLICIES), value=rules.name),
         "rate": widgets.FloatSlider(
-            value=0.5 * capacity_rps, min=0.05 * capacity_rps, max=1.5 * capacity_rps,
-            step=0.05 * capacity_rps, readout_format=".3g", continuous_update=False,
+            value=0.5 * capacity_rps,
+            min=0.05 * capacity_rps,
+            max=1.5 * capacity_rps,
+            step=0.05 * capacity_rps,
+            readout_format=".3g",
+            continuous_update=False,
             description="rate [requests/s]",
         ),
         "max_wait_s": widgets.FloatSlider(
-            value=rules.max_wait_s, max=60.0, step=1, continuous_update=False,
+            value=rules.max_wait_s,
+            max=60.0,
+            step=1,
+            continuous_update=False,
             description="max_wait [s]",
         ),
-    }  # fmt: skip
+    }
     note = f"100 % load is {capacity_rps:.3g} requests/s."
     if len(some) < len(workload):
         note += (

@@ -26,10 +26,13 @@ def first_look(passes: pd.DataFrame) -> Box:
         "show": widgets.Dropdown(options=SHOWN),
         "bucket": widgets.Dropdown(options=[EVERY, *dict.fromkeys(passes["bucket"])]),
         "first": widgets.IntSlider(
-            value=batches, min=1, max=max(2, batches), continuous_update=False,
+            value=batches,
+            min=1,
+            max=max(2, batches),
+            continuous_update=False,
             description="first batches",
         ),
-    }  # fmt: skip
+    }
     note = "The passes that were measured above; nothing runs again."
     return panel(functools.partial(draw_batches, passes), controls, note)
 

@@ -25,14 +25,20 @@ def what_warmup_costs(predicted: pd.DataFrame, fallback: Bucket) -> Box:
     controls = {
         "start": widgets.Dropdown(options=["cold", "warm"]),
         "buckets": widgets.IntSlider(
-            value=others, min=1, max=others, continuous_update=False,
+            value=others,
+            min=1,
+            max=others,
+            continuous_update=False,
             description=f"buckets beside {fallback}",
         ),
         "output_tokens": widgets.IntSlider(
-            value=max(2, most_tokens // 2), min=2, max=max(3, most_tokens),
-            continuous_update=False, description="answers [tokens]",
+            value=max(2, most_tokens // 2),
+            min=2,
+            max=max(3, most_tokens),
+            continuous_update=False,
+            description="answers [tokens]",
         ),
-    }  # fmt: skip
+    }
     note = (
         f"From the starts that were measured above; nothing starts again. Besides {fallback}, "
         f"which takes every request, the buckets are compiled that pay soonest."

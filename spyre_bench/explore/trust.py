@@ -27,9 +27,13 @@ def trust_the_simulator(found: pd.DataFrame) -> Box:
             options=[(metric.upper(), metric) for metric in METRICS], description="quantity"
         ),
         "least": widgets.FloatSlider(
-            value=0, max=100, step=1, continuous_update=False, description="off by at least [%]",
+            value=0,
+            max=100,
+            step=1,
+            continuous_update=False,
+            description="off by at least [%]",
         ),
-    }  # fmt: skip
+    }
     note = "The requests that were measured above; nothing is sent again."
     return panel(functools.partial(draw_requests, found), controls, note)
 

@@ -49,21 +49,47 @@ def capacities(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
         tp, refused = some["tp"].iloc[0], some["refused"].iloc[0]
         if refused:
             text = refused if len(refused) <= REASON else f"{refused[: REASON - 1]}…"
-            ax.annotate(text, (0, place), xytext=(6, 0), textcoords="offset points", va="center",
-                        style="italic")  # fmt: skip
+            ax.annotate(
+                text,
+                (0, place),
+                xytext=(6, 0),
+                textcoords="offset points",
+                va="center",
+                style="italic",
+            )
             continue
         colour, marker = styles[tp]
         at = MINUTE * some.set_index("end")["capacity_rps_a_card"]
-        ax.plot([at["slow"], at["fast"]], [place] * 2, color=colour, linewidth=7, alpha=0.35,
-                solid_capstyle="butt")  # fmt: skip
+        ax.plot(
+            [at["slow"], at["fast"]],
+            [place] * 2,
+            color=colour,
+            linewidth=7,
+            alpha=0.35,
+            solid_capstyle="butt",
+        )
         ax.plot(at["value"], place, marker, color=colour, markersize=8)
     for cards in numbers:
         first = next(p for p, ((n, _), _) in zip(places, deployments, strict=True) if n == cards)
-        ax.annotate(f"{cards} card{'s' if cards > 1 else ''}", (0, first - 0.5), xytext=(4, 0),
-                    textcoords="offset points", fontweight="bold", va="bottom")  # fmt: skip
+        ax.annotate(
+            f"{cards} card{'s' if cards > 1 else ''}",
+            (0, first - 0.5),
+            xytext=(4, 0),
+            textcoords="offset points",
+            fontweight="bold",
+            va="bottom",
+        )
     for tp, (colour, marker) in styles.items():
-        ax.plot([], [], marker=marker, color=colour, linewidth=7, alpha=0.6, markersize=8,
-                label=f"engines of {tp} card{'s' if tp > 1 else ''}")  # fmt: skip
+        ax.plot(
+            [],
+            [],
+            marker=marker,
+            color=colour,
+            linewidth=7,
+            alpha=0.6,
+            markersize=8,
+            label=f"engines of {tp} card{'s' if tp > 1 else ''}",
+        )
     ax.set_yticks(places, [name for (_, name), _ in deployments])
     ax.set_ylim(places[-1] + 0.6, -1.3)
     ax.set_xlim(left=0)
@@ -90,8 +116,14 @@ def all_reduce_shares(frame: pd.DataFrame, title: str) -> Axes:
         for (name, some), shift in zip(frame.groupby("pass"), (-0.08, 0.08), strict=True):
             places = np.array([sizes.index(tp) for tp in some["tp"]]) + shift
             colour, value = PASSES[name][0], some[f"value_{quantity}"]
-            ax.vlines(places, some[f"low_{quantity}"], some[f"high_{quantity}"], color=colour,
-                      linewidth=7, alpha=0.35)  # fmt: skip
+            ax.vlines(
+                places,
+                some[f"low_{quantity}"],
+                some[f"high_{quantity}"],
+                color=colour,
+                linewidth=7,
+                alpha=0.35,
+            )
             ax.plot(places, value, marker=MARKS[name], color=colour, markersize=8, label=name)
             if quantity == "s":
                 ax.plot(places, value.iloc[0] * some["tp"].iloc[0] / some["tp"], ":", color=colour)
@@ -120,18 +152,35 @@ def tornado(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     places, base = np.arange(len(frame)), MINUTE * frame["base_lead"]
     for end, colour, hatch, shift in (("fast", BLUE, "", -0.18), ("slow", ORANGE, "///", 0.18)):
         lead = MINUTE * frame[f"{end}_lead"]
-        ax.barh(places + shift, lead - base, left=base, height=0.34, color=colour, hatch=hatch,
-                edgecolor="white", label=f"at its {end} end")  # fmt: skip
+        ax.barh(
+            places + shift,
+            lead - base,
+            left=base,
+            height=0.34,
+            color=colour,
+            hatch=hatch,
+            edgecolor="white",
+            label=f"at its {end} end",
+        )
         for place, value, winner in zip(places, lead, frame[f"{end}_winner"], strict=True):
             if value < 0:
-                ax.annotate(winner, (value, place + shift), xytext=(-4, 0), ha="right",
-                            va="center", textcoords="offset points")  # fmt: skip
+                ax.annotate(
+                    winner,
+                    (value, place + shift),
+                    xytext=(-4, 0),
+                    ha="right",
+                    va="center",
+                    textcoords="offset points",
+                )
     ax.axvline(0, color=RED, linewidth=1.5, label="left of it another deployment serves more")
     ax.axvline(base.iloc[0], color="black", linewidth=0.8)
-    ax.set_yticks(places, [
-        f"{row.parameter}\n{row.fast:.3g} to {row.slow:.3g} {row.unit}, {row.confidence}"
-        for row in frame.itertuples()
-    ])  # fmt: skip
+    ax.set_yticks(
+        places,
+        [
+            f"{row.parameter}\n{row.fast:.3g} to {row.slow:.3g} {row.unit}, {row.confidence}"
+            for row in frame.itertuples()
+        ],
+    )
     for label, changes in zip(ax.get_yticklabels(), frame["changes"], strict=True):
         label.set_fontweight("bold" if changes else "normal")
     ax.set_ylim(len(frame) - 0.5, -0.5)

@@ -43,8 +43,14 @@ def lengths(quantiles: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes
     ax = new_axes(ax, title)
     for name, (label, colour, style) in LENGTHS.items():
         some = quantiles[quantiles["length"] == name]
-        ax.plot(some["tokens"], 100 * some["level"], color=colour, linestyle=style, linewidth=2.2,
-                label=label)  # fmt: skip
+        ax.plot(
+            some["tokens"],
+            100 * some["level"],
+            color=colour,
+            linestyle=style,
+            linewidth=2.2,
+            label=label,
+        )
     token_axis(ax, "x", quantiles["tokens"])
     ax.set_ylim(0, 101)
     ax.set_xlabel("length [tokens]")
@@ -61,19 +67,31 @@ def schemes(compared: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     """
     ax = new_axes(ax, title, height=1.9 + 0.5 * len(compared))
     places = np.arange(len(compared))
-    ax.hlines(places, 100 * compared["optimal_padding"], 100 * compared["padding"], color=GREY,
-              linewidth=3, zorder=1)  # fmt: skip
+    ax.hlines(
+        places,
+        100 * compared["optimal_padding"],
+        100 * compared["padding"],
+        color=GREY,
+        linewidth=3,
+        zorder=1,
+    )
     for column, label, colour, marker, offset in (
         ("padding", "the scheme", RED, "s", 0),
         ("held_out_padding", "the scheme, held out", RED, "s", 0.26),
         ("optimal_padding", "optimum of as many graphs", BLUE, "o", 0),
         ("held_out_optimal_padding", "that optimum, held out", BLUE, "o", 0.26),
     ):
-        ax.plot(100 * compared[column], places + offset, marker, color=colour, markersize=8,
-                fillstyle="none" if offset else "full", label=label)  # fmt: skip
+        ax.plot(
+            100 * compared[column],
+            places + offset,
+            marker,
+            color=colour,
+            markersize=8,
+            fillstyle="none" if offset else "full",
+            label=label,
+        )
     for place, text in ((-0.7, "optimum needs"), *enumerate(map(_graphs, compared["to_match"]))):
-        ax.annotate(text, (1.01, place), xycoords=("axes fraction", "data"),
-                    va="center")  # fmt: skip
+        ax.annotate(text, (1.01, place), xycoords=("axes fraction", "data"), va="center")
     ax.set_yticks(places, [f"{row.scheme}\n{_graphs(row.k)}" for row in compared.itertuples()])
     ax.set_ylim(len(compared) - 0.5, -0.9)
     ax.set_xlim(left=0)
@@ -98,12 +116,25 @@ def k_curve(curve: pd.DataFrame, knee: int, title: str, ax: Axes | None = None) 
         ("held_out_s", "joint choice, held out", SKY, "--", "x"),
         ("total_s", "joint choice and its compile time", RED, "-", "s"),
     ):
-        ax.plot(curve["k"], curve[column], color=colour, linestyle=style, marker=marker,
-                linewidth=1.8, label=label)  # fmt: skip
+        ax.plot(
+            curve["k"],
+            curve[column],
+            color=colour,
+            linestyle=style,
+            marker=marker,
+            linewidth=1.8,
+            label=label,
+        )
     least_s = curve.loc[curve["k"] == knee, "total_s"].item()
     ax.plot(knee, least_s, "o", color="black", fillstyle="none", markersize=16, markeredgewidth=1.8)
-    ax.annotate(f"knee: {knee}", (knee, least_s), xytext=(0, 16), textcoords="offset points",
-                ha="center", fontweight="bold")  # fmt: skip
+    ax.annotate(
+        f"knee: {knee}",
+        (knee, least_s),
+        xytext=(0, 16),
+        textcoords="offset points",
+        ha="center",
+        fontweight="bold",
+    )
     ax.set_yscale("log", subs=())
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 4, 5, 7)))
     plain_numbers(ax.yaxis)
@@ -121,8 +152,16 @@ def buckets(chosen: pd.DataFrame, requests: pd.DataFrame, title: str, ax: Axes |
     `requests`: prompt_tokens, max_tokens.
     """
     ax = new_axes(ax, title, height=4.4 + 0.22 * len(chosen))
-    ax.plot(requests["prompt_tokens"], requests["max_tokens"], ".", color="#999999", markersize=3,
-            alpha=0.5, zorder=1, rasterized=True)  # fmt: skip
+    ax.plot(
+        requests["prompt_tokens"],
+        requests["max_tokens"],
+        ".",
+        color="#999999",
+        markersize=3,
+        alpha=0.5,
+        zorder=1,
+        rasterized=True,
+    )
     token_axis(ax, "x", np.append(requests["prompt_tokens"], chosen["prompt_length"]))
     token_axis(ax, "y", np.append(requests["max_tokens"], chosen["new_tokens"]))
     low_x, low_y = ax.get_xlim()[0], ax.get_ylim()[0]
@@ -130,15 +169,27 @@ def buckets(chosen: pd.DataFrame, requests: pd.DataFrame, title: str, ax: Axes |
     corners: list[tuple[int, int]] = []
     for number, row in enumerate(chosen.itertuples(), 1):
         colour, style = BATCHES[sizes.index(row.batch_size) % len(BATCHES)]
-        ax.plot([row.prompt_length, row.prompt_length, low_x], [low_y, row.new_tokens,
-                row.new_tokens], color=colour, linestyle=style, linewidth=1.6,
-                label=f"{number}: B {row.batch_size}, P {row.prompt_length}, N {row.new_tokens}: "
-                f"{row.share:.0%} of requests, compiles {row.compile_s:.0f} s")  # fmt: skip
+        ax.plot(
+            [row.prompt_length, row.prompt_length, low_x],
+            [low_y, row.new_tokens, row.new_tokens],
+            color=colour,
+            linestyle=style,
+            linewidth=1.6,
+            label=f"{number}: B {row.batch_size}, P {row.prompt_length}, N {row.new_tokens}: "
+            f"{row.share:.0%} of requests, compiles {row.compile_s:.0f} s",
+        )
         corner = (row.prompt_length, row.new_tokens)
-        ax.annotate(str(number), corner, xytext=(0, -18 * corners.count(corner)),
-                    textcoords="offset points", ha="center", va="center", zorder=3,
-                    color=colour, bbox={"boxstyle": "circle,pad=0.15", "fc": "white",
-                                        "ec": colour})  # fmt: skip
+        ax.annotate(
+            str(number),
+            corner,
+            xytext=(0, -18 * corners.count(corner)),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            zorder=3,
+            color=colour,
+            bbox={"boxstyle": "circle,pad=0.15", "fc": "white", "ec": colour},
+        )
         corners.append(corner)
     ax.set_xlabel("prompt [tokens]")
     ax.set_ylabel("output asked for [tokens]")
@@ -158,18 +209,38 @@ def contenders(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
         ("fitted_busy_s", "fitted half", -0.19, GREY, ""),
         ("held_out_busy_s", "held-out half", 0.19, BLUE, "///"),
     ):
-        ax.barh(places + offset, frame[column], height=0.36, color=colour, hatch=hatch,
-                edgecolor="white", linewidth=0.6, label=label)  # fmt: skip
-    ax.plot(frame["held_out_bound_s"], places + 0.19, "|", color="black", markersize=15,
-            markeredgewidth=2.5, label="its shape bound: full batches, held out")  # fmt: skip
+        ax.barh(
+            places + offset,
+            frame[column],
+            height=0.36,
+            color=colour,
+            hatch=hatch,
+            edgecolor="white",
+            linewidth=0.6,
+            label=label,
+        )
+    ax.plot(
+        frame["held_out_bound_s"],
+        places + 0.19,
+        "|",
+        color="black",
+        markersize=15,
+        markeredgewidth=2.5,
+        label="its shape bound: full batches, held out",
+    )
     names = [f"{row.name}\n{_graphs(row.graphs)}" for row in frame.itertuples()]
     ax.set_yticks(places, names)
     for place, label, row in zip(places, ax.get_yticklabels(), frame.itertuples(), strict=True):
         label.set_fontweight("bold" if row.advised else "normal")
         latency = f"p95 {row.held_out_p95_e2el_s:,.0f} s"
         end_s = max(row.held_out_busy_s, row.held_out_bound_s)
-        ax.annotate("backlog grows" if row.held_out_saturated else latency, (end_s, place + 0.19),
-                    xytext=(6, 0), textcoords="offset points", va="center")  # fmt: skip
+        ax.annotate(
+            "backlog grows" if row.held_out_saturated else latency,
+            (end_s, place + 0.19),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+        )
     ax.set_ylim(len(frame) - 0.5, -0.5)
     ax.grid(visible=False, axis="y")
     ax.margins(x=0.12)
@@ -193,14 +264,27 @@ def waterfall(stages: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
         ("saved", (places > 0) & (stages["step_s"] < 0), GREEN, "..."),
     ):
         if some.any():
-            ax.barh(places[some], stages["step_s"][some], left=before_s[some], height=0.62,
-                    color=colour, hatch=hatch, edgecolor="white", linewidth=0.6,
-                    label=label)  # fmt: skip
+            ax.barh(
+                places[some],
+                stages["step_s"][some],
+                left=before_s[some],
+                height=0.62,
+                color=colour,
+                hatch=hatch,
+                edgecolor="white",
+                linewidth=0.6,
+                label=label,
+            )
     for place, row in zip(places, stages.itertuples(), strict=True):
         step = f" ({row.step_s:+,.0f})" if place else ""
         end_s = max(row.seconds, row.seconds - row.step_s)
-        ax.annotate(f"{row.seconds:,.0f} s{step}", (end_s, place), xytext=(5, 0),
-                    textcoords="offset points", va="center")  # fmt: skip
+        ax.annotate(
+            f"{row.seconds:,.0f} s{step}",
+            (end_s, place),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+        )
     ax.set_yticks(places, stages["stage"] + "\n" + stages["meaning"])
     ax.set_ylim(len(stages) - 0.5, -0.5)
     ax.margins(x=0.14)

@@ -32,8 +32,15 @@ def small_multiples(frame: pd.DataFrame, title: str, x_label: str) -> np.ndarray
     for ax, (name, some) in zip(axes, panels, strict=False):
         lines = some.groupby("series", sort=False)
         for (series, points), (colour, line) in zip(lines, itertools.cycle(LINES)):
-            ax.plot(points["x"], points["value"], line, color=colour, marker="o", markersize=3,
-                    label=str(series))  # fmt: skip
+            ax.plot(
+                points["x"],
+                points["value"],
+                line,
+                color=colour,
+                marker="o",
+                markersize=3,
+                label=str(series),
+            )
         ax.set_title(name, fontsize=9)
         ax.set_xlabel(x_label)
     for ax in axes[len(panels) :]:

@@ -70,8 +70,17 @@ def pass_timeline(passes: pd.DataFrame, title: str, ax: Axes | None = None) -> A
     ax = new_axes(ax, title, height=1.4 + 0.55 * len(lines))
     for kind, (colour, hatch) in PASSES.items():
         some = passes[passes["kind"] == kind]
-        ax.barh(some["batch"], some["seconds"], left=some["start_s"], height=0.6, color=colour,
-                hatch=hatch, edgecolor="black", linewidth=0.3, label=kind)  # fmt: skip
+        ax.barh(
+            some["batch"],
+            some["seconds"],
+            left=some["start_s"],
+            height=0.6,
+            color=colour,
+            hatch=hatch,
+            edgecolor="black",
+            linewidth=0.3,
+            label=kind,
+        )
     _name_batches(ax, lines)
     ax.set_xlabel("time since the first pass [s]; white between passes: the engine waits")
     return legend(ax)
@@ -88,8 +97,17 @@ def waste_ledger(ledger: pd.DataFrame, title: str, ax: Axes | None = None) -> Ax
     for part, (label, colour, hatch) in LEDGER.items():
         tokens = ledger[part].to_numpy()
         if tokens.any():
-            ax.barh(ledger["batch"], tokens, left=left, height=0.6, color=colour, hatch=hatch,
-                    edgecolor="white", linewidth=0.6, label=label)  # fmt: skip
+            ax.barh(
+                ledger["batch"],
+                tokens,
+                left=left,
+                height=0.6,
+                color=colour,
+                hatch=hatch,
+                edgecolor="white",
+                linewidth=0.6,
+                label=label,
+            )
         left += tokens
     ax.set_xlim(0, 1.02 * left.max())
     _name_batches(ax, ledger)
@@ -107,13 +125,31 @@ def fill_and_seconds(frame: pd.DataFrame, bound_s: float, title: str, ax: Axes |
     ax = new_axes(ax, title, height=5)
     for number, row in enumerate(frame.sort_values("busy_s").itertuples(), 1):
         colour, marker = KINDS[row.kind]
-        ax.plot(100 * row.fill, row.busy_s, marker, color=colour, markersize=9,
-                markeredgecolor="black", label=f"{number}: {row.set}")  # fmt: skip
+        ax.plot(
+            100 * row.fill,
+            row.busy_s,
+            marker,
+            color=colour,
+            markersize=9,
+            markeredgecolor="black",
+            label=f"{number}: {row.set}",
+        )
         side = 1 if number % 2 else -1  # neighbours in speed write to different sides
-        ax.annotate(str(number), (100 * row.fill, row.busy_s), xytext=(12 * side, 0), ha="center",
-                    textcoords="offset points", va="center")  # fmt: skip
-    ax.axhline(bound_s, color="black", linewidth=1, linestyle="--",
-               label="bound: any scheduler, any choice of as many buckets")  # fmt: skip
+        ax.annotate(
+            str(number),
+            (100 * row.fill, row.busy_s),
+            xytext=(12 * side, 0),
+            ha="center",
+            textcoords="offset points",
+            va="center",
+        )
+    ax.axhline(
+        bound_s,
+        color="black",
+        linewidth=1,
+        linestyle="--",
+        label="bound: any scheduler, any choice of as many buckets",
+    )
     ax.margins(x=0.08)
     ax.set_yscale("log")
     ax.set_ylim(0.85 * bound_s, 1.25 * frame["busy_s"].max())
@@ -140,17 +176,39 @@ def ledger_shares(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Ax
     for part, (label, colour, hatch) in LEDGER.items():
         shares = 100 * frame[f"{part}_share"].to_numpy()
         if shares.any():
-            ax.barh(places, shares, left=left, height=0.8, color=colour, hatch=hatch,
-                    edgecolor="white", linewidth=0.6, label=label)  # fmt: skip
+            ax.barh(
+                places,
+                shares,
+                left=left,
+                height=0.8,
+                color=colour,
+                hatch=hatch,
+                edgecolor="white",
+                linewidth=0.6,
+                label=label,
+            )
         left += shares
     for place, useful in zip(places, frame["useful_share"], strict=True):
         text = f"{useful:.0%}" if 100 * useful > 0.06 * left.max() else ""  # else too narrow
-        ax.annotate(text, (0, place), xytext=(4, 0), textcoords="offset points",
-                    va="center", color="white", fontweight="bold")  # fmt: skip
+        ax.annotate(
+            text,
+            (0, place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            color="white",
+            fontweight="bold",
+        )
     for group in groups:
         first = places[(frame["group"] == group).to_numpy()][0]
-        ax.annotate(group, (0, first - 0.5), xytext=(4, 0), textcoords="offset points",
-                    fontweight="bold", va="bottom")  # fmt: skip
+        ax.annotate(
+            group,
+            (0, first - 0.5),
+            xytext=(4, 0),
+            textcoords="offset points",
+            fontweight="bold",
+            va="bottom",
+        )
     ax.set_yticks(places, frame["label"] + np.where(frame["saturated"], " (saturated)", ""))
     ax.set_ylim(places[-1] + 0.6, -1.3)
     ax.set_xlim(0, 1.01 * left.max())
@@ -216,8 +274,9 @@ def _panels(
 ) -> list[Axes]:
     """Two panels per line, named by their vertical axes; one in [%] shows shares of 0 to 1."""
     lines = -(-len(panels) // 2)
-    _, axes = plt.subplots(lines, 2, figsize=(10, 1.2 + 3.0 * lines), sharex=True,
-                           sharey=sharey, squeeze=False)  # fmt: skip
+    _, axes = plt.subplots(
+        lines, 2, figsize=(10, 1.2 + 3.0 * lines), sharex=True, sharey=sharey, squeeze=False
+    )
     for ax, ylabel in zip(axes.flat, panels.values(), strict=True):
         new_axes(ax, "")
         ax.set_ylabel(ylabel)
@@ -235,8 +294,15 @@ def _dotted_where_saturated(ax, frame, x, y, label, colour, marker) -> None:
     ax.plot(frame[x], frame[y].where(~frame["saturated"]), "-", color=colour, linewidth=1.8)
     for saturated, fill in ((False, "full"), (True, "none")):
         some = frame[frame["saturated"] == saturated]
-        ax.plot(some[x], some[y], marker, color=colour, fillstyle=fill, markersize=6,
-                label=None if saturated else label)  # fmt: skip
+        ax.plot(
+            some[x],
+            some[y],
+            marker,
+            color=colour,
+            fillstyle=fill,
+            markersize=6,
+            label=None if saturated else label,
+        )
 
 
 def _legend_of_panels(axes: list[Axes], saturated: bool) -> Axes:

@@ -29,8 +29,17 @@ def startup_stages(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> A
     left = np.zeros(len(frame))
     for stage, (label, colour, hatch) in STAGES.items():
         seconds = frame[stage].to_numpy()
-        ax.barh(frame["label"], seconds, left=left, height=0.7, color=colour, hatch=hatch,
-                edgecolor="white", linewidth=0.6, label=label)  # fmt: skip
+        ax.barh(
+            frame["label"],
+            seconds,
+            left=left,
+            height=0.7,
+            color=colour,
+            hatch=hatch,
+            edgecolor="white",
+            linewidth=0.6,
+            label=label,
+        )
         left += seconds
     ax.set_ylim(len(frame) - 0.5, -0.5)
     ax.set_xlabel("time until ready [s]")
@@ -50,8 +59,15 @@ def growth(frame: pd.DataFrame, factor: float, title: str, ax: Axes | None = Non
         frame.groupby("stage", sort=False), (-0.26, 0, 0.26), styles, strict=True
     ):
         places = [dimensions.index(name) + place for name in some["dimension"]]
-        ax.bar(places, some["ratio"], width=0.24, color=colour, hatch=hatch,
-               edgecolor="white", label=stage)  # fmt: skip
+        ax.bar(
+            places,
+            some["ratio"],
+            width=0.24,
+            color=colour,
+            hatch=hatch,
+            edgecolor="white",
+            label=stage,
+        )
     ax.axhline(1, color="black", linewidth=0.8, label="no growth")
     ax.axhline(factor, color="black", linewidth=0.8, linestyle="--", label="in proportion")
     ax.set_xticks(range(len(dimensions)), dimensions)
@@ -70,8 +86,16 @@ def predicted(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     places = np.arange(len(frame))
     ax.hlines(places, frame["startup_s"], frame["predicted_s"], color=GREY, linewidth=3)
     ax.plot(frame["startup_s"], places, "o", color=BLUE, markersize=8, label="measured")
-    ax.plot(frame["predicted_s"], places, "D", color=RED, markersize=8, fillstyle="none",
-            markeredgewidth=1.5, label="predicted")  # fmt: skip
+    ax.plot(
+        frame["predicted_s"],
+        places,
+        "D",
+        color=RED,
+        markersize=8,
+        fillstyle="none",
+        markeredgewidth=1.5,
+        label="predicted",
+    )
     ax.set_yticks(places, frame["bucket"] + "\n" + frame["role"])
     ax.set_ylim(len(frame) - 0.5, -0.5)
     ax.set_xlim(0, 1.1 * frame[["startup_s", "predicted_s"]].to_numpy().max())
@@ -92,13 +116,25 @@ def break_even(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
         some = frame[frame["start"] == start]
         places = [labels.index(label) + offset for label in some["bucket"]]
         requests = some["requests"].replace(np.inf, np.nan)
-        bars = ax.barh(places, requests, height=0.38, color=colour, hatch=hatch,
-                       edgecolor="white", label=f"{start} start")  # fmt: skip
+        bars = ax.barh(
+            places,
+            requests,
+            height=0.38,
+            color=colour,
+            hatch=hatch,
+            edgecolor="white",
+            label=f"{start} start",
+        )
         texts = ["never" if value == np.inf else f"{value:,.0f}" for value in some["requests"]]
         for bar, text in zip(bars, texts, strict=True):
             width = 0 if np.isnan(bar.get_width()) else bar.get_width()
-            ax.annotate(text, (width, bar.get_y() + 0.19), xytext=(4, 0),
-                        textcoords="offset points", va="center")  # fmt: skip
+            ax.annotate(
+                text,
+                (width, bar.get_y() + 0.19),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+            )
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.5, -0.5)
     ax.margins(x=0.12)

@@ -43,8 +43,15 @@ def measured_and_simulated(
     for (run, some), (colour, marker) in zip(
         frame.groupby("run", sort=False), itertools.cycle(MARKS)
     ):
-        ax.plot(*(some[name] for name in columns), marker, color=colour, markersize=6,
-                markeredgecolor="black", markeredgewidth=0.5, label=run)  # fmt: skip
+        ax.plot(
+            *(some[name] for name in columns),
+            marker,
+            color=colour,
+            markersize=6,
+            markeredgecolor="black",
+            markeredgewidth=0.5,
+            label=run,
+        )
     ax.set_xscale("log")
     ax.set_yscale("log")
     for axis in (ax.xaxis, ax.yaxis):

@@ -66,10 +66,15 @@ class MultiprocessingSpyreExecutor(StaticShapes, MultiprocExecutor):
         super().start_worker_monitor(inline)
 
     def collective_rpc(
-        self, method: str | Callable, timeout: float | None = None, args: tuple = (),
-        kwargs: dict | None = None, non_block: bool = False,
-        unique_reply_rank: int | None = None, **aggregators: Any,
-    ) -> Any:  # fmt: skip
+        self,
+        method: str | Callable,
+        timeout: float | None = None,
+        args: tuple = (),
+        kwargs: dict | None = None,
+        non_block: bool = False,
+        unique_reply_rank: int | None = None,
+        **aggregators: Any,
+    ) -> Any:
         """As vLLM's, a pass within `step_timeout_s`; the RuntimeError names the rank."""
         if method in PASS:
             timeout = self.step_timeout_s

@@ -237,9 +237,16 @@ def _by_bound(read: list[R], costs: Sequence[BucketCost]) -> list[tuple[BucketCo
     """For each bucket the requests that fit it, as (bound in seconds, prompt tokens, -place in the
     queue)."""
     fitting: list[tuple[BucketCost, list[Row]]] = [(cost, []) for cost in costs]
-    shares = [(rows, cost.bucket.prompt_length, cost.bucket.new_tokens,
-               cost.prefill_s / cost.bucket.batch_size, cost.decode_s / cost.bucket.batch_size)
-              for cost, rows in fitting]  # fmt: skip
+    shares = [
+        (
+            rows,
+            cost.bucket.prompt_length,
+            cost.bucket.new_tokens,
+            cost.prefill_s / cost.bucket.batch_size,
+            cost.decode_s / cost.bucket.batch_size,
+        )
+        for cost, rows in fitting
+    ]
     for place, request in enumerate(read):
         prompt_tokens, max_tokens = request.prompt_tokens, request.max_tokens
         further, taking, bound_s = max_tokens - 1, [], math.inf

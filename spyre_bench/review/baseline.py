@@ -38,16 +38,24 @@ def write_baseline(folder: Path, run: Mapping[str, Record]) -> None:
 
 def _write(folder: Path, record: Record) -> None:
     (folder / "tables").mkdir(parents=True)
-    _dump(folder / OUTCOME, {
-        "notebook": record.notebook, "error": None, "traits": asdict(record.traits),
-    })  # fmt: skip
-    _dump(folder / RESULTS, {
-        "parameters": dict(record.parameters),
-        "results": _rounded(record.results),
-        **({} if record.better is None else {"better": dict(record.better)}),
-        "checks": {name: {"ok": ok} for name, ok in record.checks.items()},
-        "figures": record.figures,
-    })  # fmt: skip
+    _dump(
+        folder / OUTCOME,
+        {
+            "notebook": record.notebook,
+            "error": None,
+            "traits": asdict(record.traits),
+        },
+    )
+    _dump(
+        folder / RESULTS,
+        {
+            "parameters": dict(record.parameters),
+            "results": _rounded(record.results),
+            **({} if record.better is None else {"better": dict(record.better)}),
+            "checks": {name: {"ok": ok} for name, ok in record.checks.items()},
+            "figures": record.figures,
+        },
+    )
     for name, frame in record.tables.items():
         frame.to_csv(folder / "tables" / f"{name}.csv", index=False, float_format=f"%.{DIGITS}g")
 

@@ -38,13 +38,20 @@ def figures_of(page: Path) -> Path:
 def render(review: Review) -> str:
     """The page as HTML: everything that is not the template's own is escaped."""
     environment = Environment(
-        loader=PackageLoader("spyre_bench.review"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=PackageLoader("spyre_bench.review"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= {
-        "markdown": markdown, "value": value, "percent": percent, "picture": picture,
-        "breakable": breakable, "number": pd.api.types.is_number,
-    }  # fmt: skip
+        "markdown": markdown,
+        "value": value,
+        "percent": percent,
+        "picture": picture,
+        "breakable": breakable,
+        "number": pd.api.types.is_number,
+    }
     try:
         return environment.get_template("review.html").render(review=review)
     except (TemplateError, TypeError, AttributeError, KeyError) as error:
@@ -65,12 +72,17 @@ def print_pdf(page: Path, pdf: Path) -> None:
     pdf.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="spyre_bench-") as profile:
         command = [
-            browser, "--headless", "--disable-gpu", f"--user-data-dir={profile}",
+            browser,
+            "--headless",
+            "--disable-gpu",
+            f"--user-data-dir={profile}",
             # Chromium's sandbox refuses to work for root.
             *(["--no-sandbox"] if os.geteuid() == 0 else []),
-            "--no-pdf-header-footer", "--generate-pdf-document-outline",
-            f"--print-to-pdf={pdf.resolve()}", page.resolve().as_uri(),
-        ]  # fmt: skip
+            "--no-pdf-header-footer",
+            "--generate-pdf-document-outline",
+            f"--print-to-pdf={pdf.resolve()}",
+            page.resolve().as_uri(),
+        ]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=PRINTING_S)
         except subprocess.TimeoutExpired as error:

@@ -32,9 +32,26 @@ UNITS_OF_A_CLOCK = {"s", "ms", "rps", "seconds"}
 NOTHING = 1e-9
 
 HIGHER_IS_BETTER = {"rps", "fill", "saving", "useful", "goodput", "agree", "efficiency", "speedup"}
-LOWER_IS_BETTER = {"s", "ms", "seconds", "error", "lost", "rejected", "beyond", "left", "bytes",
-                   "growth", "pad", "padding", "tail", "cap", "slots", "never", "bound",
-                   "cold"}  # fmt: skip
+LOWER_IS_BETTER = {
+    "s",
+    "ms",
+    "seconds",
+    "error",
+    "lost",
+    "rejected",
+    "beyond",
+    "left",
+    "bytes",
+    "growth",
+    "pad",
+    "padding",
+    "tail",
+    "cap",
+    "slots",
+    "never",
+    "bound",
+    "cold",
+}
 FAILING = {"worse", "changed", "vanished", "broken"}
 STATES = ("broken", "vanished", "worse", "changed", "better", "new", "tied", "by chance", "same")
 COLUMNS = ["notebook", "item", "state", "fails", "kind", "base", "new", "change", "tolerance"]
@@ -78,9 +95,12 @@ def compare(
             rows += _notebook(name, base[name], new[name], allowed)
     frame = pd.DataFrame(rows, columns=COLUMNS)
     order = frame["state"].map(STATES.index)
-    return frame.assign(order=order).sort_values(
-        ["fails", "order", "notebook"], ascending=[False, True, True], kind="stable"
-    ).drop(columns="order").reset_index(drop=True)  # fmt: skip
+    return (
+        frame.assign(order=order)
+        .sort_values(["fails", "order", "notebook"], ascending=[False, True, True], kind="stable")
+        .drop(columns="order")
+        .reset_index(drop=True)
+    )
 
 
 def curves(
@@ -280,8 +300,11 @@ def _row(
 ) -> dict[str, Any]:
     # Of a measurement, a change for no known better or worse is worth a line, not a failure.
     fails = state in FAILING and not (state == "changed" and kind in ("ratio", "seconds", "error"))
-    return dict(zip(COLUMNS, (notebook, item, state, fails, kind, base, new, change, tolerance),
-                    strict=True))  # fmt: skip
+    return dict(
+        zip(
+            COLUMNS, (notebook, item, state, fails, kind, base, new, change, tolerance), strict=True
+        )
+    )
 
 
 def _text(value: Any) -> str:

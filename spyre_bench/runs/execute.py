@@ -95,8 +95,15 @@ def execute(task: Task, *, resume: bool = False, progress: bool = True) -> Outco
         if resume and (earlier := _outcome(task.directory)):
             again = _why_again(earlier, basis)
             if not again:
-                return Outcome(task.notebook, task.directory, earlier["seconds"], None, traits,
-                               basis, reused=True)  # fmt: skip
+                return Outcome(
+                    task.notebook,
+                    task.directory,
+                    earlier["seconds"],
+                    None,
+                    traits,
+                    basis,
+                    reused=True,
+                )
         _clear(task.directory)
         error = _execute(task, parameters, progress)
     except Exception as failure:  # whatever it is, the other notebooks still get their turn
@@ -266,9 +273,13 @@ def _execute(task: Task, parameters: Mapping[str, Any], progress: bool) -> str |
     error = None
     try:
         papermill.execute_notebook(
-            literal(task.notebook), literal(executed), parameters=dict(parameters),
-            log_output=False, progress_bar=progress, kernel_manager_class=Kernel,
-        )  # fmt: skip
+            literal(task.notebook),
+            literal(executed),
+            parameters=dict(parameters),
+            log_output=False,
+            progress_bar=progress,
+            kernel_manager_class=Kernel,
+        )
     except PapermillExecutionError as failure:
         place = f"In [{failure.exec_count}] ({failure.source.strip().splitlines()[0]})"
         error = f"cell {place}: {failure.ename}: {failure.evalue}"

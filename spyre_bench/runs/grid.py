@@ -89,10 +89,11 @@ def panels(frame: pd.DataFrame, parameters: Sequence[str]) -> pd.DataFrame:
     parameters, a series has the same values of all others."""
     results = [name for name in frame.columns if name not in {*parameters, "seconds", "error"}]
     numeric = [
-        name for name in results
+        name
+        for name in results
         if pd.api.types.is_numeric_dtype(frame[name])
         and not pd.api.types.is_bool_dtype(frame[name])
-    ]  # fmt: skip
+    ]
     first, *others = parameters
     series = [", ".join(f"{n}={row[n]}" for n in others) for _, row in frame.iterrows()]
     long = frame.assign(x=_numbers(frame[first]), series=series)

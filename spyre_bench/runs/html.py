@@ -16,15 +16,60 @@ from markupsafe import Markup
 from nbconvert import HTMLExporter
 
 # What nbconvert's pages would fetch from content networks.
-NETWORK_ADDRESSES = ("mathjax_url", "require_js_url", "jquery_url", "mermaid_js_url",
-                     "mermaid_layout_elk_js_url", "widget_renderer_url")  # fmt: skip
+NETWORK_ADDRESSES = (
+    "mathjax_url",
+    "require_js_url",
+    "jquery_url",
+    "mermaid_js_url",
+    "mermaid_layout_elk_js_url",
+    "widget_renderer_url",
+)
 # Beside the sanitizer: a browser then loads nothing from outside, whatever got through.
 POLICY = "default-src 'none'; img-src data: 'self'; font-src data:; style-src 'unsafe-inline'"
-TAGS = {*bleach.ALLOWED_TAGS, "br", "caption", "dd", "del", "details", "div", "dl", "dt", "hr",
-        "h1", "h2", "h3", "h4", "h5", "h6", "img", "p", "pre", "span", "sub", "summary", "sup",
-        "table", "tbody", "td", "tfoot", "th", "thead", "tr"}  # fmt: skip
-ATTRIBUTES = {"alt", "border", "class", "colspan", "height", "id", "rowspan", "style", "title",
-              "width"}  # fmt: skip
+TAGS = {
+    *bleach.ALLOWED_TAGS,
+    "br",
+    "caption",
+    "dd",
+    "del",
+    "details",
+    "div",
+    "dl",
+    "dt",
+    "hr",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "h5",
+    "h6",
+    "img",
+    "p",
+    "pre",
+    "span",
+    "sub",
+    "summary",
+    "sup",
+    "table",
+    "tbody",
+    "td",
+    "tfoot",
+    "th",
+    "thead",
+    "tr",
+}
+ATTRIBUTES = {
+    "alt",
+    "border",
+    "class",
+    "colspan",
+    "height",
+    "id",
+    "rowspan",
+    "style",
+    "title",
+    "width",
+}
 INSIDE = re.compile(r"data:image/[\w.+-]+;base64,|[\w.-]+(/[\w.-]+)*$")
 
 
@@ -44,10 +89,13 @@ def _clean(html: object) -> str:
     for unread in soup(["script", "style"]):  # bleach would show their text
         unread.decompose()
     return bleach.clean(
-        str(soup), tags=TAGS, attributes=_allowed, strip=True,
+        str(soup),
+        tags=TAGS,
+        attributes=_allowed,
+        strip=True,
         protocols={"http", "https", "mailto", "data"},
         css_sanitizer=CSSSanitizer(allowed_css_properties=["text-align"]),
-    )  # fmt: skip
+    )
 
 
 def _allowed(tag: str, name: str, value: str) -> bool:

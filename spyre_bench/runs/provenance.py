@@ -9,8 +9,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("spyre-bench", "torch", "vllm", "ibm-fms", "transformers", "numpy", "scipy", "pandas",
-            "matplotlib", "papermill")  # fmt: skip
+PACKAGES = (
+    "spyre-bench",
+    "torch",
+    "vllm",
+    "ibm-fms",
+    "transformers",
+    "numpy",
+    "scipy",
+    "pandas",
+    "matplotlib",
+    "papermill",
+)
 
 
 def provenance() -> dict[str, Any]:

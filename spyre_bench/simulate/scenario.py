@@ -21,8 +21,12 @@ if TYPE_CHECKING:
     from spyre_bench.workload.workload import Workload
 
 WORKLOAD, TRACE_FILE, COSTS, SCHEDULING, ENGINE = PARTS = (
-    "Workload", "Trace file", "Costs", "Scheduling", "Engine",
-)  # fmt: skip
+    "Workload",
+    "Trace file",
+    "Costs",
+    "Scheduling",
+    "Engine",
+)
 
 
 def setting(part: str, help: str, default: Any = MISSING, **option: Any) -> Any:

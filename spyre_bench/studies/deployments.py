@@ -383,8 +383,9 @@ def all_reduce_shares(costs: Iterable[SpyreCost], bucket: Bucket) -> pd.DataFram
             all_s = [getattr(at_end, f"{name}_s")(bucket) for at_end in passes]
             reduce_s = [cost.model.layers * at_end.reduces_s(rows_per_pass) for at_end in passes]
             rest_s = [whole - part for whole, part in zip(all_s, reduce_s, strict=True)]
-            shares = [part / (part + rest)
-                      for part, rest in zip(reduce_s, reversed(rest_s), strict=True)]  # fmt: skip
+            shares = [
+                part / (part + rest) for part, rest in zip(reduce_s, reversed(rest_s), strict=True)
+            ]
             rows.append(
                 {"tp": cost.tp, "pass": name}
                 | dict(zip(("low_s", "value_s", "high_s"), all_s, strict=True))

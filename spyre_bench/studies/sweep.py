@@ -175,15 +175,34 @@ def _figures(point: Scenario, basis: str) -> dict[str, Any]:
 
 
 FIGURES = (
-    "served", "rejected", "batches", "duration_s", "busy_s", "throughput_rps", "utilisation",
-    "busy_over_shape_bound", "fill", *(f"{name}_tokens" for name in summary.LEDGER),
-    *(f"{of}_{name}_ms" for name in ("queue", "ttft", "tpot", "e2el")
-      for of in ("mean", "median", "p95", "p99")),
-    "compile_s", "extrapolated", "saturated", "error",
-)  # fmt: skip
+    "served",
+    "rejected",
+    "batches",
+    "duration_s",
+    "busy_s",
+    "throughput_rps",
+    "utilisation",
+    "busy_over_shape_bound",
+    "fill",
+    *(f"{name}_tokens" for name in summary.LEDGER),
+    *(
+        f"{of}_{name}_ms"
+        for name in ("queue", "ttft", "tpot", "e2el")
+        for of in ("mean", "median", "p95", "p99")
+    ),
+    "compile_s",
+    "extrapolated",
+    "saturated",
+    "error",
+)
 COLUMNS = (*SETTINGS, "basis", *FIGURES)
-COUNTS = ("served", "rejected", "batches", *(f"{name}_tokens" for name in summary.LEDGER),
-          "extrapolated")  # fmt: skip
+COUNTS = (
+    "served",
+    "rejected",
+    "batches",
+    *(f"{name}_tokens" for name in summary.LEDGER),
+    "extrapolated",
+)
 # A whole number, or nothing where the point did not run.
 DTYPES = (
     {name: KINDS[name] for name in SETTINGS}
@@ -248,10 +267,15 @@ def _parallel(backend: str, scheduler: str | None, jobs: int):
             if backend == "dask":
                 from distributed import Client
 
-                stack.enter_context(Client(scheduler) if scheduler else Client(
-                    n_workers=joblib.effective_n_jobs(jobs), threads_per_worker=1,
-                    dashboard_address=None,
-                ))  # fmt: skip
+                stack.enter_context(
+                    Client(scheduler)
+                    if scheduler
+                    else Client(
+                        n_workers=joblib.effective_n_jobs(jobs),
+                        threads_per_worker=1,
+                        dashboard_address=None,
+                    )
+                )
             elif backend == "ray":
                 import ray
                 from ray.util.joblib import register_ray

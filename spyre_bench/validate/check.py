@@ -38,7 +38,7 @@ class Constants:
     """What the simulation of a server rests on."""
 
     costs: tuple[BucketCost, ...]  # seconds of a pass in the server, vLLM's own time included
-    believed: tuple[BucketCost, ...]  # what the server's scheduler decides by, from its warmup
+    estimated: tuple[BucketCost, ...]  # what the server's scheduler decides by, from its warmup
     client_overhead_s: float
     policy: Policy
     fixed_at: str  # ISO 8601, UTC
@@ -50,8 +50,8 @@ class Constants:
                 "bucket": [str(cost.bucket) for cost in self.costs],
                 "prefill_s": [cost.prefill_s for cost in self.costs],
                 "decode_s": [cost.decode_s for cost in self.costs],
-                "believed_prefill_s": [cost.prefill_s for cost in self.believed],
-                "believed_decode_s": [cost.decode_s for cost in self.believed],
+                "believed_prefill_s": [cost.prefill_s for cost in self.estimated],
+                "believed_decode_s": [cost.decode_s for cost in self.estimated],
                 "client_overhead_s": self.client_overhead_s,
                 "measured_at": self.fixed_at,
             }
@@ -59,9 +59,12 @@ class Constants:
 
     def simulate(self, workload: Workload) -> SimulatedRun:
         return simulate(
-            workload, self.costs, self.policy,
-            client_overhead_s=self.client_overhead_s, estimated=self.believed,
-        )  # fmt: skip
+            workload,
+            self.costs,
+            self.policy,
+            client_overhead_s=self.client_overhead_s,
+            estimated=self.estimated,
+        )
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def calibrate(
     The constants are in the directory, as `<name>-constants.csv`, before this returns. Raises
     ValueError where a bucket's requests did not share a batch of it, as without `gather_s`.
     """
-    some, before = full_batches(believed_costs(server, buckets)), count_passes(server.pass_log)
+    some, before = full_batches(estimated_costs(server, buckets)), count_passes(server.pass_log)
     result = serving.replay(server, some, directory, f"{name}-calibration")
     costs = pass_costs(read_passes(server.pass_log).iloc[before:])
     if missing := sorted(set(buckets) - {cost.bucket for cost in costs}):
@@ -112,7 +115,7 @@ def calibrate(
     waited_s = np.array(result["ttfts"]) - run.ttft_s
     constants = Constants(
         costs=costs,
-        believed=believed_costs(server, buckets),
+        estimated=estimated_costs(server, buckets),
         client_overhead_s=max(0.0, float(np.median(waited_s))),
         policy=policy,
         fixed_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -121,7 +124,7 @@ def calibrate(
     return constants
 
 
-def believed_costs(server: serving.Server, buckets: BucketSet) -> tuple[BucketCost, ...]:
+def estimated_costs(server: serving.Server, buckets: BucketSet) -> tuple[BucketCost, ...]:
     """What the server's scheduler decides by: the seconds of its warmup."""
     warmed = read_warmup(server.pass_log).set_index("bucket")
     return tuple(
@@ -218,9 +221,12 @@ def as_sent(workload: Workload, start_times: Sequence[float]) -> Workload:
     a hair count as sent together."""
     arrival_s = np.maximum.accumulate(np.asarray(start_times) - np.min(start_times))
     return Workload(
-        workload.name, arrival_s, workload.prompt_tokens, workload.output_tokens,
+        workload.name,
+        arrival_s,
+        workload.prompt_tokens,
+        workload.output_tokens,
         workload.max_tokens,
-    )  # fmt: skip
+    )
 
 
 def batches_of(passes: pd.DataFrame) -> list[tuple[str, list[int]]]:

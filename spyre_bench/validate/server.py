@@ -39,9 +39,14 @@ class Server:
 
 @contextlib.contextmanager
 def serve(
-    model_directory: Path, buckets: BucketSet, directory: Path, *, threads: int = 1, tp: int = 1,
+    model_directory: Path,
+    buckets: BucketSet,
+    directory: Path,
+    *,
+    threads: int = 1,
+    tp: int = 1,
     **setting: Any,
-) -> Iterator[Server]:  # fmt: skip
+) -> Iterator[Server]:
     """`vllm serve` with these buckets over `tp` ranks of so many threads until the block ends;
     `setting` are further keys of `additional_config["spyre"]`. Log and pass log go into the
     directory. Raises ValueError with the end of the log where the server ends or is not ready
@@ -52,10 +57,19 @@ def serve(
     spyre = {"buckets": sizes, "pass_log": str(pass_log), **setting}
     port = _free_port()
     command = [
-        *_environment(threads), str(VLLM), "serve", str(model_directory), "--port", str(port),
-        "--served-model-name", "model", "--additional-config", json.dumps({"spyre": spyre}),
-        "--tensor-parallel-size", str(tp),
-    ]  # fmt: skip
+        *_environment(threads),
+        str(VLLM),
+        "serve",
+        str(model_directory),
+        "--port",
+        str(port),
+        "--served-model-name",
+        "model",
+        "--additional-config",
+        json.dumps({"spyre": spyre}),
+        "--tensor-parallel-size",
+        str(tp),
+    ]
     log = directory / "server.log"
     with log.open("w") as sink:
         process = subprocess.Popen(
@@ -72,13 +86,17 @@ def complete(server: Server, prompts: list[list[int]], new_tokens: int) -> None:
     """One request with so many prompts of token ids, each answered with so many tokens, the end of
     sequence ignored. Returns with the whole answer; raises urllib.error.HTTPError for a refusal."""
     body = {
-        "model": "model", "prompt": prompts, "max_tokens": new_tokens, "temperature": 0,
+        "model": "model",
+        "prompt": prompts,
+        "max_tokens": new_tokens,
+        "temperature": 0,
         "ignore_eos": True,
-    }  # fmt: skip
+    }
     request = urllib.request.Request(
-        f"{server.url}/v1/completions", json.dumps(body).encode(),
+        f"{server.url}/v1/completions",
+        json.dumps(body).encode(),
         {"Content-Type": "application/json"},
-    )  # fmt: skip
+    )
     with urllib.request.urlopen(request) as reply:
         reply.read()
 
@@ -102,14 +120,38 @@ def replay(server: Server, workload: Workload, directory: Path, name: str) -> di
             )
         )
     command = [
-        *_environment(1), str(VLLM), "bench", "serve", "--base-url", server.url, "--model", "model",
-        "--tokenizer", str(server.model_directory), "--backend", "vllm",
-        "--dataset-name", "timed_trace", "--dataset-path", str(trace),
-        "--timed-trace-chunk-hash-size", str(int(workload.prompt_tokens.max())),
-        "--num-prompts", str(len(workload)), "--num-warmups", "0", "--temperature", "0",
-        "--save-result", "--save-detailed", "--result-dir", str(directory),
-        "--result-filename", f"{name}.json", "--disable-tqdm",
-    ]  # fmt: skip
+        *_environment(1),
+        str(VLLM),
+        "bench",
+        "serve",
+        "--base-url",
+        server.url,
+        "--model",
+        "model",
+        "--tokenizer",
+        str(server.model_directory),
+        "--backend",
+        "vllm",
+        "--dataset-name",
+        "timed_trace",
+        "--dataset-path",
+        str(trace),
+        "--timed-trace-chunk-hash-size",
+        str(int(workload.prompt_tokens.max())),
+        "--num-prompts",
+        str(len(workload)),
+        "--num-warmups",
+        "0",
+        "--temperature",
+        "0",
+        "--save-result",
+        "--save-detailed",
+        "--result-dir",
+        str(directory),
+        "--result-filename",
+        f"{name}.json",
+        "--disable-tqdm",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"vllm bench serve failed: {done.stderr.strip()[-1000:]}")

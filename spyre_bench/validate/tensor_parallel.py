@@ -25,9 +25,14 @@ GATHER_S = 5.0  # the prompts of a request shall share a batch, however busy the
 
 
 def serve_by_tp(
-    model_directory: Path, bucket: Bucket, tps: Sequence[int], directory: Path, *,
-    threads: int = 1, compile_backend: str = "inductor",
-) -> pd.DataFrame:  # fmt: skip
+    model_directory: Path,
+    bucket: Bucket,
+    tps: Sequence[int],
+    directory: Path,
+    *,
+    threads: int = 1,
+    compile_backend: str = "inductor",
+) -> pd.DataFrame:
     """One row for each number of ranks of a server that starts without compiled code and serves
     `BATCHES` full batches: start_s to the first answer of its health page, compile_s of the bucket,
     median seconds of a prefill and of a decode pass with vLLM's own time in them, and both as gain
@@ -39,9 +44,15 @@ def serve_by_tp(
         here = directory / f"tp{tp}"
         began = time.perf_counter()
         with serve(
-            model_directory, buckets, here, threads=threads, tp=tp, gather_s=GATHER_S,
-            compile_backend=compile_backend, artefact_directory=str(here / "artefacts"),
-        ) as server:  # fmt: skip
+            model_directory,
+            buckets,
+            here,
+            threads=threads,
+            tp=tp,
+            gather_s=GATHER_S,
+            compile_backend=compile_backend,
+            artefact_directory=str(here / "artefacts"),
+        ) as server:
             start_s = time.perf_counter() - began
             for _ in range(BATCHES):
                 complete(server, prompts, bucket.new_tokens)
@@ -68,11 +79,16 @@ def starts_by_tp(model_directory: Path, bucket: Bucket, tps: Sequence[int]) -> p
 
     starts = [
         measure_starts(
-            model_directory, BucketSet((bucket,)), tp=tp, threads=1, compile_backend="eager",
-            passes=1, warm=False,
+            model_directory,
+            BucketSet((bucket,)),
+            tp=tp,
+            threads=1,
+            compile_backend="eager",
+            passes=1,
+            warm=False,
         )
         for tp in tps
-    ]  # fmt: skip
+    ]
     return pd.concat(starts, ignore_index=True)
 
 

@@ -11,9 +11,18 @@ UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 PARTS = ("arrival", "prompt", "output", "max_tokens")
 # Of sessions and shared prefixes: kept as the file has them, for the steps that use them.
 EXTRAS = (
-    "session_id", "Session ID", "conversation_id", "chat_id", "parent_chat_id", "parent_id",
-    "parent_ids", "parents", "turn", "delay", "hash_ids",
-)  # fmt: skip
+    "session_id",
+    "Session ID",
+    "conversation_id",
+    "chat_id",
+    "parent_chat_id",
+    "parent_id",
+    "parent_ids",
+    "parents",
+    "turn",
+    "delay",
+    "hash_ids",
+)
 AS_TEXT = tuple(name for name in EXTRAS if name not in ("turn", "delay"))
 
 
@@ -176,7 +185,9 @@ def _with_columns(form: Format, given: Mapping[str, str]) -> Format:
     changes: dict[str, Any] = dict(given)
     if "arrival" in given and given["arrival"] != form.arrival:
         changes |= {
-            "unit": "", "dates": False, "starts_at_zero": True,
+            "unit": "",
+            "dates": False,
+            "starts_at_zero": True,
             "times_optional": given["arrival"] == "none",
-        }  # fmt: skip
+        }
     return replace(form, **changes)

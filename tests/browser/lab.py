@@ -44,8 +44,12 @@ class Lab(Run):
             path.write_text(json.dumps(settings))
         super().__init__(
             [
-                str(Path(sys.executable).with_name("jupyter")), "lab", str(folder),
-                "--no-browser", f"--ServerApp.port={port}", f"--IdentityProvider.token={TOKEN}",
+                str(Path(sys.executable).with_name("jupyter")),
+                "lab",
+                str(folder),
+                "--no-browser",
+                f"--ServerApp.port={port}",
+                f"--IdentityProvider.token={TOKEN}",
                 *(["--allow-root"] if os.geteuid() == 0 else []),
             ],
             home / "lab.log",
@@ -54,7 +58,7 @@ class Lab(Run):
             JUPYTER_CONFIG_DIR=str(home / "config"),
             JUPYTER_RUNTIME_DIR=str(home / "runtime"),
             IPYTHONDIR=str(home / "ipython"),
-        )  # fmt: skip
+        )
         self.wait_for(lambda: self.get("status"))
 
     def address(self, path: str = "") -> str:

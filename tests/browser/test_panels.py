@@ -67,9 +67,13 @@ def test_the_launcher_offers_the_kernel_of_the_house(lab, page):
 
 def test_00_the_passes_of_a_bucket_are_picked_out(opened, tiny_llama):
     panel, tables, _ = opened(
-        "00_first_look", 3, model=str(tiny_llama), compile_backend="eager",
-        buckets="4,64,16 2,384,16", max_tokens=4,
-    )  # fmt: skip
+        "00_first_look",
+        3,
+        model=str(tiny_llama),
+        compile_backend="eager",
+        buckets="4,64,16 2,384,16",
+        max_tokens=4,
+    )
     passes = pd.read_csv(tables / "passes.csv", converters={"prompt_tokens": ast.literal_eval})
     here = parts(explore.first_look(passes))
     same(panel.numbers(), numbers(here))
@@ -117,9 +121,14 @@ def test_01_a_choice_follows_and_the_long_one_shows_progress_and_is_cancelled(op
 
 def test_02_as_many_buckets_are_started_as_asked(opened, tiny_llama):
     panel, tables, p = opened(
-        "02_what_does_warmup_cost", 6, model=str(tiny_llama), compile_backend="eager",
-        base="1,64,4", compared="eager,layer", compared_layers=1,
-    )  # fmt: skip
+        "02_what_does_warmup_cost",
+        6,
+        model=str(tiny_llama),
+        compile_backend="eager",
+        base="1,64,4",
+        compared="eager,layer",
+        compared_layers=1,
+    )
     fitted, _ = startup.corners(Bucket.parse(p.base), p.factor)
     predicted = startup.predict(pd.read_csv(tables / "starts.csv"))
     here = parts(explore.what_warmup_costs(predicted, max(fitted)))
@@ -145,9 +154,12 @@ def test_03_the_waste_follows_policy_and_rate(opened):
     )
     costs, rules = price(BucketSet.parse(p.buckets), load_cost()), Policy(p.policy, max_age_s=300.0)
     asked = load_workload(
-        p.workload, rng=np.random.default_rng(p.seed), requests=p.requests, arrivals=p.arrivals,
+        p.workload,
+        rng=np.random.default_rng(p.seed),
+        requests=p.requests,
+        arrivals=p.arrivals,
         max_tokens=p.max_tokens,
-    ).scaled(lengths=p.length_scale)  # fmt: skip
+    ).scaled(lengths=p.length_scale)
     workload = under_load.fitting(asked, costs)
     capacity_rps = under_load.capacity_rps(workload, costs, rules)
     here = parts(explore.how_full(workload, costs, rules, capacity_rps))
@@ -167,9 +179,15 @@ def test_03_the_waste_follows_policy_and_rate(opened):
 
 def test_04_the_division_follows_dtype_and_all_reduce(opened):
     panel, _, p = opened(
-        "04_does_tensor_parallel_pay", 10, cards="1 2", requests_a_card=40, k=3,
-        workload="fmperf_ibm", ttft_ms=10_000.0, ranks="1",
-    )  # fmt: skip
+        "04_does_tensor_parallel_pay",
+        10,
+        cards="1 2",
+        requests_a_card=40,
+        k=3,
+        workload="fmperf_ibm",
+        ttft_ms=10_000.0,
+        ranks="1",
+    )
     p.cards = [1, 2]
     here = parts(explore.does_tp_pay(p))
     same(panel.numbers(), numbers(here))
@@ -188,9 +206,14 @@ def test_04_the_division_follows_dtype_and_all_reduce(opened):
 
 def test_05_requests_are_compared_by_quantity_and_an_error_is_a_sentence(opened, tiny_llama):
     panel, tables, _ = opened(
-        "05_can_we_trust_the_simulator", 8, model=str(tiny_llama), compile_backend="eager",
-        requests=8, load_shares="0.5", gather_s=0.2,
-    )  # fmt: skip
+        "05_can_we_trust_the_simulator",
+        8,
+        model=str(tiny_llama),
+        compile_backend="eager",
+        requests=8,
+        load_shares="0.5",
+        gather_s=0.2,
+    )
     here = parts(explore.trust_the_simulator(pd.read_csv(tables / "requests.csv")))
     same(panel.numbers(), numbers(here))
 

@@ -188,10 +188,12 @@ def test_by_hand_short_requests_get_a_bucket_of_their_own():
     [
         (Limits(2, warmup_budget_s=5), "no choice of 2 buckets within a warmup budget of 5 s"),
         (Limits(2, memory_bytes=100), "memory_bytes 100 is below what the smallest .* needs, 288"),
-        (Limits(2, memory_bytes=300), "1 of 2 requests fit no candidate: add one of prompt_length "
-                                      "256 and new_tokens 8"),
+        (
+            Limits(2, memory_bytes=300),
+            "1 of 2 requests fit no candidate: add one of prompt_length 256 and new_tokens 8",
+        ),
     ],
-)  # fmt: skip
+)
 def test_where_nothing_serves_everyone_the_reason_is_named(way, limits, words):
     with pytest.raises(ValueError, match=words):
         way(workload((60, 8), (200, 8)), toy("4,64,8 4,256,8"), limits)
@@ -255,15 +257,19 @@ def test_the_shape_bound_puts_each_request_into_its_cheapest_bucket():
     assert frame.loc["1,448,8", "seconds"] == pytest.approx(costs[0].batch_s(8))
     assert (frame["compile_s"] == 10.0).all()
     assert frame.loc["4,128,8", ["batch_size", "prompt_length", "new_tokens"]].tolist() == [
-        4, 128, 8,
-    ]  # fmt: skip
+        4,
+        128,
+        8,
+    ]
 
 
 @pytest.mark.parametrize(
     ("limits", "words"),
-    [(Limits(1, 60.0), "a warmup budget needs compile_s"),
-     (Limits(1, None, 100), "a memory limit needs memory_bytes")],
-)  # fmt: skip
+    [
+        (Limits(1, 60.0), "a warmup budget needs compile_s"),
+        (Limits(1, None, 100), "a memory limit needs memory_bytes"),
+    ],
+)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_limit_on_what_no_cost_says_is_not_kept_but_refused(way, limits, words):
     costs = (BucketCost(Bucket(1, 64, 4), 1.0, 0.1),)

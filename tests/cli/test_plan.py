@@ -72,9 +72,21 @@ def trace(tmp_path) -> Path:
 
 def test_the_result_is_that_of_the_simulator_in_the_names_of_vllm(command, table, trace, tmp_path):
     done = command(
-        "simulate", "--workload", trace, *TWO, "--cost", table, "--policy", "skip", "--seed", 3,
-        "--max-wait-s", 0.5, "--out", tmp_path / "result.json",
-    )  # fmt: skip
+        "simulate",
+        "--workload",
+        trace,
+        *TWO,
+        "--cost",
+        table,
+        "--policy",
+        "skip",
+        "--seed",
+        3,
+        "--max-wait-s",
+        0.5,
+        "--out",
+        tmp_path / "result.json",
+    )
     assert done.code == 0
     result = json.loads((tmp_path / "result.json").read_text())
     costs = price(BucketSet.parse(["8,64,32", "2,1024,512"]), load_cost(table))
@@ -86,8 +98,10 @@ def test_the_result_is_that_of_the_simulator_in_the_names_of_vllm(command, table
     assert result["spyre_seed"] == 3
     assert {"completed", "request_throughput", "p99_ttft_ms", "mean_e2el_ms"} <= set(result)
     assert result["spyre_rejected"] == {
-        "prompt_too_long": 1, "max_tokens_too_large": 0, "no_bucket_takes_both": 0
-    }  # fmt: skip
+        "prompt_too_long": 1,
+        "max_tokens_too_large": 0,
+        "no_bucket_takes_both": 0,
+    }
     assert result["spyre_batches"] == len(run.passes.first_of_batch)
     waste = result["spyre_waste"]
     assert sum(waste.values()) == 2 * waste["computed"], "useful and wastes are all of it"
@@ -98,9 +112,13 @@ def test_people_read_latency_waste_throughput_and_what_is_wrong(command, table, 
     done = command("simulate", "--workload", trace, *TWO, "--cost", table)
     assert done.code == 0
     for words in (
-        "TTFT", "decode tail", "59 of 60 requests served", "output tokens/s",
-        "times the shape bound", "1 of 60 requests fit no bucket and are rejected",
-    ):  # fmt: skip
+        "TTFT",
+        "decode tail",
+        "59 of 60 requests served",
+        "output tokens/s",
+        "times the shape bound",
+        "1 of 60 requests fit no bucket and are rejected",
+    ):
         assert words in done.out
     assert max(map(len, done.out.splitlines()[:18])) <= 80, "tables fit where there is no terminal"
 
@@ -124,9 +142,18 @@ def test_arrays_of_all_requests_come_with_detailed_only(command, table, trace):
 def test_the_same_seed_has_the_same_result_and_another_one_another(command, table):
     def result(seed):
         done = command(
-            "simulate", "--workload", "azure_conv", "--requests", 200, *TWO, "--cost", table,
-            "--seed", seed, "--json",
-        )  # fmt: skip
+            "simulate",
+            "--workload",
+            "azure_conv",
+            "--requests",
+            200,
+            *TWO,
+            "--cost",
+            table,
+            "--seed",
+            seed,
+            "--json",
+        )
         return {name: value for name, value in json.loads(done.out).items() if name != "date"}
 
     assert result(7) == result(7)
@@ -135,14 +162,34 @@ def test_the_same_seed_has_the_same_result_and_another_one_another(command, tabl
 
 def test_a_named_workload_is_drawn_as_told(command, table):
     done = command(
-        "simulate", "--workload", "azure_conv", "--requests", 300, "--arrivals", "constant:4",
-        "--max-tokens", "fixed:100", "--length-scale", 0.5, "--rate-scale", 2, "--seed", 5, *TWO,
-        "--cost", table, "--json", "--detailed",
-    )  # fmt: skip
+        "simulate",
+        "--workload",
+        "azure_conv",
+        "--requests",
+        300,
+        "--arrivals",
+        "constant:4",
+        "--max-tokens",
+        "fixed:100",
+        "--length-scale",
+        0.5,
+        "--rate-scale",
+        2,
+        "--seed",
+        5,
+        *TWO,
+        "--cost",
+        table,
+        "--json",
+        "--detailed",
+    )
     some = load_workload(
-        "azure_conv", requests=300, rng=np.random.default_rng(5), arrivals="constant:4",
+        "azure_conv",
+        requests=300,
+        rng=np.random.default_rng(5),
+        arrivals="constant:4",
         max_tokens="fixed:100",
-    ).scaled(lengths=0.5, rate=2)  # fmt: skip
+    ).scaled(lengths=0.5, rate=2)
     result = json.loads(done.out)
     assert result["request_rate"] == 8
     assert result["input_lens"] == some.prompt_tokens.tolist()
@@ -182,9 +229,18 @@ def test_what_is_beyond_the_table_is_marked_where_extrapolation_is_allowed(comma
 
 def test_an_age_guard_that_never_acts_is_written_as_json_can(command, table, trace):
     done = command(
-        "simulate", "--workload", trace, *TWO, "--cost", table, "--policy", "length_aware",
-        "--max-age-s", "inf", "--json",
-    )  # fmt: skip
+        "simulate",
+        "--workload",
+        trace,
+        *TWO,
+        "--cost",
+        table,
+        "--policy",
+        "length_aware",
+        "--max-age-s",
+        "inf",
+        "--json",
+    )
     assert json.loads(done.out)["spyre_policy"]["max_age_s"] == "inf"
 
 
@@ -283,10 +339,18 @@ def test_the_advice_shows_bound_gap_held_out_result_and_baselines(command, table
     done = command(*AZURE, "--cost", table, "-k", 5, "--warmup-budget", 600)
     assert done.code == 0
     for words in (
-        "bound", "held out", "optimum", "one shape", "powers of two", "exponential", "percentiles",
-        "<- advised", "a gap of 0.0", "Certificate: even with full batches",
+        "bound",
+        "held out",
+        "optimum",
+        "one shape",
+        "powers of two",
+        "exponential",
+        "percentiles",
+        "<- advised",
+        "a gap of 0.0",
+        "Certificate: even with full batches",
         "of 600 requests are beyond the cost table",
-    ):  # fmt: skip
+    ):
         assert words in done.out
     rows = [line for line in done.out.splitlines() if line.startswith(" ")]
     assert max(map(len, rows)) <= 80
@@ -455,9 +519,12 @@ def test_a_mistake_is_one_sentence_on_stderr(
 ):
     (tmp_path / "empty.csv").touch()
     names = {
-        "table": table, "trace": trace, "grid": grid, "empty": tmp_path / "empty.csv",
+        "table": table,
+        "trace": trace,
+        "grid": grid,
+        "empty": tmp_path / "empty.csv",
         "out": tmp_path / "out.csv",
-    }  # fmt: skip
+    }
     done = command(*(word.format(**names) for word in words))
     assert done.code == 1
     assert done.out == ""

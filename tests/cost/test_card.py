@@ -48,19 +48,21 @@ def test_a_parameter_outside_of_its_own_range_is_refused():
 
 
 def test_a_range_the_wrong_way_round_is_refused():
-    with pytest.raises(ValueError, match=r"read_bytes_a_s would be fast at 1 .* a rate is above 0"):
-        SpyreCard(read_bytes_a_s=Parameter(1, 1, 2, "byte/s", "M", "x"))
+    with pytest.raises(
+        ValueError, match=r"read_bytes_per_s would be fast at 1 .* a rate is above 0"
+    ):
+        SpyreCard(read_bytes_per_s=Parameter(1, 1, 2, "byte/s", "M", "x"))
     with pytest.raises(ValueError, match=r"compile_s would be fast at 3 .* smaller when fast"):
         SpyreCard(compile_s=Parameter(2, 3, 1, "s/bucket", "M", "x"))
-    with pytest.raises(ValueError, match="scores_a_s"):
-        SpyreCard(scores_a_s=Parameter(0, 1, 0, "operation/s", "M", "x"))
+    with pytest.raises(ValueError, match="scores_flops"):
+        SpyreCard(scores_flops=Parameter(0, 1, 0, "operation/s", "M", "x"))
 
 
 def test_a_parameter_that_is_known_has_no_range_left_and_the_others_keep_theirs():
     card = SpyreCard().fixed(all_reduce_s=70e-6)
     assert [card.at(end).all_reduce_s for end in ENDS] == [70e-6] * 3
     assert replace(card, all_reduce_s=SpyreCard().all_reduce_s) == SpyreCard()
-    with pytest.raises(ValueError, match="no parameter 'latency': use one of read_bytes_a_s, "):
+    with pytest.raises(ValueError, match="no parameter 'latency': use one of read_bytes_per_s, "):
         SpyreCard().fixed(latency=1)
 
 
@@ -243,12 +245,16 @@ def test_it_prices_buckets_like_any_cost_model_and_calls_every_price_extrapolate
 MODELS = st.sampled_from(sorted(PRESETS)).map(preset)
 SETTINGS = st.builds(
     lambda model, tp, dtype: (model, tp, dtype),
-    MODELS, st.sampled_from([1, 2, 3, 4, 8]), st.sampled_from(["fp16", "fp8"]),
-)  # fmt: skip
+    MODELS,
+    st.sampled_from([1, 2, 3, 4, 8]),
+    st.sampled_from(["fp16", "fp8"]),
+)
 BUCKETS = st.builds(
     lambda b, sticks, n: Bucket(b, 64 * sticks, n),
-    st.integers(1, 16), st.integers(1, 24), st.integers(2, 256),
-)  # fmt: skip
+    st.integers(1, 16),
+    st.integers(1, 24),
+    st.integers(2, 256),
+)
 
 
 def cost_of(setting) -> SpyreCost:

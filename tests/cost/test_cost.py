@@ -63,11 +63,16 @@ def machine(*buckets: str, **changed) -> list[CostRow]:
         b, p, n = map(int, text.split(","))
         rows.append(
             row(
-                batch_size=b, prompt_length=p, new_tokens=n, compile_s=10.0,
-                prefill_s=0.1 + 1e-3 * b * p, decode_s=0.05 + 0.01 * b + 1e-5 * b * (p + n),
-                memory_bytes=1000 + 2 * b * (p + n) + b * p * (p + n), **changed,
+                batch_size=b,
+                prompt_length=p,
+                new_tokens=n,
+                compile_s=10.0,
+                prefill_s=0.1 + 1e-3 * b * p,
+                decode_s=0.05 + 0.01 * b + 1e-5 * b * (p + n),
+                memory_bytes=1000 + 2 * b * (p + n) + b * p * (p + n),
+                **changed,
             )
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -122,8 +127,11 @@ def test_between_two_buckets_that_are_off_the_form_the_ratio_is_interpolated():
 @pytest.mark.parametrize("bucket", ["16,64,32", "4,2048,32", "4,64,1024"])
 def test_outside_the_measured_range_there_is_no_figure_unless_asked_for(bucket):
     rows, bucket = machine(*CORNERS), Bucket.parse(bucket)
-    with pytest.raises(ValueError, match=f"bucket {bucket} is outside of the cost table, which "
-                       "spans B 1 to 8, P 64 to 1024, N 2 to 512: measure it"):  # fmt: skip
+    with pytest.raises(
+        ValueError,
+        match=f"bucket {bucket} is outside of the cost table, which "
+        "spans B 1 to 8, P 64 to 1024, N 2 to 512: measure it",
+    ):
         MeasuredCost(rows).of(bucket)
     cost = MeasuredCost(rows, extrapolate=True).of(bucket)
     assert cost.extrapolated

@@ -163,17 +163,49 @@ REFUSED: list[tuple[Case, str]] = [
     (Case("Llama", "head size", {"head_dim": 16}), "head_dim 16 .*hidden_size / num_attention"),
     (Case("Granite", "head size", {}, {"head_dim": 16}), "head_dim 16"),
     (Case("Llama", "activation", {"hidden_act": "gelu_new"}), "hidden_act 'gelu_new'.*silu"),
-    (Case("Llama", "partial rotary", {}, {"rope_parameters": {"rope_type": "default",
-        "rope_theta": 10000.0, "partial_rotary_factor": 0.5}}), "rope_parameters.*whole head"),
-    (Case("Llama", "longrope beyond", {"rope_parameters": ROPES["longrope up to its length"]
-        | {"rope_theta": 10000.0, "original_max_position_embeddings": 64}}), "longrope"),
+    (
+        Case(
+            "Llama",
+            "partial rotary",
+            {},
+            {
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 10000.0,
+                    "partial_rotary_factor": 0.5,
+                }
+            },
+        ),
+        "rope_parameters.*whole head",
+    ),
+    (
+        Case(
+            "Llama",
+            "longrope beyond",
+            {
+                "rope_parameters": ROPES["longrope up to its length"]
+                | {"rope_theta": 10000.0, "original_max_position_embeddings": 64}
+            },
+        ),
+        "longrope",
+    ),
     (Case("Mistral", "window", {"sliding_window": 151}), "sliding_window 151"),
-    (Case("Qwen3", "windows", {"use_sliding_window": True, "sliding_window": 16,
-        "max_window_layers": 1}), "sliding_window|layer_types"),
-    (Case("GraniteMoeHybrid", "experts", {"num_local_experts": 4, "num_experts_per_tok": 2}),
-     "num_local_experts 4"),
-    (Case("GraniteMoeHybrid", "mamba", {"layer_types": ["mamba", "attention"]}),
-     "layer_types .*linear_attention"),
+    (
+        Case(
+            "Qwen3",
+            "windows",
+            {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1},
+        ),
+        "sliding_window|layer_types",
+    ),
+    (
+        Case("GraniteMoeHybrid", "experts", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+        "num_local_experts 4",
+    ),
+    (
+        Case("GraniteMoeHybrid", "mamba", {"layer_types": ["mamba", "attention"]}),
+        "layer_types .*linear_attention",
+    ),
     (Case("Llama", "sinks", {}, {"attention_sinks": True}), "attention_sinks True"),
     (Case("Llama", "norms", {}, {"use_qk_norm": True}), "use_qk_norm True"),
     (Case("Llama", "soft cap", {}, {"final_logit_softcapping": 30.0}), "final_logit_softcapping"),
@@ -181,13 +213,17 @@ REFUSED: list[tuple[Case, str]] = [
     (Case("Mistral", "bias", {}, {"attention_bias": True}), "attention_bias True"),
     (Case("Llama", "multiplier", {}, {"residual_multiplier": 0.5}), "residual_multiplier 0.5"),
     (Case("Llama", "not causal", {}, {"is_causal": False}), "is_causal False"),
-    (Case("Llama", "quantised", {}, {"quantization_config": {"quant_method": "fp8"}}),
-     "quantization_config"),
+    (
+        Case("Llama", "quantised", {}, {"quantization_config": {"quant_method": "fp8"}}),
+        "quantization_config",
+    ),
     (Case("Llama", "no architectures", {}, {"architectures": None}), "no 'architectures'"),
-    (Case("Llama", "another class", {}, {"architectures": ["MistralForCausalLM"]}),
-     "MistralForCausalLM.* model_type 'llama'"),
+    (
+        Case("Llama", "another class", {}, {"architectures": ["MistralForCausalLM"]}),
+        "MistralForCausalLM.* model_type 'llama'",
+    ),
     (Case("Llama", "unknown", {}, {"architectures": ["NoSuchModel"]}), "'NoSuchModel' cannot be"),
-]  # fmt: skip
+]
 
 
 def write(case: Case, directory: Path, seed: int = 0) -> Path:

@@ -21,10 +21,15 @@ def test_the_features_are_those_that_the_compiler_uses_on_this_processor():
     _, features = compiler_target()
     said = subprocess.run(
         ["g++", "-march=native", "-dM", "-E", "-x", "c++", "/dev/null"],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    extensions = {name for name in ("AVX2", "AVX512F", "AVX512VNNI", "AVX512BF16", "ARM_NEON")
-                  if f"__{name}__" in said}  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    extensions = {
+        name
+        for name in ("AVX2", "AVX512F", "AVX512VNNI", "AVX512BF16", "ARM_NEON")
+        if f"__{name}__" in said
+    }
     assert extensions <= set(features.split())
 
 
@@ -56,6 +61,8 @@ def test_a_difference_names_only_what_differs():
     own = {"cpu_features": "AVX2 FMA", "torch": "2.0", "tp": 1}
     other = {"cpu_features": "AVX512F FMA", "torch": "2.0", "tp": 2}
     assert differences(other, own) == [
-        "a CPU with AVX512F", "a CPU without AVX2", "tp 2 instead of 1",
-    ]  # fmt: skip
+        "a CPU with AVX512F",
+        "a CPU without AVX2",
+        "tp 2 instead of 1",
+    ]
     assert differences({}, {"cpu_features": "AVX2"}) == ["cpu_features None instead of 'AVX2'"]

@@ -229,11 +229,18 @@ def test_what_is_wrong_with_long_work_is_a_sentence_and_it_can_begin_anew(built,
 def batch(number: int, bucket: str, rows: int, seconds: float) -> list[dict]:
     """A prefill and two decode passes for so many rows, a second apart from the next batch."""
     return [
-        {"batch": number, "bucket": bucket, "kind": "decode" if step else "prefill", "step": step,
-         "start_s": number + 0.2 * step, "seconds": seconds, "prompt_tokens": [10] * rows,
-         "running": rows}
+        {
+            "batch": number,
+            "bucket": bucket,
+            "kind": "decode" if step else "prefill",
+            "step": step,
+            "start_s": number + 0.2 * step,
+            "seconds": seconds,
+            "prompt_tokens": [10] * rows,
+            "running": rows,
+        }
         for step in range(3)
-    ]  # fmt: skip
+    ]
 
 
 def some_passes() -> pd.DataFrame:
@@ -287,9 +294,14 @@ def chosen_for(tmp_path) -> SimpleNamespace:
     """Parameters of the notebook, on a table of a machine that obeys the closed form."""
     write_cost_table(tmp_path / "cost.csv", machine(*CORNERS))  # P to 1024, N to 512
     return SimpleNamespace(
-        workload="azure_conv", requests=300, length_scale=0.2, max_tokens="multiple:2",
-        cost=str(tmp_path / "cost.csv"), seed=0, warmup_budget_s=0.0,
-    )  # fmt: skip
+        workload="azure_conv",
+        requests=300,
+        length_scale=0.2,
+        max_tokens="multiple:2",
+        cost=str(tmp_path / "cost.csv"),
+        seed=0,
+        warmup_budget_s=0.0,
+    )
 
 
 def test_every_control_of_the_choice_changes_its_picture(chosen_for):
@@ -366,14 +378,21 @@ def some_starts() -> tuple[pd.DataFrame, Bucket]:
     """Predicted starts of eight buckets, each of which takes longer the larger it is."""
     fitted, held_out = startup.corners(Bucket(2, 64, 16), 2)
     rows = [
-        {"role": role, "start": start, "bucket": str(bucket), "compile_s": seconds,
-         "first_run_s": 0.5, "startup_s": seconds + 0.5, "prefill_s": 1e-4 * bucket.prompt_length,
-         "decode_s": 1e-5 * bucket.batch_size * bucket.context_length}
+        {
+            "role": role,
+            "start": start,
+            "bucket": str(bucket),
+            "compile_s": seconds,
+            "first_run_s": 0.5,
+            "startup_s": seconds + 0.5,
+            "prefill_s": 1e-4 * bucket.prompt_length,
+            "decode_s": 1e-5 * bucket.batch_size * bucket.context_length,
+        }
         for role, some in (("fitted", fitted), ("held out", held_out))
         for start, part in (("cold", 1.0), ("warm", 0.1))
         for bucket in some
         for seconds in [part * (2 + 1e-3 * bucket.batch_size * bucket.prompt_length)]
-    ]  # fmt: skip
+    ]
     return startup.predict(pd.DataFrame(rows)), max(fitted)
 
 
@@ -484,10 +503,21 @@ def test_the_title_of_the_fill_is_that_of_the_run(arriving):
 def divided() -> SimpleNamespace:
     """Parameters of the notebook."""
     return SimpleNamespace(
-        model="granite-3.3-8b", workload="fmperf_ibm", dtype="fp16", cards=[1, 2],
-        requests_a_card=50, arrivals="poisson:1", max_tokens="multiple:2", ttft_ms=20_000.0,
-        tpot_ms=250.0, share=0.9, k=3, policy="best_fit", all_reduce_us=0.0, seed=0,
-    )  # fmt: skip
+        model="granite-3.3-8b",
+        workload="fmperf_ibm",
+        dtype="fp16",
+        cards=[1, 2],
+        requests_a_card=50,
+        arrivals="poisson:1",
+        max_tokens="multiple:2",
+        ttft_ms=20_000.0,
+        tpot_ms=250.0,
+        share=0.9,
+        k=3,
+        policy="best_fit",
+        all_reduce_us=0.0,
+        seed=0,
+    )
 
 
 def test_every_control_of_the_division_changes_its_picture(divided):

@@ -84,8 +84,9 @@ def test_a_bucket_that_is_there_is_shown_with_its_own_row(measured, tmp_path):
     measure_table(tmp_path / "cost.csv", some, **setting)
     measure_table(tmp_path / "cost.csv", some, shown.append, **setting)
     assert [(row.bucket, row.prefill_s) for row in shown] == [
-        (Bucket(1, 64, 3), 0.064), (Bucket(1, 128, 3), 0.128),
-    ]  # fmt: skip
+        (Bucket(1, 64, 3), 0.064),
+        (Bucket(1, 128, 3), 0.128),
+    ]
     assert len(measured) == 2
 
 
@@ -94,8 +95,9 @@ def test_other_passes_replace_a_row_and_the_table_stays_one_that_is_read(measure
     measure_table(out, BUCKETS, model="m", threads=1, passes=3)
     measure_table(out, [Bucket(1, 64, 3)], model="m", threads=1, passes=5)
     assert {row.bucket: row.passes for row in load_cost(out).rows} == {
-        Bucket(1, 64, 3): 5, Bucket(2, 64, 3): 3,
-    }  # fmt: skip
+        Bucket(1, 64, 3): 5,
+        Bucket(2, 64, 3): 3,
+    }
 
 
 @pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"model": "another"}, {"threads": 7}])

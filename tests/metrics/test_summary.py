@@ -85,28 +85,53 @@ def test_the_run_as_a_whole_by_hand(hand):
 def test_the_json_of_a_run_by_hand(hand):
     found = bench_result(hand, goodput_ms={"ttft": 1000, "e2el": 2500}, percentiles=(99,))
     expected = {
-        "num_prompts": 4, "request_rate": 4.0, "max_concurrency": None, "burstiness": 1.0,
-        "duration": 7.0, "completed": 3, "failed": 1,
-        "total_input_tokens": 130, "total_output_tokens": 9,
-        "request_throughput": 3 / 7, "request_goodput": 1 / 7,
-        "output_throughput": 9 / 7, "total_token_throughput": 139 / 7,
-        "mean_ttft_ms": 8500 / 3, "median_ttft_ms": 1000.0,
-        "mean_tpot_ms": 500.0, "std_tpot_ms": 0.0, "p99_tpot_ms": 500.0,
-        "mean_itl_ms": 500.0, "median_e2el_ms": 3000.0, "median_spyre_queue_ms": 0.0,
+        "num_prompts": 4,
+        "request_rate": 4.0,
+        "max_concurrency": None,
+        "burstiness": 1.0,
+        "duration": 7.0,
+        "completed": 3,
+        "failed": 1,
+        "total_input_tokens": 130,
+        "total_output_tokens": 9,
+        "request_throughput": 3 / 7,
+        "request_goodput": 1 / 7,
+        "output_throughput": 9 / 7,
+        "total_token_throughput": 139 / 7,
+        "mean_ttft_ms": 8500 / 3,
+        "median_ttft_ms": 1000.0,
+        "mean_tpot_ms": 500.0,
+        "std_tpot_ms": 0.0,
+        "p99_tpot_ms": 500.0,
+        "mean_itl_ms": 500.0,
+        "median_e2el_ms": 3000.0,
+        "median_spyre_queue_ms": 0.0,
         # at 1.0 two first tokens and at 1.5 two more; three requests in second 0 to 2
-        "max_output_tokens_per_s": 4.0, "max_concurrent_requests": 3,
-        "spyre_batches": 2, "spyre_fill": 139 / (138 + 514),
-        "spyre_rejected": {"prompt_too_long": 1, "max_tokens_too_large": 0,
-                           "no_bucket_takes_both": 0},
+        "max_output_tokens_per_s": 4.0,
+        "max_concurrent_requests": 3,
+        "spyre_batches": 2,
+        "spyre_fill": 139 / (138 + 514),
+        "spyre_rejected": {
+            "prompt_too_long": 1,
+            "max_tokens_too_large": 0,
+            "no_bucket_takes_both": 0,
+        },
         "spyre_shape_hits": {"2,64,8": 1, "2,256,8": 1},
-        "spyre_utilisation": 1.0, "spyre_saturated": True, "spyre_extrapolated": [],
-    }  # fmt: skip
+        "spyre_utilisation": 1.0,
+        "spyre_saturated": True,
+        "spyre_extrapolated": [],
+    }
     for name, value in expected.items():
         assert found[name] == (pytest.approx(value) if type(value) is float else value), name
     assert found["spyre_waste"] == {
-        "useful": 139, "batch_pad": 257, "prompt_pad": 10, "bucket_pad": 244, "decode_tail": 2,
-        "cap": 0, "computed": 652,
-    }  # fmt: skip
+        "useful": 139,
+        "batch_pad": 257,
+        "prompt_pad": 10,
+        "bucket_pad": 244,
+        "decode_tail": 2,
+        "cap": 0,
+        "computed": 652,
+    }
     json.dumps(found, allow_nan=False)
 
 

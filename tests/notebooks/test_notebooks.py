@@ -139,8 +139,11 @@ def run(folder: Path, stem: str, model: Path | None, *words: str) -> dict:
         words = ("-p", "model", str(model), "-p", "compile_backend", "eager", *words)
     done = subprocess.run(
         [*COMMAND, str(path), "-o", "out", *words],
-        cwd=folder, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((folder / "out/latest" / stem / "results.json").read_text())
     assert record["finished"]
@@ -174,8 +177,11 @@ def calculated(tmp_path_factory) -> Path:
         (folder / "notebooks" / path.name).symlink_to(path)
     done = subprocess.run(
         [*COMMAND, "--all", "-o", "out"],
-        cwd=folder, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "out"
 
@@ -215,17 +221,45 @@ def test_a_first_look_answers_eight_prompts_on_two_buckets(tmp_path, tiny_llama)
 def test_buckets_are_chosen_within_k_and_budget_and_held_against_other_schemes(tmp_path):
     """On a machine that obeys the closed form, where every bucket compiles in 10 s."""
     write_cost_table(tmp_path / "cost.csv", machine(*CORNERS))  # P to 1024, N to 512
-    words = ("-p", "cost", "cost.csv", "-p", "requests", "400", "-p", "largest_k", "4",
-             "-p", "k", "3", "-p", "warmup_budget_s", "25", "-p", "reuse", "100000")  # fmt: skip
+    words = (
+        "-p",
+        "cost",
+        "cost.csv",
+        "-p",
+        "requests",
+        "400",
+        "-p",
+        "largest_k",
+        "4",
+        "-p",
+        "k",
+        "3",
+        "-p",
+        "warmup_budget_s",
+        "25",
+        "-p",
+        "reuse",
+        "100000",
+    )
     record = run(tmp_path, "01_which_buckets", None, *words)
     assert set(record["figures"]) == {
-        "lengths", "schemes", "k-curve", "buckets", "held-out", "waterfall",
-    }  # fmt: skip
+        "lengths",
+        "schemes",
+        "k-curve",
+        "buckets",
+        "held-out",
+        "waterfall",
+    }
     found = record["results"]
     tables = tmp_path / "out/latest/01_which_buckets/tables"
 
-    drawn = load_workload("azure_conv", requests=400, rng=np.random.default_rng(0),
-                          arrivals="poisson:1", max_tokens="multiple:2").scaled(0.25)  # fmt: skip
+    drawn = load_workload(
+        "azure_conv",
+        requests=400,
+        rng=np.random.default_rng(0),
+        arrivals="poisson:1",
+        max_tokens="multiple:2",
+    ).scaled(0.25)
     beyond = (drawn.prompt_tokens > 1024) | (drawn.max_tokens > 512)
     assert found["requests_beyond_the_table"] == beyond.sum() > 0
 
@@ -289,9 +323,32 @@ def test_how_full_batches_are_is_said_of_every_policy_load_and_set_of_buckets(tm
 
 @pytest.mark.slow
 def test_tensor_parallel_is_held_against_replicas_on_as_many_cards_and_as_a_range(tmp_path):
-    words = ("-p", "cards", "2 3 4", "-p", "requests_a_card", "40", "-p", "k", "3",
-             "-p", "workload", "fmperf_ibm", "-p", "ttft_ms", "10000",
-             "-p", "ranks", "1 2", "-p", "bucket", "2,64,8", "-p", "backend", "eager")  # fmt: skip
+    words = (
+        "-p",
+        "cards",
+        "2 3 4",
+        "-p",
+        "requests_a_card",
+        "40",
+        "-p",
+        "k",
+        "3",
+        "-p",
+        "workload",
+        "fmperf_ibm",
+        "-p",
+        "ttft_ms",
+        "10000",
+        "-p",
+        "ranks",
+        "1 2",
+        "-p",
+        "bucket",
+        "2,64,8",
+        "-p",
+        "backend",
+        "eager",
+    )
     record = run(tmp_path, "04_does_tensor_parallel_pay", None, *words)
     assert set(record["figures"]) == {"all-reduces", "capacity", "tornado", "ranks"}
     found = record["results"]
@@ -300,8 +357,14 @@ def test_tensor_parallel_is_held_against_replicas_on_as_many_cards_and_as_a_rang
     divided = pd.read_csv(tables / "deployments.csv", keep_default_na=False)
     assert (divided["tp"] * divided["replicas"] == divided["cards"]).all()
     assert divided["deployment"].tolist() == [
-        "2 × TP 1", "1 × TP 2", "3 × TP 1", "1 × TP 3", "4 × TP 1", "2 × TP 2", "1 × TP 4",
-    ]  # fmt: skip
+        "2 × TP 1",
+        "1 × TP 2",
+        "3 × TP 1",
+        "1 × TP 3",
+        "4 × TP 1",
+        "2 × TP 2",
+        "1 × TP 4",
+    ]
     refused = divided[divided["refused"] != ""]
     assert refused["deployment"].tolist() == ["1 × TP 3"]
     assert "does not split over tp=3" in refused["refused"].item()

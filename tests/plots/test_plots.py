@@ -254,32 +254,48 @@ def test_every_figure_draws_where_it_is_told(figure):
 def bars(ax) -> set[tuple[float, float, float]]:
     """(place, from, to) of each horizontal bar that has a length."""
     return {
-        (round(bar.get_y() + bar.get_height() / 2, 6), round(bar.get_x(), 6),
-         round(bar.get_x() + bar.get_width(), 6))
+        (
+            round(bar.get_y() + bar.get_height() / 2, 6),
+            round(bar.get_x(), 6),
+            round(bar.get_x() + bar.get_width(), 6),
+        )
         for bar in ax.patches
         if bar.get_width() > 0
-    }  # fmt: skip
+    }
 
 
 def test_a_pass_lies_on_its_batch_from_its_start_to_its_end():
     assert bars(plots.pass_timeline(PASSES, "")) == {
-        (0, 0.0, 0.4), (0, 0.5, 0.6), (0, 0.7, 0.8), (1, 1.0, 1.9), (1, 2.0, 2.2),
-    }  # fmt: skip
+        (0, 0.0, 0.4),
+        (0, 0.5, 0.6),
+        (0, 0.7, 0.8),
+        (1, 1.0, 1.9),
+        (1, 2.0, 2.2),
+    }
 
 
 def test_the_parts_of_a_ledger_lie_end_to_end():
     ax = plots.waste_ledger(LEDGER, "")
     assert {bar for bar in bars(ax) if bar[0] == 1} == {
-        (1, 0, 200), (1, 200, 250), (1, 250, 270), (1, 270, 310), (1, 310, 316),
-    }  # fmt: skip
+        (1, 0, 200),
+        (1, 200, 250),
+        (1, 250, 270),
+        (1, 270, 310),
+        (1, 310, 316),
+    }
     legend = [text.get_text() for text in ax.figure.legends[0].get_texts()]
     assert not [text for text in legend if "cap" in text]  # no token was: not in the legend
 
 
 def test_the_stages_of_a_start_lie_end_to_end():
     assert bars(plots.startup_stages(STAGES, "")) == {
-        (0, 0, 1), (0, 1, 10), (0, 10, 10.5), (1, 0, 1), (1, 1, 3), (1, 3, 3.4),
-    }  # fmt: skip
+        (0, 0, 1),
+        (0, 1, 10),
+        (0, 10, 10.5),
+        (1, 0, 1),
+        (1, 1, 3),
+        (1, 3, 3.4),
+    }
 
 
 def test_a_bucket_that_never_pays_is_said_to():
@@ -347,8 +363,10 @@ def test_sets_are_numbered_from_the_fastest_at_their_fill():
     legend = [text.get_text() for text in ax.figure.legends[0].get_texts()]
     assert legend[:3] == ["1: optimum", "2: these buckets", "3: one shape"]
     assert [(text.get_text(), *text.xy) for text in ax.texts] == [
-        ("1", 40.0, 90.0), ("2", 50.0, 100.0), ("3", 20.0, 300.0),
-    ]  # fmt: skip
+        ("1", 40.0, 90.0),
+        ("2", 50.0, 100.0),
+        ("3", 20.0, 300.0),
+    ]
     assert ax.get_ylim()[0] < 50.0, "the bound is in the picture"
 
 
@@ -357,8 +375,10 @@ def test_shares_lie_end_to_end_and_groups_apart():
     places = ax.get_yticks()
     assert places[2] - places[1] > places[1] - places[0]
     assert {bar for bar in bars(ax) if bar[0] == places[0]} == {
-        (places[0], 0, 50), (places[0], 50, 75), (places[0], 75, 100),
-    }  # fmt: skip
+        (places[0], 0, 50),
+        (places[0], 50, 75),
+        (places[0], 75, 100),
+    }
     assert [label.get_text() for label in ax.get_yticklabels()][2] == "fcfs (saturated)"
     written = [text.get_text() for text in ax.texts]
     assert written == ["50%", "25%", "", "load 0.2", "load 2"], "no figure where it has no room"
@@ -471,8 +491,9 @@ def test_panels_have_a_title_once_and_units_on_every_axis(figure, frame, panels,
 def markers(ax, fillstyle: str) -> set[tuple[float, float]]:
     """The points of the lines that have markers of this style."""
     lines = [line for line in ax.lines if line.get_marker() in "osv^D"]
-    points = (zip(*line.get_data(), strict=True) for line in lines
-              if line.get_fillstyle() == fillstyle)  # fmt: skip
+    points = (
+        zip(*line.get_data(), strict=True) for line in lines if line.get_fillstyle() == fillstyle
+    )
     return {(float(x), float(y)) for some in points for x, y in some}
 
 

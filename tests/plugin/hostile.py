@@ -15,13 +15,41 @@ COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 MODEL = "smollm2"
 MEGABYTE = 10**6
 NUMBERS = (
-    "max_tokens", "n", "temperature", "top_p", "top_k", "min_p", "logprobs", "seed", "min_tokens",
-    "presence_penalty", "frequency_penalty", "repetition_penalty", "prompt_logprobs",
-    "truncate_prompt_tokens", "thinking_token_budget",
-)  # fmt: skip
-OTHERS = ("stop", "stop_token_ids", "logit_bias", "stream", "echo", "suffix", "model", "prompt",
-          "response_format", "structured_outputs", "bad_words", "allowed_token_ids", "user",
-          "stream_options", "ignore_eos", "priority", "request_id")  # fmt: skip
+    "max_tokens",
+    "n",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "logprobs",
+    "seed",
+    "min_tokens",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "prompt_logprobs",
+    "truncate_prompt_tokens",
+    "thinking_token_budget",
+)
+OTHERS = (
+    "stop",
+    "stop_token_ids",
+    "logit_bias",
+    "stream",
+    "echo",
+    "suffix",
+    "model",
+    "prompt",
+    "response_format",
+    "structured_outputs",
+    "bad_words",
+    "allowed_token_ids",
+    "user",
+    "stream_options",
+    "ignore_eos",
+    "priority",
+    "request_id",
+)
 EXTREME = (-1, -(2**31), 2**31, 2**63, 10**30, -0.5, 1e308, 0, 3.7)
 STRANGE = ("", "a", [], {}, None, True, [[]], [None], {"a": {}}, "\ud800", [1e400], "1", [-1])
 
@@ -100,9 +128,17 @@ def _strange_prompt(rng: random.Random) -> tuple[str, bytes]:
 
 
 def _strange_messages(rng: random.Random) -> tuple[str, bytes]:
-    messages = ([], [{}], "hello", [{"role": "king", "content": "a"}], [{"role": "user"}],
-                [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}],
-                [{"role": "user", "content": 7}], [{"role": 1}], [None])  # fmt: skip
+    messages = (
+        [],
+        [{}],
+        "hello",
+        [{"role": "king", "content": "a"}],
+        [{"role": "user"}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}],
+        [{"role": "user", "content": 7}],
+        [{"role": 1}],
+        [None],
+    )
     return _chat(messages=rng.choice(messages))
 
 
@@ -159,18 +195,33 @@ def _schema(rng: random.Random) -> tuple[str, bytes]:
 
 def _grammar(rng: random.Random) -> tuple[str, bytes]:
     grammars = (
-        {"regex": "(" * 1000}, {"regex": "(a|a)*" * 50}, {"choice": []}, {"choice": [""]},
-        {"grammar": "root ::= root"}, {"grammar": "%"}, {"grammar": 'root ::= "a" root | root'},
-        {"json": "{"}, {"json": {}, "regex": "a"}, {"structural_tag": "x"},
-    )  # fmt: skip
+        {"regex": "(" * 1000},
+        {"regex": "(a|a)*" * 50},
+        {"choice": []},
+        {"choice": [""]},
+        {"grammar": "root ::= root"},
+        {"grammar": "%"},
+        {"grammar": 'root ::= "a" root | root'},
+        {"json": "{"},
+        {"json": {}, "regex": "a"},
+        {"structural_tag": "x"},
+    )
     return _completion(structured_outputs=rng.choice(grammars))
 
 
 def _tools(rng: random.Random) -> tuple[str, bytes]:
     name = rng.choice(("f", "", "a" * 10_000, "../x"))
     tool = {"type": "function", "function": {"name": name, "parameters": rng.choice(STRANGE)}}
-    choice = rng.choice(("auto", "required", "none", {"type": "function"}, 7,
-                         {"type": "function", "function": {"name": "other"}}))  # fmt: skip
+    choice = rng.choice(
+        (
+            "auto",
+            "required",
+            "none",
+            {"type": "function"},
+            7,
+            {"type": "function", "function": {"name": "other"}},
+        )
+    )
     return _chat(tools=rng.choice(([tool], [], tool, [{}], [tool] * 200)), tool_choice=choice)
 
 

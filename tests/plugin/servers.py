@@ -116,13 +116,20 @@ class Server(Run):
         self.model = "smollm2"
         super().__init__(
             [
-                str(Path(sys.executable).with_name("vllm")), "serve", str(model),
-                "--port", str(port), "--served-model-name", self.model,
-                "--additional-config", json.dumps({"spyre": spyre}), *words,
+                str(Path(sys.executable).with_name("vllm")),
+                "serve",
+                str(model),
+                "--port",
+                str(port),
+                "--served-model-name",
+                self.model,
+                "--additional-config",
+                json.dumps({"spyre": spyre}),
+                *words,
             ],
             log,
             **environment,
-        )  # fmt: skip
+        )
 
     def wait_until_ready(self) -> None:
         self.wait_for(lambda: self.answers("/health"), timeout_s=300)
@@ -139,11 +146,12 @@ class Server(Run):
 
         text = urllib.request.urlopen(self.url + "/metrics", timeout=30).read().decode()
         return {
-            "|".join([sample.name, *(v for k, v in sorted(sample.labels.items()) if k in TOLD)]):
-            sample.value
+            "|".join(
+                [sample.name, *(v for k, v in sorted(sample.labels.items()) if k in TOLD)]
+            ): sample.value
             for family in text_string_to_metric_families(text)
             for sample in family.samples
-        }  # fmt: skip
+        }
 
 
 TOLD = ("bucket", "kind", "reason", "finished_reason")

@@ -22,9 +22,12 @@ END_S = 30
 @pytest.fixture
 def server(tiny_llama, tmp_path):
     one = Server(
-        tiny_llama, SPYRE, tmp_path / "log",
-        "--logits-processors", "tests.plugin.fail_pass:FailPass",
-    )  # fmt: skip
+        tiny_llama,
+        SPYRE,
+        tmp_path / "log",
+        "--logits-processors",
+        "tests.plugin.fail_pass:FailPass",
+    )
     one.wait_until_ready()
     yield one
     one.clean_up()

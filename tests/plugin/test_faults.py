@@ -53,9 +53,12 @@ def ends_by_itself(server: Server, since: float, words: str, within_s: float = E
 def ask(server: Server, new_tokens: int):
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120)
     return client.completions.create(
-        model=server.model, prompt="a prompt", max_tokens=new_tokens, temperature=0,
+        model=server.model,
+        prompt="a prompt",
+        max_tokens=new_tokens,
+        temperature=0,
         extra_body={"ignore_eos": True},
-    )  # fmt: skip
+    )
 
 
 def decodes(log: Path) -> int:

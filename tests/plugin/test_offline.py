@@ -54,8 +54,14 @@ def test_a_batch_runs_until_its_longest_member_ends_and_no_longer(llm, sampling,
     lengths = [2, 5, 3, 16, 4]
     llm.generate(PROMPTS[:5], [sampling(max_tokens=n) for n in lengths], use_tqdm=False)
     passes = [(line["kind"], line["step"], line["running"]) for line in new_passes()]
-    first = [("prefill", 0, 4), ("decode", 1, 4), ("decode", 2, 3), ("decode", 3, 2),
-             ("decode", 4, 2), *(("decode", step, 1) for step in range(5, 16))]  # fmt: skip
+    first = [
+        ("prefill", 0, 4),
+        ("decode", 1, 4),
+        ("decode", 2, 3),
+        ("decode", 3, 2),
+        ("decode", 4, 2),
+        *(("decode", step, 1) for step in range(5, 16)),
+    ]
     second = [("prefill", 0, 1), *(("decode", step, 1) for step in range(1, 4))]
     assert passes == first + second
 

@@ -39,9 +39,15 @@ def server(smollm2, tmp_path_factory):
     spyre = {"buckets": BUCKETS, "compile_backend": "eager"}
     template = str(Path(__file__).with_name("tools.jinja"))
     one = Server(
-        smollm2, spyre, tmp_path_factory.mktemp("online") / "log",
-        "--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--chat-template", template,
-    )  # fmt: skip
+        smollm2,
+        spyre,
+        tmp_path_factory.mktemp("online") / "log",
+        "--enable-auto-tool-choice",
+        "--tool-call-parser",
+        "hermes",
+        "--chat-template",
+        template,
+    )
     one.wait_until_ready()
     yield one
     one.clean_up()

@@ -14,13 +14,21 @@ from spyre_bench.plugin.options import (
     without_effect,
 )
 
-SETS = {"scheduler_cls": "x.S", "worker_cls": "x.W", "kv_offloading_size": 4.0,
-        "kv_events_config": {"enable_kv_cache_events": True}, "enable_sleep_mode": True,
-        "profiler_config": {"profiler": "torch"}, "weight_transfer_config": {"backend": "nccl"},
-        "diffusion_config": {"method": "x"}, "enable_return_routed_experts": True,
-        "aux_output_config": {"enable_return_routed_experts": True},
-        "hf_config_path": "/elsewhere", "config_format": "mistral", "convert": "embed",
-}  # fmt: skip
+SETS = {
+    "scheduler_cls": "x.S",
+    "worker_cls": "x.W",
+    "kv_offloading_size": 4.0,
+    "kv_events_config": {"enable_kv_cache_events": True},
+    "enable_sleep_mode": True,
+    "profiler_config": {"profiler": "torch"},
+    "weight_transfer_config": {"backend": "nccl"},
+    "diffusion_config": {"method": "x"},
+    "enable_return_routed_experts": True,
+    "aux_output_config": {"enable_return_routed_experts": True},
+    "hf_config_path": "/elsewhere",
+    "config_format": "mistral",
+    "convert": "embed",
+}
 
 
 def arguments(**options):
@@ -51,14 +59,25 @@ def test_an_option_that_no_engine_starts_with_is_refused_by_name(name):
 def test_options_without_effect_are_named_in_one_sentence():
     sentence = without_effect(
         arguments(
-            cpu_offload_gb=4, download_dir="/models", ignore_patterns="*.bin", model_impl="vllm",
-            attention_backend="TRITON_ATTN", max_num_batched_tokens=2048,
-            model_loader_extra_config={"a": 1}, dtype="float32",
+            cpu_offload_gb=4,
+            download_dir="/models",
+            ignore_patterns="*.bin",
+            model_impl="vllm",
+            attention_backend="TRITON_ATTN",
+            max_num_batched_tokens=2048,
+            model_loader_extra_config={"a": 1},
+            dtype="float32",
         )
-    )  # fmt: skip
-    for words in ("cpu_offload_gb=4", "download_dir=/models", "ignore_patterns=*.bin",
-                  "model_impl=vllm", "attention_backend=TRITON_ATTN", "{'a': 1}",
-                  "max_num_batched_tokens=2048 (the buckets say it)"):  # fmt: skip
+    )
+    for words in (
+        "cpu_offload_gb=4",
+        "download_dir=/models",
+        "ignore_patterns=*.bin",
+        "model_impl=vllm",
+        "attention_backend=TRITON_ATTN",
+        "{'a': 1}",
+        "max_num_batched_tokens=2048 (the buckets say it)",
+    ):
         assert words in sentence
     assert "dtype" not in sentence
 

@@ -154,13 +154,20 @@ def test_what_only_vllms_second_runner_can_do_is_refused_where_vllm_would_let_it
             "multimodal and encoder-decoder models: serve a text-only decoder model",
         ),
         (
-            {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128,
-                                     "desc_act": False, "sym": True}},
+            {
+                "quantization_config": {
+                    "quant_method": "gptq",
+                    "bits": 4,
+                    "group_size": 128,
+                    "desc_act": False,
+                    "sym": True,
+                }
+            },
             "quantization '.*gptq.*': serve an unquantised checkpoint",
         ),
     ],
     ids=["whisper", "gptq"],
-)  # fmt: skip
+)
 def test_a_checkpoint_that_the_backend_cannot_serve_is_refused_at_start(
     configure, tiny_llama, tmp_path, changes, words
 ):

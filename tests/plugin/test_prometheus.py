@@ -63,8 +63,11 @@ def test_counters_grow_by_what_came_since_and_a_lost_message_loses_nothing(
     counts, ours, vllm_config
 ):
     logger = prometheus.SpyreStatLogger(vllm_config, engine_index=7)
-    where = {"model_name": vllm_config.model_config.served_model_name, "engine": "7",
-             "bucket": "4,64,32"}  # fmt: skip
+    where = {
+        "model_name": vllm_config.model_config.served_model_name,
+        "engine": "7",
+        "bucket": "4,64,32",
+    }
     counts.add_batch(BUCKET, 3, LEDGER)
     logger.record(statistics(counts), None)
     counts.add_batch(BUCKET, 2, LEDGER)

@@ -257,13 +257,19 @@ def test_a_custom_logits_processor_is_used(generate, greedy):
         ({"choice": ["yes", "no"]}, r"yes|no"),
         ({"regex": r"[0-9]{3}-[a-f]{2}"}, r"[0-9]{3}-[a-f]{2}"),
         (
-            {"json": {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"],
-                      "additionalProperties": False}},
+            {
+                "json": {
+                    "type": "object",
+                    "properties": {"a": {"enum": [1, 2]}},
+                    "required": ["a"],
+                    "additionalProperties": False,
+                }
+            },
             r'\{\s*"a"\s*:\s*[12]\s*\}',
         ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)  # fmt: skip
+)
 def test_a_structured_answer_has_its_structure(generate, reference, structure, fits):
     import re
 

@@ -40,9 +40,11 @@ def greedy(directory: Path, prompts: list[str], new_tokens: int) -> list[list[in
         inputs = tokenizer(prompt, return_tensors="pt")
         with torch.no_grad():
             output = model.generate(
-                inputs["input_ids"], attention_mask=inputs["attention_mask"],
-                max_new_tokens=new_tokens, do_sample=False,
-            )  # fmt: skip
+                inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                max_new_tokens=new_tokens,
+                do_sample=False,
+            )
         said.append(output[0, inputs["input_ids"].shape[1] :].tolist())
     return said
 
@@ -67,9 +69,11 @@ def test_offline_the_ranks_say_what_hugging_face_says(start, request, tmp_path, 
     model, log = request.getfixturevalue(name), tmp_path / "passes.jsonl"
     prompts = prompts_for(name)
     spyre = GATHERED | {
-        "compile_backend": backend, "pass_log": str(log), "step_timeout_s": 600,
+        "compile_backend": backend,
+        "pass_log": str(log),
+        "step_timeout_s": 600,
         "artefact_directory": str(tmp_path / "artefacts"),
-    }  # fmt: skip
+    }
     arguments = json.dumps([str(model), spyre, prompts, 16, {"tensor_parallel_size": tp}])
     run = start(sys.executable, str(SCRIPT), arguments)
     assert run.process.wait(600) == 0, run.output()
@@ -94,17 +98,22 @@ def test_served_the_ranks_say_what_hugging_face_says(request, tmp_path, name, tp
     model, log = request.getfixturevalue(name), tmp_path / "passes.jsonl"
     prompts = prompts_for(name)
     spyre = GATHERED | {
-        "compile_backend": backend, "pass_log": str(log), "step_timeout_s": 600,
+        "compile_backend": backend,
+        "pass_log": str(log),
+        "step_timeout_s": 600,
         "artefact_directory": str(tmp_path / "artefacts"),
-    }  # fmt: skip
+    }
     server = Server(model, spyre, tmp_path / "log", "--tensor-parallel-size", str(tp))
     try:
         server.wait_until_ready()
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
         answer = client.completions.create(
-            model=server.model, prompt=prompts, max_tokens=16, temperature=0,
+            model=server.model,
+            prompt=prompts,
+            max_tokens=16,
+            temperature=0,
             extra_body={"return_token_ids": True},
-        )  # fmt: skip
+        )
         assert [choice.token_ids for choice in answer.choices] == greedy(model, prompts, 16)
         require_every_bucket(log, SPYRE["buckets"])
         sampled = [
@@ -133,8 +142,10 @@ def test_a_warm_start_compiles_nothing_on_any_rank_and_a_missing_artefact_is_nam
 ):
     artefacts = tmp_path / "artefacts"
     spyre = {
-        "buckets": [[2, 64, 8]], "artefact_directory": str(artefacts), "step_timeout_s": 600,
-    }  # fmt: skip
+        "buckets": [[2, 64, 8]],
+        "artefact_directory": str(artefacts),
+        "step_timeout_s": 600,
+    }
 
     def begin(**more):
         arguments = [str(tiny_llama), spyre | more, PROMPTS[:2], 8, {"tensor_parallel_size": 2}]

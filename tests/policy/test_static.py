@@ -277,8 +277,9 @@ def test_among_equals_the_earlier_one_is_served_first(workload, name):
         if request not in batch.members:
             later = queue[place + 1 :]
             size = (request.prompt_tokens, request.max_tokens)
-            assert not [r for r in later if (r.prompt_tokens, r.max_tokens) == size
-                        and r in batch.members]  # fmt: skip
+            assert not [
+                r for r in later if (r.prompt_tokens, r.max_tokens) == size and r in batch.members
+            ]
 
 
 @given(workloads())

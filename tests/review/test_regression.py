@@ -46,9 +46,16 @@ def test_a_run_does_not_differ_from_itself():
     found = compare(run, run)
     assert set(found["state"]) == {"same"}
     assert set(found["item"]) == {
-        "outcome", "results/fill", "results/never", "results/buckets", "checks/sane",
-        "figures/waste", "tables/t", "tables/t/a_s", "tables/t/b",
-    }  # fmt: skip
+        "outcome",
+        "results/fill",
+        "results/never",
+        "results/buckets",
+        "checks/sane",
+        "figures/waste",
+        "tables/t",
+        "tables/t/a_s",
+        "tables/t/b",
+    }
 
 
 @pytest.mark.parametrize(
@@ -140,10 +147,12 @@ def test_an_old_run_is_judged_by_what_the_other_one_says():
 
 def test_a_tables_column_is_better_as_told_and_else_as_its_unit_says():
     base, new = (
-        a_run(tables={"t": pd.DataFrame({"bound_s": [value], "wait_s": [value]})},
-              better={"tables/t/bound_s": "higher"})
+        a_run(
+            tables={"t": pd.DataFrame({"bound_s": [value], "wait_s": [value]})},
+            better={"tables/t/bound_s": "higher"},
+        )
         for value in (1.0, 2.0)
-    )  # fmt: skip
+    )
     found = compare(base, new).set_index("item")["state"]
     assert (found["tables/t/bound_s"], found["tables/t/wait_s"]) == ("better", "worse")
 
@@ -228,8 +237,11 @@ def test_a_lost_table_column_and_notebook_fail_too():
     assert compare(a_run(tables={"t": full}), a_run())["fails"].sum() == 3
     gone = only_difference(a_run(), {})
     assert (gone.notebook, gone.item, gone.state, gone.fails) == (
-        "some", "outcome", "vanished", True,
-    )  # fmt: skip
+        "some",
+        "outcome",
+        "vanished",
+        True,
+    )
 
 
 @pytest.mark.parametrize(

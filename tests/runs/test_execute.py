@@ -220,7 +220,10 @@ def test_plain_papermill_checks_types_and_ranges_too(tmp_path):
     for value, message in (("banana", "is not a whole number"), ("99", "use a number from 1 to 8")):
         done = subprocess.run(
             [*papermill, "-p", "threads", value],
-            cwd=tmp_path, capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         assert done.returncode != 0
         assert message in done.stderr

@@ -37,10 +37,16 @@ def known(tmp_path) -> dict[str, str]:
 
 def test_every_name_of_the_cell_is_known_with_its_annotation(known):
     assert known == {
-        "a": "int", "url": "str", "size": "int | None", "old": "Optional[float]", "any": "None",
-        "way": "Literal['in', 'out', 3]", "late": "typing.Dict[str, int]", "b": "int",
+        "a": "int",
+        "url": "str",
+        "size": "int | None",
+        "old": "Optional[float]",
+        "any": "None",
+        "way": "Literal['in', 'out', 3]",
+        "late": "typing.Dict[str, int]",
+        "b": "int",
         "later": "int",
-    }  # fmt: skip
+    }
     with pytest.raises(ValueError, match=r"no parameter 'urll' \(did you mean url\?\); it has"):
         refuse_unknown(["urll"], known)
 

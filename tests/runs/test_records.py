@@ -125,9 +125,15 @@ def test_of_a_folder_that_takes_a_folder_a_run_the_last_one_is_read(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("outcome", "[]"), ("outcome", "{}"), ("results", '{"checks": {"a": 1}}'), ("results", "3"),
-     ("results", '{"figures": 5}'), ("outcome", '{"notebook": "a", "error": "", "traits": 1}')],
-)  # fmt: skip
+    [
+        ("outcome", "[]"),
+        ("outcome", "{}"),
+        ("results", '{"checks": {"a": 1}}'),
+        ("results", "3"),
+        ("results", '{"figures": 5}'),
+        ("outcome", '{"notebook": "a", "error": "", "traits": 1}'),
+    ],
+)
 def test_a_record_that_no_run_left_is_refused_by_its_place(tmp_path, name, text):
     write(tmp_path)
     (tmp_path / "some" / f"{name}.json").write_text(text)

@@ -60,8 +60,11 @@ def test_the_whole_suite_is_found_from_within_the_project_and_has_one_index(tmp_
     assert page.index("bad: failed") < page.index("good: passed") < page.index("<strong>Yes")
     bad, good = json.loads((out / "index.json").read_text())
     assert (bad["notebook"], bad["state"], good["notebook"], good["state"]) == (
-        "bad", "failed", "good", "passed",
-    )  # fmt: skip
+        "bad",
+        "failed",
+        "good",
+        "passed",
+    )
     assert "division by zero" in bad["error"]
     assert (good["answer"], good["measures"]) == ("**Yes**", False)
 
@@ -202,8 +205,11 @@ def test_ctrl_c_leaves_what_has_finished_and_ends_what_runs(tmp_path):
     (tmp_path / "wait").touch()
     with subprocess.Popen(
         [*COMMAND, "-o", "out", "--all"],
-        cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-    ) as process:  # fmt: skip
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    ) as process:
         pid = _when_there(tmp_path / "out/b/results.json", "pid")
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=30)
@@ -226,8 +232,12 @@ def test_ctrl_c_leaves_what_has_finished_and_ends_what_runs(tmp_path):
 def baseline_update(folder, *words, answer="") -> tuple[int, str]:
     done = subprocess.run(
         [*COMMAND[:-1], "baseline", "update", *words],
-        cwd=folder, input=answer, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        cwd=folder,
+        input=answer,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     return done.returncode, done.stdout + done.stderr
 
 

@@ -24,10 +24,11 @@ HEAD_FIRST = ("fcfs", "skip", "best_fit")
 def costs():
     # The toy machine has a decode step for every token, ours has none for the first.
     return [
-        BucketCost(b, 0.04 + (1e-4 * b.prompt_length + 5e-4) * b.batch_size,
-                   0.02 + 5e-4 * b.batch_size)
+        BucketCost(
+            b, 0.04 + (1e-4 * b.prompt_length + 5e-4) * b.batch_size, 0.02 + 5e-4 * b.batch_size
+        )
         for b in BucketSet.parse(SHAPES)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture(scope="module")

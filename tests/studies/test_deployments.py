@@ -78,8 +78,12 @@ def test_eight_cards_divide_from_replicas_alone_to_one_engine():
 def test_what_does_not_split_is_listed_with_the_reason_and_has_no_figures(service):
     found = propose(preset("smollm2-135m"), (1, 2, 3), service, buckets=BUCKETS)
     assert [it.label for it in found] == [
-        "1 × TP 1", "2 × TP 1", "1 × TP 2", "3 × TP 1", "1 × TP 3"
-    ]  # fmt: skip
+        "1 × TP 1",
+        "2 × TP 1",
+        "1 × TP 2",
+        "3 × TP 1",
+        "1 × TP 3",
+    ]
     frame = listed(found).set_index("deployment")
     assert "smollm2-135m does not split over tp=2" in frame.at["1 × TP 2", "refused"]
     assert (frame["refused"] != "").sum() == 1
@@ -337,7 +341,7 @@ def test_each_parameter_moves_alone(service, given_buckets):
     assert row["capacity_rps_a_card"] == service.capacity_rps(4, costs, 2) / 4
     base = service.capacity_rps(4, four[1].costs()[0], 2) / 4
     assert (moved.loc[moved["tp"] == 2, "base_rps_a_card"] == base).all()
-    alone = moved[(moved["tp"] == 1) & moved["parameter"].isin(["all_reduce_s", "hop_s_a_byte"])]
+    alone = moved[(moved["tp"] == 1) & moved["parameter"].isin(["all_reduce_s", "hop_s_per_byte"])]
     assert (alone["capacity_rps_a_card"] == alone["base_rps_a_card"]).all()
 
 

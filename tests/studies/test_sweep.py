@@ -145,19 +145,36 @@ def test_a_row_has_the_settings_and_what_simulating_them_gives(tmp_path, grid, t
 
 def test_every_setting_counts(tmp_path, table):
     point = Scenario(
-        "azure_conv", f"{SHORT} 8,1024,512", requests=200, seed=3, arrivals="poisson:5",
-        max_tokens="multiple:2", length_scale=0.1, rate_scale=0.5, policy="length_aware",
-        max_wait_s=0.5, gather_s=2.0, max_age_s=9.0, replicas=3, router="least_loaded", cost=table,
-    )  # fmt: skip
-    some = load_workload(
-        point.workload, requests=200, rng=np.random.default_rng(3), arrivals="poisson:5",
+        "azure_conv",
+        f"{SHORT} 8,1024,512",
+        requests=200,
+        seed=3,
+        arrivals="poisson:5",
         max_tokens="multiple:2",
-    ).scaled(lengths=0.1, rate=0.5)  # fmt: skip
+        length_scale=0.1,
+        rate_scale=0.5,
+        policy="length_aware",
+        max_wait_s=0.5,
+        gather_s=2.0,
+        max_age_s=9.0,
+        replicas=3,
+        router="least_loaded",
+        cost=table,
+    )
+    some = load_workload(
+        point.workload,
+        requests=200,
+        rng=np.random.default_rng(3),
+        arrivals="poisson:5",
+        max_tokens="multiple:2",
+    ).scaled(lengths=0.1, rate=0.5)
     by_hand = simulate(
-        some, price(BucketSet.parse(point.buckets), load_cost(table)),
+        some,
+        price(BucketSet.parse(point.buckets), load_cost(table)),
         Policy("length_aware", max_wait_s=0.5, gather_s=2.0, max_age_s=9.0),
-        replicas=3, router="least_loaded",
-    )  # fmt: skip
+        replicas=3,
+        router="least_loaded",
+    )
     beyond = replace(point, buckets="16,1024,512", extrapolate=True)
     row, extrapolated = swept([point, beyond], tmp_path / "out.csv").to_dict("records")
     expected = summary(by_hand)
@@ -413,9 +430,13 @@ def test_a_point_says_how_its_trace_is_to_be_read(tmp_path):
     lines = [f"{second * 1000};60;5" for second in range(20)]
     path.write_text("\n".join(["when;prompt_tokens;output_tokens", *lines]))
     grid = {
-        "workload": str(path), "buckets": "4,64,32", "columns": "arrival=when",
-        "time_unit": ["s", "ms"], "separator": "semicolon", "from_s": 5.0,
-    }  # fmt: skip
+        "workload": str(path),
+        "buckets": "4,64,32",
+        "columns": "arrival=when",
+        "time_unit": ["s", "ms"],
+        "separator": "semicolon",
+        "from_s": 5.0,
+    }
     seconds, milliseconds = run_chunk(points(grid))
     assert seconds["error"] == milliseconds["error"] == ""
     assert (seconds["served"], milliseconds["served"]) == (19, 15)

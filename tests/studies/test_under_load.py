@@ -198,8 +198,10 @@ def test_no_bucket_of_a_set_is_below_where_the_table_begins(some):
 
 def test_equal_sets_appear_once(some):
     assert list(under_load.bucket_sets(some, [4], 3)) == [
-        "powers of two, B 4", "percentiles, B 4", "one shape, B 4",
-    ]  # fmt: skip
+        "powers of two, B 4",
+        "percentiles, B 4",
+        "one shape, B 4",
+    ]
     assert len(under_load.bucket_sets(some, [4], 1)) == 1
 
 

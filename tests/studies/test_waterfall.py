@@ -40,8 +40,13 @@ def test_the_stages_are_the_bounds_and_what_each_policy_takes_with_everybody_que
     frame = waterfall(some, COSTS, TOY, batch_size=4).set_index("stage")
     seconds = frame["seconds"]
     assert list(frame.index) == [
-        "work bound", "shape bound", "length_aware", "best_fit", "skip", "fcfs",
-    ]  # fmt: skip
+        "work bound",
+        "shape bound",
+        "length_aware",
+        "best_fit",
+        "skip",
+        "fcfs",
+    ]
     assert seconds["work bound"] == work_bound_s(some, TOY, 4)
     assert seconds["shape bound"] == shape_bound_s(some, COSTS)
     for name in ("best_fit", "skip", "fcfs"):

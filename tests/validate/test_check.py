@@ -57,9 +57,11 @@ def test_full_batches_fill_every_bucket_one_after_the_other():
     ran = list(batches[["bucket", "rows", "passes"]].itertuples(index=False, name=None))
     short = check.SHORT
     assert ran == [
-        ("2,128,32", 2, 32), *[("2,128,32", 2, 2)] * short,
-        ("4,64,16", 4, 16), *[("4,64,16", 4, 2)] * short,
-    ]  # fmt: skip
+        ("2,128,32", 2, 32),
+        *[("2,128,32", 2, 2)] * short,
+        ("4,64,16", 4, 16),
+        *[("4,64,16", 4, 2)] * short,
+    ]
     ends = batches["start_s"] + batches["seconds"]
     assert (batches["start_s"].values[1:] > ends.values[:-1]).all()  # on an idle engine
 
@@ -113,8 +115,8 @@ def test_a_pass_is_held_against_the_constant_of_its_bucket_and_kind():
 
 def test_a_server_decides_by_what_it_believes_and_takes_what_its_passes_take():
     some = workload((0, 10, 5))
-    believed = (BucketCost(LARGE.bucket, 0.1, 0.03), BucketCost(SMALL.bucket, 0.2, 0.04))
-    constants = check.Constants(COSTS, believed, 0.25, Policy(), "")
+    estimated = (BucketCost(LARGE.bucket, 0.1, 0.03), BucketCost(SMALL.bucket, 0.2, 0.04))
+    constants = check.Constants(COSTS, estimated, 0.25, Policy(), "")
     trace = constants.simulate(some)
     assert trace.costs[trace.passes.shape[0]].bucket == LARGE.bucket  # SMALL would be faster
     assert trace.passes.batch_seconds[0] == pytest.approx(0.7 + 4 * 0.03)

@@ -20,9 +20,17 @@ def test_gains_are_over_the_first_row_and_shared_by_the_ranks():
 
 def test_what_ranks_send_stands_beside_two_sums_a_layer():
     model = ModelSizes(
-        name="m", hidden_size=24, intermediate_size=48, layers=5, heads=6, kv_heads=6, head_dim=4,
-        vocab_size=100, context_length=512, tied_head=True,
-    )  # fmt: skip
+        name="m",
+        hidden_size=24,
+        intermediate_size=48,
+        layers=5,
+        heads=6,
+        kv_heads=6,
+        head_dim=4,
+        vocab_size=100,
+        context_length=512,
+        tied_head=True,
+    )
     starts = pd.DataFrame(
         {
             "tp": [1, 2],

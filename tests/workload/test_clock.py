@@ -126,8 +126,9 @@ def test_a_file_with_another_clock_is_the_same_workload(tmp_path):
     rows = [(0.0, 10, 3), (0.5, 20, 3), (2.25, 60, 5)]
     for unit, scale in (("s", 1), ("ms", 1e3), ("us", 1e6), ("ns", 1e9)):
         path = tmp_path / f"{unit}.csv"
-        lines = [f"{round((YEARS + t) * scale) if scale > 1 else YEARS + t},{p},{o}"
-                 for t, p, o in rows]  # fmt: skip
+        lines = [
+            f"{round((YEARS + t) * scale) if scale > 1 else YEARS + t},{p},{o}" for t, p, o in rows
+        ]
         path.write_text("created,prompt_tokens,output_tokens\n" + "\n".join(lines))
         some = Workload.read(path)
         assert some.arrival_s == pytest.approx([0, 0.5, 2.25], abs=1e-6)

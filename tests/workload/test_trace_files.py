@@ -160,10 +160,12 @@ ARRAYS = {
     "servegen, within an object": json.dumps({"seed": 1, "requests": SERVEGEN}, indent=2),
     "servegen, lines": "\n".join(map(json.dumps, SERVEGEN)),
     "our own": json.dumps(
-        [{"arrival_s": n / 2, "prompt_tokens": p, "output_tokens": o}
-         for n, (p, o) in enumerate(LENGTHS)]
+        [
+            {"arrival_s": n / 2, "prompt_tokens": p, "output_tokens": o}
+            for n, (p, o) in enumerate(LENGTHS)
+        ]
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", ARRAYS)
@@ -219,9 +221,15 @@ def test_without_pyarrow_parquet_is_refused_with_the_extra(tmp_path, monkeypatch
 SESSIONS = [
     {"timestamp": 0, "input_length": 9, "output_length": 2, "session_id": "a", "hash_ids": [1, 2]},
     {"timestamp": 1500, "input_length": 9, "output_length": 2, "session_id": "b", "hash_ids": []},
-    {"timestamp": 4000, "input_length": 9, "output_length": 2, "session_id": "a", "delay": 5,
-     "hash_ids": [1, 2, 3]},
-]  # fmt: skip
+    {
+        "timestamp": 4000,
+        "input_length": 9,
+        "output_length": 2,
+        "session_id": "a",
+        "delay": 5,
+        "hash_ids": [1, 2, 3],
+    },
+]
 
 
 def test_sessions_and_prefixes_stay_with_their_requests(tmp_path):
