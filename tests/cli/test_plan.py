@@ -5,13 +5,14 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pytest
+from typer.main import get_command
 
 from spyre_bench.cli import main
 from spyre_bench.cost.bucket_cost import price
@@ -22,6 +23,7 @@ from spyre_bench.metrics.vllm_json import bench_result
 from spyre_bench.model_sizes import preset
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket, BucketSet
+from spyre_bench.simulate.scenario import ENGINE, Scenario
 from spyre_bench.simulate.static import simulate
 from spyre_bench.workload.workload import Workload, load_workload
 from tests.cost.test_cost import machine
@@ -257,6 +259,20 @@ def test_the_folder_of_the_result_is_made_and_nothing_else_is_left_in_it(
     out = tmp_path / "some" / "where" / "result.json"
     assert command("simulate", "--workload", trace, *TWO, "--cost", table, "--out", out).code == 0
     assert [path.name for path in out.parent.iterdir()] == ["result.json"]
+
+
+def options_of(name: str) -> dict[str, str]:
+    """The options of a command with their help texts."""
+    command = get_command(main.app).commands[name]
+    return {flag: option.help for option in command.params for flag in option.opts}
+
+
+def test_every_setting_of_a_scenario_is_an_option_with_its_own_help_text():
+    simulated, chosen = options_of("simulate"), options_of("buckets")
+    for it in fields(Scenario):
+        flag = it.metadata.get("flag", f"--{it.name.replace('_', '-')}")
+        assert simulated[flag] == it.metadata["help"]
+        assert (flag in chosen) == (it.metadata["part"] != ENGINE), "what it would not use"
 
 
 CARD = "card:granite-3.3-8b,tp=4,dtype=fp8"

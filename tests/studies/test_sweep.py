@@ -182,6 +182,13 @@ def test_every_setting_counts(tmp_path, table):
     assert (extrapolated["extrapolated"], extrapolated["error"]) == (1, "")
 
 
+def test_a_start_and_a_client_are_settings_too_and_no_two_points_are_taken_for_one(tmp_path, grid):
+    some = [grid[0], replace(grid[0], warmup=True), replace(grid[0], client_overhead_ms=50.0)]
+    plain, cold, slow = swept(some, tmp_path / "out.csv")["mean_ttft_ms"]
+    assert cold > plain
+    assert slow == pytest.approx(plain + 50)
+
+
 def test_a_point_that_cannot_run_has_its_error_in_a_line_and_stops_no_other(tmp_path, grid):
     frame = swept(grid, tmp_path / "out.csv")
     failed = frame["error"] != ""
