@@ -6,6 +6,8 @@ ended), `results.json` and `tables/*.csv` (what `report.py` kept).
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
@@ -16,6 +18,7 @@ import pandas as pd
 
 from spyre_bench.files import read_json
 
+OURS = re.compile(r"\d{8}-\d{6}(-\d+)?")  # a folder of a run, by its time
 OUTCOME, RESULTS = "outcome.json", "results.json"
 INFINITE = ("inf", "-inf")  # JSON has no such numbers; `report.py` writes these texts
 WHERE = ("output_directory", "interactive")  # parameters that say where and how, not what
@@ -108,11 +111,18 @@ class Record:
 
 def run_folder(folder: Path) -> Path:
     """Where the notebooks of a run are: in the folder itself, or, where it takes a folder a run, in
-    that of its last one."""
-    latest = Path(folder) / "latest"
-    if any(Path(folder).glob(f"*/{OUTCOME}")) or not latest.is_dir():
-        return Path(folder)
-    return latest.resolve()
+    that of its last one, which `latest` points to unless somebody's own folder is in its place."""
+    folder = Path(folder)
+    latest = folder / "latest"
+    if _holds_runs(folder):
+        return folder
+    if _holds_runs(latest) or (latest.is_symlink() and OURS.fullmatch(os.readlink(latest))):
+        return latest.resolve()
+    return max((path for path in folder.glob("*") if OURS.fullmatch(path.name)), default=folder)
+
+
+def _holds_runs(folder: Path) -> bool:
+    return any(folder.glob(f"*/{OUTCOME}"))
 
 
 def read_run(folder: Path) -> dict[str, Record]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -24,10 +23,9 @@ from rich.text import Text
 from spyre_bench.files import in_use, read_yaml, replace_text
 from spyre_bench.runs.execute import Outcome, Task, execute, interrupt_kernels, measures
 from spyre_bench.runs.html import markdown
-from spyre_bench.runs.records import Traits
+from spyre_bench.runs.records import OURS, Traits
 
 FOLDER = "%Y%m%d-%H%M%S"  # of a run, by its time
-OURS = re.compile(r"\d{8}-\d{6}(-\d+)?")
 PATIENCE_S = 10.0  # between two interrupts: a notebook may have a server to end
 
 

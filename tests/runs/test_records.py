@@ -123,6 +123,22 @@ def test_of_a_folder_that_takes_a_folder_a_run_the_last_one_is_read(tmp_path):
     assert list(read_run(tmp_path)) == ["other"], "its own come first"
 
 
+def test_where_a_folder_of_somebodys_is_called_latest_the_last_run_by_its_name_is_read(tmp_path):
+    (tmp_path / "latest/mine").mkdir(parents=True)
+    write(tmp_path / "20260101-000000", "old")
+    write(tmp_path / "20260102-000000", "new")
+    write(tmp_path / "a-run-that-was-copied-here", "copied")
+    assert list(read_run(tmp_path)) == ["new"]
+
+
+def test_a_last_run_that_left_nothing_is_not_passed_over_for_an_earlier_one(tmp_path):
+    write(tmp_path / "20260101-000000", "old")
+    (tmp_path / "20260102-000000").mkdir()
+    (tmp_path / "latest").symlink_to("20260102-000000")
+    with pytest.raises(ValueError, match="no notebook was run there"):
+        read_run(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
