@@ -85,7 +85,8 @@ def simulate(
     else:
         for index, engine in enumerate(engines):
             engine.serve(_requests(workload, rows[index::replicas]))
-    requests, passes = _run(workload, costs, rejected, engines)
+    passes = _passes(workload, costs, engines)
+    requests = _served(workload, costs, rejected, passes)
     return SimulatedRun(
         workload, costs, policy, replicas, ready_s, client_overhead_s, requests, passes
     )
@@ -228,12 +229,7 @@ def _requests(workload: Workload, rows: np.ndarray) -> Iterator[Request]:
         yield from map(Request, *(column[some].tolist() for column in columns), some.tolist())
 
 
-def _run(
-    workload: Workload,
-    costs: tuple[BucketCost, ...],
-    rejected: np.ndarray,
-    engines: Sequence[_Engine],
-) -> tuple[Requests, Passes]:
+def _passes(workload: Workload, costs: Sequence[BucketCost], engines: Sequence[_Engine]) -> Passes:
     """The engines' logs as one, batches in the order of their start: a prefill each, and a row of
     decode passes where an output has more than one token."""
 
@@ -243,57 +239,62 @@ def _run(
     start_s = joined(lambda engine: engine.start_s, np.float64)
     replica = np.repeat(np.arange(len(engines), dtype=np.int16), [len(e.rows) for e in engines])
     order = np.lexsort((replica, start_s))
-    start_s, replica = start_s[order], replica[order]
-    shape = joined(lambda engine: engine.bucket, np.int16)[order]
     steps = joined(lambda engine: engine.passes, np.int32)[order]
-    rows = joined(lambda engine: engine.rows, np.int32)
-    first, rows = (np.cumsum(rows) - rows)[order], rows[order]
-    sizes = np.array([(c.bucket.batch_size, c.bucket.prompt_length) for c in costs], np.int64)
-    seconds = np.array([(cost.prefill_s, cost.decode_s) for cost in costs])
-
     batch = np.repeat(np.arange(len(order), dtype=np.int32), 1 + (steps > 1))
-    kind = (np.diff(batch, prepend=-1) == 0).astype(np.int8)
-    decodes = np.repeat(kind == DECODE, rows[batch])
-    members = joined(lambda engine: engine.members, np.int32)[_ranges(first[batch], rows[batch])]
-    tokens = np.where(decodes, workload.output_tokens[members] - 1, 1).astype(np.int32)
-    prompts = np.where(decodes, 0, workload.prompt_tokens[members])
-    batch_size, prompt_length = sizes[shape[batch]].T
-    passes = Passes(
-        kind=kind,
-        shape=shape[batch],
+    decode = np.diff(batch, prepend=-1) == 0
+    logged = order[batch]  # where in the logs each row's batch is
+    shape = joined(lambda engine: engine.bucket, np.int16)[logged]
+    rows = joined(lambda engine: engine.rows, np.int32)
+    first, rows = (np.cumsum(rows) - rows)[logged], rows[logged]
+    members = joined(lambda engine: engine.members, np.int32)[_ranges(first, rows)]
+    of_decode = np.repeat(decode, rows)
+    tokens = np.where(of_decode, workload.output_tokens[members] - 1, np.int32(1))
+    useful = tokens + np.where(of_decode, np.int32(0), workload.prompt_tokens[members])
+    sizes = np.array([(c.bucket.batch_size, c.bucket.prompt_length) for c in costs], np.int64)
+    batch_size, prompt_length = sizes[shape].T
+    seconds = np.array([(cost.prefill_s, cost.decode_s) for cost in costs])
+    return Passes(
+        kind=np.where(decode, np.int8(DECODE), np.int8(PREFILL)),
+        shape=shape,
         batch=batch,
-        replica=replica[batch],
-        start_s=start_s[batch] + np.where(kind == DECODE, seconds[shape[batch], PREFILL], 0.0),
-        seconds=seconds[shape[batch], kind],
-        count=np.where(kind == DECODE, steps[batch] - 1, 1).astype(np.int32),
-        slots=batch_size * np.where(kind == DECODE, 1, prompt_length + 1),
-        useful=sums(tokens + prompts, np.cumsum(rows[batch]) - rows[batch]),
-        rows=rows[batch],
+        replica=replica[logged],
+        start_s=start_s[logged] + np.where(decode, seconds[shape, PREFILL], 0.0),
+        seconds=seconds[shape, decode.astype(int)],
+        count=np.where(decode, steps[batch] - 1, np.int32(1)),
+        slots=batch_size * np.where(decode, 1, prompt_length + 1),
+        useful=sums(useful, np.cumsum(rows) - rows),
+        rows=rows,
         members=members,
         tokens=tokens,
         waited_s=np.broadcast_to(0.0, len(members)),  # decode passes follow without a pause
     )
-    served_in = np.full(len(workload), -1, dtype=np.int32)
-    served_in[members[~decodes]] = np.repeat(np.arange(len(order), dtype=np.int32), rows)
+
+
+def _served(
+    workload: Workload, costs: Sequence[BucketCost], rejected: np.ndarray, passes: Passes
+) -> Requests:
+    """When the passes of static batches served each request."""
+    first = passes.first_of_batch
+    batch = np.full(len(workload), -1, dtype=np.int32)
+    batch[passes.members_of("prefill")] = np.repeat(passes.batch[first], passes.rows[first])
 
     def of_batch(values: np.ndarray) -> np.ndarray:
         """A value of each batch as one of each request."""
-        return np.append(values, np.nan)[served_in]
+        return np.append(values, np.nan)[batch]
 
-    first_token_s, tpot_s = (
-        of_batch(start_s + seconds[shape, PREFILL]),
-        of_batch(seconds[shape, DECODE]),
-    )
+    start_s = passes.start_s[first]
+    first_token_s = of_batch(start_s + passes.seconds[first])
+    decode_s = of_batch(np.array([cost.decode_s for cost in costs])[passes.shape[first]])
     further = workload.output_tokens - 1
     return Requests(
-        batch=served_in,
-        replica=np.append(replica, np.int16(-1))[served_in],
+        batch=batch,
+        replica=np.append(passes.replica[first], np.int16(-1))[batch],
         start_s=of_batch(start_s),
         first_token_s=first_token_s,
-        finish_s=first_token_s + further * tpot_s,
-        tpot_s=np.where(further > 0, tpot_s, np.nan),
+        finish_s=first_token_s + further * decode_s,
+        tpot_s=np.where(further > 0, decode_s, np.nan),
         rejected=rejected,
-    ), passes
+    )
 
 
 def _ranges(first: np.ndarray, lengths: np.ndarray) -> np.ndarray:
