@@ -76,6 +76,9 @@ def _all_attend(question: Question) -> bool:
 
 
 ANY = Field("any")
+EVEN = Field(
+    "an even number", lambda question: question.value is None or question.value % 2 == 0, "pairs"
+)
 FLAG = Field("true or false")
 WINDOW = Field(
     "null, or at least as long as the longest bucket", _is_wide, "attention over the whole context"
@@ -129,16 +132,21 @@ CARRIED: dict[str, dict[str, Field]] = {
         "shared_intermediate_size": ANY,
         "num_local_experts": NO_EXPERTS,
         "position_embedding_type": Field(
-            "rope or null", lambda question: question.value in (None, "rope"), "rope"
+            "rope, or null or nope for none",
+            lambda question: question.value in (None, "rope", "nope"),
+            "rope",
+        ),
+        "normalization_function": Field(
+            "rmsnorm", lambda question: question.value in (None, "rmsnorm"), "rmsnorm"
         ),
         "layer_types": LAYER_TYPES,
         "layers_block_type": LAYER_TYPES,
     },
-    "MistralForCausalLM": COMMON | {"head_dim": ANY},
+    "MistralForCausalLM": COMMON | {"head_dim": EVEN},
     "Qwen3ForCausalLM": COMMON
     | {
         "attention_bias": Field("false", lambda question: not question.value, "no biases"),
-        "head_dim": ANY,
+        "head_dim": EVEN,
         "layer_types": LAYER_TYPES,
     },
 }

@@ -142,6 +142,17 @@ def _carried() -> list[Case]:
     cases += [Case(family, "norm eps", {"rms_norm_eps": 0.05}) for family in OWN]
     cases += [
         Case("GraniteMoeHybrid", "no positions", {"position_embedding_type": None}),
+        Case(
+            "GraniteMoeHybrid",
+            "no positions as Granite 4 writes it",
+            {},
+            {
+                "position_embedding_type": "nope",
+                "rope_parameters": None,
+                "normalization_function": "rmsnorm",
+                "init_method": "mup",
+            },
+        ),
         Case("Llama", "a window that it does not read", {}, {"sliding_window": 512}),
         Case("Mistral", "a window as long as the longest bucket", {"sliding_window": 152}),
         Case("Mistral", "no window", {"sliding_window": None}),
@@ -205,6 +216,10 @@ REFUSED: list[tuple[Case, str]] = [
     (
         Case("GraniteMoeHybrid", "mamba", {"layer_types": ["mamba", "attention"]}),
         "layer_types .*linear_attention",
+    ),
+    (
+        Case("GraniteMoeHybrid", "another norm", {}, {"normalization_function": "layernorm"}),
+        "normalization_function 'layernorm'",
     ),
     (Case("Llama", "sinks", {}, {"attention_sinks": True}), "attention_sinks True"),
     (Case("Llama", "norms", {}, {"use_qk_norm": True}), "use_qk_norm True"),
