@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 
 from spyre_bench.cost.bucket_cost import BucketCost, CostModel
-from spyre_bench.cost.card_parameters import ENDS, SpyreCard
+from spyre_bench.cost.card_parameters import ENDS, CardAt, SpyreCard
 from spyre_bench.cost.table import CostRow
 from spyre_bench.model_sizes import (
     DTYPES,
@@ -183,7 +182,7 @@ class Passes:
     model: ModelSizes
     tp: int
     dtype: str
-    card: SimpleNamespace
+    card: CardAt
 
     def prefill_s(self, bucket: Bucket) -> float:
         rows = bucket.batch_size * bucket.prompt_length

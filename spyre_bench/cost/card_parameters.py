@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from types import SimpleNamespace
+from typing import Any
 
 ENDS = ("fast", "value", "slow")
 CONFIDENCES = ("H", "H-M", "M", "L-M", "L")  # vendor or code; one lab; inferred
@@ -124,13 +124,27 @@ class SpyreCard:
             },
         )
 
-    def at(self, end: str) -> SimpleNamespace:
+    def at(self, end: str) -> CardAt:
         """Every parameter as a number at one of its ends."""
         if end not in ENDS:
             raise ValueError(f"end {end!r} is unknown: use one of {', '.join(ENDS)}")
-        return SimpleNamespace(
-            **{f.name: getattr(getattr(self, f.name), end) for f in fields(self)}
-        )
+        return CardAt(self, end)
+
+
+@dataclass(frozen=True)
+class CardAt:
+    """The card's parameters as numbers, by their names."""
+
+    card: SpyreCard
+    end: str
+
+    def __getattr__(self, name: str) -> Any:  # rows and tokens are whole, the rest is not
+        if name not in PARAMETERS:
+            raise AttributeError(name)
+        return getattr(getattr(self.card, name), self.end)
+
+
+PARAMETERS = frozenset(field.name for field in fields(SpyreCard))
 
 
 def with_all_reduce(microseconds: float) -> SpyreCard:
