@@ -1,6 +1,7 @@
 """Ranks as processes of their own: the same tokens as one, and a rank that is missing is named."""
 
 import json
+import tarfile
 import threading
 
 import pytest
@@ -40,8 +41,11 @@ def test_each_rank_finds_its_own_artefact_again(tiny_granite, tmp_path):
     assert [rank.was_warm for rank in cold] == [[False, False]] * 2
     assert [rank.was_warm for rank in warm] == [[True, True]] * 2
     assert [rank.tokens for rank in warm] == [rank.tokens for rank in cold]
-    manifests = [json.loads(path.read_text())["identity"] for path in tmp_path.glob("*.json")]
-    assert sorted((one["rank"], one["tp"]) for one in manifests) == [(0, 2), (1, 2)]
+    identities = []
+    for path in tmp_path.rglob("*.tar"):
+        with tarfile.open(path) as tar:
+            identities.append(json.load(tar.extractfile("manifest.json"))["identity"])
+    assert sorted((one["rank"], one["tp"]) for one in identities) == [(0, 2), (1, 2)]
 
 
 def test_ranks_that_never_join_are_named(tmp_path):
