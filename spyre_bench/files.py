@@ -11,7 +11,7 @@ import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml  # type: ignore[import-untyped]
 
@@ -38,13 +38,23 @@ def parse_json(text: str | bytes, name: str | Path) -> Any:
         raise ValueError(f"{name}: not JSON: {error}") from error
 
 
+class TextDates(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML whose dates are text. Libraries of notebooks change PyYAML's own loader to that for the
+    whole process; with a loader of our own a file reads the same before and after."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 def parse_yaml(text: str, name: str | Path) -> Any:
     """YAML, called `name` in the ValueError for what is none."""
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, TextDates)
     except RecursionError as error:
         raise ValueError(f"{name}: YAML nested too deeply to be read") from error
-    # A date such as 2024-13-01 is a ValueError, a mapping with a list as a key a TypeError.
+    # a mapping with a list as a key is a TypeError
     except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
 

@@ -28,11 +28,16 @@ def test_what_is_no_json_is_refused_with_its_files_name(tmp_path, text, words):
         read_json(tmp_path / "some.json")
 
 
-@pytest.mark.parametrize("text", ["a: [", "a: 2024-13-45", "[" * 5_000, "? [a]\n: b", "!!set [a]"])
+@pytest.mark.parametrize("text", ["a: [", "[" * 5_000, "? [a]\n: b", "!!set [a]"])
 def test_what_is_no_yaml_is_refused_in_one_line(text):
     with pytest.raises(ValueError, match=r"g\.yaml: \w+") as refused:
         parse_yaml(text, "g.yaml")
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("date", ["2024-12-31", "2024-13-45"])
+def test_a_date_in_yaml_is_text_whoever_has_changed_the_library(date):
+    assert parse_yaml(f"a: {date}", "g.yaml") == {"a": date}
 
 
 def test_a_byte_order_mark_is_passed_over(tmp_path):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -229,10 +230,12 @@ def _changes(kind: str, was: np.ndarray, now: np.ndarray) -> np.ndarray:
 
 
 def _number(value: Any) -> bool:
-    """Also of a column; yes and no count as 1 and 0."""
+    """Also of a column; yes and no count as 1 and 0; a whole number beyond any float is none."""
     if isinstance(value, pd.Series):
         return pd.api.types.is_numeric_dtype(value)
-    return isinstance(value, bool | int | float)
+    if isinstance(value, int):
+        return abs(value) <= sys.float_info.max
+    return isinstance(value, float)
 
 
 def _direction(item: str, change: float, better: Mapping[str, str | None] | None) -> str:

@@ -90,6 +90,10 @@ def _typed(name: str, value: Any) -> Any:
         raise ValueError(f"setting {name}: {value} is below {least}: use {least} or more")
     if most is not None and value > most:
         raise ValueError(f"setting {name}: {value} is above {most:,}")
+    if kind is int and abs(value) >= 2**63:
+        raise ValueError(
+            f"setting {name}: {str(value)[:40]}… is beyond 64 bits, which no table holds"
+        )
     if kind is str and "\x00" in value:
         raise ValueError(f"setting {name}: {value!r} holds a null byte, which no name does")
     return None if known.default is None and not value else value

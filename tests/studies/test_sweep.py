@@ -447,3 +447,10 @@ def test_a_point_says_how_its_trace_is_to_be_read(tmp_path):
     seconds, milliseconds = run_chunk(points(grid))
     assert seconds["error"] == milliseconds["error"] == ""
     assert (seconds["served"], milliseconds["served"]) == (19, 15)
+
+
+def test_a_whole_number_beyond_64_bits_is_refused_by_its_setting(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text(f"workload: azure_conv\nbuckets: 4,64,32\nreplicas: {10**30}\n")
+    with pytest.raises(ValueError, match=r"setting replicas: 1000.*beyond 64 bits"):
+        read_grid(path)
