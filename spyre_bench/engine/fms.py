@@ -61,10 +61,10 @@ def load(
 def _arguments(config: PretrainedConfig, sizes: ModelSizes, context_length: int) -> dict[str, Any]:
     """FMS's own reading of the config, mended where it drops or guesses a field.
 
-    It reads no activation for Llama, and takes the width of a dense Granite
-    4's MLP from a field that its layers do not use. It rounds an MLP's width up to a multiple, of
-    a factor of the hidden size that may fall short of the whole number by rounding. An embedding's
-    pad row matters in training only, and may lie outside the vocabulary.
+    It reads no activation for Llama, and takes the width of a dense Granite 4's MLP from a field
+    that its layers do not use. It rounds an MLP's width up to a multiple, of a factor of the hidden
+    size that may fall short of the whole number by rounding. An embedding's pad row matters in
+    training only, and may lie outside the vocabulary.
     """
     arguments = _FMS_MODEL_CONFIG_REGISTRY.hf_config_to_fms_config_params(config, None)
     return arguments | {
