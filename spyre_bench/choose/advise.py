@@ -16,7 +16,7 @@ import pandas as pd
 from spyre_bench.choose.optimize import Choice, Limits, candidates, choose_buckets
 from spyre_bench.choose.schemes import exponential, one, percentiles, powers_of_two
 from spyre_bench.cost.bucket_cost import BucketCost, CostModel, price
-from spyre_bench.metrics import summary
+from spyre_bench.metrics import latency, summary, waste
 from spyre_bench.metrics.bounds import shape_bound_s
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket
@@ -214,13 +214,13 @@ def _row(
     for half, workload in halves.items():
         trace = simulate(workload, costs, policy)
         seconds = summary.duration_s(trace)
-        good = summary.good_requests(trace, goodput_ms) if goodput_ms else 0
+        good = latency.good_requests(trace, goodput_ms) if goodput_ms else 0
         row |= {
             f"{half}_bound_s": shape_bound_s(workload, costs),
             f"{half}_busy_s": summary.busy_s(trace),
-            f"{half}_p95_e2el_s": summary.latencies(trace, (95,))["e2el"].percentiles_ms[95] / 1e3,
+            f"{half}_p95_e2el_s": latency.latencies(trace, (95,))["e2el"].percentiles_ms[95] / 1e3,
             f"{half}_goodput_rps": good / seconds if seconds else 0.0,
-            f"{half}_fill": summary.ledger(trace).fill,
+            f"{half}_fill": waste.ledger(trace).fill,
             f"{half}_rejected": int((~trace.served).sum()),
             f"{half}_saturated": bool(summary.saturation(trace)),
         }

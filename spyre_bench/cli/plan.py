@@ -28,7 +28,7 @@ def simulate(
     """Serve a workload on buckets, in simulation: latency, throughput, fill and waste."""
     from spyre_bench.choose.lint import lint
     from spyre_bench.files import replace_text
-    from spyre_bench.metrics.summary import require_limits
+    from spyre_bench.metrics.latency import require_limits
     from spyre_bench.metrics.vllm_json import bench_result
 
     _require_other(out, workload=scenario.workload, cost=scenario.cost)
@@ -79,7 +79,7 @@ def buckets(
     from spyre_bench.choose.optimize import Limits
     from spyre_bench.cost.bucket_cost import price
     from spyre_bench.metrics.bounds import shape_bound_s
-    from spyre_bench.metrics.summary import require_limits
+    from spyre_bench.metrics.latency import require_limits
 
     limits = Limits(k, warmup_budget, _memory_bytes(memory_gib))
     goodput_ms, rules = scenario.limits_ms(), scenario.rules()

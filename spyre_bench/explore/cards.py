@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from ipywidgets import Box
     from matplotlib.axes import Axes
 
-    from spyre_bench.studies.deployments import Deployment, Service
+    from spyre_bench.studies.capacity import Service
+    from spyre_bench.studies.deployments import Deployment
 
 FEW_A_CARD = 20
 FEW_SIZES = (1, 4)
@@ -26,7 +27,7 @@ def does_tp_pay(parameters: Any) -> Box:
     import ipywidgets as widgets
 
     from spyre_bench.model_sizes import DTYPES, PRESETS
-    from spyre_bench.workload.workload import WORKLOADS
+    from spyre_bench.workload.length_table import WORKLOADS
 
     names = list(dict.fromkeys([parameters.workload, *WORKLOADS]))
     controls = {
@@ -61,7 +62,8 @@ def few_deployments(
     """Every division of `tp` cards with its buckets, and a service of few requests."""
     from spyre_bench.model_sizes import preset
     from spyre_bench.simulate.scenario import Scenario
-    from spyre_bench.studies.deployments import Service, propose
+    from spyre_bench.studies.capacity import Service
+    from spyre_bench.studies.deployments import propose
 
     requests_a_card = min(FEW_A_CARD, parameters.requests_a_card)
     scenario = Scenario.of(parameters, workload=workload, requests=requests_a_card * tp)

@@ -28,7 +28,7 @@ def which_buckets(parameters: Any, k: int) -> Box:
     import ipywidgets as widgets
 
     from spyre_bench.cost.source import load_cost
-    from spyre_bench.workload.workload import WORKLOADS
+    from spyre_bench.workload.length_table import WORKLOADS
 
     table = load_cost(parameters.cost)
     names = list(dict.fromkeys([parameters.workload, *WORKLOADS]))

@@ -119,7 +119,8 @@ class Scenario:
         """The workload as it is drawn or read, before it is scaled."""
         import numpy as np
 
-        from spyre_bench.workload.workload import Reading, load_workload
+        from spyre_bench.workload.source import load_workload
+        from spyre_bench.workload.trace_formats import Reading
 
         return load_workload(
             self.workload,

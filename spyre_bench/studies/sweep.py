@@ -26,7 +26,7 @@ from spyre_bench import files
 from spyre_bench.cost.bucket_cost import CostModel
 from spyre_bench.cost.source import load_cost
 from spyre_bench.errors import sentence
-from spyre_bench.metrics import summary
+from spyre_bench.metrics import summary, waste
 from spyre_bench.shapes import BucketSet
 from spyre_bench.simulate.scenario import KINDS, TRACE_FILE, WORKLOAD, Scenario
 from spyre_bench.workload.workload import Workload
@@ -188,7 +188,7 @@ FIGURES = (
     "utilisation",
     "busy_over_shape_bound",
     "fill",
-    *(f"{name}_tokens" for name in summary.LEDGER),
+    *(f"{name}_tokens" for name in waste.LEDGER),
     *(
         f"{of}_{name}_ms"
         for name in ("queue", "ttft", "tpot", "e2el")
@@ -204,7 +204,7 @@ COUNTS = (
     "served",
     "rejected",
     "batches",
-    *(f"{name}_tokens" for name in summary.LEDGER),
+    *(f"{name}_tokens" for name in waste.LEDGER),
     "extrapolated",
 )
 # A whole number, or nothing where the point did not run.

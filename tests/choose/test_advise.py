@@ -10,7 +10,7 @@ from spyre_bench.choose.optimize import Limits
 from spyre_bench.cost.bucket_cost import CostModel, price
 from spyre_bench.cost.closed_form import FittedCost
 from spyre_bench.cost.measured import MeasuredCost
-from spyre_bench.metrics import summary
+from spyre_bench.metrics import summary, waste
 from spyre_bench.metrics.bounds import shape_bound_s
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket, BucketSet
@@ -73,7 +73,7 @@ def test_a_row_says_what_simulating_its_buckets_on_each_half_gives(advice):
         assert row.held_out_busy_s == summary.busy_s(held_out)
         assert row.held_out_bound_s == shape_bound_s(advice.held_out, costs)
         assert row.held_out_rejected == (~held_out.served).sum()
-        assert row.held_out_fill == summary.ledger(held_out).fill
+        assert row.held_out_fill == waste.ledger(held_out).fill
 
 
 def test_no_set_is_busy_for_less_than_its_bound_and_ours_not_less_than_the_certificate(advice):

@@ -25,7 +25,8 @@ from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket, BucketSet
 from spyre_bench.simulate.scenario import ENGINE, Scenario
 from spyre_bench.simulate.static import simulate
-from spyre_bench.workload.workload import Workload, load_workload
+from spyre_bench.workload.source import load_workload
+from spyre_bench.workload.workload import Workload
 from tests.cost.test_cost import machine
 
 TWO = ("--bucket", "8,64,32", "--bucket", "2,1024,512")

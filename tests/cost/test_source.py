@@ -9,7 +9,7 @@ from spyre_bench.cost.measured import SHIPPED, load_cost_table
 from spyre_bench.cost.source import load_cost
 from spyre_bench.model_sizes import PRESETS, preset
 from spyre_bench.shapes import Bucket
-from spyre_bench.workload.workload import load_workload
+from spyre_bench.workload.source import load_workload
 
 BUCKET = Bucket(4, 512, 64)
 GRANITE = preset("granite-3.3-8b")

@@ -33,7 +33,7 @@ from spyre_bench.shapes import Bucket
 from spyre_bench.simulate.static import simulate
 from spyre_bench.studies import startup, under_load
 from spyre_bench.studies.deployments import best, capacities
-from spyre_bench.workload.workload import load_workload
+from spyre_bench.workload.source import load_workload
 from tests.cost.test_cost import CORNERS, machine
 
 

@@ -14,7 +14,7 @@ from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import BucketSet
 from spyre_bench.simulate.scenario import KINDS, PARTS, Scenario
 from spyre_bench.simulate.static import simulate
-from spyre_bench.workload.workload import load_workload
+from spyre_bench.workload.source import load_workload
 
 TWO = "8,64,32 2,1024,512"
 SMALL = Scenario("azure_conv", TWO, requests=200, length_scale=0.25)

@@ -19,7 +19,8 @@ from spyre_bench.simulate.scenario import Scenario
 from spyre_bench.simulate.static import simulate
 from spyre_bench.studies import sweep
 from spyre_bench.studies.sweep import COLUMNS, points, read_grid, run_chunk, run_sweep
-from spyre_bench.workload.workload import Workload, load_workload
+from spyre_bench.workload.source import load_workload
+from spyre_bench.workload.workload import Workload
 from tests.cost.test_cost import CORNERS, machine
 
 SHORT, LONG = "8,64,32", "4,512,256"

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from spyre_bench.cost.bucket_cost import BucketCost
-from spyre_bench.metrics import summary
+from spyre_bench.metrics import waste
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket, BucketSet
 from spyre_bench.simulate.static import simulate
@@ -53,7 +53,7 @@ def test_a_bucket_without_a_decode_pass_to_time_is_named():
 def test_full_batches_fill_every_bucket_one_after_the_other():
     some = check.full_batches(COSTS)
     trace = simulate(some, COSTS, Policy(gather_s=0.02))
-    batches = summary.batches(trace)
+    batches = waste.batches(trace)
     ran = list(batches[["bucket", "rows", "passes"]].itertuples(index=False, name=None))
     short = check.SHORT
     assert ran == [
