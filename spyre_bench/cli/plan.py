@@ -154,9 +154,9 @@ def sweep(
 ) -> None:
     """Simulate every combination of a grid of settings, in parallel; resumable."""
     from spyre_bench.cost.source import PREFIX
-    from spyre_bench.studies.sweep import read_grid, run_sweep
+    from spyre_bench.studies.sweep import read_points, run_sweep
 
-    frame = run_sweep(read_grid(grid), out, jobs=jobs, backend=backend, scheduler=scheduler)
+    frame = run_sweep(read_points(grid), out, jobs=jobs, backend=backend, scheduler=scheduler)
     failed = int((frame["error"] != "").sum())
     modelled = int(frame["cost"].str.startswith(PREFIX).sum())
     typer.echo(

@@ -48,9 +48,9 @@ def does_tp_pay(parameters: Any) -> Box:
         ),
     }
     note = (
-        f"Modelled, not measured. At most {FEW_A_CARD} requests a card and fewer candidate buckets "
-        f"than in the notebook, so that the picture follows at once; figures differ from those "
-        f"above."
+        f"Modelled, not measured. At most {FEW_A_CARD} requests per card and fewer candidate "
+        f"buckets than in the notebook, so that the picture follows at once; figures differ "
+        f"from those above."
     )
     few = functools.cache(functools.partial(few_deployments, parameters))
     return panel(functools.partial(draw_deployments, few), controls, note)
@@ -88,11 +88,13 @@ def draw_deployments(
     from spyre_bench.cost.card_parameters import with_all_reduce
     from spyre_bench.studies.deployments import best, capacities
 
-    service, found = few(model, tp, dtype, workload)
+    service, deployments = few(model, tp, dtype, workload)
     card = with_all_reduce(all_reduce_us)
-    moved = [it if it.refused else replace(it, cost=replace(it.cost, card=card)) for it in found]
+    moved = [
+        it if it.refused else replace(it, cost=replace(it.cost, card=card)) for it in deployments
+    ]
     capacity = capacities(moved, service)
-    tops = best(capacity).set_index("end")["deployment"]
-    title = f"{model}, {dtype}, {workload}: {tops['value']} serves most at the middle values,\n"
-    title += f"{tops['slow']} at the slow end, {tops['fast']} at the fast"
+    winners = best(capacity).set_index("end")["deployment"]
+    title = f"{model}, {dtype}, {workload}: {winners['value']} serves most at the nominal values,\n"
+    title += f"{winners['slow']} at the pessimistic end, {winners['fast']} at the optimistic"
     return plots.capacities(capacity, title)

@@ -96,7 +96,7 @@ def _distinct(
     values: np.ndarray, shape: np.ndarray, counts: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The distinct values of each shape, and how often each is there."""
-    found, often = [np.zeros(0)], [np.zeros(0, dtype=np.int64)]
+    distinct, often = [np.zeros(0)], [np.zeros(0, dtype=np.int64)]
     for one in np.unique(shape):
         of = shape == one
         if counts is None:
@@ -104,9 +104,9 @@ def _distinct(
         else:
             value, place = np.unique(values[of], return_inverse=True)
             count = np.bincount(place, weights=counts[of]).astype(np.int64)
-        found.append(value)
+        distinct.append(value)
         often.append(count)
-    return np.concatenate(found), np.concatenate(often)
+    return np.concatenate(distinct), np.concatenate(often)
 
 
 def good_requests(run: SimulatedRun, limits_ms: Mapping[str, float]) -> int:

@@ -120,22 +120,22 @@ def _busiest(run: SimulatedRun) -> dict[str, Any]:
 
 
 def _statistics(run: SimulatedRun, percentiles: Sequence[float]) -> dict[str, float]:
-    found = latency.latencies(run, percentiles)
+    statistics = latency.latencies(run, percentiles)
     return {
         name: value
         for metric in latency.METRICS
-        for name, value in _named(metric, found[metric]).items()
-    } | _named("spyre_queue", found["queue"])
+        for name, value in _named(metric, statistics[metric]).items()
+    } | _named("spyre_queue", statistics["queue"])
 
 
 def _named(metric: str, statistics: latency.Statistics) -> dict[str, float]:
     """`mean_ttft_ms` and so on; percentiles as vLLM writes them, p99 and p99.9."""
-    found = {
+    named = {
         f"mean_{metric}_ms": statistics.mean_ms,
         f"median_{metric}_ms": statistics.median_ms,
         f"std_{metric}_ms": statistics.std_ms,
     }
-    return found | {
+    return named | {
         f"p{percentile:g}_{metric}_ms": value
         for percentile, value in statistics.percentiles_ms.items()
     }

@@ -219,11 +219,11 @@ def replays(
         rate_rps = rate_rps_a_card * deployment.cards
         row: dict[str, Any] = {**deployment.names, "end": end, "rate_rps": rate_rps}
         if not deployment.refused:
-            found = [
+            replayed = [
                 _replay_figures(deployment, service, costs, rate_rps)
                 for costs in deployment.costs(end)
             ]
-            row |= max(found, key=lambda figures: figures["goodput_rps"])
+            row |= max(replayed, key=lambda figures: figures["goodput_rps"])
         rows.append(row | {"refused": deployment.refused})
     return pd.DataFrame(rows)
 
@@ -290,8 +290,8 @@ def typical_bucket(workload: Workload, batch_size: int) -> Bucket:
 def all_reduce_shares(costs: Iterable[SpyreCost], bucket: Bucket) -> pd.DataFrame:
     """Seconds of both passes of a bucket and what all-reduces take of them, one row per number of
     cards and pass: tp, pass ("prefill", "decode"), low_s, value_s, high_s (of the pass),
-    low_share, value_share, high_share. The low share is with the all-reduce at its fast end and
-    all else at its slow one, the high share the other way round."""
+    low_share, value_share, high_share. The low share is with the all-reduce at its optimistic end
+    and all else at its pessimistic one, the high share the other way round."""
     rows = []
     for cost in costs:
         cost.require(bucket)

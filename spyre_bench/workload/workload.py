@@ -71,7 +71,7 @@ class Workload:
         self._refuse("arrival_s", backwards, "in ascending order: sort the requests by time")
         self._refuse("prompt_tokens", self.prompt_tokens < 1, "1 token or more")
         self._refuse("output_tokens", self.output_tokens < 1, "1 token or more")
-        if wrong := [name for name, some in self.extras.items() if len(some) != len(self)]:
+        if wrong := [name for name, column in self.extras.items() if len(column) != len(self)]:
             raise ValueError(
                 f"workload {self.name}: {wrong[0]} has {len(self.extras[wrong[0]])} elements for "
                 f"{len(self)} requests: give one for each"
@@ -136,7 +136,7 @@ class Workload:
         what `reading` says of them. Printed, the workload says what was taken for what.
 
         Without times, all requests come at 0; without max_tokens, the client knew the length of
-        its answer (`Exact`). BurstGPT's failed requests (no response) are left out, and the note
+        its output (`Exact`). BurstGPT's failed requests (no response) are left out, and the note
         counts them. Raises ValueError with file and line for what cannot be a trace.
         """
         columns = read_trace(path, reading)
@@ -164,8 +164,8 @@ class Workload:
                 file.writelines(self._json_lines())
             else:
                 extras = {
-                    name: [json.dumps(v) if isinstance(v, list) else v for v in _plain(some)]
-                    for name, some in self.extras.items()
+                    name: [json.dumps(v) if isinstance(v, list) else v for v in _plain(column)]
+                    for name, column in self.extras.items()
                 }
                 self.frame().assign(**extras).to_csv(file, index=False, lineterminator="\n")
         os.replace(partial, path)
@@ -173,7 +173,7 @@ class Workload:
     def _json_lines(self) -> Iterator[str]:
         line = ", ".join(f'"{name}": {{}}' for name in (*COLUMNS, *self.extras))
         columns = [getattr(self, name) for name in COLUMNS]
-        columns += [map(json.dumps, _plain(some)) for some in self.extras.values()]
+        columns += [map(json.dumps, _plain(column)) for column in self.extras.values()]
         return (f"{{{line.format(*row)}}}\n" for row in zip(*columns, strict=True))
 
     def frame(self) -> pd.DataFrame:
@@ -205,7 +205,7 @@ class Workload:
         columns: dict[str, Any] = {name: getattr(self, name)[index] for name in COLUMNS}
         if self.lead_in_s and len(columns["arrival_s"]):
             columns["lead_in_s"] = float(columns["arrival_s"][0]) - self.start_s
-        extras = {name: some[index] for name, some in self.extras.items()}
+        extras = {name: column[index] for name, column in self.extras.items()}
         return replace(self, **columns, extras=extras)
 
     def head(self, requests: int) -> Workload:

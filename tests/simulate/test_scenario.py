@@ -121,5 +121,5 @@ def test_what_it_is_made_of_prints_as_something_to_read():
     assert "buckets measured, B 1 to 8" in repr(cost)
     assert "<td>8,2048,1024</td>" in cost._repr_html_()
     assert repr(load_cost("card:granite-3.3-8b,tp=4")) == (
-        "<granite-3.3-8b in fp16 on 4 cards, at the middle values of the parameters>"
+        "<granite-3.3-8b in fp16 on 4 cards, at the nominal values of the parameters>"
     )

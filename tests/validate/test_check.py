@@ -113,7 +113,7 @@ def test_a_pass_is_held_against_the_constant_of_its_bucket_and_kind():
     assert set(errors["run"]) == {"a run"}
 
 
-def test_a_server_decides_by_what_it_believes_and_takes_what_its_passes_take():
+def test_a_server_decides_by_what_it_estimates_and_takes_what_its_passes_take():
     some = workload((0, 10, 5))
     estimated = (BucketCost(LARGE.bucket, 0.1, 0.03), BucketCost(SMALL.bucket, 0.2, 0.04))
     constants = check.Constants(COSTS, estimated, 0.25, Policy(), "")
