@@ -18,7 +18,16 @@ import numpy as np
 
 from spyre_bench.cost.bucket_cost import BucketCost
 from spyre_bench.policy.static import Batch, Hold, Policy, Step, next_batch
-from spyre_bench.simulate.result import DECODE, PREFILL, Passes, Requests, SimulatedRun, sums
+from spyre_bench.simulate.result import (
+    DECODE,
+    LEFT,
+    PREFILL,
+    UNSERVED,
+    Passes,
+    Requests,
+    SimulatedRun,
+    sums,
+)
 from spyre_bench.workload.workload import Workload
 
 MOST = 10_000  # replicas; more is a slip
@@ -28,13 +37,14 @@ CHUNK = 8192  # requests that exist as Python objects at a time
 
 class Request(NamedTuple):
     """A row of the workload as the policy sees it, and what it does not use: its true output
-    tokens, and when the engine reads it."""
+    tokens, when the engine reads it, and when its client gives up."""
 
     arrival_s: float
     prompt_tokens: int
     max_tokens: int
     output_tokens: int
     seen_s: float
+    leaves_s: float
     row: int
 
 
@@ -50,6 +60,7 @@ def simulate(
     estimated: Sequence[BucketCost] | None = None,
     pace: Iterator[tuple[float, float]] | None = None,
     seen_s: np.ndarray | None = None,
+    leaves_s: np.ndarray | None = None,
 ) -> SimulatedRun:
     """Serves the workload on engines that have the buckets of `costs` compiled.
 
@@ -64,7 +75,8 @@ def simulate(
     `pace` has, for one batch after the other as they are formed, how many times its cost a prefill
     and a decode pass of it take: a machine's noise, or what was measured; 1 where it ends. `seen_s`
     is when an engine reads each request, ascending and not before its arrival, which is the default
-    and what the policy counts its age from.
+    and what the policy counts its age from. Whoever still waits at `leaves_s` is gone by then; one
+    that gives up later has its output tokens end there.
 
     Raises ValueError for no bucket, a replica count below 1, an unknown router, a negative time.
     """
@@ -88,12 +100,13 @@ def simulate(
     rows = np.flatnonzero(rejected == 0)
     first_s = workload.start_s + ready_s
     seen_s = workload.arrival_s if seen_s is None else seen_s
+    leaves_s = np.full(len(workload), math.inf) if leaves_s is None else leaves_s
     engines = [_Engine(costs, estimated, policy, first_s, pace) for _ in range(replicas)]
     if router == "least_loaded" and replicas > 1:
-        _route_to_the_least_loaded(engines, _requests(workload, seen_s, rows))
+        _route_to_the_least_loaded(engines, _requests(workload, seen_s, leaves_s, rows))
     else:
         for index, engine in enumerate(engines):
-            engine.serve(_requests(workload, seen_s, rows[index::replicas]))
+            engine.serve(_requests(workload, seen_s, leaves_s, rows[index::replicas]))
     passes = _passes(workload, costs, engines)
     requests = _served(workload, rejected, passes)
     return SimulatedRun(
@@ -146,9 +159,8 @@ class _Engine:
             )
             if isinstance(step, Hold):
                 self._put_back(())
-                self.look_s = min(step.until_s, self._next_arrival_s(now))
-            else:
-                assert step, "somebody has arrived, so there is a batch"
+                self.look_s = min(step.until_s, self._next_change_s(now))
+            elif step:  # otherwise all who had arrived have left
                 self._start(step, now)
 
     def unfinished(self, now: float) -> int:
@@ -162,12 +174,13 @@ class _Engine:
         )
 
     def _waiting(self, now: float) -> Iterator[Request]:
-        """Takes from the queue what has arrived by `now`, as far as it is asked to."""
+        """Takes from the queue what has arrived by `now` and not left, as far as it is asked to."""
         queue, read = self.queue, self._read
         while (queue or self._refill()) and queue[0].seen_s <= now:
             request = queue.popleft()
-            read.append(request)
-            yield request
+            if request.leaves_s > now:
+                read.append(request)
+                yield request
 
     def _start(self, batch: Batch[Request], now: float) -> None:
         decided, members = batch
@@ -199,9 +212,14 @@ class _Engine:
             self.queue.extendleft([r for r in reversed(read) if r.row not in gone])
         read.clear()
 
-    def _next_arrival_s(self, now: float) -> float:
-        later = (request.seen_s for request in self.queue if request.seen_s > now)
-        return next(later, math.inf)
+    def _next_change_s(self, now: float) -> float:
+        """When the next request is read, or one of those before it leaves."""
+        change_s = math.inf
+        for request in self.queue:
+            if request.seen_s > now:
+                return min(change_s, request.seen_s)
+            change_s = min(change_s, request.leaves_s)
+        return change_s
 
     def _refill(self) -> bool:
         """Fetches a request to come, if there is one."""
@@ -232,7 +250,9 @@ def _rejections(workload: Workload, costs: Sequence[BucketCost]) -> np.ndarray:
     return np.select([taken, too_long, too_large], [0, 1, 2], 3).astype(np.int8)
 
 
-def _requests(workload: Workload, seen_s: np.ndarray, rows: np.ndarray) -> Iterator[Request]:
+def _requests(
+    workload: Workload, seen_s: np.ndarray, leaves_s: np.ndarray, rows: np.ndarray
+) -> Iterator[Request]:
     """The rows of the workload one by one, turned into Python's numbers a chunk at a time."""
     columns = (
         workload.arrival_s,
@@ -240,6 +260,7 @@ def _requests(workload: Workload, seen_s: np.ndarray, rows: np.ndarray) -> Itera
         workload.max_tokens,
         workload.output_tokens,
         seen_s,
+        leaves_s,
     )
     for first in range(0, len(rows), CHUNK):
         some = rows[first : first + CHUNK]
@@ -293,6 +314,7 @@ def _served(workload: Workload, rejected: np.ndarray, passes: Passes) -> Request
     first = passes.first_of_batch
     batch = np.full(len(workload), -1, dtype=np.int32)
     batch[passes.members_of("prefill")] = np.repeat(passes.batch[first], passes.rows[first])
+    left = np.int8(1 + UNSERVED.index(LEFT))
 
     def of_batch(values: np.ndarray) -> np.ndarray:
         """A value of each batch as one of each request."""
@@ -310,7 +332,7 @@ def _served(workload: Workload, rejected: np.ndarray, passes: Passes) -> Request
         first_token_s=first_token_s,
         finish_s=first_token_s + further * decode_s,
         tpot_s=np.where(further > 0, decode_s, np.nan),
-        rejected=rejected,
+        rejected=np.where((batch < 0) & (rejected == 0), left, rejected),
     )
 
 
