@@ -1,5 +1,7 @@
 """What a check of the simulator is made of; `tests/notebooks` runs one on a real server."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ from spyre_bench.shapes import Bucket, BucketSet
 from spyre_bench.simulate.static import simulate
 from spyre_bench.validate import check
 from spyre_bench.validate.constants import Constants, pass_costs
+from spyre_bench.validate.registered import Prediction
 from spyre_bench.workload.workload import Workload
 
 SMALL = BucketCost(Bucket(4, 64, 16), 0.5, 0.04)
@@ -90,9 +93,14 @@ def test_the_simulation_takes_the_times_of_the_clients_own_clock():
     assert sent.prompt_tokens.tolist() == [10, 20, 30]
 
 
+NOT_REGISTERED = Prediction(Path("none.json"), "", "", {}, {})
+
+
 def check_of(some: Workload, log: pd.DataFrame) -> check.Check:
     constants = Constants(COSTS, COSTS, 0.01, Policy(), "2026-01-01T00:00:00+00:00")
-    return check.Check("a run", constants, some, {}, {}, constants.simulate(some), log)
+    return check.Check(
+        "a run", constants, some, {}, {}, constants.simulate(some), log, NOT_REGISTERED, constants
+    )
 
 
 def test_batches_agree_if_bucket_rows_and_order_do():
