@@ -93,13 +93,13 @@ def _one_more(best: np.ndarray, f: np.ndarray, total: np.ndarray) -> tuple[np.nd
 
 
 def _walk_back(chosen: Sequence[np.ndarray], boundaries: np.ndarray) -> tuple[int, ...]:
-    at, found = len(boundaries), []
+    at, best = len(boundaries), []
     for before in reversed(chosen):
         if at == 0:
             break
-        found.append(int(boundaries[at - 1]))
+        best.append(int(boundaries[at - 1]))
         at = int(before[at])
-    return tuple(reversed(found))
+    return tuple(reversed(best))
 
 
 def max_of_batch(lengths: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -28,7 +28,7 @@ def simulate(
     """Serve a workload on buckets, in simulation: latency, throughput, fill and waste."""
     from spyre_bench.choose.lint import lint
     from spyre_bench.files import replace_text
-    from spyre_bench.metrics.summary import require_limits
+    from spyre_bench.metrics.latency import require_limits
     from spyre_bench.metrics.vllm_json import bench_result
 
     _require_other(out, workload=scenario.workload, cost=scenario.cost)
@@ -79,7 +79,7 @@ def buckets(
     from spyre_bench.choose.optimize import Limits
     from spyre_bench.cost.bucket_cost import price
     from spyre_bench.metrics.bounds import shape_bound_s
-    from spyre_bench.metrics.summary import require_limits
+    from spyre_bench.metrics.latency import require_limits
 
     limits = Limits(k, warmup_budget, _memory_bytes(memory_gib))
     goodput_ms, rules = scenario.limits_ms(), scenario.rules()
@@ -98,7 +98,7 @@ def buckets(
         objective=objective,
         goodput_ms=goodput_ms,
     )
-    found = tables.advice_json(advice, beyond) | {"read_as": str(loaded)}
+    result = tables.advice_json(advice, beyond) | {"read_as": str(loaded)}
     if source.ends:
         ends = [
             {
@@ -107,14 +107,14 @@ def buckets(
             }
             for costs in (price(advice.buckets, at) for at in source.ends)
         ]
-        found["modelled"] = tables.modelled(source.label, tables.ADVISED, ends)
+        result["modelled"] = tables.modelled(source.label, tables.ADVISED, ends)
     if as_json:
-        typer.echo(json.dumps(found, allow_nan=False))
+        typer.echo(json.dumps(result, allow_nan=False))
         return
     _say_what_was_read(loaded)
     tables.print_advice(advice, len(workload), beyond, source.span)
-    if "modelled" in found:
-        typer.echo(tables.modelled_sentence(found["modelled"], tables.ADVISED))
+    if "modelled" in result:
+        typer.echo(tables.modelled_sentence(result["modelled"], tables.ADVISED))
 
 
 def validate(
@@ -154,9 +154,9 @@ def sweep(
 ) -> None:
     """Simulate every combination of a grid of settings, in parallel; resumable."""
     from spyre_bench.cost.source import PREFIX
-    from spyre_bench.studies.sweep import read_grid, run_sweep
+    from spyre_bench.studies.sweep import read_points, run_sweep
 
-    frame = run_sweep(read_grid(grid), out, jobs=jobs, backend=backend, scheduler=scheduler)
+    frame = run_sweep(read_points(grid), out, jobs=jobs, backend=backend, scheduler=scheduler)
     failed = int((frame["error"] != "").sum())
     modelled = int(frame["cost"].str.startswith(PREFIX).sum())
     typer.echo(
