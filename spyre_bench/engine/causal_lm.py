@@ -101,17 +101,18 @@ class SpyreCausalLM:
         tp = config.rank.tp
         self.sizes.require_tp(tp)
         require_joined(config.rank)
-        self.memory_bytes = check_memory(
-            self.sizes, self.buckets, config.dtype, config.memory_bytes, tp
-        )
         self.dtype = getattr(torch, config.dtype)
+        packs = config.compile_backend == "inductor" and can_pack(self.dtype)
+        self.memory_bytes = check_memory(
+            self.sizes, self.buckets, config.dtype, config.memory_bytes, tp, packs
+        )
         self.pad_token = 0  # fills pad slots and dummy rows; no output depends on it
         started = time.perf_counter()
         self._model = fms.load(
             hf_config, self.sizes, files, self.dtype, longest, tp, config.rank.rank
         )
         self.weight_bytes = sum(weight.nbytes for weight in set(self._model.parameters()))
-        if config.compile_backend == "inductor" and can_pack(self.dtype):
+        if packs:
             pack_linears(self._model, self.buckets.max_batch_size)
         self.load_s = time.perf_counter() - started
         self._passes: dict[Bucket, tuple[Callable, Callable]] = {}
