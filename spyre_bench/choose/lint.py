@@ -82,9 +82,9 @@ def _remedy(
     """The smallest prompt length and output that cover all, at the batch size, of those in use,
     with the least seconds per request of a full batch; None where the model has no such bucket."""
     prompt_tokens = int(workload.prompt_tokens[uncovered].max())
-    _, least_prompt, least_answer = model.smallest
+    _, least_prompt, least_output = model.smallest
     prompt_length = max(least_prompt, -(-prompt_tokens // STICK_TOKENS) * STICK_TOKENS)
-    new_tokens = max(least_answer, int(workload.max_tokens[uncovered].max()))
+    new_tokens = max(least_output, int(workload.max_tokens[uncovered].max()))
     priced = []
     for batch_size in sorted({1} | {cost.bucket.batch_size for cost in costs}):
         try:

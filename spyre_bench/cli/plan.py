@@ -28,7 +28,7 @@ def simulate(
     """Serve a workload on buckets, in simulation: latency, throughput, fill and waste."""
     from spyre_bench.choose.lint import lint
     from spyre_bench.files import replace_text
-    from spyre_bench.metrics.summary import require_limits
+    from spyre_bench.metrics.latency import require_limits
     from spyre_bench.metrics.vllm_json import bench_result
 
     _require_other(out, workload=scenario.workload, cost=scenario.cost)
@@ -79,7 +79,7 @@ def buckets(
     from spyre_bench.choose.optimize import Limits
     from spyre_bench.cost.bucket_cost import price
     from spyre_bench.metrics.bounds import shape_bound_s
-    from spyre_bench.metrics.summary import require_limits
+    from spyre_bench.metrics.latency import require_limits
 
     limits = Limits(k, warmup_budget, _memory_bytes(memory_gib))
     goodput_ms, rules = scenario.limits_ms(), scenario.rules()
@@ -154,9 +154,9 @@ def sweep(
 ) -> None:
     """Simulate every combination of a grid of settings, in parallel; resumable."""
     from spyre_bench.cost.source import PREFIX
-    from spyre_bench.studies.sweep import read_grid, run_sweep
+    from spyre_bench.studies.sweep import read_points, run_sweep
 
-    frame = run_sweep(read_grid(grid), out, jobs=jobs, backend=backend, scheduler=scheduler)
+    frame = run_sweep(read_points(grid), out, jobs=jobs, backend=backend, scheduler=scheduler)
     failed = int((frame["error"] != "").sum())
     modelled = int(frame["cost"].str.startswith(PREFIX).sum())
     typer.echo(

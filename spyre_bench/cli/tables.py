@@ -32,8 +32,8 @@ ADVISED = {
 def modelled(
     label: str, names: Iterable[str], ends: Sequence[Mapping[str, float]]
 ) -> dict[str, Any]:
-    """What a result says of costs that were not measured: the range of its figures, from the slow
-    to the fast end of the card's parameters."""
+    """What a result says of costs that were not measured: the range of its figures, from the
+    pessimistic to the optimistic end of the card's parameters."""
     slow, fast = ends
     return {"of": label, "slow_to_fast": {name: [slow[name], fast[name]] for name in names}}
 
@@ -46,8 +46,8 @@ def modelled_sentence(modelled: Mapping[str, Any], words: Mapping[str, tuple[str
         form = ",.0f" if max(slow, fast) >= 100 else ".3g"
         ranges.append(f"{what} {slow:{form}} to {fast:{form}}")
     return (
-        f"modelled, not measured (docs/SPYRE_CARD.md): {modelled['of']}. From their slow to their "
-        f"fast end: {', '.join(ranges)}"
+        f"modelled, not measured (docs/SPYRE_CARD.md): {modelled['of']}. From their "
+        f"pessimistic to their optimistic end: {', '.join(ranges)}"
     )
 
 

@@ -26,7 +26,7 @@ class BucketCost:
     extrapolated: bool = False  # outside of what was measured
 
     def batch_s(self, passes: int) -> float:
-        """Engine seconds of a batch whose longest answer has `passes` tokens."""
+        """Engine seconds of a batch whose longest output has `passes` tokens."""
         return self.prefill_s + (passes - 1) * self.decode_s
 
     @property

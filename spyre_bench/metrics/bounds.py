@@ -28,7 +28,7 @@ def _share_s(workload: Workload, cost: BucketCost) -> np.ndarray:
     return np.where(workload.fits(cost.bucket), seconds / cost.bucket.batch_size, np.inf)
 
 
-def by_bucket(workload: Workload, costs: Sequence[BucketCost]) -> pd.DataFrame:
+def bound_by_bucket(workload: Workload, costs: Sequence[BucketCost]) -> pd.DataFrame:
     """Which bucket the shape bound puts the requests in, one row a bucket: bucket, batch_size,
     prompt_length, new_tokens, compile_s, share (of the requests that fit one, 0 to 1) and seconds
     (of the shape bound)."""

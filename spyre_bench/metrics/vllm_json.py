@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from spyre_bench.metrics import summary
+from spyre_bench.metrics import latency, summary, waste
 from spyre_bench.shapes import REJECTIONS
 from spyre_bench.simulate.result import DECODE, SimulatedRun
 
@@ -66,7 +66,7 @@ def _totals(run: SimulatedRun, goodput_ms: Mapping[str, float] | None) -> dict[s
     def per_second(count: float) -> float:
         return count / seconds if seconds else 0.0
 
-    good = per_second(summary.good_requests(run, goodput_ms)) if goodput_ms else None
+    good = per_second(latency.good_requests(run, goodput_ms)) if goodput_ms else None
     return {
         "duration": seconds,
         "completed": completed,
@@ -120,29 +120,29 @@ def _busiest(run: SimulatedRun) -> dict[str, Any]:
 
 
 def _statistics(run: SimulatedRun, percentiles: Sequence[float]) -> dict[str, float]:
-    found = summary.latencies(run, percentiles)
+    statistics = latency.latencies(run, percentiles)
     return {
         name: value
-        for metric in summary.METRICS
-        for name, value in _named(metric, found[metric]).items()
-    } | _named("spyre_queue", found["queue"])
+        for metric in latency.METRICS
+        for name, value in _named(metric, statistics[metric]).items()
+    } | _named("spyre_queue", statistics["queue"])
 
 
-def _named(metric: str, statistics: summary.Statistics) -> dict[str, float]:
+def _named(metric: str, statistics: latency.Statistics) -> dict[str, float]:
     """`mean_ttft_ms` and so on; percentiles as vLLM writes them, p99 and p99.9."""
-    found = {
+    named = {
         f"mean_{metric}_ms": statistics.mean_ms,
         f"median_{metric}_ms": statistics.median_ms,
         f"std_{metric}_ms": statistics.std_ms,
     }
-    return found | {
+    return named | {
         f"p{percentile:g}_{metric}_ms": value
         for percentile, value in statistics.percentiles_ms.items()
     }
 
 
 def _extras(run: SimulatedRun) -> dict[str, Any]:
-    ledger = summary.ledger(run)
+    ledger = waste.ledger(run)
     reason = summary.saturation(run)
     shapes = run.passes.shape[run.passes.first_of_batch]
     hits = np.bincount(shapes, minlength=len(run.costs)).tolist()

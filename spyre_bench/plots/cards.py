@@ -34,8 +34,8 @@ REASON = 80  # letters of a refusal that fit into the picture
 
 @captioned
 def capacities(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
-    """Capacity a card of every deployment from the slow to the fast end of the parameters, with a
-    mark at their values, in groups of as many cards.
+    """Capacity per card of every deployment from the pessimistic to the optimistic end of the
+    parameters, with a mark at their nominal values, in groups of as many cards.
 
     `frame`: cards, tp, deployment, end ("fast", "value", "slow"), capacity_rps_a_card, refused (why
     there is none; empty where there is).
@@ -142,8 +142,8 @@ def all_reduce_shares(frame: pd.DataFrame, title: str) -> Axes:
 
 @captioned
 def tornado(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
-    """How far the winner leads as one parameter at a time moves to its fast and its slow end; left
-    of the line it has lost, to the deployment that is named there.
+    """How far the winner leads as one parameter at a time moves to its optimistic and its
+    pessimistic end; left of the line it has lost, to the deployment that is named there.
 
     `frame`: parameter, unit, confidence, fast, slow, winner, base_lead, fast_lead, slow_lead,
     fast_winner, slow_winner, changes.

@@ -20,8 +20,8 @@ class WasteLedger:
     batch_pad: int = 0  # rows without a request, prompt and output
     prompt_pad: int = 0  # up to the longest prompt of the batch
     bucket_pad: int = 0  # from there to the bucket's prompt length
-    decode_tail: int = 0  # rows finished before the longest answer
-    cap: int = 0  # passes after the longest answer
+    decode_tail: int = 0  # rows finished before the longest output
+    cap: int = 0  # passes after the longest output
 
     @classmethod
     def of_batch(
@@ -32,7 +32,7 @@ class WasteLedger:
         passes: int | None = None,
     ) -> WasteLedger:
         """The ledger of a batch by its rows; `passes` where it did not end with its longest
-        answer, at most `new_tokens`."""
+        output, at most `new_tokens`."""
         rows = len(prompt_tokens)
         longest_prompt, longest_output = max(prompt_tokens), max(output_tokens)
         passes = longest_output if passes is None else passes

@@ -72,7 +72,7 @@ class Scenario:
     router: str = setting(ENGINE, "round_robin or least_loaded", "round_robin")
     cost: str | None = setting(
         COSTS,
-        "cost table, or card:MODEL,tp=4,dtype=fp8,end=slow; default: the table that ships",
+        "cost table, or card:MODEL,tp=4,dtype=fp8,end=pessimistic; default: the table that ships",
         None,
     )
     extrapolate: bool = setting(COSTS, "price buckets beyond what was measured, marked", False)
@@ -99,7 +99,7 @@ class Scenario:
     client_overhead_ms: float = setting(ENGINE, "what a client waits beyond the engine", 0.0)
     goodput: str | None = setting(
         SCHEDULING,
-        "a limit, such as ttft:2000; repeatable",
+        "the SLO: a limit in ms, such as ttft:2000; repeatable",
         None,
         metavar="METRIC:MS",
         many=True,
@@ -119,7 +119,8 @@ class Scenario:
         """The workload as it is drawn or read, before it is scaled."""
         import numpy as np
 
-        from spyre_bench.workload.workload import Reading, load_workload
+        from spyre_bench.workload.source import load_workload
+        from spyre_bench.workload.trace_formats import Reading
 
         return load_workload(
             self.workload,
@@ -161,7 +162,7 @@ class Scenario:
         return Policy(self.policy, self.max_wait_s, self.gather_s, self.max_age_s)
 
     def limits_ms(self) -> dict[str, float]:
-        """The limits on latency in milliseconds, by metric."""
+        """The SLO: limits on latency in milliseconds, by metric."""
         limits = {}
         for text in [] if self.goodput is None else self.goodput.split(" "):
             name, _, value = text.partition(":")

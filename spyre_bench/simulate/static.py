@@ -1,6 +1,6 @@
 """What a static batching engine would do with a workload: exact event times, no randomness.
 
-An idle engine asks `policy.static.next_batch` who runs; a batch whose longest answer has S tokens
+An idle engine asks `policy.static.next_batch` who runs; a batch whose longest output has S tokens
 runs one prefill, which yields every member's first token, and S - 1 decode passes, and then the
 engine is idle again. Nothing joins or leaves a running batch. At equal times arrivals come before
 decisions.
@@ -27,7 +27,7 @@ CHUNK = 8192  # requests that exist as Python objects at a time
 
 
 class Request(NamedTuple):
-    """A row of the workload as the policy sees it, and the answer's true length, which it does
+    """A row of the workload as the policy sees it, and its true output tokens, which it does
     not use."""
 
     arrival_s: float

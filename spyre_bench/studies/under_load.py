@@ -18,9 +18,9 @@ from spyre_bench.choose.advise import priced_candidates
 from spyre_bench.choose.optimize import Choice, Limits, choose_buckets
 from spyre_bench.choose.schemes import one, percentiles, powers_of_two
 from spyre_bench.cost.bucket_cost import BucketCost, CostModel, price
-from spyre_bench.metrics import summary
+from spyre_bench.metrics import summary, waste
 from spyre_bench.metrics.bounds import shape_bound_s, shares_s
-from spyre_bench.metrics.summary import LEDGER
+from spyre_bench.metrics.waste import LEDGER
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import STICK_TOKENS, Bucket, BucketSet
 from spyre_bench.simulate.result import SimulatedRun
@@ -132,9 +132,9 @@ def bars(frame: pd.DataFrame, loads: Sequence[float]) -> pd.DataFrame:
 
 
 def waste_by_bucket(run: SimulatedRun) -> pd.DataFrame:
-    """What `metrics.summary.by_bucket` gives, and the ledger as shares of what the whole run
+    """What `metrics.waste.by_bucket` gives, and the ledger as shares of what the whole run
     computed."""
-    frame = summary.by_bucket(summary.batches(run))
+    frame = waste.by_bucket(waste.batches(run))
     computed = frame["computed"].sum()
     return frame.assign(**{f"{part}_share": frame[part] / computed for part in LEDGER})
 

@@ -50,8 +50,8 @@ class Constants:
                 "bucket": [str(cost.bucket) for cost in self.costs],
                 "prefill_s": [cost.prefill_s for cost in self.costs],
                 "decode_s": [cost.decode_s for cost in self.costs],
-                "believed_prefill_s": [cost.prefill_s for cost in self.estimated],
-                "believed_decode_s": [cost.decode_s for cost in self.estimated],
+                "estimated_prefill_s": [cost.prefill_s for cost in self.estimated],
+                "estimated_decode_s": [cost.decode_s for cost in self.estimated],
                 "client_overhead_s": self.client_overhead_s,
                 "measured_at": self.fixed_at,
             }
@@ -103,15 +103,15 @@ def calibrate(
     The constants are in the directory, as `<name>-constants.csv`, before this returns. Raises
     ValueError where a bucket's requests did not share a batch of it, as without `gather_s`.
     """
-    some, before = full_batches(estimated_costs(server, buckets)), count_passes(server.pass_log)
-    result = serving.replay(server, some, directory, f"{name}-calibration")
+    requests, before = full_batches(estimated_costs(server, buckets)), count_passes(server.pass_log)
+    result = serving.replay(server, requests, directory, f"{name}-calibration")
     costs = pass_costs(read_passes(server.pass_log).iloc[before:])
     if missing := sorted(set(buckets) - {cost.bucket for cost in costs}):
         raise ValueError(
             f"no calibration batch ran in bucket {missing[0]}: let simultaneous requests share a "
             f"batch (gather_s above 0), or leave out a bucket that another one makes needless"
         )
-    run = simulate(some, costs, policy)
+    run = simulate(requests, costs, policy)
     waited_s = np.array(result["ttfts"]) - run.ttft_s
     constants = Constants(
         costs=costs,
@@ -145,7 +145,7 @@ def check(
     client really sent."""
     constants = calibrate(server, buckets, policy, directory, name)
     before = count_passes(server.pass_log)
-    # The client counts its duration from the start of the trace, we from the first request.
+    # The client counts its duration from the start of the file, we from the first request.
     workload = workload.from_zero()
     measured = serving.replay(server, workload, directory, name)
     passes = read_passes(server.pass_log).iloc[before:].reset_index(drop=True)

@@ -21,7 +21,7 @@ from spyre_bench.cost.source import load_cost
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket, BucketSet
 from spyre_bench.studies import startup, under_load
-from spyre_bench.workload.workload import load_workload
+from spyre_bench.workload.source import load_workload
 from tests.browser.lab import Opened
 from tests.explore.test_explore import numbers, parts
 

@@ -10,7 +10,7 @@ from spyre_bench.choose.optimize import Limits
 from spyre_bench.cost.bucket_cost import CostModel, price
 from spyre_bench.cost.closed_form import FittedCost
 from spyre_bench.cost.measured import MeasuredCost
-from spyre_bench.metrics import summary
+from spyre_bench.metrics import summary, waste
 from spyre_bench.metrics.bounds import shape_bound_s
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket, BucketSet
@@ -73,7 +73,7 @@ def test_a_row_says_what_simulating_its_buckets_on_each_half_gives(advice):
         assert row.held_out_busy_s == summary.busy_s(held_out)
         assert row.held_out_bound_s == shape_bound_s(advice.held_out, costs)
         assert row.held_out_rejected == (~held_out.served).sum()
-        assert row.held_out_fill == summary.ledger(held_out).fill
+        assert row.held_out_fill == waste.ledger(held_out).fill
 
 
 def test_no_set_is_busy_for_less_than_its_bound_and_ours_not_less_than_the_certificate(advice):
@@ -191,7 +191,7 @@ def test_seconds_a_request_are_of_those_that_were_served():
     ("chosen", "words"),
     [
         ({"objective": "speed"}, "objective 'speed' is not known: use device_seconds or goodput"),
-        ({"objective": "goodput"}, "goodput needs limits"),
+        ({"objective": "goodput"}, "goodput needs an SLO"),
         ({"objective": "goodput", "goodput_ms": {"itl": 5}}, "no limit on 'itl'"),
         ({"goodput_ms": {"ttft": 0}}, "ttft:0 is not above 0 milliseconds"),
         ({"limits": Limits(1, warmup_budget_s=5)}, "no choice of 1 buckets within a warmup budget"),

@@ -10,7 +10,7 @@ from spyre_bench.choose import optimize
 from spyre_bench.choose.optimize import Limits, candidates, choose_buckets, greedy, greedy_swap
 from spyre_bench.cost.bucket_cost import BucketCost, price
 from spyre_bench.cost.closed_form import FittedCost
-from spyre_bench.metrics.bounds import by_bucket, shape_bound_s, shares_s, work_bound_s
+from spyre_bench.metrics.bounds import bound_by_bucket, shape_bound_s, shares_s, work_bound_s
 from spyre_bench.shapes import Bucket, BucketSet
 from spyre_bench.simulate.static import simulate
 from spyre_bench.workload.workload import Workload
@@ -251,7 +251,7 @@ def test_on_a_machine_of_the_form_work_bounds_shapes(problem):
 def test_the_shape_bound_puts_each_request_into_its_cheapest_bucket():
     some = workload((60, 8), (60, 8), (120, 8), (300, 8), (600, 8))
     costs = toy("4,64,8 4,128,8 1,448,8")
-    frame = by_bucket(some, costs).set_index("bucket")
+    frame = bound_by_bucket(some, costs).set_index("bucket")
     assert frame["share"].to_dict() == {"1,448,8": 0.25, "4,64,8": 0.5, "4,128,8": 0.25}
     assert frame["seconds"].sum() == pytest.approx(shape_bound_s(some, costs))
     assert frame.loc["1,448,8", "seconds"] == pytest.approx(costs[0].batch_s(8))

@@ -25,7 +25,8 @@ from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket, BucketSet
 from spyre_bench.simulate.scenario import ENGINE, Scenario
 from spyre_bench.simulate.static import simulate
-from spyre_bench.workload.workload import Workload, load_workload
+from spyre_bench.workload.source import load_workload
+from spyre_bench.workload.workload import Workload
 from tests.cost.test_cost import machine
 
 TWO = ("--bucket", "8,64,32", "--bucket", "2,1024,512")
@@ -299,7 +300,7 @@ def test_a_card_is_simulated_at_the_end_asked_for_and_shown_with_its_range(comma
 def test_people_are_told_that_a_card_is_modelled_and_how_far_it_could_be_off(command, trace):
     done = on_card(command, trace, "slow")
     (line,) = [line for line in done.out.splitlines() if "modelled, not measured" in line]
-    assert "granite-3.3-8b in fp8 on 4 cards, at the slow end" in line
+    assert "granite-3.3-8b in fp8 on 4 cards, at the pessimistic end" in line
     found = json.loads(on_card(command, trace, "slow", "--json").out)["spyre_modelled"]
     slow, fast = (ms / 1e3 for ms in found["slow_to_fast"]["median_tpot_ms"])
     assert f"of median TPOT {slow:.3g} to {fast:.3g}" in line
@@ -318,7 +319,7 @@ def test_buckets_are_chosen_for_a_card_with_the_range_of_their_seconds(command, 
 
 def test_a_grid_says_how_many_of_its_rows_are_modelled(command, trace, table, tmp_path):
     grid = {"workload": str(trace), "buckets": "2,1024,64"}
-    grid["cost"] = [str(table), f"{CARD},end=slow", f"{CARD},end=fast", "card:gpt"]
+    grid["cost"] = [str(table), f"{CARD},end=pessimistic", f"{CARD},end=fast", "card:gpt"]
     (tmp_path / "grid.yaml").write_text(json.dumps(grid))
     done = command("sweep", tmp_path / "grid.yaml", "--out", tmp_path / "out.csv", "--jobs", 1)
     assert "4 rows" in done.err
@@ -518,7 +519,7 @@ BUCKETS = ("buckets", "--workload", "{trace}", "--cost", "{table}", "-k", "2")
         (("sweep", "{grid}", "--out", "{out}", "--jobs", "0"), "jobs 0 are too few"),
         ((*BUCKETS, "--batch-size", "16"), "bucket 16,.* is outside of the cost table"),
         ((*BUCKETS, "--objective", "speed"), "objective 'speed' is not known"),
-        ((*BUCKETS, "--objective", "goodput"), "goodput needs limits"),
+        ((*BUCKETS, "--objective", "goodput"), "goodput needs an SLO"),
         ((*BUCKETS, "--goodput", "e2e:9"), "no limit on 'e2e'"),
         ((*BUCKETS, "--policy", "lifo"), "policy 'lifo' is not known"),
         ((*BUCKETS, "--length-scale", "100"), "every request is beyond the cost table"),

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spyre_bench.cost.bucket_cost import BucketCost
-from spyre_bench.metrics import summary
+from spyre_bench.metrics import latency, summary, waste
 from spyre_bench.metrics.vllm_json import bench_result
 from spyre_bench.policy.ledger import WasteLedger
 from spyre_bench.policy.static import Policy
@@ -41,7 +41,7 @@ def test_latency_by_hand(hand):
 
 def test_what_a_client_waits_beyond_the_engine_is_in_its_latencies_and_in_nothing_else(hand):
     seen = simulate(HAND, COSTS, client_overhead_s=0.25)
-    before, after = summary.latencies(hand), summary.latencies(seen)
+    before, after = latency.latencies(hand), latency.latencies(seen)
     for name in ("ttft", "e2el"):
         assert after[name].mean_ms == pytest.approx(before[name].mean_ms + 250)
     for name in ("queue", "tpot", "itl"):
@@ -49,27 +49,27 @@ def test_what_a_client_waits_beyond_the_engine_is_in_its_latencies_and_in_nothin
     frame = summary.requests(seen)
     assert frame["ttft_s"].tolist()[:3] == [1.25, 1.25, 6.75]
     assert summary.duration_s(seen) == summary.duration_s(hand)
-    assert summary.good_requests(seen, {"e2el": 2200}) == 0
-    assert summary.good_requests(hand, {"e2el": 2200}) == 1
+    assert latency.good_requests(seen, {"e2el": 2200}) == 0
+    assert latency.good_requests(hand, {"e2el": 2200}) == 1
 
 
 def test_batches_and_their_waste_by_hand(hand):
-    frame = summary.batches(hand)
+    frame = waste.batches(hand)
     assert frame["bucket"].tolist() == [str(SMALL), str(LARGE)]
     assert frame["seconds"].tolist() == [3.0, 4.0]
     assert frame["rows"].tolist() == [2, 1]
     first = WasteLedger(useful=38, prompt_pad=10, bucket_pad=88, decode_tail=2)
     second = WasteLedger(useful=101, batch_pad=257, bucket_pad=156)
-    assert [dict(row[list(summary.LEDGER)]) for _, row in frame.iterrows()] == [
+    assert [dict(row[list(waste.LEDGER)]) for _, row in frame.iterrows()] == [
         asdict(first),
         asdict(second),
     ]
     assert frame["computed"].tolist() == [2 * 64 + 2 * 5, 2 * 256 + 2 * 1]
-    assert summary.ledger(hand) == first + second
+    assert waste.ledger(hand) == first + second
 
 
 def test_by_bucket_sums_the_batches_of_each(hand):
-    frame = summary.by_bucket(summary.batches(hand)).set_index("bucket")
+    frame = waste.by_bucket(waste.batches(hand)).set_index("bucket")
     assert frame.loc[str(SMALL), ["batches", "rows", "useful"]].tolist() == [1, 2, 38]
     assert frame.loc[str(LARGE), "fill"] == 101 / 514
 
@@ -160,7 +160,7 @@ def test_a_run_that_serves_nothing_still_has_figures():
 
 def test_a_limit_on_something_else_is_refused(hand):
     with pytest.raises(ValueError, match="goodput has no limit on 'itl': use ttft, tpot or e2el"):
-        summary.good_requests(hand, {"itl": 5})
+        latency.good_requests(hand, {"itl": 5})
 
 
 # --- saturation -----------------------------------------------------------------------------------
@@ -245,11 +245,11 @@ def continuous() -> SimulatedRun:
 
 def test_a_token_that_waits_for_the_prefill_of_others_comes_after_a_longer_gap(continuous):
     assert bench_result(continuous, detailed=True)["itls"] == [[0.5, 0.5, 2.5, 0.5], [0.5]]
-    latency = summary.latencies(continuous, (100,))
-    assert latency["itl"].mean_ms == pytest.approx(900)
-    assert latency["itl"].percentiles_ms == {100: 2500}
-    assert latency["tpot"].mean_ms == pytest.approx(750)
-    assert latency["queue"].mean_ms == pytest.approx(375)
+    statistics = latency.latencies(continuous, (100,))
+    assert statistics["itl"].mean_ms == pytest.approx(900)
+    assert statistics["itl"].percentiles_ms == {100: 2500}
+    assert statistics["tpot"].mean_ms == pytest.approx(750)
+    assert statistics["queue"].mean_ms == pytest.approx(375)
 
 
 def test_a_run_whose_requests_join_and_leave_has_all_figures(continuous):
@@ -258,7 +258,7 @@ def test_a_run_whose_requests_join_and_leave_has_all_figures(continuous):
     assert summary.busiest_second(continuous) == (3.0, 2)
     assert "span: 5 s" in repr(continuous)
     assert "fill: 58%" in repr(continuous)
-    assert summary.batches(continuous)["passes"].tolist() == [3, 4]
+    assert waste.batches(continuous)["passes"].tolist() == [3, 4]
 
 
 # --- laws -----------------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ def test_a_run_whose_requests_join_and_leave_has_all_figures(continuous):
 def test_useful_and_wastes_are_computed_to_the_token(run):
     some, costs, policy, replicas = run
     trace = simulate(some, costs, policy, **replicas)
-    frame = summary.batches(trace)
+    frame = waste.batches(trace)
     for index, row in frame.iterrows():
         members = np.flatnonzero(trace.requests.batch == index)
         alone = WasteLedger.of_batch(
@@ -276,10 +276,10 @@ def test_useful_and_wastes_are_computed_to_the_token(run):
             some.prompt_tokens[members].tolist(),
             some.output_tokens[members].tolist(),
         )
-        assert dict(row[list(summary.LEDGER)]) == asdict(alone)
+        assert dict(row[list(waste.LEDGER)]) == asdict(alone)
         assert row["computed"] == alone.computed
         assert row["fill"] == alone.fill
-    whole = summary.ledger(trace)
+    whole = waste.ledger(trace)
     served = trace.served
     assert whole.useful == int((some.prompt_tokens + some.output_tokens)[served].sum())
     assert whole.computed == frame["computed"].sum()
@@ -291,7 +291,7 @@ def test_gaps_between_tokens_have_the_statistics_of_all_of_them_spelled_out(run,
     some, costs, policy, replicas = run
     trace = simulate(some, costs, policy, **replicas)
     gaps = np.repeat(trace.requests.tpot_s[trace.served], some.output_tokens[trace.served] - 1)
-    found = summary.latencies(trace, percentiles)["itl"]
+    found = latency.latencies(trace, percentiles)["itl"]
     if len(gaps):
         assert found.mean_ms == pytest.approx(1e3 * gaps.mean())
         assert found.std_ms == pytest.approx(1e3 * gaps.std(), abs=1e-6)
@@ -339,7 +339,7 @@ def test_shares_lie_between_zero_and_one_and_nothing_beats_the_bound(run):
     some, costs, policy, replicas = run
     trace = simulate(some, costs, policy, **replicas)
     if trace.served.any():
-        assert 0 < summary.ledger(trace).fill <= 1
+        assert 0 < waste.ledger(trace).fill <= 1
         assert 0 < summary.utilisation(trace) <= 1 + 1e-9
         assert summary.distance_to_shape_bound(trace) >= 1 - 1e-9
 
@@ -350,13 +350,11 @@ def test_the_summary_of_a_run_says_what_each_figure_says(hand):
     # two batches of 3 and 4 s, the first at 0, the second right after it
     assert (found["duration_s"], found["busy_s"], found["utilisation"]) == (7.0, 7.0, 1.0)
     assert found["throughput_rps"] == 3 / 7
-    assert found["fill"] == summary.ledger(hand).fill
-    assert {name: found[f"{name}_tokens"] for name in summary.LEDGER} == asdict(
-        summary.ledger(hand)
-    )
+    assert found["fill"] == waste.ledger(hand).fill
+    assert {name: found[f"{name}_tokens"] for name in waste.LEDGER} == asdict(waste.ledger(hand))
     assert found["median_e2el_ms"] == 3000.0
     assert found["mean_ttft_ms"] == pytest.approx((1.0 + 1.0 + 6.5) / 3 * 1e3)
-    assert found["p99_queue_ms"] == summary.latencies(hand, (99,))["queue"].percentiles_ms[99]
+    assert found["p99_queue_ms"] == latency.latencies(hand, (99,))["queue"].percentiles_ms[99]
 
 
 def test_the_summary_of_a_run_that_served_nothing_has_no_throughput():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from spyre_bench.cost.bucket_cost import BucketCost
-from spyre_bench.metrics import summary
+from spyre_bench.metrics import waste
 from spyre_bench.plugin import static_scheduler as module
 from spyre_bench.policy.static import Policy
 from spyre_bench.simulate.static import simulate
@@ -151,7 +151,7 @@ def as_it_was(replay: Replay) -> tuple[Workload, np.ndarray]:
 
 def counted_tokens(host: Host) -> dict[str, int]:
     """What the scheduler counted for the metrics, over all buckets."""
-    tokens = dict.fromkeys(summary.LEDGER, 0)
+    tokens = dict.fromkeys(waste.LEDGER, 0)
     for key, number in host.scheduler.counts.totals.items():
         if key.startswith("tokens|"):
             tokens[key.split("|")[2]] += number
@@ -187,7 +187,7 @@ def test_the_same_arrivals_give_the_same_batches(vllm_config, monkeypatch, name)
         ]
         real = [(start_s, bucket, set(members)) for start_s, bucket, members in replay.batches]
         assert real == simulated, f"seed {seed}"
-        assert counted_tokens(host) == asdict(summary.ledger(trace)), f"seed {seed}"
+        assert counted_tokens(host) == asdict(waste.ledger(trace)), f"seed {seed}"
         left += len(workload) - len(ran)
         cut += int((seen.output_tokens < workload.output_tokens[ran]).sum())
     assert left > 20 or name != PASSES_OVER, "aborted while they waited"

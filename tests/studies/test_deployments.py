@@ -13,17 +13,15 @@ from hypothesis import strategies as st
 from spyre_bench.cost.bucket_cost import BucketCost
 from spyre_bench.cost.card import SpyreCost
 from spyre_bench.cost.card_parameters import ENDS, SpyreCard
-from spyre_bench.metrics import summary
+from spyre_bench.metrics import latency, summary
 from spyre_bench.model_sizes import preset
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket
 from spyre_bench.simulate.static import simulate
-from spyre_bench.studies import deployments
+from spyre_bench.studies.capacity import STEP, Service
 from spyre_bench.studies.deployments import (
-    STEP,
     TIE,
     Deployment,
-    Service,
     all_reduce_shares,
     best,
     capacities,
@@ -31,12 +29,12 @@ from spyre_bench.studies.deployments import (
     listed,
     propose,
     replays,
-    sensitivity,
-    tornado,
     typical_bucket,
 )
+from spyre_bench.studies.sensitivity import UNTIMED, sensitivity, tornado
 from spyre_bench.studies.under_load import at_rate
-from spyre_bench.workload.workload import Workload, load_workload
+from spyre_bench.workload.source import load_workload
+from spyre_bench.workload.workload import Workload
 
 GRANITE = preset("granite-3.3-8b")
 LIMITS = {"ttft": 30_000.0, "tpot": 250.0}
@@ -211,7 +209,7 @@ def test_at_the_capacity_the_share_is_kept_and_at_the_next_rate_it_is_not(servic
         for rate, kept in ((rps, True), (further, False)):
             requests = at_rate(service.requests(it.cards), rate)
             trace = simulate(requests, costs, replicas=it.replicas, router="least_loaded")
-            good = summary.good_requests(trace, LIMITS) / len(requests)
+            good = latency.good_requests(trace, LIMITS) / len(requests)
             assert (good >= 0.9) == kept, it.label
             assert good == service.good_share(it.cards, costs, it.replicas, rate)
 
@@ -284,7 +282,7 @@ def test_a_replay_is_the_simulation_done_by_hand(service, given_buckets):
             assert row[f"{of}_{name}_s"] == pytest.approx(found[f"{of}_{name}_ms"] / 1e3)
     tokens = drawn(160).output_tokens.sum()
     assert row["output_tokens_s"] == pytest.approx(tokens / found["duration_s"])
-    good = summary.good_requests(trace, LIMITS) / found["duration_s"]
+    good = latency.good_requests(trace, LIMITS) / found["duration_s"]
     assert (row["goodput_rps"], row["goodput_rps_a_card"]) == (good, good / 4)
 
 
@@ -332,7 +330,7 @@ def test_all_reduces_take_a_share_of_a_pass_that_grows_with_the_cards():
 def test_each_parameter_moves_alone(service, given_buckets):
     four = [it for it in given_buckets if it.cards == 4]
     moved = sensitivity(four, service)
-    assert set(moved["parameter"]).isdisjoint(deployments.UNTIMED)
+    assert set(moved["parameter"]).isdisjoint(UNTIMED)
     assert (moved.groupby(["parameter", "end"])["deployment"].nunique() == 3).all()
     row = moved.query("parameter == 'rest_decode_s' and end == 'slow' and tp == 2").iloc[0]
     card = SpyreCard().fixed(rest_decode_s=3.6e-3)

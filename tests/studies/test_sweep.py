@@ -18,8 +18,9 @@ from spyre_bench.shapes import BucketSet
 from spyre_bench.simulate.scenario import Scenario
 from spyre_bench.simulate.static import simulate
 from spyre_bench.studies import sweep
-from spyre_bench.studies.sweep import COLUMNS, points, read_grid, run_chunk, run_sweep
-from spyre_bench.workload.workload import Workload, load_workload
+from spyre_bench.studies.sweep import COLUMNS, points, read_points, run_chunk, run_sweep
+from spyre_bench.workload.source import load_workload
+from spyre_bench.workload.workload import Workload
 from tests.cost.test_cost import CORNERS, machine
 
 SHORT, LONG = "8,64,32", "4,512,256"
@@ -98,7 +99,7 @@ def test_a_grid_is_read_from_yaml_with_buckets_in_any_form(tmp_path):
         extrapolate: true
         """
     )
-    found = read_grid(path)
+    found = read_points(path)
     assert [point.buckets for point in found[::2]] == [SHORT, f"{LONG} {SHORT}", f"{LONG} {SHORT}"]
     assert [point.arrivals for point in found[:2]] == ["poisson:2.5", "gamma:2.5,0.5"]
     assert (found[0].rate_scale, found[0].extrapolate) == (2.0, True)
@@ -124,7 +125,7 @@ def test_a_grid_that_makes_no_sense_is_refused_with_the_name_of_its_file(tmp_pat
     path = tmp_path / "grid.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=f"grid.yaml: .*{words}"):
-        read_grid(path)
+        read_points(path)
 
 
 # --- the rows -------------------------------------------------------------------------------------
@@ -453,4 +454,4 @@ def test_a_whole_number_beyond_64_bits_is_refused_by_its_setting(tmp_path):
     path = tmp_path / "grid.yaml"
     path.write_text(f"workload: azure_conv\nbuckets: 4,64,32\nreplicas: {10**30}\n")
     with pytest.raises(ValueError, match=r"setting replicas: 1000.*beyond 64 bits"):
-        read_grid(path)
+        read_points(path)

@@ -8,12 +8,13 @@ import pytest
 
 from spyre_bench.cost.bucket_cost import BucketCost, CostModel, price
 from spyre_bench.cost.closed_form import FittedCost
-from spyre_bench.metrics import summary
+from spyre_bench.metrics import latency, waste
 from spyre_bench.policy.static import POLICIES, Policy
 from spyre_bench.shapes import Bucket, BucketSet
 from spyre_bench.simulate.static import simulate
 from spyre_bench.studies import under_load
-from spyre_bench.workload.workload import Workload, named_workload
+from spyre_bench.workload.source import named_workload
+from spyre_bench.workload.workload import Workload
 from tests.simulate.test_static import COSTS, LARGE, SMALL, workload
 
 # prefill 0.02 + 1e-4·B·P, decode 0.02 + 5e-4·B: a small batch wastes the pass over the weights
@@ -87,10 +88,10 @@ def test_a_row_says_what_a_run_of_its_own_says(some, frame):
     costs = price(TWO, TOY)
     row = frame[(frame["policy"] == "skip") & (frame["load"] == 0.2)].iloc[0]
     trace = simulate(under_load.at_rate(some, row["rate_rps"]), costs, Policy("skip"))
-    latency = summary.latencies(trace, (95,))
-    assert row["fill"] == summary.ledger(trace).fill
-    assert row["median_ttft_s"] == latency["ttft"].median_ms / 1e3
-    assert row["p95_e2el_s"] == latency["e2el"].percentiles_ms[95] / 1e3
+    statistics = latency.latencies(trace, (95,))
+    assert row["fill"] == waste.ledger(trace).fill
+    assert row["median_ttft_s"] == statistics["ttft"].median_ms / 1e3
+    assert row["p95_e2el_s"] == statistics["e2el"].percentiles_ms[95] / 1e3
     assert row["rows"] == len(some) / row["batches"]
 
 
@@ -101,9 +102,9 @@ def test_a_load_that_is_none_is_refused_before_anything_runs(some, load):
 
 
 def test_all_that_was_computed_is_in_the_ledger(frame):
-    tokens = frame[[f"{part}_tokens" for part in summary.LEDGER]].sum(axis=1)
+    tokens = frame[[f"{part}_tokens" for part in waste.LEDGER]].sum(axis=1)
     assert (tokens == frame["slots"]).all()
-    shares = frame[[f"{part}_share" for part in summary.LEDGER]].sum(axis=1)
+    shares = frame[[f"{part}_share" for part in waste.LEDGER]].sum(axis=1)
     np.testing.assert_allclose(shares, 1)
     np.testing.assert_allclose(frame["useful_share"], frame["fill"])
 
@@ -148,7 +149,7 @@ def test_a_hold_timer_saves_batches_at_a_light_load(some):
 
 
 def test_the_largest_waste_is_named_for_each_load():
-    parts = [part for part in summary.LEDGER if part != "useful"]
+    parts = [part for part in waste.LEDGER if part != "useful"]
     frame = pd.DataFrame([{f"{part}_share": 0.1 for part in parts}] * 3)
     frame = frame.assign(load=[0.1, 0.1, 0.9], useful_share=0.5)
     frame["batch_pad_share"] = [0.2, 0.3, 0.0]
@@ -170,7 +171,7 @@ def test_the_shares_of_the_buckets_make_up_the_run():
     slots = 2 * (64 + 5) + 2 * (256 + 1)
     assert found.loc[str(SMALL), "useful_share"] == 38 / slots
     assert found.loc[str(LARGE), "batch_pad_share"] == 257 / slots
-    assert found[[f"{part}_share" for part in summary.LEDGER]].to_numpy().sum() == pytest.approx(1)
+    assert found[[f"{part}_share" for part in waste.LEDGER]].to_numpy().sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])

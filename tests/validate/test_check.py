@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from spyre_bench.cost.bucket_cost import BucketCost
-from spyre_bench.metrics import summary
+from spyre_bench.metrics import waste
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket, BucketSet
 from spyre_bench.simulate.static import simulate
@@ -53,7 +53,7 @@ def test_a_bucket_without_a_decode_pass_to_time_is_named():
 def test_full_batches_fill_every_bucket_one_after_the_other():
     some = check.full_batches(COSTS)
     trace = simulate(some, COSTS, Policy(gather_s=0.02))
-    batches = summary.batches(trace)
+    batches = waste.batches(trace)
     ran = list(batches[["bucket", "rows", "passes"]].itertuples(index=False, name=None))
     short = check.SHORT
     assert ran == [
@@ -113,7 +113,7 @@ def test_a_pass_is_held_against_the_constant_of_its_bucket_and_kind():
     assert set(errors["run"]) == {"a run"}
 
 
-def test_a_server_decides_by_what_it_believes_and_takes_what_its_passes_take():
+def test_a_server_decides_by_what_it_estimates_and_takes_what_its_passes_take():
     some = workload((0, 10, 5))
     estimated = (BucketCost(LARGE.bucket, 0.1, 0.03), BucketCost(SMALL.bucket, 0.2, 0.04))
     constants = check.Constants(COSTS, estimated, 0.25, Policy(), "")

@@ -18,7 +18,8 @@ from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket
 from spyre_bench.simulate.static import simulate
 from spyre_bench.studies import under_load
-from spyre_bench.workload.workload import Workload, load_workload
+from spyre_bench.workload.source import load_workload
+from spyre_bench.workload.workload import Workload
 
 # Seconds that a float holds exactly at any of the offsets, so that equal means equal.
 COSTS = (BucketCost(Bucket(2, 128, 16), 0.5, 0.25), BucketCost(Bucket(4, 64, 8), 0.25, 0.125))

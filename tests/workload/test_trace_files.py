@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spyre_bench.workload.workload import Reading, Workload, load_workload
+from spyre_bench.workload.source import load_workload
+from spyre_bench.workload.trace_formats import Reading
+from spyre_bench.workload.workload import Workload
 
 LENGTHS = [(374, 44), (396, 109)]
 

@@ -8,19 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spyre_bench.workload.arrivals import AllAtOnce, Constant, Gamma, Poisson
-from spyre_bench.workload.length_table import LengthTable
-from spyre_bench.workload.workload import (
-    WORKLOADS,
+from spyre_bench.workload.length_table import WORKLOADS, LengthTable
+from spyre_bench.workload.max_tokens import (
     Exact,
     Fixed,
     Multiple,
     Quantile,
     Recorded,
-    Workload,
-    load_workload,
-    named_workload,
     parse_max_tokens,
 )
+from spyre_bench.workload.source import load_workload, named_workload
+from spyre_bench.workload.workload import Workload
 
 COLUMNS = ["arrival_s", "prompt_tokens", "output_tokens", "max_tokens"]
 
