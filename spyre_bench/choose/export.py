@@ -38,8 +38,26 @@ class Needs:
 
     @classmethod
     def of(cls, workload: Workload, steps: DecodeSteps) -> Needs:
+        """Each step counts once."""
         running, context = steps.each()
         return cls(workload.prompt_tokens, running, context, np.ones(len(running)))
+
+    def halves(self) -> tuple[Needs, Needs]:
+        """The first half of the requests and of the steps, and the second."""
+
+        def half(column: np.ndarray | None, which: int) -> np.ndarray | None:
+            return None if column is None else np.array_split(column, 2)[which]
+
+        first, second = (
+            Needs(
+                half(self.prompt_tokens, which),
+                np.array_split(self.running, 2)[which],
+                half(self.context, which),
+                np.array_split(self.weights, 2)[which],
+            )
+            for which in (0, 1)
+        )
+        return first, second
 
     def demand(self, of: SizeList, deployment: Deployment) -> Demand:
         """Of one list. Prompts above its limit come in pieces. Raises ValueError where that is not
@@ -57,6 +75,14 @@ class Needs:
             f"{of.setting} needs {of.name}, which a series of running requests does not tell: give "
             f"a workload"
         )
+
+
+def within_context(workload: Workload, context_tokens: int) -> Workload:
+    """The requests whose prompt and output fit; raises ValueError where none does."""
+    fits = workload.prompt_tokens + workload.output_tokens <= context_tokens
+    if not fits.any():
+        raise ValueError(f"no request fits {context_tokens} tokens of context: allow more")
+    return workload.take(np.flatnonzero(fits))
 
 
 def _pieces(prompts: np.ndarray, largest: int) -> np.ndarray:
@@ -86,6 +112,14 @@ class Padded:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """Chosen for the first half, and what that pads in the second."""
+
+    padding: float
+    default_padding: float | None
+
+
+@dataclass(frozen=True)
 class Export:
     """What to paste, what it pads, and what the stack's rules say of it."""
 
@@ -109,12 +143,14 @@ def export(
     deployment: Deployment,
     graphs: Mapping[str, int] | None = None,
     budget: Budget | None = None,
+    unseen: float = 0.0,
 ) -> Export:
     """Chooses the sizes of every list of the stack, and writes them.
 
     `graphs` allows so many sizes in a list (default 25, or 5 where two lists multiply); of `budget`
     all lists together are cut down to what it affords, each time the size whose loss pads least.
-    For one list, and for lists that add up, that is the least sum of padding shares. Raises
+    `unseen` is the share of steps that widths are chosen for as if every width came alike: at 0 the
+    sizes pad what was seen least, and a width that never came falls to the next that did. Raises
     ValueError where a budget does not pay for one size of each list.
     """
     _require_use(stack, deployment)
@@ -123,12 +159,33 @@ def export(
         known = ", ".join(it.name for it in stack.lists)
         raise ValueError(f"{stack.title} has no list of {', '.join(unknown)}: it takes {known}")
     demands = {it.name: needs.demand(it, deployment) for it in stack.lists}
+    if WIDTHS in demands:
+        demands[WIDTHS] = demands[WIDTHS].evenly(unseen, deployment.rows)
     sizes = _within(stack, demands, deployment, allowed, budget or Budget())
     if stack.grid:
         sizes |= _grid(stack, needs, deployment, sizes)
     if CHUNKS in sizes:
         sizes[CHUNKS] = _apart(sizes[CHUNKS], sizes[CONTEXTS])
     return judge(stack, needs, deployment, sizes)
+
+
+def held_out(
+    stack: Stack,
+    needs: Needs,
+    deployment: Deployment,
+    graphs: Mapping[str, int] | None = None,
+    budget: Budget | None = None,
+    unseen: float = 0.0,
+) -> dict[str, HeldOut]:
+    """By list: whether a choice for what has been serves what comes after as well. Raises
+    ValueError where there are too few steps or requests for two halves."""
+    prompts = needs.prompt_tokens
+    if len(needs.running) < 2 or (prompts is not None and len(prompts) < 2):
+        raise ValueError("one step or one request has no second half")
+    first, second = needs.halves()
+    chosen = export(stack, first, deployment, graphs, budget, unseen)
+    later = judge(stack, second, deployment, chosen.sizes)
+    return {it.of.name: HeldOut(it.padding, it.default_padding) for it in later.lists}
 
 
 def judge(stack: Stack, needs: Needs, deployment: Deployment, sizes: Sizes) -> Export:

@@ -56,6 +56,19 @@ class Demand:
         `limit`, its largest shape."""
         return Demand.of(np.minimum(self.sizes + by, np.maximum(self.sizes, limit)), self.weights)
 
+    def evenly(self, share: float, largest: int) -> Demand:
+        """With `share` of the weight, 0 to below 1, in place of as much: every size up to `largest`
+        alike, for what comes and was not seen."""
+        if not 0 <= share < 1:
+            raise ValueError(f"a share {share} of what was not seen is not from 0 to below 1")
+        if not share:
+            return self
+        every = np.arange(1, largest + 1)
+        even = np.full(largest, share * self.weights.sum() / largest)
+        return Demand.of(
+            np.concatenate([self.sizes, every]), np.concatenate([self.weights * (1 - share), even])
+        )
+
     def padding_share(self, compiled: Sequence[int]) -> float:
         """Padding over computed, where each size runs on the first compiled one that takes it.
         Raises ValueError for a size above the last."""

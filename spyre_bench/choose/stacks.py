@@ -7,6 +7,7 @@ a page. Nothing here is a stack's code.
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -599,3 +600,12 @@ STACKS: dict[str, Stack] = {
     "qefficient": QEFFICIENT,
 }
 """Name on the command line -> the stack."""
+
+
+def named(name: str) -> Stack:
+    """Raises ValueError with the names there are."""
+    if name not in STACKS:
+        near = difflib.get_close_matches(name, STACKS, n=1)
+        meant = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"no stack {name!r}: there are {', '.join(STACKS)}.{meant}")
+    return STACKS[name]
