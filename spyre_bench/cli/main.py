@@ -186,3 +186,7 @@ def measure(
 
         rows = measure_table(out, buckets, on_row, passes=passes, **asdict(engine))
     typer.echo(f"{len(rows)} rows in {out}", err=True)
+
+
+if __name__ == "__main__":
+    main()

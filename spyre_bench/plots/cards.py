@@ -19,6 +19,7 @@ from spyre_bench.plots.style import (
     captioned,
     legend,
     new_axes,
+    note,
     plain_numbers,
 )
 
@@ -49,14 +50,7 @@ def capacities(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
         tp, refused = some["tp"].iloc[0], some["refused"].iloc[0]
         if refused:
             text = refused if len(refused) <= REASON else f"{refused[: REASON - 1]}…"
-            ax.annotate(
-                text,
-                (0, place),
-                xytext=(6, 0),
-                textcoords="offset points",
-                va="center",
-                style="italic",
-            )
+            note(ax, text, (0, place), right=6, style="italic")
             continue
         colour, marker = styles[tp]
         at = MINUTE * some.set_index("end")["capacity_rps_a_card"]
@@ -71,11 +65,11 @@ def capacities(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
         ax.plot(at["value"], place, marker, color=colour, markersize=8)
     for cards in numbers:
         first = next(p for p, ((n, _), _) in zip(places, deployments, strict=True) if n == cards)
-        ax.annotate(
+        note(
+            ax,
             f"{cards} card{'s' if cards > 1 else ''}",
             (0, first - 0.5),
-            xytext=(4, 0),
-            textcoords="offset points",
+            right=4,
             fontweight="bold",
             va="bottom",
         )
@@ -164,14 +158,7 @@ def tornado(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
         )
         for place, value, winner in zip(places, lead, frame[f"{end}_winner"], strict=True):
             if value < 0:
-                ax.annotate(
-                    winner,
-                    (value, place + shift),
-                    xytext=(-4, 0),
-                    ha="right",
-                    va="center",
-                    textcoords="offset points",
-                )
+                note(ax, winner, (value, place + shift), right=-4, ha="right")
     ax.axvline(0, color=RED, linewidth=1.5, label="left of it another deployment serves more")
     ax.axvline(base.iloc[0], color="black", linewidth=0.8)
     ax.set_yticks(

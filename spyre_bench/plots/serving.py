@@ -23,7 +23,9 @@ from spyre_bench.plots.style import (
     captioned,
     legend,
     new_axes,
+    note,
     plain_numbers,
+    stacked_bars,
 )
 
 if TYPE_CHECKING:
@@ -93,23 +95,8 @@ def waste_ledger(ledger: pd.DataFrame, title: str, ax: Axes | None = None) -> Ax
     `ledger`: batch, bucket, and a column of tokens for each part of the ledger.
     """
     ax = new_axes(ax, title, height=1.9 + 0.55 * len(ledger))
-    left = np.zeros(len(ledger))
-    for part, (label, colour, hatch) in LEDGER.items():
-        tokens = ledger[part].to_numpy()
-        if tokens.any():
-            ax.barh(
-                ledger["batch"],
-                tokens,
-                left=left,
-                height=0.6,
-                color=colour,
-                hatch=hatch,
-                edgecolor="white",
-                linewidth=0.6,
-                label=label,
-            )
-        left += tokens
-    ax.set_xlim(0, 1.02 * left.max())
+    ends = stacked_bars(ax, ledger["batch"], LEDGER, ledger, height=0.6)
+    ax.set_xlim(0, 1.02 * ends.max())
     _name_batches(ax, ledger)
     ax.set_xlabel("token slots computed [tokens]")
     return legend(ax, columns=2)
@@ -135,14 +122,7 @@ def fill_and_seconds(frame: pd.DataFrame, bound_s: float, title: str, ax: Axes |
             label=f"{number}: {row.set}",
         )
         side = 1 if number % 2 else -1  # neighbours in speed write to different sides
-        ax.annotate(
-            str(number),
-            (100 * row.fill, row.busy_s),
-            xytext=(12 * side, 0),
-            ha="center",
-            textcoords="offset points",
-            va="center",
-        )
+        note(ax, str(number), (100 * row.fill, row.busy_s), right=12 * side, ha="center")
     ax.axhline(
         bound_s,
         color="black",
@@ -172,46 +152,17 @@ def ledger_shares(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Ax
     groups = list(dict.fromkeys(frame["group"]))
     places = np.arange(len(frame)) + 0.9 * frame["group"].map(groups.index).to_numpy()
     ax = new_axes(ax, title, height=1.9 + 0.28 * places[-1])
-    left = np.zeros(len(frame))
-    for part, (label, colour, hatch) in LEDGER.items():
-        shares = 100 * frame[f"{part}_share"].to_numpy()
-        if shares.any():
-            ax.barh(
-                places,
-                shares,
-                left=left,
-                height=0.8,
-                color=colour,
-                hatch=hatch,
-                edgecolor="white",
-                linewidth=0.6,
-                label=label,
-            )
-        left += shares
+    shares = {part: 100 * frame[f"{part}_share"] for part in LEDGER}
+    ends = stacked_bars(ax, places, LEDGER, shares, height=0.8)
     for place, useful in zip(places, frame["useful_share"], strict=True):
-        text = f"{useful:.0%}" if 100 * useful > 0.06 * left.max() else ""  # else too narrow
-        ax.annotate(
-            text,
-            (0, place),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            color="white",
-            fontweight="bold",
-        )
+        text = f"{useful:.0%}" if 100 * useful > 0.06 * ends.max() else ""  # else too narrow
+        note(ax, text, (0, place), right=4, color="white", fontweight="bold")
     for group in groups:
         first = places[(frame["group"] == group).to_numpy()][0]
-        ax.annotate(
-            group,
-            (0, first - 0.5),
-            xytext=(4, 0),
-            textcoords="offset points",
-            fontweight="bold",
-            va="bottom",
-        )
+        note(ax, group, (0, first - 0.5), right=4, fontweight="bold", va="bottom")
     ax.set_yticks(places, frame["label"] + np.where(frame["saturated"], " (saturated)", ""))
     ax.set_ylim(places[-1] + 0.6, -1.3)
-    ax.set_xlim(0, 1.01 * left.max())
+    ax.set_xlim(0, 1.01 * ends.max())
     ax.grid(visible=False, axis="y")
     ax.set_xlabel("share of the computed token slots [%]; numbers: useful")
     return legend(ax, columns=2)

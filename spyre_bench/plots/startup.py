@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spyre_bench.plots.style import BLUE, GREY, ORANGE, RED, SKY, captioned, legend, new_axes
+from spyre_bench.plots.style import (
+    BLUE,
+    GREY,
+    ORANGE,
+    RED,
+    SKY,
+    captioned,
+    legend,
+    new_axes,
+    note,
+    stacked_bars,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,21 +37,7 @@ def startup_stages(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> A
     `frame`: label, and a column of seconds for each of load_s, compile_s and first_run_s.
     """
     ax = new_axes(ax, title, height=1.6 + 0.32 * len(frame))
-    left = np.zeros(len(frame))
-    for stage, (label, colour, hatch) in STAGES.items():
-        seconds = frame[stage].to_numpy()
-        ax.barh(
-            frame["label"],
-            seconds,
-            left=left,
-            height=0.7,
-            color=colour,
-            hatch=hatch,
-            edgecolor="white",
-            linewidth=0.6,
-            label=label,
-        )
-        left += seconds
+    stacked_bars(ax, frame["label"], STAGES, frame, height=0.7)
     ax.set_ylim(len(frame) - 0.5, -0.5)
     ax.set_xlabel("time until ready [s]")
     return legend(ax)
@@ -128,13 +125,7 @@ def break_even(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
         texts = ["never" if value == np.inf else f"{value:,.0f}" for value in some["requests"]]
         for bar, text in zip(bars, texts, strict=True):
             width = 0 if np.isnan(bar.get_width()) else bar.get_width()
-            ax.annotate(
-                text,
-                (width, bar.get_y() + 0.19),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-            )
+            note(ax, text, (width, bar.get_y() + 0.19), right=4)
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.5, -0.5)
     ax.margins(x=0.12)

@@ -53,10 +53,6 @@ class WasteLedger:
         return sum(getattr(self, field.name) for field in fields(self))
 
     @property
-    def wasted(self) -> int:
-        return self.computed - self.useful
-
-    @property
     def fill(self) -> float:
         """Useful share of what was computed; 0 for an empty ledger."""
         return self.useful / self.computed if self.computed else 0.0

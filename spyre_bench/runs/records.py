@@ -21,6 +21,8 @@ from spyre_bench.files import read_json
 OURS = re.compile(r"\d{8}-\d{6}(-\d+)?")  # a folder of a run, by its time
 OUTCOME, RESULTS = "outcome.json", "results.json"
 INFINITE = ("inf", "-inf")  # JSON has no such numbers; `report.py` writes these texts
+# columns of tables that earlier versions called otherwise
+RENAMED = {f"believed_{kind}_s": f"estimated_{kind}_s" for kind in ("prefill", "decode")}
 WHERE = ("output_directory", "interactive")  # parameters that say where and how, not what
 
 
@@ -217,7 +219,8 @@ def _lasting(frame: pd.DataFrame) -> list[str]:
 
 def _table(path: Path) -> pd.DataFrame:
     try:
-        return pd.read_csv(path, index_col=False)  # a trailing comma shifts no column
+        frame = pd.read_csv(path, index_col=False)  # a trailing comma shifts no column
+        return frame.rename(columns=RENAMED)
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
     except ValueError as error:

@@ -581,6 +581,9 @@ def test_the_installed_command_is_the_same_and_shows_no_traceback(table, trace):
     assert bad.stderr == (
         "spyre-bench: policy 'lifo' is not known: use one of best_fit, skip, fcfs, length_aware\n"
     )
+    module = [sys.executable, "-m", "spyre_bench.cli.main", *plain[1:], "--json"]
+    same = subprocess.run(module, capture_output=True, text=True)
+    assert (same.returncode, json.loads(same.stdout)["completed"]) == (0, 59)
 
 
 # --- validate -------------------------------------------------------------------------------------
