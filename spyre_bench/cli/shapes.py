@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,26 +11,81 @@ import typer
 
 from spyre_bench.cli import tables
 from spyre_bench.cli.options import Json, with_options
-from spyre_bench.simulate.scenario import COSTS, ENGINE, SCHEDULING, Scenario
+from spyre_bench.simulate.scenario import COSTS, ENGINE, SCHEDULING, Scenario, setting
 
 if TYPE_CHECKING:
     from spyre_bench.choose.export import Export, HeldOut, Needs
+    from spyre_bench.choose.one_dimension import Budget
+    from spyre_bench.choose.stack import Deployment
 
-RUNNING, COUNT = "running", "count"
 SERVER, BUDGET = "Server", "Budget"
 
 
-def _server(help: str, **limits: Any) -> Any:
-    return typer.Option(help=help, rich_help_panel=SERVER, **limits)
+@dataclass(frozen=True)
+class Server:
+    """The other stack's server, and how long its steps take."""
+
+    rows: int = setting(SERVER, "requests at once, at most: max_num_seqs")
+    context_tokens: int = setting(SERVER, "max_model_len", 8192)
+    step_tokens: int = setting(SERVER, "max_num_batched_tokens", 8192)
+    width_step: int = setting(SERVER, "widths are multiples: ranks that share the rows", 1)
+    block_tokens: int = setting(SERVER, "of a KV block, or of lengths", 128)
+    step_ms: float = setting(SERVER, "a decode step, to derive how many run at once", 20.0)
+    row_ms: float = setting(SERVER, "and for each request in it", 0.1)
+    prompt_token_ms: float = setting(SERVER, "a token of a prompt", 0.05)
+
+    @property
+    def deployment(self) -> Deployment:
+        from spyre_bench.choose.stack import Deployment
+
+        return Deployment(
+            self.rows, self.context_tokens, self.step_tokens, self.width_step, self.block_tokens
+        )
 
 
-def _budget(help: str, **limits: Any) -> Any:
-    return typer.Option(help=help, rich_help_panel=BUDGET, **limits)
+@dataclass(frozen=True)
+class Allowance:
+    """How many sizes may be compiled, and for what besides what was seen."""
+
+    graphs: str | None = setting(
+        BUDGET, "sizes in a list: 25, or widths=5,contexts=5,prompts=12", None
+    )
+    warmup_budget: float | None = setting(BUDGET, "seconds for all graphs", None)
+    graph_s: float | None = setting(BUDGET, "seconds of one graph", None)
+    memory_gib: float | None = setting(BUDGET, "for all graphs", None)
+    graph_mib: float | None = setting(BUDGET, "of one graph", None)
+    unseen: float = setting(
+        BUDGET, "share of steps to expect at any width alike; 0: only what was seen", 0.01
+    )
+
+    @property
+    def budget(self) -> Budget:
+        from spyre_bench.choose.one_dimension import Budget
+
+        return Budget(
+            warmup_s=self.warmup_budget,
+            memory_bytes=None if self.memory_gib is None else self.memory_gib * 2**30,
+            graph_s=self.graph_s,
+            graph_bytes=None if self.graph_mib is None else self.graph_mib * 2**20,
+        )
+
+    def sizes(self, lists: list[str]) -> dict[str, int]:
+        """How many in each list; {} where nothing is said."""
+        if self.graphs is None:
+            return {}
+        if "=" not in self.graphs:
+            return dict.fromkeys(lists, _whole(self.graphs, "--graphs"))
+        pairs = (pair.partition("=") for pair in self.graphs.split(","))
+        return {name.strip(): _whole(value, "--graphs") for name, _, value in pairs}
 
 
 @with_options(Scenario, without=[ENGINE, COSTS, SCHEDULING])
+@with_options(Server)
+@with_options(Allowance)
 def export(
     scenario: Scenario,
+    server: Server,
+    allowance: Allowance,
     stack: Annotated[
         str,
         typer.Argument(
@@ -37,24 +93,6 @@ def export(
             "vllm-neuron or qefficient"
         ),
     ],
-    rows: Annotated[int, _server("requests at once, at most: max_num_seqs")],
-    context_tokens: Annotated[int, _server("max_model_len")] = 8192,
-    step_tokens: Annotated[int, _server("max_num_batched_tokens")] = 8192,
-    width_step: Annotated[int, _server("widths are multiples: ranks that share the rows")] = 1,
-    block_tokens: Annotated[int, _server("of a KV block, or of lengths")] = 128,
-    step_ms: Annotated[float, _server("a decode step, to derive how many run at once")] = 20.0,
-    row_ms: Annotated[float, _server("and for each request in it")] = 0.1,
-    prompt_token_ms: Annotated[float, _server("a token of a prompt")] = 0.05,
-    graphs: Annotated[
-        str | None, _budget("sizes in a list: 25, or widths=5,contexts=5,prompts=12")
-    ] = None,
-    warmup_budget: Annotated[float | None, _budget("seconds for all graphs")] = None,
-    graph_s: Annotated[float | None, _budget("seconds of one graph")] = None,
-    memory_gib: Annotated[float | None, _budget("for all graphs")] = None,
-    graph_mib: Annotated[float | None, _budget("of one graph")] = None,
-    unseen: Annotated[
-        float, _budget("share of steps to expect at any width alike; 0: only what was seen")
-    ] = 0.01,
     sizes: Annotated[
         list[str] | None,
         typer.Option(metavar="LIST=A,B,...", help="judge these, choose none: widths=1,2,4,8"),
@@ -69,29 +107,19 @@ def export(
     """
     from spyre_bench.choose.export import export as choose
     from spyre_bench.choose.export import held_out, judge
-    from spyre_bench.choose.one_dimension import Budget
-    from spyre_bench.choose.stack import Deployment
     from spyre_bench.choose.stacks import named
     from spyre_bench.cli.plan import require_other
     from spyre_bench.files import replace_text
 
     require_other(out, workload=scenario.workload)
-    target = named(stack)
-    deployment = Deployment(rows, context_tokens, step_tokens, width_step, block_tokens)
-    budget = Budget(
-        warmup_s=warmup_budget,
-        memory_bytes=None if memory_gib is None else memory_gib * 2**30,
-        graph_s=graph_s,
-        graph_bytes=None if graph_mib is None else graph_mib * 2**20,
-    )
-    seconds = [it / 1e3 for it in (step_ms, row_ms, prompt_token_ms)]
-    needs, said = _needs(scenario, deployment.rows, deployment.context_tokens, seconds)
+    target, deployment = named(stack), server.deployment
+    needs, said = _needs(scenario, server)
     later: dict[str, HeldOut] = {}
     if sizes:
         found = judge(target, needs, deployment, _size_lists(sizes))
     else:
-        allowed = _allowed(graphs, [it.name for it in target.lists])
-        limits = deployment, allowed, budget, unseen
+        graphs = allowance.sizes([it.name for it in target.lists])
+        limits = deployment, graphs, allowance.budget, allowance.unseen
         found = choose(target, needs, *limits)
         if len(needs.running) > 1:
             later = held_out(target, needs, *limits)
@@ -110,66 +138,30 @@ def export(
 # --- what is needed -------------------------------------------------------------------------------
 
 
-def _needs(
-    scenario: Scenario, rows: int, context_tokens: int, seconds: list[float]
-) -> tuple[Needs, list[str]]:
+def _needs(scenario: Scenario, server: Server) -> tuple[Needs, list[str]]:
     """And the sentences that say what it was taken from."""
     from spyre_bench.choose.export import Needs, within_context
+    from spyre_bench.choose.running import read_running
     from spyre_bench.simulate.decode_steps import decode_steps
 
     path = Path(scenario.workload)
-    if path.is_file() and (series := _running(path)) is not None:
-        return series
+    if path.is_file() and (series := read_running(path)) is not None:
+        return series[0], [series[1]]
     loaded = scenario.read_workload()
-    workload = within_context(scenario.scaled(loaded), context_tokens)
-    steps = decode_steps(workload, rows, *seconds)
+    workload = within_context(scenario.scaled(loaded), server.context_tokens)
+    milliseconds = server.step_ms, server.row_ms, server.prompt_token_ms
+    steps = decode_steps(workload, server.rows, *(it / 1e3 for it in milliseconds))
     said = [
         str(loaded),
         f"{int(steps.steps.sum()):,} decode steps of up to {int(steps.running.max())} requests, "
-        f"derived: {seconds[0] * 1e3:g} ms a step, {seconds[1] * 1e3:g} ms a request in it, "
-        f"{seconds[2] * 1e3:g} ms a token of a prompt",
+        f"derived: {server.step_ms:g} ms a step, {server.row_ms:g} ms a request in it, "
+        f"{server.prompt_token_ms:g} ms a token of a prompt",
     ]
     if left_out := len(loaded) - len(workload):
-        said.append(f"{left_out:,} requests are longer than {context_tokens} tokens and left out")
+        said.append(
+            f"{left_out:,} requests are longer than {server.context_tokens} tokens and left out"
+        )
     return Needs.of(workload, steps), said
-
-
-def _running(path: Path) -> tuple[Needs, list[str]] | None:
-    """A series of running requests; None for a file without such a column."""
-    import numpy as np
-
-    from spyre_bench.choose.export import Needs
-    from spyre_bench.frames import read_frame
-
-    wanted = (RUNNING, COUNT)
-    frame = read_frame(path, lambda names: [it for it in names if it in wanted])
-    if RUNNING not in frame:
-        return None
-    running = frame[RUNNING].to_numpy()
-    count = frame[COUNT].to_numpy() if COUNT in frame else np.ones(len(frame))
-    for name, column, least in ((RUNNING, running, 0), (COUNT, count, 0)):
-        good = np.issubdtype(column.dtype, np.number)
-        bad = ~(column >= least) if good else np.ones(len(frame), dtype=bool)
-        if bad.any():
-            line, value = frame.index[bad][0], column[bad][0]
-            raise ValueError(f"{path} line {line}: {name} {value!r} is not a number of 0 or more")
-    busy = (running >= 1) & (count > 0)
-    if not busy.any():
-        raise ValueError(f"{path}: no row has a request running and a count above 0")
-    said = [
-        f"{path}: {int(busy.sum()):,} rows with up to {int(running[busy].max())} requests running; "
-        f"{int((~busy).sum()):,} idle ones left out"
-    ]
-    return Needs(None, running[busy].astype(int), None, count[busy].astype(float)), said
-
-
-def _allowed(graphs: str | None, names: list[str]) -> dict[str, int]:
-    if graphs is None:
-        return {}
-    if "=" not in graphs:
-        return dict.fromkeys(names, _whole(graphs, "--graphs"))
-    pairs = (pair.partition("=") for pair in graphs.split(","))
-    return {name.strip(): _whole(value, "--graphs") for name, _, value in pairs}
 
 
 def _size_lists(sizes: list[str]) -> dict[str, list[int]]:

@@ -1,5 +1,5 @@
 """Exports read by the stacks' own code, where it is installed: vLLM with the tests' environment,
-the others with their wheels on PYTHONPATH and VLLM_PLUGINS=none (docs/STACKS.md)."""
+the others with their wheels on PYTHONPATH and VLLM_PLUGINS=spyre (docs/STACKS.md)."""
 
 import argparse
 import json
