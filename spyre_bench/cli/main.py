@@ -150,9 +150,9 @@ def design_review(
         from spyre_bench.review import page as pages
     except ImportError as error:
         raise ValueError(f"{error}: pip install 'spyre-bench[notebooks]'") from error
-    found = document.gather(run, base, document.project_baseline())
-    page = output or found.folder / "design-review.html"
-    pages.write_page(found, page)
+    review = document.gather(run, base, document.project_baseline())
+    page = output or review.folder / "design-review.html"
+    pages.write_page(review, page)
     typer.echo(f"page: {page}")
     if pdf:
         pages.print_pdf(page, page.with_suffix(".pdf"))

@@ -98,7 +98,7 @@ def buckets(
         objective=objective,
         goodput_ms=goodput_ms,
     )
-    found = tables.advice_json(advice, beyond) | {"read_as": str(loaded)}
+    result = tables.advice_json(advice, beyond) | {"read_as": str(loaded)}
     if source.ends:
         ends = [
             {
@@ -107,14 +107,14 @@ def buckets(
             }
             for costs in (price(advice.buckets, at) for at in source.ends)
         ]
-        found["modelled"] = tables.modelled(source.label, tables.ADVISED, ends)
+        result["modelled"] = tables.modelled(source.label, tables.ADVISED, ends)
     if as_json:
-        typer.echo(json.dumps(found, allow_nan=False))
+        typer.echo(json.dumps(result, allow_nan=False))
         return
     _say_what_was_read(loaded)
     tables.print_advice(advice, len(workload), beyond, source.span)
-    if "modelled" in found:
-        typer.echo(tables.modelled_sentence(found["modelled"], tables.ADVISED))
+    if "modelled" in result:
+        typer.echo(tables.modelled_sentence(result["modelled"], tables.ADVISED))
 
 
 def validate(
