@@ -134,7 +134,7 @@ class Export:
 
     @property
     def graphs(self) -> int:
-        return self.stack.graphs({name: len(some) for name, some in self.sizes.items()})
+        return self.stack.graphs({name: len(sizes) for name, sizes in self.sizes.items()})
 
 
 def export(
@@ -218,7 +218,7 @@ def _within(
     budget: Budget,
 ) -> dict[str, tuple[int, ...]]:
     """The best sizes of each list, as many as all limits allow together."""
-    found: dict[str, list[tuple[int, ...]]] = {}
+    by_list: dict[str, list[tuple[int, ...]]] = {}
     for it in stack.lists:
         solved = optimal_sizes(
             demands[it.name],
@@ -227,26 +227,26 @@ def _within(
             largest=it.limit(deployment),
             always=tuple(it.always(deployment)),
         )
-        distinct = dict.fromkeys(some for some in solved.boundaries if some)
-        found[it.name] = list(distinct)  # by number, the fewest first
+        distinct = dict.fromkeys(sizes for sizes in solved.boundaries if sizes)
+        by_list[it.name] = list(distinct)  # by number, the fewest first
     affordable = budget.affordable
-    while affordable is not None and _graphs(stack, found) > affordable:
+    while affordable is not None and _graphs(stack, by_list) > affordable:
         losses = {
-            name: demands[name].padding_share(some[-2]) - demands[name].padding_share(some[-1])
-            for name, some in found.items()
-            if len(some) > 1
+            name: demands[name].padding_share(sets[-2]) - demands[name].padding_share(sets[-1])
+            for name, sets in by_list.items()
+            if len(sets) > 1
         }
         if not losses:
             raise ValueError(
                 f"the budget pays for {affordable} graphs, and {stack.title} compiles "
-                f"{_graphs(stack, found)} in any case: allow more"
+                f"{_graphs(stack, by_list)} in any case: allow more"
             )
-        found[min(losses, key=losses.__getitem__)].pop()
-    return {name: some[-1] for name, some in found.items()}
+        by_list[min(losses, key=losses.__getitem__)].pop()
+    return {name: sets[-1] for name, sets in by_list.items()}
 
 
-def _graphs(stack: Stack, found: Mapping[str, list[tuple[int, ...]]]) -> int:
-    return stack.graphs({name: len(some[-1]) for name, some in found.items()})
+def _graphs(stack: Stack, by_list: Mapping[str, list[tuple[int, ...]]]) -> int:
+    return stack.graphs({name: len(sets[-1]) for name, sets in by_list.items()})
 
 
 def _grid(
@@ -254,18 +254,14 @@ def _grid(
 ) -> dict[str, tuple[int, ...]]:
     """As many widths and contexts, chosen for what their pairs pad."""
     by_name = {it.name: it for it in stack.lists}
-    pair = by_name[WIDTHS], by_name[CONTEXTS]
+    of_widths, of_contexts = by_name[WIDTHS], by_name[CONTEXTS]
     assert needs.context is not None  # or the demand of contexts would have been refused
-    steps, limits = (
-        [of(deployment) for of in some]
-        for some in zip(*((it.step, it.limit) for it in pair), strict=True)
-    )
     widths, contexts = optimal_grid(
         needs.running,
         needs.context,
         (len(sizes[WIDTHS]), len(sizes[CONTEXTS])),
-        steps=(steps[0], steps[1]),
-        largest=(limits[0], limits[1]),
+        steps=(of_widths.step(deployment), of_contexts.step(deployment)),
+        largest=(of_widths.limit(deployment), of_contexts.limit(deployment)),
         weights=needs.weights,
     )
     return {WIDTHS: widths, CONTEXTS: contexts}

@@ -141,8 +141,8 @@ def solve(
     for _ in range(k):
         best, before = _one_more(best, cost, total, nearest)
         chosen.append(before)
-        found = np.isfinite(best[-1])
-        solutions.append(_walk_back(chosen, boundaries) if found else ())
+        feasible = np.isfinite(best[-1])
+        solutions.append(_walk_back(chosen, boundaries) if feasible else ())
         costs.append(float(best[-1]))
     return Optimum(tuple(solutions), tuple(costs))
 
@@ -162,13 +162,13 @@ def _one_more(
 
 
 def _walk_back(chosen: Sequence[np.ndarray], boundaries: np.ndarray) -> tuple[int, ...]:
-    at, found = len(boundaries), []
+    at, best = len(boundaries), []
     for before in reversed(chosen):
         if at == 0:
             break
-        found.append(int(boundaries[at - 1]))
+        best.append(int(boundaries[at - 1]))
         at = int(before[at])
-    return tuple(reversed(found))
+    return tuple(reversed(best))
 
 
 def optimal_sizes(

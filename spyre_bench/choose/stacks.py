@@ -72,7 +72,7 @@ def _doubling(first: int, last: int) -> tuple[int, ...]:
 
 
 def _up_to(limit: int, *ranges: range | Sequence[int]) -> tuple[int, ...]:
-    return tuple(sorted({it for some in ranges for it in some if it <= limit} | {limit}))
+    return tuple(sorted({it for sizes in ranges for it in sizes if it <= limit} | {limit}))
 
 
 # --- vLLM -----------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ def _gaudi_file(sizes: Sizes, deployment: Deployment) -> str:
         f"(1, {list(sizes[PROMPTS])}, 0)",
     ]
     blocks = [-(-context // deployment.block_tokens) for context in sizes[CONTEXTS]]
-    lines += [f"({width}, 1, {[width * some for some in blocks]})" for width in sizes[WIDTHS]]
+    lines += [f"({width}, 1, {[width * count for count in blocks]})" for width in sizes[WIDTHS]]
     return "\n".join(lines) + "\n"
 
 

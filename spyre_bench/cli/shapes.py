@@ -116,22 +116,22 @@ def export(
     needs, said = _needs(scenario, server)
     later: dict[str, HeldOut] = {}
     if sizes:
-        found = judge(target, needs, deployment, _size_lists(sizes))
+        chosen = judge(target, needs, deployment, _size_lists(sizes))
     else:
         graphs = allowance.sizes([it.name for it in target.lists])
         limits = deployment, graphs, allowance.budget, allowance.unseen
-        found = choose(target, needs, *limits)
+        chosen = choose(target, needs, *limits)
         if len(needs.running) > 1:
             later = held_out(target, needs, *limits)
     if out:
-        replace_text(out, found.text)
+        replace_text(out, chosen.text)
     if as_json:
-        typer.echo(json.dumps(_as_json(found, later) | {"read_as": said}, allow_nan=False))
+        typer.echo(json.dumps(_as_json(chosen, later) | {"read_as": said}, allow_nan=False))
     else:
         for sentence in said:
             typer.echo(sentence, err=True)
-        _print(found, later)
-    if sizes and found.findings:
+        _print(chosen, later)
+    if sizes and chosen.findings:
         raise typer.Exit(1)
 
 
@@ -165,7 +165,7 @@ def _needs(scenario: Scenario, server: Server) -> tuple[Needs, list[str]]:
 
 
 def _size_lists(sizes: list[str]) -> dict[str, list[int]]:
-    pairs = (some.partition("=") for some in sizes)
+    pairs = (text.partition("=") for text in sizes)
     return {
         name.strip(): [_whole(value, "--sizes") for value in values.split(",")]
         for name, _, values in pairs
@@ -185,11 +185,11 @@ def _whole(text: str, option: str) -> int:
 # --- what is said ---------------------------------------------------------------------------------
 
 
-def _print(found: Export, later: dict[str, HeldOut]) -> None:
+def _print(chosen: Export, later: dict[str, HeldOut]) -> None:
     from rich.console import Console
 
     table = tables.narrow("", "sizes", "padding", "held out", "by itself", "padding", "held out")
-    for it in found.lists:
+    for it in chosen.lists:
         after = later.get(it.of.name)
         table.add_row(
             it.of.name,
@@ -201,31 +201,33 @@ def _print(found: Export, later: dict[str, HeldOut]) -> None:
             _share(after and after.default_padding),
         )
     Console().print(table)
-    typer.echo(f"{found.stack.title}, {found.graphs} graphs; {found.stack.paste}:\n\n{found.text}")
-    for it in found.lists:
+    typer.echo(
+        f"{chosen.stack.title}, {chosen.graphs} graphs; {chosen.stack.paste}:\n\n{chosen.text}"
+    )
+    for it in chosen.lists:
         if it.beyond:
             typer.echo(f"{_share(it.beyond)} of the need is above the largest of {it.of.name}")
         if it.idle:
             typer.echo(f"nothing here runs on {it.of.name} {', '.join(map(str, it.idle))}")
-    for finding in found.findings:
+    for finding in chosen.findings:
         typer.echo(str(finding))
-    if not found.findings:
-        typer.echo(f"all {len(found.stack.rules)} rules of {found.stack.title} hold")
-    if found.stack.note:
-        typer.echo(f"note: {found.stack.note}")
+    if not chosen.findings:
+        typer.echo(f"all {len(chosen.stack.rules)} rules of {chosen.stack.title} hold")
+    if chosen.stack.note:
+        typer.echo(f"note: {chosen.stack.note}")
 
 
 def _share(share: float | None) -> str:
     return "–" if share is None else f"{share:.1%}"
 
 
-def _as_json(found: Export, later: dict[str, HeldOut]) -> dict[str, Any]:
+def _as_json(chosen: Export, later: dict[str, HeldOut]) -> dict[str, Any]:
     return {
-        "stack": found.stack.title,
-        "graphs": found.graphs,
-        "text": found.text,
-        "paste": found.stack.paste,
-        "note": found.stack.note,
+        "stack": chosen.stack.title,
+        "graphs": chosen.graphs,
+        "text": chosen.text,
+        "paste": chosen.stack.paste,
+        "note": chosen.stack.note,
         "lists": {
             it.of.name: {
                 "setting": it.of.setting,
@@ -237,8 +239,8 @@ def _as_json(found: Export, later: dict[str, HeldOut]) -> dict[str, Any]:
                 "beyond": it.beyond,
                 "idle": it.idle,
             }
-            for it in found.lists
+            for it in chosen.lists
         },
-        "findings": [vars(it) for it in found.findings],
-        "rules": [{"says": it.says, "source": it.source} for it in found.stack.rules],
+        "findings": [vars(it) for it in chosen.findings],
+        "rules": [{"says": it.says, "source": it.source} for it in chosen.stack.rules],
     }

@@ -49,7 +49,7 @@ def decode_steps(
     )
     ends: list[tuple[int, int]] = []  # the step that a request leaves after, its context at step 0
     longest: list[tuple[int, int]] = []  # minus that context, the step; those who left stay a while
-    found: list[tuple[int, int, int]] = []
+    stretches: list[tuple[int, int, int]] = []
     now_s, done, following = 0.0, 0, 0
     while following < len(arrival_s) or ends:
         if not ends:
@@ -69,13 +69,13 @@ def decode_steps(
             count = min(count, max(1, math.ceil((arrival_s[following] - now_s) / step)))
         while longest[0][1] <= done:
             heapq.heappop(longest)
-        found.append((len(ends), done - longest[0][0] + 1, count))
+        stretches.append((len(ends), done - longest[0][0] + 1, count))
         done, now_s = done + count, now_s + count * step
         while ends and ends[0][0] <= done:
             heapq.heappop(ends)
-    if not found:
+    if not stretches:
         raise ValueError(
             f"workload {workload.name}: no request has a second token, so nothing is decoded"
         )
-    running, context, steps = np.array(found, dtype=np.int64).T
+    running, context, steps = np.array(stretches, dtype=np.int64).T
     return DecodeSteps(running, context, steps)

@@ -54,8 +54,8 @@ def test_25_graphs_of_a_grid_pad_no_more_than_49_of_powers_of_two(conversation, 
 
     def padding(widths, contexts):
         columns = (
-            np.array(some)[np.searchsorted(some, needed)]
-            for some, needed in ((widths, running), (contexts, context))
+            np.array(sizes)[np.searchsorted(sizes, needed)]
+            for sizes, needed in ((widths, running), (contexts, context))
         )
         return 1 - (running @ context) / np.prod(list(columns), axis=0).sum()
 
@@ -89,9 +89,9 @@ def test_an_export_holds_every_rule_and_covers_every_need(
     stack = STACKS[name]
     given_sizes = max((len(set(it.always(deployment))) for it in stack.lists), default=0)
     allowed = {it.name: sizes + given_sizes + 1 for it in stack.lists}
-    found = export(stack, needs_of(load, rows), deployment, allowed)
-    assert found.findings == ()
-    for it in found.lists:
+    chosen = export(stack, needs_of(load, rows), deployment, allowed)
+    assert chosen.findings == ()
+    for it in chosen.lists:
         assert it.beyond == 0
         assert 0 <= it.padding < 1
         assert len(it.sizes) <= allowed[it.of.name]
@@ -155,21 +155,21 @@ STEPS = Needs(None, np.array([3, 3, 7, 12]), None, np.array([5.0, 5.0, 2.0, 1.0]
 
 
 def test_a_series_of_running_requests_is_enough_for_widths_alone():
-    found = export(STACKS["vllm-rbln"], STEPS, Deployment(rows=16), {WIDTHS: 3})
-    assert found.sizes == {WIDTHS: (3, 7, 16)}
-    assert found.lists[0].padding == pytest.approx(1 - 56 / 60)
-    assert found.lists[0].default_padding == pytest.approx(1 - 56 / 208)
-    assert found.lists[0].idle == ()
+    chosen = export(STACKS["vllm-rbln"], STEPS, Deployment(rows=16), {WIDTHS: 3})
+    assert chosen.sizes == {WIDTHS: (3, 7, 16)}
+    assert chosen.lists[0].padding == pytest.approx(1 - 56 / 60)
+    assert chosen.lists[0].default_padding == pytest.approx(1 - 56 / 208)
+    assert chosen.lists[0].idle == ()
     with pytest.raises(ValueError, match="num_batched_tokens_buckets needs prompts"):
         export(STACKS["vllm-neuron"], STEPS, Deployment(rows=16))
 
 
 def test_sizes_that_nothing_runs_on_and_needs_above_them_are_told():
-    found = judge(STACKS["vllm"], STEPS, Deployment(rows=16), {WIDTHS: [2, 7]})
-    assert found.lists[0].idle == (2,)
-    assert found.lists[0].beyond == pytest.approx(1 / 13)
-    assert found.lists[0].padding == pytest.approx(1 - 44 / 84)
-    assert [str(it) for it in found.findings] == [
+    chosen = judge(STACKS["vllm"], STEPS, Deployment(rows=16), {WIDTHS: [2, 7]})
+    assert chosen.lists[0].idle == (2,)
+    assert chosen.lists[0].beyond == pytest.approx(1 / 13)
+    assert chosen.lists[0].padding == pytest.approx(1 - 44 / 84)
+    assert [str(it) for it in chosen.findings] == [
         "the largest of widths is 7, below max_num_seqs 16: wider steps run without a graph; add "
         "16 (PyPI vllm 0.32.0: vllm/config/vllm.py:2337)"
     ]
@@ -177,9 +177,9 @@ def test_sizes_that_nothing_runs_on_and_needs_above_them_are_told():
 
 def test_powers_of_two_are_there_in_any_case_on_a_tpu_and_are_not_written():
     deployment = Deployment(rows=16, step_tokens=64)
-    found = export(STACKS["tpu-inference"], STEPS, deployment, {WIDTHS: 5})
-    assert found.sizes == {WIDTHS: (3, 7, 16, 32, 64)}
-    assert '"compilation_sizes": [3, 7]}' in found.text
+    chosen = export(STACKS["tpu-inference"], STEPS, deployment, {WIDTHS: 5})
+    assert chosen.sizes == {WIDTHS: (3, 7, 16, 32, 64)}
+    assert '"compilation_sizes": [3, 7]}' in chosen.text
     with pytest.raises(ValueError, match="3 sizes are compiled in any case, and 2 are allowed"):
         export(STACKS["tpu-inference"], STEPS, deployment, {WIDTHS: 2})
 
@@ -187,16 +187,16 @@ def test_powers_of_two_are_there_in_any_case_on_a_tpu_and_are_not_written():
 def test_an_input_as_long_as_a_neuron_bucket_needs_the_next():
     load = Workload("w", np.zeros(2), *np.array([[128, 255], [3, 3], [3, 3]], dtype=np.int32))
     deployment = Deployment(rows=2, context_tokens=1024)
-    found = export(STACKS["neuron"], needs_of(load, 2), deployment, {PROMPTS: 2, CONTEXTS: 1})
-    assert found.sizes == {PROMPTS: (256, 1024), CONTEXTS: (1024,)}
+    chosen = export(STACKS["neuron"], needs_of(load, 2), deployment, {PROMPTS: 2, CONTEXTS: 1})
+    assert chosen.sizes == {PROMPTS: (256, 1024), CONTEXTS: (1024,)}
 
 
 def test_a_gaudi_file_has_the_blocks_of_as_many_requests_as_the_width():
     load = Workload("w", np.zeros(4), *np.array([[100] * 4, [20] * 4, [20] * 4], dtype=np.int32))
     deployment = Deployment(rows=4, context_tokens=1024, step_tokens=512)
-    found = export(STACKS["vllm-gaudi"], needs_of(load, 4), deployment, {WIDTHS: 1, CONTEXTS: 2})
-    assert found.text.splitlines()[1:] == ["(1, [128, 512], 0)", "(4, 1, [4, 32])"]
-    assert found.graphs == 2 + 1 * 2
+    chosen = export(STACKS["vllm-gaudi"], needs_of(load, 4), deployment, {WIDTHS: 1, CONTEXTS: 2})
+    assert chosen.text.splitlines()[1:] == ["(1, [128, 512], 0)", "(4, 1, [4, 32])"]
+    assert chosen.graphs == 2 + 1 * 2
 
 
 def test_lengths_of_prefill_and_decode_differ_in_qefficient():
@@ -204,15 +204,15 @@ def test_lengths_of_prefill_and_decode_differ_in_qefficient():
         "w", np.zeros(3), *np.array([[900, 1900, 3000], [9, 9, 900], [9, 9, 900]], dtype=np.int32)
     )
     deployment = Deployment(rows=1, context_tokens=4096)
-    found = export(STACKS["qefficient"], needs_of(load, 1), deployment)
-    assert found.sizes[CONTEXTS] == (1024, 2048, 3072, 4096)
-    assert found.sizes[CHUNKS] == (1056, 2080, 3104, 4095)
-    assert json.loads(found.text)["ctx_len"] == 4096
+    chosen = export(STACKS["qefficient"], needs_of(load, 1), deployment)
+    assert chosen.sizes[CONTEXTS] == (1024, 2048, 3072, 4096)
+    assert chosen.sizes[CHUNKS] == (1056, 2080, 3104, 4095)
+    assert json.loads(chosen.text)["ctx_len"] == 4096
 
 
 def test_widths_are_multiples_where_ranks_share_them_and_nowhere_else():
-    found = export(STACKS["sglang"], STEPS, Deployment(rows=16, width_step=4), {WIDTHS: 3})
-    assert found.sizes == {WIDTHS: (4, 8, 16)}
+    chosen = export(STACKS["sglang"], STEPS, Deployment(rows=16, width_step=4), {WIDTHS: 3})
+    assert chosen.sizes == {WIDTHS: (4, 8, 16)}
     with pytest.raises(ValueError, match="vLLM has no rule of multiples"):
         export(STACKS["vllm"], STEPS, Deployment(rows=16, width_step=4))
 

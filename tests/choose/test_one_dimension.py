@@ -22,11 +22,11 @@ def by_enumeration(demand, k, step, largest, always):
     held = {*always, largest}
     others = [it for it in range(step, largest, step) if it not in held]
     sets = (
-        held | set(some)
+        held | set(more)
         for count in range(k - len(held) + 1)
-        for some in itertools.combinations(others, count)
+        for more in itertools.combinations(others, count)
     )
-    return min(computed(demand, list(some)) for some in sets)
+    return min(computed(demand, list(sizes)) for sizes in sets)
 
 
 @given(
@@ -119,8 +119,8 @@ def test_neither_side_of_a_grid_can_be_bettered_alone(needs):
 
     def area(widths, contexts):
         padded = (
-            np.array(some)[np.searchsorted(some, needed)]
-            for some, needed in ((widths, first), (contexts, second))
+            np.array(sizes)[np.searchsorted(sizes, needed)]
+            for sizes, needed in ((widths, first), (contexts, second))
         )
         return int(np.prod(list(padded), axis=0).sum())
 

@@ -17,8 +17,8 @@ STEPS = Needs(None, np.array([3, 3, 7, 12, 30]), None, np.ones(5))
 
 
 def exported(name, deployment):
-    found = export(STACKS[name], STEPS, deployment)
-    return found, list(found.sizes[WIDTHS])
+    chosen = export(STACKS[name], STEPS, deployment)
+    return chosen, list(chosen.sizes[WIDTHS])
 
 
 def arguments(text):
@@ -50,9 +50,9 @@ def test_vllm_captures_the_exported_sizes_as_they_are(rows, step_tokens):
     from vllm.engine.arg_utils import EngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    found, sizes = exported("vllm", Deployment(rows, step_tokens=step_tokens))
+    chosen, sizes = exported("vllm", Deployment(rows, step_tokens=step_tokens))
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
-    read = parser.parse_args(arguments(found.text))
+    read = parser.parse_args(arguments(chosen.text))
     assert read.compilation_config.cudagraph_capture_sizes == sizes
     assert (read.max_num_seqs, read.max_num_batched_tokens) == (rows, step_tokens)
     assert captured(rows, step_tokens, cudagraph_capture_sizes=list(sizes)) == sizes
@@ -91,8 +91,8 @@ def test_vllm_rbln_takes_the_exported_sizes_and_refuses_what_the_lint_refuses():
             manual_buckets=read.decode_batch_bucket_manual_buckets,
         ).decode_batch_buckets
 
-    found, sizes = exported("vllm-rbln", Deployment(32))
-    words = dict(zip(*[iter(arguments(found.text))] * 2, strict=True))
+    chosen, sizes = exported("vllm-rbln", Deployment(32))
+    words = dict(zip(*[iter(arguments(chosen.text))] * 2, strict=True))
     additional = json.loads(words["--additional-config"])
     assert buckets(additional, 32) == sizes
     for bad in ([4, 4, 32], [4, 16], [4, 64]):
@@ -105,8 +105,8 @@ def test_sglang_takes_the_exported_flags():
     server_args = pytest.importorskip("sglang.srt.server_args")
     parser = argparse.ArgumentParser()
     server_args.ServerArgs.add_cli_args(parser)
-    found, sizes = exported("sglang", Deployment(32))
-    read = parser.parse_args(["--model-path", "model", *arguments(found.text)])
+    chosen, sizes = exported("sglang", Deployment(32))
+    read = parser.parse_args(["--model-path", "model", *arguments(chosen.text)])
     assert (read.cuda_graph_bs_decode, read.max_running_requests) == (sizes, 32)
 
 
@@ -127,7 +127,7 @@ def test_tpu_inference_compiles_the_exported_sizes_beside_its_own(step_tokens):
     own = list(STACKS["tpu-inference"].lists[0].default(deployment))
     assert utils.build_token_paddings(16, step_tokens, 0) == own
     if step_tokens >= 32:
-        found, sizes = exported("tpu-inference", deployment)
-        words = dict(zip(*[iter(arguments(found.text))] * 2, strict=True))
+        chosen, sizes = exported("tpu-inference", deployment)
+        words = dict(zip(*[iter(arguments(chosen.text))] * 2, strict=True))
         added = json.loads(words["--additional-config"])["compilation_sizes"]
         assert utils.build_token_paddings(16, step_tokens, 0, added) == sizes

@@ -47,15 +47,15 @@ def test_a_workload_becomes_steps_and_what_was_assumed_is_said(command):
     code, out, err = command(f"{words} --context-tokens 4096 --graphs widths=2,contexts=3 --json")
     assert code == 0
     assert err == ""
-    found = json.loads(out)
-    sizes = {name: len(it["sizes"]) for name, it in found["lists"].items()}
+    result = json.loads(out)
+    sizes = {name: len(it["sizes"]) for name, it in result["lists"].items()}
     assert (sizes["widths"], sizes["contexts"]) == (2, 3)
-    assert found["graphs"] == sizes["prompts"] + 2 * 3
-    assert found["findings"] == []
-    assert all(rule["source"] for rule in found["rules"])
-    assert 0 < found["lists"]["widths"]["held_out"]["padding"] < 1
-    assert "derived: 20 ms a step" in found["read_as"][1]
-    assert "requests are longer than 4096 tokens and left out" in found["read_as"][2]
+    assert result["graphs"] == sizes["prompts"] + 2 * 3
+    assert result["findings"] == []
+    assert all(rule["source"] for rule in result["rules"])
+    assert 0 < result["lists"]["widths"]["held_out"]["padding"] < 1
+    assert "derived: 20 ms a step" in result["read_as"][1]
+    assert "requests are longer than 4096 tokens and left out" in result["read_as"][2]
 
 
 def test_own_sizes_are_judged_and_a_broken_rule_is_exit_code_1(command, series):

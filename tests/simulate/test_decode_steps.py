@@ -21,7 +21,7 @@ def one_by_one(load, rows, step_s, row_s, prompt_token_s):
     waiting = list(
         zip(load.arrival_s, load.prompt_tokens.tolist(), load.output_tokens.tolist(), strict=True)
     )
-    now, running, found = 0.0, [], []
+    now, running, steps = 0.0, [], []
     while waiting or running:
         if not running:
             now = max(now, waiting[0][0])
@@ -31,14 +31,16 @@ def one_by_one(load, rows, step_s, row_s, prompt_token_s):
             if output > 1:
                 running.append([prompt + 1, output - 1])
         if running:
-            found.append((len(running), max(context for context, _ in running)))
+            steps.append((len(running), max(context for context, _ in running)))
             now += step_s + row_s * len(running)
             running = [[context + 1, left - 1] for context, left in running if left > 1]
-    return found
+    return steps
 
 
 @given(
-    st.lists(REQUEST, min_size=1, max_size=12).filter(lambda some: any(o > 1 for *_, o in some)),
+    st.lists(REQUEST, min_size=1, max_size=12).filter(
+        lambda requests: any(o > 1 for *_, o in requests)
+    ),
     st.integers(1, 4),
     st.tuples(
         st.sampled_from([0.25, 1.0]), st.sampled_from([0.0, 0.5]), st.sampled_from([0.0, 0.25])
