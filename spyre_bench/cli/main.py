@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperCommand
 
-from spyre_bench.cli import gate, plan
+from spyre_bench.cli import gate, plan, shapes
 from spyre_bench.cli.options import Engine, with_options
 from spyre_bench.errors import sentence, unexpected
 
@@ -46,6 +46,7 @@ def _options(
 app.command()(plan.simulate)
 app.command()(plan.buckets)
 app.command()(plan.sweep)
+app.command()(shapes.export)
 app.command()(plan.validate)
 app.command()(gate.compare)
 

@@ -31,7 +31,7 @@ def simulate(
     from spyre_bench.metrics.latency import require_limits
     from spyre_bench.metrics.vllm_json import bench_result
 
-    _require_other(out, workload=scenario.workload, cost=scenario.cost)
+    require_other(out, workload=scenario.workload, cost=scenario.cost)
     limits = scenario.limits_ms()
     require_limits(limits)
     source = scenario.load_cost()
@@ -60,7 +60,7 @@ def simulate(
         tables.print_result(result)
 
 
-@with_options(Scenario, without=ENGINE)
+@with_options(Scenario, without=[ENGINE])
 def buckets(
     scenario: Scenario,
     k: Annotated[int, typer.Option("-k", help="buckets, at most")] = 5,
@@ -187,7 +187,7 @@ def _memory_bytes(memory_gib: float | None) -> int | None:
     return int(memory_gib * 2**30)
 
 
-def _require_other(out: Path | None, **inputs: str | None) -> None:
+def require_other(out: Path | None, **inputs: str | None) -> None:
     """Raises ValueError where the result would take the place of what it is calculated from."""
     for option, name in inputs.items():
         if out and name and out.exists() and Path(name).exists() and out.samefile(name):
