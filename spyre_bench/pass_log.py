@@ -90,7 +90,7 @@ class PassLog:
 
 
 def read_passes(path: Path, *, waits: bool = False) -> pd.DataFrame:
-    """One row a pass of the engine, in order: the fields of `Pass` but requests, with the bucket as
+    """One row per pass of the engine, in order: the fields of `Pass` but requests, the bucket as
     text and all times after the start of the first pass, and measured_at; with `waits` what the
     scheduler knew too. Raises ValueError naming a line that is not of a pass log."""
     passes = _frame(_rows(path, Pass))

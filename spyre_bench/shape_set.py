@@ -201,6 +201,11 @@ class ShapeSet:
         return max(shape.rows for shape in self.decode)
 
     @property
+    def max_chunk(self) -> int:
+        """Tokens of the longest chunk."""
+        return max(shape.chunk_length for shape in self.prefill)
+
+    @property
     def max_model_len(self) -> int:
         """Tokens, prompt and output, of the longest request that can be served."""
         return min(

@@ -25,12 +25,12 @@ class Lint:
 
     def sentences(self) -> list[str]:
         """One sentence for each finding, with what to do."""
-        found = [
+        sentences = [
             f"bucket {bucket} is needless: {other} takes all of its batches and costs no more; "
             f"leave {bucket} out"
             for bucket, other in self.dominated
         ]
-        found += [
+        sentences += [
             f"bucket {bucket} fits no request of the workload: leave it out"
             for bucket in self.unreachable
         ]
@@ -41,11 +41,11 @@ class Lint:
                 if self.remedy
                 else "no bucket of the cost model's range takes them all"
             )
-            found.append(
+            sentences.append(
                 f"{self.uncovered} of {self.requests} requests fit no bucket and are rejected: "
                 f"{advice}"
             )
-        return found
+        return sentences
 
 
 def lint(workload: Workload, costs: Sequence[BucketCost], model: CostModel) -> Lint:

@@ -36,7 +36,7 @@ def simulate(
     from spyre_bench.metrics.latency import require_limits
     from spyre_bench.metrics.vllm_json import bench_result
 
-    _require_other(out, workload=scenario.workload, cost=scenario.cost)
+    require_other(out, workload=scenario.workload, cost=scenario.cost)
     limits = scenario.limits_ms()
     require_limits(limits)
     source = scenario.load_cost()
@@ -76,7 +76,7 @@ def simulate(
         tables.print_result(result)
 
 
-@with_options(Scenario, without=ENGINE)
+@with_options(Scenario, without=[ENGINE])
 def buckets(
     scenario: Scenario,
     k: Annotated[int, typer.Option("-k", help="buckets, at most")] = 5,
@@ -114,7 +114,7 @@ def buckets(
         objective=objective,
         goodput_ms=goodput_ms,
     )
-    found = tables.advice_json(advice, beyond) | {"read_as": str(loaded)}
+    result = tables.advice_json(advice, beyond) | {"read_as": str(loaded)}
     if source.ends:
         ends = [
             {
@@ -123,14 +123,14 @@ def buckets(
             }
             for costs in (price(advice.buckets, at) for at in source.ends)
         ]
-        found["modelled"] = tables.modelled(source.label, tables.ADVISED, ends)
+        result["modelled"] = tables.modelled(source.label, tables.ADVISED, ends)
     if as_json:
-        typer.echo(json.dumps(found, allow_nan=False))
+        typer.echo(json.dumps(result, allow_nan=False))
         return
     _say_what_was_read(loaded)
     tables.print_advice(advice, len(workload), beyond, source.span)
-    if "modelled" in found:
-        typer.echo(tables.modelled_sentence(found["modelled"], tables.ADVISED))
+    if "modelled" in result:
+        typer.echo(tables.modelled_sentence(result["modelled"], tables.ADVISED))
 
 
 def validate(
@@ -162,7 +162,7 @@ def validate(
 def sweep(
     grid: Annotated[Path, typer.Argument(help="YAML: a list of values for each setting")],
     out: Annotated[Path, typer.Option(help="CSV; its rows are kept and not run again")],
-    jobs: Annotated[int, typer.Option(help="processes; -1: one a core")] = -1,
+    jobs: Annotated[int, typer.Option(help="processes; -1: one per core")] = -1,
     backend: Annotated[str, typer.Option(help="loky, dask or ray")] = "loky",
     scheduler: Annotated[
         str | None, typer.Option(help="address of the cluster; default: one on this machine")
@@ -203,7 +203,7 @@ def _memory_bytes(memory_gib: float | None) -> int | None:
     return int(memory_gib * 2**30)
 
 
-def _require_other(out: Path | None, **inputs: str | None) -> None:
+def require_other(out: Path | None, **inputs: str | None) -> None:
     """Raises ValueError where the result would take the place of what it is calculated from."""
     for option, name in inputs.items():
         if out and name and out.exists() and Path(name).exists() and out.samefile(name):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from spyre_bench.checkpoints.weight_files import WeightFiles
 from spyre_bench.engine import fms
 from spyre_bench.engine.compile import check_backend, check_scope, compile_pass, no_compile
-from spyre_bench.engine.linear import stream_linears
+from spyre_bench.engine.linear import can_pack, pack_linears
 from spyre_bench.engine.memory import check_memory, sizes_of
 from spyre_bench.engine.parallel import ALONE, Rank, require_joined
 from spyre_bench.engine.static_attention import SPYRE_STATIC
@@ -101,17 +101,19 @@ class SpyreCausalLM:
         tp = config.rank.tp
         self.sizes.require_tp(tp)
         require_joined(config.rank)
-        self.memory_bytes = check_memory(
-            self.sizes, self.buckets, config.dtype, config.memory_bytes, tp
-        )
         self.dtype = getattr(torch, config.dtype)
+        packs = config.compile_backend == "inductor" and can_pack(self.dtype)
+        self.memory_bytes = check_memory(
+            self.sizes, self.buckets, config.dtype, config.memory_bytes, tp, packs
+        )
         self.pad_token = 0  # fills pad slots and dummy rows; no output depends on it
         started = time.perf_counter()
         self._model = fms.load(
             hf_config, self.sizes, files, self.dtype, longest, tp, config.rank.rank
         )
-        if config.compile_backend == "inductor":
-            stream_linears(self._model)
+        self.weight_bytes = sum(weight.nbytes for weight in set(self._model.parameters()))
+        if packs:
+            pack_linears(self._model, self.buckets.max_batch_size)
         self.load_s = time.perf_counter() - started
         self._passes: dict[Bucket, tuple[Callable, Callable]] = {}
         self._warmed: set[Bucket] = set()
@@ -122,11 +124,6 @@ class SpyreCausalLM:
             for index, layer in enumerate(layers):
                 layers[index] = _SwitchedLayer(layer, self)
         self._caches = self._allocate()
-
-    @property
-    def weight_bytes(self) -> int:
-        """Of the weights that this rank holds, tied ones once."""
-        return sum(parameter.nbytes for parameter in set(self._model.parameters()))
 
     @torch.no_grad()
     def prefill(self, bucket: Bucket, prompts: Sequence[Sequence[int]]) -> Tensor:

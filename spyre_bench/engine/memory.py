@@ -42,20 +42,29 @@ def pass_bytes(sizes: ModelSizes, bucket: Bucket, dtype: str, tp: int = 1) -> in
 
 
 def check_memory(
-    sizes: ModelSizes, buckets: BucketSet, dtype: str, limit: int | None, tp: int = 1
+    sizes: ModelSizes,
+    buckets: BucketSet,
+    dtype: str,
+    limit: int | None,
+    tp: int = 1,
+    packs: bool = False,
 ) -> int:
     """Bytes that each of `tp` ranks needs, at most `limit`, which is a rank's (None: its share of
     what the machine has free now).
 
-    One bucket runs at a time and they share one cache, so the largest decides. Raises
-    ValueError with the bytes needed, the bytes there, and the largest batch that would fit.
+    One bucket runs at a time and they share one cache, so the largest decides. An engine that
+    `packs` its weights holds a tied head twice: as the embedding, and packed. Raises ValueError
+    with the bytes needed, the bytes there, and the largest batch that would fit.
     """
     there = psutil.virtual_memory().available // tp if limit is None else limit
     worst = max(buckets, key=lambda bucket: pass_bytes(sizes, bucket, dtype, tp))
-    needed = sizes.weight_bytes(dtype, tp) + pass_bytes(sizes, worst, dtype, tp)
+    weights = sizes.weight_bytes(dtype, tp)
+    if packs and sizes.tied_head:
+        weights += sizes.head_linear().weights * ITEM_BYTES[dtype]
+    needed = weights + pass_bytes(sizes, worst, dtype, tp)
     if needed <= there:
         return needed
-    left = there - sizes.weight_bytes(dtype, tp)
+    left = there - weights
     a_row = pass_bytes(sizes, Bucket(1, worst.prompt_length, worst.new_tokens), dtype, tp)
     remedy = (
         f"the largest batch_size that fits with these lengths is {left // a_row}"
@@ -65,5 +74,5 @@ def check_memory(
     each = f" on each of {tp} ranks" if tp > 1 else ""
     raise ValueError(
         f"bucket {worst} needs {needed:,} bytes in {dtype}{each} "
-        f"({sizes.weight_bytes(dtype, tp):,} of them weights) and there are {there:,}: {remedy}"
+        f"({weights:,} of them weights) and there are {there:,}: {remedy}"
     )

@@ -46,14 +46,14 @@ def capacities(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     places = [n + 0.9 * numbers.index(cards) for n, ((cards, _), _) in enumerate(deployments)]
     ax = new_axes(ax, title, height=1.9 + 0.34 * places[-1])
     styles = dict(zip(sorted(set(frame["tp"])), itertools.cycle(ENGINES), strict=False))
-    for place, (_, some) in zip(places, deployments, strict=True):
-        tp, refused = some["tp"].iloc[0], some["refused"].iloc[0]
+    for place, (_, group) in zip(places, deployments, strict=True):
+        tp, refused = group["tp"].iloc[0], group["refused"].iloc[0]
         if refused:
             text = refused if len(refused) <= REASON else f"{refused[: REASON - 1]}…"
             note(ax, text, (0, place), right=6, style="italic")
             continue
         colour, marker = styles[tp]
-        at = MINUTE * some.set_index("end")["capacity_rps_a_card"]
+        at = MINUTE * group.set_index("end")["capacity_rps_a_card"]
         ax.plot(
             [at["slow"], at["fast"]],
             [place] * 2,
@@ -107,20 +107,22 @@ def all_reduce_shares(frame: pd.DataFrame, title: str) -> Axes:
     _, axes = plt.subplots(1, 2, sharex=True)
     sizes = sorted(set(frame["tp"]))
     for ax, quantity in zip(axes, ("s", "share"), strict=True):
-        for (name, some), shift in zip(frame.groupby("pass"), (-0.08, 0.08), strict=True):
-            places = np.array([sizes.index(tp) for tp in some["tp"]]) + shift
-            colour, value = PASSES[name][0], some[f"value_{quantity}"]
+        for (name, group), shift in zip(frame.groupby("pass"), (-0.08, 0.08), strict=True):
+            places = np.array([sizes.index(tp) for tp in group["tp"]]) + shift
+            colour, value = PASSES[name][0], group[f"value_{quantity}"]
             ax.vlines(
                 places,
-                some[f"low_{quantity}"],
-                some[f"high_{quantity}"],
+                group[f"low_{quantity}"],
+                group[f"high_{quantity}"],
                 color=colour,
                 linewidth=7,
                 alpha=0.35,
             )
             ax.plot(places, value, marker=MARKS[name], color=colour, markersize=8, label=name)
             if quantity == "s":
-                ax.plot(places, value.iloc[0] * some["tp"].iloc[0] / some["tp"], ":", color=colour)
+                ax.plot(
+                    places, value.iloc[0] * group["tp"].iloc[0] / group["tp"], ":", color=colour
+                )
         ax.set_xticks(range(len(sizes)), [f"TP {tp}" for tp in sizes])
         ax.set_xlabel("cards of an engine")
     axes[0].set_yscale("log")
@@ -144,7 +146,10 @@ def tornado(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     """
     ax = new_axes(ax, title, height=1.9 + 0.5 * len(frame))
     places, base = np.arange(len(frame)), MINUTE * frame["base_lead"]
-    for end, colour, hatch, shift in (("fast", BLUE, "", -0.18), ("slow", ORANGE, "///", 0.18)):
+    for end, word, colour, hatch, shift in (
+        ("fast", "optimistic", BLUE, "", -0.18),
+        ("slow", "pessimistic", ORANGE, "///", 0.18),
+    ):
         lead = MINUTE * frame[f"{end}_lead"]
         ax.barh(
             places + shift,
@@ -154,7 +159,7 @@ def tornado(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
             color=colour,
             hatch=hatch,
             edgecolor="white",
-            label=f"at its {end} end",
+            label=f"at its {word} end",
         )
         for place, value, winner in zip(places, lead, frame[f"{end}_winner"], strict=True):
             if value < 0:
@@ -174,7 +179,7 @@ def tornado(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     ax.margins(x=0.14)
     ax.grid(visible=False, axis="y")
     ax.set_xlabel(
-        f"capacity a card of {frame['winner'].iloc[0]} above that of the best other "
+        f"capacity per card of {frame['winner'].iloc[0]} above that of the best other "
         f"[requests/min]; bold: it decides"
     )
     return legend(ax)

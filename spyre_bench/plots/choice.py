@@ -43,10 +43,10 @@ def lengths(quantiles: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes
     """
     ax = new_axes(ax, title)
     for name, (label, colour, style) in LENGTHS.items():
-        some = quantiles[quantiles["length"] == name]
+        group = quantiles[quantiles["length"] == name]
         ax.plot(
-            some["tokens"],
-            100 * some["level"],
+            group["tokens"],
+            100 * group["level"],
             color=colour,
             linestyle=style,
             linewidth=2.2,
@@ -250,16 +250,16 @@ def waterfall(stages: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     places = np.arange(len(stages))
     before_s = stages["seconds"] - stages["step_s"]
     ax.barh(places, before_s, height=0.62, color="#E8E8E8", edgecolor="white")
-    for label, some, colour, hatch in (
+    for label, where, colour, hatch in (
         ("the work itself", places == 0, BLUE, ""),
         ("added", (places > 0) & (stages["step_s"] >= 0), ORANGE, "///"),
         ("saved", (places > 0) & (stages["step_s"] < 0), GREEN, "..."),
     ):
-        if some.any():
+        if where.any():
             ax.barh(
-                places[some],
-                stages["step_s"][some],
-                left=before_s[some],
+                places[where],
+                stages["step_s"][where],
+                left=before_s[where],
                 height=0.62,
                 color=colour,
                 hatch=hatch,

@@ -71,11 +71,11 @@ def pass_timeline(passes: pd.DataFrame, title: str, ax: Axes | None = None) -> A
     lines = passes.drop_duplicates("batch")
     ax = new_axes(ax, title, height=1.4 + 0.55 * len(lines))
     for kind, (colour, hatch) in PASSES.items():
-        some = passes[passes["kind"] == kind]
+        group = passes[passes["kind"] == kind]
         ax.barh(
-            some["batch"],
-            some["seconds"],
-            left=some["start_s"],
+            group["batch"],
+            group["seconds"],
+            left=group["start_s"],
             height=0.6,
             color=colour,
             hatch=hatch,
@@ -195,8 +195,8 @@ def fill_under_load(frame: pd.DataFrame, title: str) -> Axes:
 def _under_load(frame: pd.DataFrame, panels: Mapping[str, str], title: str, scale: str) -> Axes:
     axes = _panels(title, panels, "load, a share of the capacity", sharey=scale == "log")
     for column, ax in zip(panels, axes, strict=True):
-        for policy, some in frame.groupby("policy", sort=False):
-            _dotted_where_saturated(ax, some, "load", column, policy, *POLICY_MARKS[policy])
+        for policy, group in frame.groupby("policy", sort=False):
+            _dotted_where_saturated(ax, group, "load", column, policy, *POLICY_MARKS[policy])
         if scale == "log":
             ax.set_yscale("log")
             plain_numbers(ax.yaxis)
@@ -213,9 +213,9 @@ def hold_timers(frame: pd.DataFrame, title: str) -> Axes:
     """
     axes = _panels(title, HOLDING, "hold timer max_wait_s [s]")
     for column, ax in zip(HOLDING, axes, strict=True):
-        for number, (name, some) in enumerate(frame.groupby("set", sort=False)):
+        for number, (name, group) in enumerate(frame.groupby("set", sort=False)):
             style = list(KINDS.values())[number % len(KINDS)]
-            _dotted_where_saturated(ax, some, "max_wait_s", column, name, *style)
+            _dotted_where_saturated(ax, group, "max_wait_s", column, name, *style)
         ax.set_ylim(bottom=0)
     return _legend_of_panels(axes, frame["saturated"].any())
 
@@ -244,10 +244,10 @@ def _dotted_where_saturated(ax, frame, x, y, label, colour, marker) -> None:
     ax.plot(frame[x], frame[y], ":", color=colour, linewidth=1.3)
     ax.plot(frame[x], frame[y].where(~frame["saturated"]), "-", color=colour, linewidth=1.8)
     for saturated, fill in ((False, "full"), (True, "none")):
-        some = frame[frame["saturated"] == saturated]
+        group = frame[frame["saturated"] == saturated]
         ax.plot(
-            some[x],
-            some[y],
+            group[x],
+            group[y],
             marker,
             color=colour,
             fillstyle=fill,

@@ -52,13 +52,13 @@ def growth(frame: pd.DataFrame, factor: float, title: str, ax: Axes | None = Non
     ax = new_axes(ax, title)
     dimensions = list(frame["dimension"].unique())
     styles = ((ORANGE, "///"), (SKY, "..."), (BLUE, ""))
-    for (stage, some), place, (colour, hatch) in zip(
+    for (stage, group), place, (colour, hatch) in zip(
         frame.groupby("stage", sort=False), (-0.26, 0, 0.26), styles, strict=True
     ):
-        places = [dimensions.index(name) + place for name in some["dimension"]]
+        places = [dimensions.index(name) + place for name in group["dimension"]]
         ax.bar(
             places,
-            some["ratio"],
+            group["ratio"],
             width=0.24,
             color=colour,
             hatch=hatch,
@@ -110,9 +110,9 @@ def break_even(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     labels = list(dict.fromkeys(frame["bucket"]))
     ax = new_axes(ax, title, height=1.6 + 0.6 * len(labels))
     for offset, start, colour, hatch in ((-0.2, "cold", BLUE, "///"), (0.2, "warm", ORANGE, "")):
-        some = frame[frame["start"] == start]
-        places = [labels.index(label) + offset for label in some["bucket"]]
-        requests = some["requests"].replace(np.inf, np.nan)
+        group = frame[frame["start"] == start]
+        places = [labels.index(label) + offset for label in group["bucket"]]
+        requests = group["requests"].replace(np.inf, np.nan)
         bars = ax.barh(
             places,
             requests,
@@ -122,7 +122,7 @@ def break_even(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
             edgecolor="white",
             label=f"{start} start",
         )
-        texts = ["never" if value == np.inf else f"{value:,.0f}" for value in some["requests"]]
+        texts = ["never" if value == np.inf else f"{value:,.0f}" for value in group["requests"]]
         for bar, text in zip(bars, texts, strict=True):
             width = 0 if np.isnan(bar.get_width()) else bar.get_width()
             note(ax, text, (width, bar.get_y() + 0.19), right=4)

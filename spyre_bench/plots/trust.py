@@ -40,11 +40,11 @@ def measured_and_simulated(
     columns = [f"measured_{metric}_s", f"simulated_{metric}_s"]
     ends = [frame[columns].min().min() / 1.2, frame[columns].max().max() * 1.2]
     ax.plot(ends, ends, color="black", linewidth=0.8, label="simulated = measured")
-    for (run, some), (colour, marker) in zip(
+    for (run, group), (colour, marker) in zip(
         frame.groupby("run", sort=False), itertools.cycle(MARKS)
     ):
         ax.plot(
-            *(some[name] for name in columns),
+            *(group[name] for name in columns),
             marker,
             color=colour,
             markersize=6,
@@ -74,11 +74,11 @@ def pass_errors(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes
     """
     groups = list(frame.groupby(["bucket", "kind"]))
     ax = new_axes(ax, title, height=1.6 + 0.55 * len(groups))
-    for place, ((_, kind), some) in enumerate(groups):
+    for place, ((_, kind), group) in enumerate(groups):
         colour, _ = PASSES[kind]
-        spread = np.linspace(-0.25, 0.25, len(some))
-        ax.plot(100 * some["error"], place + spread, ".", color=colour, markersize=4)
-        ax.plot([100 * some["error"].median()] * 2, [place - 0.35, place + 0.35], color="black")
+        spread = np.linspace(-0.25, 0.25, len(group))
+        ax.plot(100 * group["error"], place + spread, ".", color=colour, markersize=4)
+        ax.plot([100 * group["error"].median()] * 2, [place - 0.35, place + 0.35], color="black")
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_yticks(range(len(groups)), [f"{bucket}\n{kind}" for (bucket, kind), _ in groups])
     ax.invert_yaxis()

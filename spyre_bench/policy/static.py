@@ -225,8 +225,8 @@ def _length_aware(
     anchored = math.isfinite(now) and now - head.arrival_s >= policy.max_age_s
     choices = [
         (cost, rows)
-        for cost, some in fitting
-        for rows in _groups(some, cost.bucket.batch_size, anchored)
+        for cost, requests in fitting
+        for rows in _groups(requests, cost.bucket.batch_size, anchored)
     ]
     cost, rows = max(choices, key=lambda choice: _efficiency(choice[0], choice[1], read))
     members = [read[place] for place in sorted(-place for _, _, place in rows)]

@@ -56,10 +56,10 @@ class Table:
     @property
     def shown(self) -> pd.DataFrame:
         """The first rows; of a wide table the first columns that differ from row to row."""
-        some = self.frame
-        if some.shape[1] > SHOWN_COLUMNS:
-            some = some[[name for name in some if some[name].nunique(dropna=False) > 1]]
-        return some.iloc[:SHOWN_ROWS, :SHOWN_COLUMNS]
+        shown = self.frame
+        if shown.shape[1] > SHOWN_COLUMNS:
+            shown = shown[[name for name in shown if shown[name].nunique(dropna=False) > 1]]
+        return shown.iloc[:SHOWN_ROWS, :SHOWN_COLUMNS]
 
 
 @dataclass(frozen=True)
@@ -299,7 +299,7 @@ def _spread(values: pd.Series) -> dict[str, float]:
 
 
 def _accuracy(record: Record) -> pd.DataFrame | None:
-    """Errors of the simulator, a row a quantity and a column a run, where the notebook has them."""
+    """Errors of the simulator, a row per quantity and a column per run, where there are any."""
     errors = record.tables.get("errors")
     if errors is None or not {"quantity", "run", "measured", "simulated", "error"} <= {*errors}:
         return None

@@ -68,13 +68,13 @@ def test_what_is_not_known_is_refused_with_what_is():
 
 
 def test_a_source_covers_what_a_bucket_of_its_range_takes():
-    some = load_workload("azure_conv", requests=300, rng=np.random.default_rng(0))
+    requests = load_workload("azure_conv", requests=300, rng=np.random.default_rng(0))
     table = load_cost()
-    fits = (some.prompt_tokens <= 2048) & (some.max_tokens <= 1024)
+    fits = (requests.prompt_tokens <= 2048) & (requests.max_tokens <= 1024)
     assert 0 < fits.sum() < 300
-    assert table.covers(some).tolist() == fits.tolist()
-    assert load_cost(extrapolate=True).covers(some).all()
-    assert load_cost("card:granite-3.3-8b").covers(some).all()
+    assert table.covers(requests).tolist() == fits.tolist()
+    assert load_cost(extrapolate=True).covers(requests).all()
+    assert load_cost("card:granite-3.3-8b").covers(requests).all()
 
 
 def test_only_what_is_modelled_has_ends_and_no_rows():

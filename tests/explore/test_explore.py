@@ -481,12 +481,10 @@ def test_the_panel_starts_with_the_policy_and_the_timer_of_the_notebook(arriving
 def test_the_title_of_the_fill_is_that_of_the_run(arriving):
     some, capacity_rps = arriving
     rules = Policy(max_age_s=9.0)
-    trace = simulate(
-        under_load.at_rate(some, 0.2), FOUR_ROWS, Policy("length_aware", 3.0, 0.0, 9.0)
-    )
+    run = simulate(under_load.at_rate(some, 0.2), FOUR_ROWS, Policy("length_aware", 3.0, 0.0, 9.0))
     ax = fill.draw_fill(some, FOUR_ROWS, rules, capacity_rps, "length_aware", 0.2, 3.0)
     first, second = ax.get_title(loc="left").split("\n")
-    found = summary.summary(trace)
+    found = summary.summary(run)
     assert first.startswith(f"length_aware at {0.2 / capacity_rps:.0%} load: {found['fill']:.0%}")
     assert f"{found['batches']:,} batches" in first
     assert f"P95 {found['p95_e2el_ms'] / 1e3:.1f} s" in second

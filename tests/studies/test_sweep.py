@@ -55,8 +55,8 @@ def grid(table, trace) -> list[Scenario]:
     )
 
 
-def swept(some, out, **chosen) -> pd.DataFrame:
-    return run_sweep(some, out, **{"jobs": 1, "progress": False} | chosen)
+def swept(requests, out, **chosen) -> pd.DataFrame:
+    return run_sweep(requests, out, **{"jobs": 1, "progress": False} | chosen)
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_every_setting_counts(tmp_path, table):
         router="least_loaded",
         cost=table,
     )
-    some = load_workload(
+    requests = load_workload(
         point.workload,
         requests=200,
         rng=np.random.default_rng(3),
@@ -170,7 +170,7 @@ def test_every_setting_counts(tmp_path, table):
         max_tokens="multiple:2",
     ).scaled(lengths=0.1, rate=0.5)
     by_hand = simulate(
-        some,
+        requests,
         price(BucketSet.parse(point.buckets), load_cost(table)),
         Policy("length_aware", max_wait_s=0.5, gather_s=2.0, max_age_s=9.0),
         replicas=3,
@@ -184,8 +184,8 @@ def test_every_setting_counts(tmp_path, table):
 
 
 def test_a_start_and_a_client_are_settings_too_and_no_two_points_are_taken_for_one(tmp_path, grid):
-    some = [grid[0], replace(grid[0], warmup=True), replace(grid[0], client_overhead_ms=50.0)]
-    plain, cold, slow = swept(some, tmp_path / "out.csv")["mean_ttft_ms"]
+    requests = [grid[0], replace(grid[0], warmup=True), replace(grid[0], client_overhead_ms=50.0)]
+    plain, cold, slow = swept(requests, tmp_path / "out.csv")["mean_ttft_ms"]
     assert cold > plain
     assert slow == pytest.approx(plain + 50)
 
@@ -220,10 +220,10 @@ def test_an_error_of_any_kind_is_a_row(tmp_path, grid, monkeypatch):
 def test_without_a_number_a_trace_is_served_whole_and_a_name_drawn_ten_thousand_times(
     tmp_path, trace, table
 ):
-    some = points(
+    requests = points(
         {"workload": [trace, "azure_conv"], "buckets": SHORT, "requests": [0, 7], "cost": table}
     )
-    frame = swept(some, tmp_path / "out.csv")
+    frame = swept(requests, tmp_path / "out.csv")
     assert (frame["served"] + frame["rejected"]).tolist() == [30, 7, 10_000, 7]
 
 

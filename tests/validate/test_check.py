@@ -55,9 +55,9 @@ def test_a_bucket_without_a_decode_pass_to_time_is_named():
 
 
 def test_full_batches_fill_every_bucket_one_after_the_other():
-    some = check.full_batches(COSTS)
-    trace = simulate(some, COSTS, Policy(gather_s=0.02))
-    batches = waste.batches(trace)
+    requests = check.full_batches(COSTS)
+    run = simulate(requests, COSTS, Policy(gather_s=0.02))
+    batches = waste.batches(run)
     ran = list(batches[["bucket", "rows", "passes"]].itertuples(index=False, name=None))
     short = check.SHORT
     assert ran == [
@@ -71,24 +71,24 @@ def test_full_batches_fill_every_bucket_one_after_the_other():
 
 
 def test_everybody_of_a_queued_run_waits_while_the_first_one_runs():
-    some = check.queued(workload((0, 10, 5), (7, 20, 6), (9, 30, 7)), BUCKETS)
-    assert some.prompt_tokens.tolist() == [128, 10, 20, 30]
-    assert some.output_tokens.tolist() == [32, 5, 6, 7]
-    assert some.arrival_s[0] == 0
-    assert some.arrival_s[-1] < LARGE.batch_s(32)
-    assert (np.diff(some.arrival_s) > 0).all()
+    requests = check.queued(workload((0, 10, 5), (7, 20, 6), (9, 30, 7)), BUCKETS)
+    assert requests.prompt_tokens.tolist() == [128, 10, 20, 30]
+    assert requests.output_tokens.tolist() == [32, 5, 6, 7]
+    assert requests.arrival_s[0] == 0
+    assert requests.arrival_s[-1] < LARGE.batch_s(32)
+    assert (np.diff(requests.arrival_s) > 0).all()
 
 
 def test_only_what_a_bucket_takes_is_sent():
-    some = workload((0, 64, 16), (1, 65, 33), (2, 128, 32))
-    assert check.fitting(some, BUCKETS).prompt_tokens.tolist() == [64, 128]
+    requests = workload((0, 64, 16), (1, 65, 33), (2, 128, 32))
+    assert check.fitting(requests, BUCKETS).prompt_tokens.tolist() == [64, 128]
     with pytest.raises(ValueError, match="no request of some fits the buckets"):
         check.fitting(workload((0, 129, 1)), BUCKETS)
 
 
 def test_the_simulation_takes_the_times_of_the_clients_own_clock():
-    some = workload((0, 10, 5), (1, 20, 6), (1, 30, 7))
-    sent = check.as_sent(some, [100.0, 101.25, 101.125])
+    requests = workload((0, 10, 5), (1, 20, 6), (1, 30, 7))
+    sent = check.as_sent(requests, [100.0, 101.25, 101.125])
     assert sent.arrival_s.tolist() == [0, 1.25, 1.25]
     assert sent.prompt_tokens.tolist() == [10, 20, 30]
 
@@ -96,24 +96,32 @@ def test_the_simulation_takes_the_times_of_the_clients_own_clock():
 NOT_REGISTERED = Prediction(Path("none.json"), "", "", {}, {})
 
 
-def check_of(some: Workload, log: pd.DataFrame) -> check.Check:
+def check_of(requests: Workload, log: pd.DataFrame) -> check.Check:
     constants = Constants(COSTS, COSTS, 0.01, Policy(), "2026-01-01T00:00:00+00:00")
     return check.Check(
-        "a run", constants, some, {}, {}, constants.simulate(some), log, NOT_REGISTERED, constants
+        "a run",
+        constants,
+        requests,
+        {},
+        {},
+        constants.simulate(requests),
+        log,
+        NOT_REGISTERED,
+        constants,
     )
 
 
 def test_batches_agree_if_bucket_rows_and_order_do():
-    some = workload((0, 10, 5), (0, 20, 6), (0, 100, 7))
+    requests = workload((0, 10, 5), (0, 20, 6), (0, 100, 7))
     log = passes((0, "4,64,16", "prefill", 0.0), (1, "2,128,32", "prefill", 1.0))
     same = log.assign(prompt_tokens=[[20, 10], [100]])
-    assert check.simulated_batches(check_of(some, same)) == [
+    assert check.simulated_batches(check_of(requests, same)) == [
         ("4,64,16", [10, 20]),
         ("2,128,32", [100]),
     ]
-    assert check_of(some, same).batches_agree
-    assert not check_of(some, same.iloc[::-1]).batches_agree
-    assert not check_of(some, log.assign(prompt_tokens=[[10], [100, 20]])).batches_agree
+    assert check_of(requests, same).batches_agree
+    assert not check_of(requests, same.iloc[::-1]).batches_agree
+    assert not check_of(requests, log.assign(prompt_tokens=[[10], [100, 20]])).batches_agree
 
 
 def test_a_pass_is_held_against_the_constant_of_its_bucket_and_kind():
@@ -123,10 +131,10 @@ def test_a_pass_is_held_against_the_constant_of_its_bucket_and_kind():
 
 
 def test_a_server_decides_by_what_it_estimates_and_takes_what_its_passes_take():
-    some = workload((0, 10, 5))
+    requests = workload((0, 10, 5))
     estimated = (BucketCost(LARGE.bucket, 0.1, 0.03), BucketCost(SMALL.bucket, 0.2, 0.04))
     constants = Constants(COSTS, estimated, 0.25, Policy(), "")
-    trace = constants.simulate(some)
+    trace = constants.simulate(requests)
     assert trace.costs[trace.passes.shape[0]].bucket == LARGE.bucket  # SMALL would be faster
     assert trace.passes.batch_seconds[0] == pytest.approx(0.7 + 4 * 0.03)
     assert trace.client_overhead_s == 0.25
