@@ -19,7 +19,7 @@ from spyre_bench.plots.serving import (
     waste_ledger,
 )
 from spyre_bench.plots.startup import break_even, growth, predicted, startup_stages
-from spyre_bench.plots.trust import measured_and_simulated, pass_errors
+from spyre_bench.plots.trust import measured_and_simulated, pass_errors, predictions
 
 __all__ = [
     "FULLNESS",
@@ -44,6 +44,7 @@ __all__ = [
     "pass_errors",
     "pass_timeline",
     "predicted",
+    "predictions",
     "schemes",
     "small_multiples",
     "startup_stages",
