@@ -81,8 +81,8 @@ class PassLog:
 
 
 def read_passes(path: Path) -> pd.DataFrame:
-    """One row a pass of the engine, in order: the fields of `Pass` but requests, with the bucket as
-    text and start_s after the first pass, and measured_at. Raises ValueError naming a line that
+    """One row per pass of the engine, in order: the fields of `Pass` but requests, with the bucket
+    as text and start_s after the first pass, and measured_at. Raises ValueError naming a line that
     is not of a pass log."""
     passes = _frame(_rows(path, Pass))
     if passes.empty:

@@ -104,7 +104,10 @@ def run(
         Path | None, typer.Option("-f", "--parameters-file", help="YAML, one section a notebook")
     ] = None,
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="takes a folder a run; of --all and --grid, it")
+        Path,
+        typer.Option(
+            "-o", "--output", help="gets a folder per run; with --all or --grid the run itself"
+        ),
     ] = Path("reports"),
     every: Annotated[
         bool, typer.Option("--all", help="the project's notebooks; what has passed stays")

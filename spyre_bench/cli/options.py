@@ -74,4 +74,4 @@ class Engine:
         "Engine", "compile the layer or the whole model", "layer", flag="--scope"
     )
     dtype: str = setting("Engine", "float32, bfloat16 or float16", "float32")
-    threads: int | None = setting("Engine", "a process; default: one a core", None)
+    threads: int | None = setting("Engine", "per process; default: one per core", None)

@@ -146,7 +146,7 @@ def validate(
 def sweep(
     grid: Annotated[Path, typer.Argument(help="YAML: a list of values for each setting")],
     out: Annotated[Path, typer.Option(help="CSV; its rows are kept and not run again")],
-    jobs: Annotated[int, typer.Option(help="processes; -1: one a core")] = -1,
+    jobs: Annotated[int, typer.Option(help="processes; -1: one per core")] = -1,
     backend: Annotated[str, typer.Option(help="loky, dask or ray")] = "loky",
     scheduler: Annotated[
         str | None, typer.Option(help="address of the cluster; default: one on this machine")

@@ -53,7 +53,8 @@ def check_memory(
     what the machine has free now).
 
     One bucket runs at a time and they share one cache, so the largest decides. An engine that
-    `packs` its weights holds a tied head twice: as the embedding, and packed. Raises ValueError with the bytes needed, the bytes there, and the largest batch that would fit.
+    `packs` its weights holds a tied head twice: as the embedding, and packed. Raises ValueError
+    with the bytes needed, the bytes there, and the largest batch that would fit.
     """
     there = psutil.virtual_memory().available // tp if limit is None else limit
     worst = max(buckets, key=lambda bucket: pass_bytes(sizes, bucket, dtype, tp))

@@ -29,7 +29,7 @@ def _share_s(workload: Workload, cost: BucketCost) -> np.ndarray:
 
 
 def bound_by_bucket(workload: Workload, costs: Sequence[BucketCost]) -> pd.DataFrame:
-    """Which bucket the shape bound puts the requests in, one row a bucket: bucket, batch_size,
+    """Which bucket the shape bound puts the requests in, one row per bucket: bucket, batch_size,
     prompt_length, new_tokens, compile_s, share (of the requests that fit one, 0 to 1) and seconds
     (of the shape bound)."""
     shares = np.array([_share_s(workload, cost) for cost in costs])

@@ -18,7 +18,7 @@ PASSES_AT_ONCE = 2**14  # rows of a temporary array: it stays in the processor's
 
 
 def requests(run: SimulatedRun) -> pd.DataFrame:
-    """One row a request: arrival_s, prompt_tokens, output_tokens, max_tokens, batch (-1: rejected),
+    """One row per request: arrival_s, prompt_tokens, output_tokens, max_tokens, batch (-1: none),
     queue_s, ttft_s, tpot_s (nan for one token), e2el_s, rejected (the reason, or empty)."""
     served = run.requests
     return run.workload.frame().assign(

@@ -17,8 +17,8 @@ WASTES = tuple(name for name in LEDGER if name != "useful")
 
 
 def batches(run: SimulatedRun) -> pd.DataFrame:
-    """One row a batch: batch, replica, bucket, start_s, seconds, rows, passes, the waste ledger in
-    token slots (see `policy.ledger.WasteLedger`), computed and fill."""
+    """One row per batch: batch, replica, bucket, start_s, seconds, rows, passes, the waste ledger
+    in token slots (see `policy.ledger.WasteLedger`), computed and fill."""
     names = np.array([str(cost.bucket) for cost in run.costs])
     passes, first = run.passes, run.passes.first_of_batch
     frame = pd.DataFrame(
@@ -43,7 +43,7 @@ def ledger(run: SimulatedRun) -> WasteLedger:
 
 
 def by_bucket(batches: pd.DataFrame) -> pd.DataFrame:
-    """One row a bucket that ran: batches, rows, seconds, the ledger's sums, computed and fill."""
+    """One row per bucket that ran: batches, rows, seconds, the ledger's sums, computed and fill."""
     columns = ["rows", "seconds", *LEDGER, "computed"]
     frame = batches.groupby("bucket")[columns].sum()
     frame.insert(0, "batches", batches.groupby("bucket").size())

@@ -146,7 +146,10 @@ def tornado(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     """
     ax = new_axes(ax, title, height=1.9 + 0.5 * len(frame))
     places, base = np.arange(len(frame)), MINUTE * frame["base_lead"]
-    for end, colour, hatch, shift in (("fast", BLUE, "", -0.18), ("slow", ORANGE, "///", 0.18)):
+    for end, word, colour, hatch, shift in (
+        ("fast", "optimistic", BLUE, "", -0.18),
+        ("slow", "pessimistic", ORANGE, "///", 0.18),
+    ):
         lead = MINUTE * frame[f"{end}_lead"]
         ax.barh(
             places + shift,
@@ -156,7 +159,7 @@ def tornado(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
             color=colour,
             hatch=hatch,
             edgecolor="white",
-            label=f"at its {end} end",
+            label=f"at its {word} end",
         )
         for place, value, winner in zip(places, lead, frame[f"{end}_winner"], strict=True):
             if value < 0:
@@ -176,7 +179,7 @@ def tornado(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     ax.margins(x=0.14)
     ax.grid(visible=False, axis="y")
     ax.set_xlabel(
-        f"capacity a card of {frame['winner'].iloc[0]} above that of the best other "
+        f"capacity per card of {frame['winner'].iloc[0]} above that of the best other "
         f"[requests/min]; bold: it decides"
     )
     return legend(ax)

@@ -18,7 +18,8 @@ COLUMNS = 3
 
 
 def small_multiples(frame: pd.DataFrame, title: str, x_label: str) -> np.ndarray:
-    """One panel a quantity, one line a series, in a figure of its own; returns the panels' Axes.
+    """One panel per quantity, one line per series, in a figure of its own; returns the
+    panels' Axes.
 
     `frame`: panel (its title), series, x (numbers or names), value.
     """

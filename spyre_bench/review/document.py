@@ -299,7 +299,7 @@ def _spread(values: pd.Series) -> dict[str, float]:
 
 
 def _accuracy(record: Record) -> pd.DataFrame | None:
-    """Errors of the simulator, a row a quantity and a column a run, where the notebook has them."""
+    """Errors of the simulator, a row per quantity and a column per run, where there are any."""
     errors = record.tables.get("errors")
     if errors is None or not {"quantity", "run", "measured", "simulated", "error"} <= {*errors}:
         return None

@@ -112,8 +112,8 @@ class Record:
 
 
 def run_folder(folder: Path) -> Path:
-    """Where the notebooks of a run are: in the folder itself, or, where it takes a folder a run, in
-    that of its last one, which `latest` points to unless somebody's own folder is in its place."""
+    """Where the notebooks of a run are: in the folder itself, or, where it takes a folder per
+    run, in that of its last one: `latest` points there unless it is somebody's own folder."""
     folder = Path(folder)
     latest = folder / "latest"
     if _holds_runs(folder):

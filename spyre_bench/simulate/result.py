@@ -57,7 +57,7 @@ class Passes:
     useful: np.ndarray  # int64 [p], tokens of prompts and outputs among the slots of all of them
     rows: np.ndarray  # int32 [p], members
     members: np.ndarray  # int32 [m], the requests of the first row, then those of the second, ...
-    tokens: np.ndarray  # int32 [m], output tokens that the member got, one a pass until its last
+    tokens: np.ndarray  # int32 [m], output tokens that the member got, one per pass until its last
     waited_s: np.ndarray  # float64 [m], since the member's token before, where it has one
 
     def __len__(self) -> int:

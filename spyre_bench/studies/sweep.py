@@ -32,7 +32,7 @@ from spyre_bench.simulate.scenario import KINDS, TRACE_FILE, WORKLOAD, Scenario
 from spyre_bench.workload.workload import Workload
 
 BACKENDS = ("loky", "dask", "ray")
-CHUNK = 8  # points a task: large enough to drown the cost of sending it
+CHUNK = 8  # points per task: large enough to drown the cost of sending it
 
 
 FIELDS = {field.name: field for field in fields(Scenario)}
@@ -147,7 +147,7 @@ def _run_sweep(
 
 
 def run_chunk(chunk: Sequence[Scenario]) -> list[dict[str, Any]]:
-    """One row a point: its settings, its basis and its figures, or its error, whatever it is."""
+    """One row per point: its settings, its basis and its figures, or its error, whatever it is."""
     rows = []
     for point in chunk:
         basis = _basis(point)
@@ -260,7 +260,7 @@ def _parallel(backend: str, scheduler: str | None, jobs: int):
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is not known: use one of {', '.join(BACKENDS)}")
     if jobs == 0:
-        raise ValueError("jobs 0 are too few: use 1 or more, or -1 for one a core")
+        raise ValueError("jobs 0 are too few: use 1 or more, or -1 for one per core")
     if scheduler and backend == "loky":
         raise ValueError(
             f"scheduler {scheduler!r} is of no use to loky, which stays on this machine: choose "

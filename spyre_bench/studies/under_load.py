@@ -20,7 +20,6 @@ from spyre_bench.choose.schemes import one, percentiles, powers_of_two
 from spyre_bench.cost.bucket_cost import BucketCost, CostModel, price
 from spyre_bench.metrics import summary, waste
 from spyre_bench.metrics.bounds import shape_bound_s, shares_s
-from spyre_bench.metrics.waste import LEDGER
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import STICK_TOKENS, Bucket, BucketSet
 from spyre_bench.simulate.result import SimulatedRun
@@ -105,16 +104,15 @@ def _load_figures(run: SimulatedRun) -> dict[str, float]:
         "rows": float(run.passes.rows[run.passes.first_of_batch].mean()),
         "slots": slots,
         **{name: value for name, value in kept.items() if not name.endswith("_ms")},
-        **{f"{part}_share": kept[f"{part}_tokens"] / slots for part in LEDGER},
+        **{f"{part}_share": kept[f"{part}_tokens"] / slots for part in waste.LEDGER},
         **seconds,
     }
 
 
 def largest_waste(frame: pd.DataFrame) -> pd.Series:
     """For each load, the part of the ledger that most was lost to, over all policies, in words."""
-    wastes = [part for part in LEDGER if part != "useful"]
-    lost = frame.groupby("load")[[f"{part}_share" for part in wastes]].mean()
-    return lost.set_axis([part.replace("_", " ") for part in wastes], axis=1).idxmax(axis=1)
+    lost = frame.groupby("load")[[f"{part}_share" for part in waste.WASTES]].mean()
+    return lost.set_axis([part.replace("_", " ") for part in waste.WASTES], axis=1).idxmax(axis=1)
 
 
 def steady_load(frame: pd.DataFrame) -> float:
@@ -136,7 +134,7 @@ def waste_by_bucket(run: SimulatedRun) -> pd.DataFrame:
     computed."""
     frame = waste.by_bucket(waste.batches(run))
     computed = frame["computed"].sum()
-    return frame.assign(**{f"{part}_share": frame[part] / computed for part in LEDGER})
+    return frame.assign(**{f"{part}_share": frame[part] / computed for part in waste.LEDGER})
 
 
 def bucket_sets(

@@ -74,7 +74,7 @@ def serve_by_tp(
 
 def starts_by_tp(model_directory: Path, bucket: Bucket, tps: Sequence[int]) -> pd.DataFrame:
     """One row for each number of ranks, of one thread each, of an engine that compiles nothing: see
-    `engine.starts.measure_starts`, which counts what the ranks hold and send."""
+    `measure.starts.measure_starts`, which counts what the ranks hold and send."""
     from spyre_bench.measure.starts import measure_starts
 
     starts = [

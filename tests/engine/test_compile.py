@@ -1,4 +1,4 @@
-"""Warmup compiles one prefill and one decode graph a bucket; serving compiles nothing."""
+"""Warmup compiles one prefill and one decode graph per bucket; serving compiles nothing."""
 
 import sys
 import types
