@@ -110,8 +110,8 @@ class Rules:
       first, not the one with the fewest.
 
     Nobody starves. Under `arrival` a request is admitted after all before it and before all behind
-    it. A row is paused for fewer passes than there are rows: of those that paused longest the first
-    always runs. Preempted is the newest, so the oldest running request always goes on.
+    it. A row is paused for fewer passes than there are rows when it begins to pause: of those that
+    paused longest the first always runs. Preempted is the newest, so the oldest always goes on.
     """
 
     chunk_tokens: int | None = None

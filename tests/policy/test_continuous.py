@@ -225,7 +225,7 @@ def look_at(host: Host, step: Prefill | Decode) -> None:
         assert limit is None or len(step.rows) * step.context_tokens <= limit
         assert all(row.computed_tokens <= step.context_tokens for row in step.rows)
     for request in host.running:
-        assert request.paused_for < max(2, len(host.running))
+        assert request.paused_for < host.costs.max_rows
         assert len(request.table) >= blocks_of(request.computed_tokens)
 
 
