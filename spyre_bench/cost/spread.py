@@ -7,9 +7,9 @@ run together), and each batch by itself. All are of the logarithm: 0.05 is 5 %.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -33,12 +33,22 @@ class Scalable(Protocol):
 C = TypeVar("C", bound=Scalable)
 
 
+Pace: TypeAlias = Callable[[float], tuple[float, float]]
+"""How many times its cost a prefill and a decode pass of a batch take, by when it starts; asked
+once for each batch, in the order in which they are formed."""
+
+
+def steady(start_s: float) -> tuple[float, float]:
+    """Every pass takes its cost."""
+    return 1.0, 1.0
+
+
 @dataclass(frozen=True)
 class Draw:
     """One thing that an engine's passes could take."""
 
     factors: np.ndarray  # float64 [shapes, kinds], over each cost; prefill first
-    pace: Iterator[tuple[float, float]]  # of each batch in turn, over the costs so scaled
+    pace: Pace
 
     def scaled(self, costs: Sequence[C]) -> tuple[C, ...]:
         """The costs of the same shapes, as drawn."""
@@ -79,10 +89,14 @@ class Spread:
             machine /= np.sqrt(rng.chisquare(self.freedom) / self.freedom)
         return np.asarray(np.exp(by_itself + self.pace * machine))
 
-    def _pace(self, rng: np.random.Generator) -> Iterator[tuple[float, float]]:
-        while any(self.batch):
-            some = np.exp(rng.standard_normal((AHEAD, 2)) * self.batch)
-            yield from map(tuple, some.tolist())
+    def _pace(self, rng: np.random.Generator) -> Pace:
+        batches = self._batches(rng)
+        return (lambda start_s: next(batches)) if any(self.batch) else steady
+
+    def _batches(self, rng: np.random.Generator) -> Iterator[tuple[float, float]]:
+        while True:
+            drawn = np.exp(rng.standard_normal((AHEAD, 2)) * self.batch)
+            yield from map(tuple, drawn.tolist())
 
 
 def log_deviation(values: np.ndarray) -> float:

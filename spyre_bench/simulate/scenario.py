@@ -184,6 +184,7 @@ class Scenario:
     ) -> SimulatedRun:
         """Simulates it; on another workload or other buckets where these are given. With a `draw`
         passes take what it says, and the policy still decides by the costs."""
+        from spyre_bench.cost.spread import steady
         from spyre_bench.simulate import static
 
         rules = self.rules()
@@ -197,7 +198,7 @@ class Scenario:
             ready_s=sum(cost.warmup_s for cost in costs) if self.warmup else 0.0,
             client_overhead_s=self.client_overhead_ms / 1e3,
             estimated=costs,
-            pace=draw.pace if draw else None,
+            pace=draw.pace if draw else steady,
         )
 
     def _chosen(self) -> dict[str, Any]:

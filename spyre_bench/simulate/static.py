@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spyre_bench.cost.bucket_cost import BucketCost
+from spyre_bench.cost.spread import Pace, steady
 from spyre_bench.policy.static import Batch, Hold, Policy, Step, next_batch
 from spyre_bench.simulate.result import (
     DECODE,
@@ -58,7 +59,7 @@ def simulate(
     ready_s: float = 0.0,
     client_overhead_s: float = 0.0,
     estimated: Sequence[BucketCost] | None = None,
-    pace: Iterator[tuple[float, float]] | None = None,
+    pace: Pace = steady,
     seen_s: np.ndarray | None = None,
     leaves_s: np.ndarray | None = None,
 ) -> SimulatedRun:
@@ -72,8 +73,8 @@ def simulate(
     E2EL have `client_overhead_s` more than the engine's (HTTP, tokenizing, the way back). The
     policy decides by `costs`, or by `estimated` ones, a server's own estimate of the same buckets.
 
-    `pace` has, for one batch after the other as they are formed, how many times its cost a prefill
-    and a decode pass of it take: a machine's noise, or what was measured; 1 where it ends. `seen_s`
+    `pace` says how many times its cost a prefill and a decode pass of each batch take: a machine's
+    noise, or what was measured. `seen_s`
     is when an engine reads each request, ascending and not before its arrival, which is the default
     and what the policy counts its age from. Whoever still waits at `leaves_s` is gone by then; one
     that gives up later has its output tokens end there.
@@ -123,7 +124,7 @@ class _Engine:
         estimated: tuple[BucketCost, ...],
         policy: Policy,
         first_s: float,
-        pace: Iterator[tuple[float, float]] | None,
+        pace: Pace,
     ):
         self.costs, self.estimated, self.policy = costs, estimated, policy
         self.free_s = first_s  # the running batch ends
@@ -186,10 +187,8 @@ class _Engine:
         decided, members = batch
         index = self._index[id(decided)]
         cost = self.costs[index]
-        prefill_s, decode_s = cost.prefill_s, cost.decode_s
-        if self._pace is not None:
-            of_prefill, of_decode = next(self._pace, (1.0, 1.0))
-            prefill_s, decode_s = prefill_s * of_prefill, decode_s * of_decode
+        of_prefill, of_decode = self._pace(now)
+        prefill_s, decode_s = cost.prefill_s * of_prefill, cost.decode_s * of_decode
         passes = max([member.output_tokens for member in members])
         rows = [member.row for member in members]
         self.running = Batch(cost, members)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from spyre_bench.cost.bucket_cost import BucketCost
-from spyre_bench.cost.spread import Draw
+from spyre_bench.cost.spread import Draw, steady
 from spyre_bench.metrics import latency
 from spyre_bench.metrics.bounds import shape_bound_s
 from spyre_bench.policy.static import Policy
@@ -72,7 +72,7 @@ class Service:
             replicas=replicas,
             router=self.router,
             estimated=costs,
-            pace=draw.pace if draw else None,
+            pace=draw.pace if draw else steady,
         )
 
     def good_share(

@@ -25,6 +25,7 @@ from spyre_bench.workload.workload import Workload
 DRIFT, WEIGHT = 0.03, 4.0
 """How far a machine's passes drift in minutes (3 to 5 %, docs/LOG.md, "why constants are taken
 anew"), before anything is known of this one; it counts as so many checks."""
+MOST_CHANGE = math.log(1.15)  # three times what machines drift: whatever the calibration's spread
 OF_A_MEDIAN = math.sqrt(math.pi / 2)  # its deviation over that of a mean
 JUDGED = ("median_e2el_ms", "p95_e2el_ms", "request_throughput")
 
@@ -101,11 +102,11 @@ class Constants:
 
     def allowed_change(self) -> float:
         """The log of the change in pace that a machine keeps within in 99 of 100 checks, as the
-        spread has it; beyond it a check is disturbed."""
+        spread has it, and MOST_CHANGE at most; beyond it a check is disturbed."""
         assert self.spread is not None
         own = float(np.sqrt(np.mean(np.square(self.spread.above))))
         deviation = math.hypot(self.spread.pace, math.sqrt(2) * own)
-        return float(student.ppf(0.995, self.spread.freedom)) * deviation
+        return min(MOST_CHANGE, float(student.ppf(0.995, self.spread.freedom)) * deviation)
 
 
 def change_of_pace(before: Constants, after: Constants, run: SimulatedRun) -> float:

@@ -8,13 +8,14 @@ times. What is off here is a fault of the simulator; no cost can explain it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from spyre_bench.cost.bucket_cost import BucketCost
+from spyre_bench.cost.spread import Pace
 from spyre_bench.policy.static import Policy
 from spyre_bench.simulate.result import SimulatedRun
 from spyre_bench.simulate.static import simulate
@@ -94,7 +95,7 @@ class _Server:
 
     bucket: list[str]
     start_s: np.ndarray  # float64 [batches]
-    prefill_s: np.ndarray  # float64 [batches], to the start of the next pass
+    prefill_end_s: np.ndarray  # float64 [batches], where the next pass starts
     decode_s: np.ndarray  # float64 [batches], mean of the others; the last ends with the batch
     members: np.ndarray  # int [batches]
     place: np.ndarray  # [requests], in the order of the queue
@@ -128,7 +129,7 @@ def _measured(passes: pd.DataFrame) -> _Server:
     return _Server(
         bucket=starts["bucket"].tolist(),
         start_s=starts["start_s"].to_numpy() - earliest_s,
-        prefill_s=np.array([times[1] - times[0] for times in at_s]),
+        prefill_end_s=np.array([times[1] for times in at_s]) - earliest_s,
         decode_s=np.array([(times[-1] - times[1]) / max(1, len(times) - 2) for times in at_s]),
         members=members,
         place=of_requests("place", 0),
@@ -168,8 +169,18 @@ def _outputs(batch: pd.DataFrame) -> np.ndarray:
     return np.minimum(outputs, max_tokens)
 
 
-def _pace(server: _Server, costs: Sequence[BucketCost]) -> Iterator[tuple[float, float]]:
+def _pace(server: _Server, costs: Sequence[BucketCost]) -> Pace:
+    """Passes that end when the server's did, and so take from the next batch on what went into the
+    start of this one: a step of the server's loop is no decision."""
     by_name = {str(cost.bucket): cost for cost in costs}
-    batches = zip(server.bucket, server.prefill_s, server.decode_s, strict=True)
-    for name, prefill_s, decode_s in batches:
-        yield prefill_s / by_name[name].prefill_s, decode_s / by_name[name].decode_s or 1.0
+    batches = zip(server.bucket, server.prefill_end_s, server.decode_s, strict=True)
+
+    def pace(start_s: float) -> tuple[float, float]:
+        name, end_s, decode_s = next(batches, ("", 0.0, 0.0))
+        if name not in by_name:  # more batches than the server had
+            return 1.0, 1.0
+        cost = by_name[name]
+        prefill_s = max(end_s - start_s, ROUNDED_S)
+        return prefill_s / cost.prefill_s, decode_s / cost.decode_s or 1.0
+
+    return pace

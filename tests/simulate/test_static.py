@@ -218,9 +218,11 @@ def test_what_makes_no_sense_is_refused(chosen, words):
         simulate(workload((0.0, 10, 1)), costs, **chosen)
 
 
-def test_a_pace_scales_the_passes_of_each_batch_in_turn_and_ends_at_the_costs():
+def test_a_pace_scales_the_passes_of_each_batch_by_when_it_starts():
+    asked = {0.0: (2.0, 3.0), 5.0: (0.5, 1.0), 20.0: (1.0, 1.0)}
     some = workload((0.0, 10, 3), (0.0, 200, 2), (20.0, 10, 2))
-    run = simulate(some, COSTS, pace=iter([(2.0, 3.0), (0.5, 1.0)]))
+    run = simulate(some, COSTS, pace=asked.pop)
+    assert not asked
     assert log(run) == [
         (0.0, 0, SMALL, [0], 2.0 + 2 * 1.5),
         (5.0, 0, LARGE, [1], 2.0 + 1.0),

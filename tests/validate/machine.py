@@ -51,7 +51,7 @@ class Machine:
             self.costs,
             self.policy,
             estimated=self.costs,
-            pace=self._paces(),
+            pace=self._paces,
             seen_s=workload.arrival_s + FRONT_END_S,
         )
         delay_s = self.rng.gamma(4, 0.002, len(workload))
@@ -62,10 +62,9 @@ class Machine:
         self.clock_s += 1000.0
         return Served(result, self.pass_log(run, workload.arrival_s + FRONT_END_S))
 
-    def _paces(self):
-        while True:
-            prefill, decode = np.exp(self.pace + self.batch * self.rng.standard_normal(2))
-            yield float(prefill), float(decode)
+    def _paces(self, start_s: float) -> tuple[float, float]:
+        prefill, decode = np.exp(self.pace + self.batch * self.rng.standard_normal(2))
+        return float(prefill), float(decode)
 
     def pass_log(self, run: SimulatedRun, seen_s: np.ndarray) -> pd.DataFrame:
         """The run pass by pass; single passes differ, the batch's seconds stay."""
