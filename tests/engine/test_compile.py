@@ -14,7 +14,8 @@ BUCKETS = "1,64,4 2,128,3"
 @pytest.fixture
 def fresh(tiny_llama):
     """fresh(**setting): an engine that is not warmed, of this test alone."""
-    from spyre_bench.engine.causal_lm import EngineConfig, SpyreCausalLM
+    from spyre_bench.engine.causal_lm import SpyreCausalLM
+    from spyre_bench.engine.compiled_model import EngineConfig
     from spyre_bench.shapes import BucketSet
 
     def make(**setting):
