@@ -89,6 +89,7 @@ class Step:
     free_blocks: int
 
 
+WARMUPS = {Warmup: WARMUP, ShapeWarmup: SHAPE_WARMUP}  # their kind is their type
 Line: TypeAlias = Warmup | Pass | ShapeWarmup | Step
 Row = TypeVar("Row", Warmup, Pass, ShapeWarmup, Step)
 
