@@ -112,6 +112,9 @@ class Host:
         while self.waiting or self.running:
             yield self.step()
 
+    def compute(self, step: Prefill[Request] | Decode[Request]) -> None:
+        """What a real engine does here; its blocks are taken."""
+
     def _prefill(self, step: Prefill[Request]) -> list[Request]:
         request = step.request
         if step.is_first:
@@ -122,6 +125,7 @@ class Host:
             request.kept = len(request.table)
             request.computed_tokens = len(request.table) * BLOCK_TOKENS
         self._store(request, step.tokens)
+        self.compute(step)
         self.decodes_since_chunk = 0
         return self._output([request]) if step.is_last else []
 
@@ -132,6 +136,7 @@ class Host:
         for request in step.rows:
             request.paused_for = 0
             self._store(request, 1)
+        self.compute(step)
         self.decodes_since_chunk += 1
         return self._output(step.rows)
 
