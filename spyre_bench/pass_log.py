@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias, TypeVar
@@ -56,6 +56,17 @@ class Pass:
     requests: list[str]  # of each row
     prompt_tokens: list[int]  # of each row
     running: int  # rows that had not finished
+    # Of a prefill, what its scheduler knew; a log from before that has none of it. Times are of the
+    # system's clock.
+    place: list[int] = field(default_factory=list)  # of each row: among all requests that came
+    arrival_s: list[float] = field(default_factory=list)  # of each row, at the front end
+    seen_s: list[float] = field(default_factory=list)  # of each row: first waited for a decision
+    max_tokens: list[int] = field(default_factory=list)  # of each row
+    # of those that gave up in the queue: place, arrival, seen, left, prompt_tokens, max_tokens
+    left: list[list[float]] = field(default_factory=list)
+
+
+WAITS = ("place", "arrival_s", "seen_s", "max_tokens", "left")
 
 
 @dataclass(frozen=True)
@@ -118,17 +129,25 @@ class PassLog:
             self._file = None
 
 
-def read_passes(path: Path) -> pd.DataFrame:
-    """One row per pass of the engine, in order: the fields of `Pass` but requests, with the bucket
-    as text and start_s after the first pass, and measured_at. Raises ValueError naming a line that
-    is not of a pass log."""
+def read_passes(path: Path, *, waits: bool = False) -> pd.DataFrame:
+    """One row per pass of the engine, in order: the fields of `Pass` but requests, the bucket as
+    text and all times after the start of the first pass, and measured_at; with `waits` what the
+    scheduler knew too. Raises ValueError naming a line that is not of a pass log."""
     passes = _frame(_rows(path, Pass))
     if passes.empty:
         raise ValueError(f"{path}: holds no pass: did the engine get a request?")
     passes["measured_at"] = [
         datetime.fromtimestamp(start_s, UTC).isoformat() for start_s in passes["start_s"]
     ]
-    passes["start_s"] -= passes["start_s"].min()
+    first_s = passes["start_s"].min()
+    passes["start_s"] -= first_s
+    if not waits:
+        return passes.drop(columns=["requests", *WAITS])
+    for name in ("arrival_s", "seen_s"):
+        passes[name] = [[at_s - first_s for at_s in times] for times in passes[name]]
+    for left in passes["left"]:
+        for some in left:
+            some[1:4] = [at_s - first_s for at_s in some[1:4]]
     return passes.drop(columns="requests")
 
 
@@ -207,6 +226,8 @@ def _of_type(row: type[Row], line: dict[str, Any]) -> Row:
     values = {}
     for entry in fields(row):
         if entry.name not in line:
+            if entry.default_factory is not MISSING:
+                continue
             raise ValueError(f"it has no {entry.name}")
         value = values[entry.name] = line[entry.name]
         if entry.type == "Bucket":
@@ -218,6 +239,10 @@ def _of_type(row: type[Row], line: dict[str, Any]) -> Row:
     return row(**values)
 
 
+def _is_seconds(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value >= 0
+
+
 def _is_whole(value: Any) -> bool:
     return type(value) is int and value >= 0
 
@@ -226,8 +251,12 @@ IS: dict[str, Callable[[Any], bool]] = {
     "str": lambda value: isinstance(value, str),
     "bool": lambda value: isinstance(value, bool),
     "int": _is_whole,
-    "float": lambda value: type(value) in (int, float) and math.isfinite(value) and value >= 0,
+    "float": lambda value: _is_seconds(value),
     "list[str]": lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value),
+    "list[float]": lambda value: isinstance(value, list) and all(map(_is_seconds, value)),
+    "list[list[float]]": lambda value: (
+        isinstance(value, list) and all(map(IS["list[float]"], value))
+    ),
     "list[int]": lambda value: isinstance(value, list) and all(map(_is_whole, value)),
 }
 """By a field's type: whether a value in JSON is of it."""
