@@ -11,7 +11,7 @@ PIP        = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c
 BUILD_TOOLS := "setuptools<81" setuptools-scm setuptools-rust packaging cmake ninja jinja2 wheel numpy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-core test-models test-faults test-ranks test-browser lint lab fuzz bench soak image clean check-tools
+.PHONY: help setup run test test-core test-models test-faults test-ranks test-browser lint lab fuzz bench soak trust image clean check-tools
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -60,6 +60,9 @@ soak: setup ## a server under 20 minutes of mixed traffic; the last line is JSON
 	@test -x .venv-guidellm/bin/guidellm || { $(PYTHON) -m venv .venv-guidellm && \
 	    .venv-guidellm/bin/python -m pip install --quiet torch==2.13.0 guidellm==0.8.1; }
 	@$(BIN)/python -m tests.soak --guidellm .venv-guidellm/bin/guidellm
+
+trust: setup ## predictions against a real server: 24 checks and aborts, twenty minutes, quiet
+	@$(BIN)/python -m tests.trust --out $(REPORTS)/trust
 
 # As root on Debian; elsewhere docker build -f Dockerfile.spyre. ARCHIVE=FILE keeps the image.
 image: ## build Dockerfile.spyre without a Docker engine, run the tests and a server in it

@@ -162,11 +162,10 @@ class ShapeSet:
             if not shapes:
                 raise ValueError(f"no {name} shape given: name at least one, such as {example}")
             object.__setattr__(self, name, tuple(sorted(set(shapes))))
-        least = blocks_of(self.max_model_len) + 1
-        if self.blocks < least:
+        if self.blocks < self.least_blocks:
             raise ValueError(
                 f"{self.blocks} blocks do not hold one request of {self.max_model_len} tokens and "
-                f"the dummy block: use {least} or more, or shorter contexts"
+                f"the dummy block: use {self.least_blocks} or more, or shorter contexts"
             )
 
     @classmethod
@@ -201,12 +200,22 @@ class ShapeSet:
         return max(shape.rows for shape in self.decode)
 
     @property
+    def max_chunk(self) -> int:
+        """Tokens of the longest chunk."""
+        return max(shape.chunk_length for shape in self.prefill)
+
+    @property
     def max_model_len(self) -> int:
         """Tokens, prompt and output, of the longest request that can be served."""
         return min(
             max(shape.context_length for shape in self.prefill),
             max(shape.context_length for shape in self.decode),
         )
+
+    @property
+    def least_blocks(self) -> int:
+        """Blocks that hold the longest request, and the dummy."""
+        return blocks_of(self.max_model_len) + 1
 
     def decode_shapes(self, rows: int, context_length: int) -> tuple[DecodeShape, ...]:
         """Those that cover such a pass, in ascending order."""

@@ -37,7 +37,8 @@ def seconds(run) -> float:
 def warmed(batch_size: int, **setting):
     """A warmed SmolLM2 engine with one bucket."""
     from spyre_bench.checkpoints.find import model_directory
-    from spyre_bench.engine.causal_lm import EngineConfig, SpyreCausalLM
+    from spyre_bench.engine.causal_lm import SpyreCausalLM
+    from spyre_bench.engine.compiled_model import EngineConfig
     from spyre_bench.engine.warmup import warm_up
     from spyre_bench.shapes import Bucket, BucketSet
 

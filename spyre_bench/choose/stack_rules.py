@@ -23,7 +23,7 @@ def at_most(name: str, limit: By, what: str, then: str, source: str) -> Rule:
         if above:
             yield f"{name} {listed(above)} are above {what} {limit(deployment)} and {then}"
 
-    return Rule(f"{name} are at most {what}", source, broken)
+    return Rule(f"{name} are at most {what.rstrip(',')}", source, broken)
 
 
 def reaches(name: str, limit: By, what: str, then: str, source: str) -> Rule:
@@ -32,7 +32,7 @@ def reaches(name: str, limit: By, what: str, then: str, source: str) -> Rule:
         if largest < needed:
             yield f"the largest of {name} is {largest}, below {what} {needed}: {then}; add {needed}"
 
-    return Rule(f"{name} reach {what}", source, broken)
+    return Rule(f"{name} reach {what.rstrip(',')}", source, broken)
 
 
 def ends_at(name: str, limit: By, what: str, source: str) -> Rule:
@@ -43,7 +43,7 @@ def ends_at(name: str, limit: By, what: str, source: str) -> Rule:
                 f"{limit(deployment)}: the server refuses to start otherwise"
             )
 
-    return Rule(f"the largest of {name} is {what}", source, broken)
+    return Rule(f"the largest of {name} is {what.rstrip(',')}", source, broken)
 
 
 def ascending(name: str, then: str, source: str) -> Rule:
@@ -60,7 +60,7 @@ def multiples(name: str, step: By, what: str, then: str, source: str) -> Rule:
         if off:
             yield f"{name} {listed(off)} are no multiples of {what} {step(deployment)} and {then}"
 
-    return Rule(f"{name} are multiples of {what}", source, broken)
+    return Rule(f"{name} are multiples of {what.rstrip(',')}", source, broken)
 
 
 def listed(sizes: Sequence[int], shown: int = 8) -> str:

@@ -222,7 +222,7 @@ TENSORRT_LLM = Stack(
         f"  batch_sizes: {list(sizes[WIDTHS])}\n"
     ),
     paste="in the file of trtllm-serve MODEL --extra_llm_api_options",
-    note="enable_padding is false by default, and a width that is not in the list then has no "
+    note="left out, enable_padding is false, and a width that is not in the list then has no "
     "graph. Without draft tokens, which lower the limit. cuda_graph_config.max_batch_size must be "
     "the largest of the list, so it is left out",
 )

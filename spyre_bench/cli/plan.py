@@ -23,11 +23,16 @@ def simulate(
     scenario: Scenario,
     out: Annotated[Path | None, typer.Option(help="takes the result as JSON")] = None,
     detailed: Annotated[bool, typer.Option("--detailed", help="arrays of all requests")] = False,
+    replications: Annotated[
+        int, typer.Option(help="behind the interval of each figure; 0: a point only")
+    ] = 100,
     as_json: Json = False,
 ) -> None:
-    """Serve a workload on buckets, in simulation: latency, throughput, fill and waste."""
+    """Serve a workload on buckets, in simulation: latency, throughput, fill and waste, each as a
+    point and, where the costs have a spread, from P5 to P95."""
     from spyre_bench.choose.lint import lint
     from spyre_bench.files import replace_text
+    from spyre_bench.metrics.intervals import replicate
     from spyre_bench.metrics.latency import require_limits
     from spyre_bench.metrics.vllm_json import bench_result
 
@@ -48,6 +53,17 @@ def simulate(
         "spyre_read_as": str(loaded),
         "spyre_lint": lint(workload, costs, source).sentences(),
     }
+    if replications:
+        spread = source.spread(costs)
+        result["spyre_interval"] = (
+            spread
+            and replicate(
+                lambda draw: scenario.run(workload, costs, draw),
+                spread,
+                replications=replications,
+                seed=scenario.seed,
+            ).said()
+        )
     if source.ends:
         ends = [bench_result(scenario.run(workload, scenario.costs(at))) for at in source.ends]
         result["spyre_modelled"] = tables.modelled(source.label, tables.RANGED, ends)

@@ -84,10 +84,26 @@ def print_result(result: dict[str, Any]) -> None:
         typer.echo(f"saturated: {result['spyre_saturation']}")
     for sentence in result["spyre_lint"]:
         typer.echo(sentence)
+    if "spyre_interval" in result:
+        typer.echo(_interval_sentence(result["spyre_interval"]))
     if "spyre_modelled" in result:
         typer.echo(modelled_sentence(result["spyre_modelled"], RANGED))
     elif result["spyre_extrapolated"]:
         typer.echo(f"extrapolated: {', '.join(result['spyre_extrapolated'])}")
+
+
+def _interval_sentence(said: Mapping[str, Any] | None) -> str:
+    if said is None:
+        return "points without an interval: nothing says how far passes are from their costs"
+    ranges = [
+        f"{words} {low * scale:.3g} to {high * scale:.3g}"
+        for name, (words, scale) in RANGED.items()
+        for low, high in [said["p5_to_p95"][name]]
+    ]
+    return (
+        f"P5 to P95 of {said['replications']} replications: {', '.join(ranges)}. Drawn from: "
+        f"{said['of']}"
+    )
 
 
 def _latency_table(result: dict[str, Any]) -> Table:

@@ -10,10 +10,14 @@ published: show the range, never the nominal value alone.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from spyre_bench.cost.bucket_cost import BucketCost, CostModel
 from spyre_bench.cost.card_parameters import ENDS, WORDS, CardAt, SpyreCard
+from spyre_bench.cost.spread import Spread, Z
 from spyre_bench.cost.table import CostRow
 from spyre_bench.model_sizes import (
     DTYPES,
@@ -77,6 +81,18 @@ class SpyreCost(CostModel):
     @property
     def ends(self) -> tuple[SpyreCost, SpyreCost]:
         return replace(self, end="slow"), replace(self, end="fast")
+
+    def spread(self, costs: Sequence[BucketCost]) -> Spread | None:
+        """The optimistic and the pessimistic end of the parameters as P5 and P95: what cards could
+        be, all passes together. None at one of the ends."""
+        if self.end != "value":
+            return None
+        fast, value, slow = (
+            np.log([(at.prefill_s, at.decode_s) for at in (self.at(end, c.bucket) for c in costs)])
+            for end in ("fast", "value", "slow")
+        )
+        source = "the card's parameters, their optimistic and pessimistic ends as P5 and P95"
+        return Spread(source, (value - fast) / Z, (slow - value) / Z, together=True)
 
     @property
     def rows(self) -> tuple[CostRow, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from spyre_bench.shape_set import DecodeShape, PrefillShape, ShapeSet
 
@@ -65,6 +65,15 @@ class ShapeCosts:
     decode: tuple[DecodeCost, ...]
     blocks: int  # of the KV cache, the dummy included
     memory_bytes: int = 0  # of the engine; 0 where nobody knows
+    # of the shapes, see ShapeSet; the policy asks for them before every pass
+    max_rows: int = field(init=False)
+    max_chunk: int = field(init=False)
+    max_model_len: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        shapes = self.shapes
+        for name in ("max_rows", "max_chunk", "max_model_len"):
+            object.__setattr__(self, name, getattr(shapes, name))
 
     @property
     def shapes(self) -> ShapeSet:

@@ -10,8 +10,7 @@ import pandas as pd
 from spyre_bench.metrics.bounds import shape_bound_s
 from spyre_bench.metrics.latency import latencies
 from spyre_bench.metrics.waste import ledger
-from spyre_bench.shapes import REJECTIONS
-from spyre_bench.simulate.result import SimulatedRun
+from spyre_bench.simulate.result import UNSERVED, SimulatedRun
 
 GROWING = 1.5  # queue of the second half over that of the first, beyond which it grows
 PASSES_AT_ONCE = 2**14  # rows of a temporary array: it stays in the processor's cache
@@ -27,7 +26,7 @@ def requests(run: SimulatedRun) -> pd.DataFrame:
         ttft_s=run.ttft_s,
         tpot_s=served.tpot_s,
         e2el_s=run.e2el_s,
-        rejected=np.array(("", *REJECTIONS))[served.rejected],
+        rejected=np.array(("", *UNSERVED))[served.rejected],
     )
 
 

@@ -147,7 +147,8 @@ def _extras(run: SimulatedRun) -> dict[str, Any]:
     shapes = run.passes.shape[run.passes.first_of_batch]
     hits = np.bincount(shapes, minlength=len(run.costs)).tolist()
     names = [str(cost.bucket) for cost in run.costs]
-    rejected = np.bincount(run.requests.rejected, minlength=len(REJECTIONS) + 1)[1:].tolist()
+    unserved = np.bincount(run.requests.rejected, minlength=len(REJECTIONS) + 1)
+    rejected = unserved[1 : len(REJECTIONS) + 1].tolist()
     bound = summary.distance_to_shape_bound(run)
     return {
         "spyre_workload": run.workload.name,

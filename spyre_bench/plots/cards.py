@@ -34,6 +34,33 @@ REASON = 80  # letters of a refusal that fit into the picture
 
 
 @captioned
+def intervals(frame: pd.DataFrame, title: str) -> Axes:
+    """Each deployment at one rate, a panel per figure: the bar is P5 to P95 of what the card could
+    be, the mark is at the nominal values.
+
+    Returns the first panel.
+
+    `frame`: deployment, figure, low, point, high.
+    """
+    figures = list(dict.fromkeys(frame["figure"]))
+    height = 1.5 + 0.35 * frame["deployment"].nunique()
+    width = plt.rcParams["figure.figsize"][0]
+    _, axes = plt.subplots(1, len(figures), figsize=(width, height), sharey=True)
+    for figure, ax in zip(figures, np.atleast_1d(axes), strict=True):
+        of = frame[frame["figure"] == figure]
+        places = range(len(of))
+        ax.hlines(places, of["low"], of["high"], color=BLUE, linewidth=7, alpha=0.35)
+        ax.plot(of["point"], places, "o", color=BLUE)
+        ax.set_yticks(places, of["deployment"])
+        ax.set_xlabel(figure)
+        ax.set_xlim(left=0)
+    first = np.atleast_1d(axes)[0]
+    first.invert_yaxis()
+    first.set_title(title)
+    return first
+
+
+@captioned
 def capacities(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     """Capacity per card of every deployment from the pessimistic to the optimistic end of the
     parameters, with a mark at their nominal values, in groups of as many cards.

@@ -169,16 +169,17 @@ def ledger_shares(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Ax
 
 
 @captioned
-def latency_under_load(frame: pd.DataFrame, title: str) -> Axes:
+def latency_under_load(frame: pd.DataFrame, title: str, bands: pd.DataFrame | None = None) -> Axes:
     """TTFT and E2EL of every policy over the load, median and 95th percentile, a panel each;
-    saturated runs are hollow and dotted.
+    saturated runs are hollow and dotted. A shade is P5 to P95 of what passes could take.
 
     Returns the first panel.
 
     `frame`: policy, load (1 is full), saturated, median_ttft_s, p95_ttft_s, median_e2el_s,
-    p95_e2el_s.
+    p95_e2el_s. `bands`, of some policies: policy, load, and of each latency `low_...` and
+    `high_...`.
     """
-    return _under_load(frame, LATENCIES, title, "log")
+    return _under_load(frame, LATENCIES, title, "log", bands)
 
 
 @captioned
@@ -192,11 +193,20 @@ def fill_under_load(frame: pd.DataFrame, title: str) -> Axes:
     return _under_load(frame, FULLNESS, title, "linear")
 
 
-def _under_load(frame: pd.DataFrame, panels: Mapping[str, str], title: str, scale: str) -> Axes:
+def _under_load(
+    frame: pd.DataFrame,
+    panels: Mapping[str, str],
+    title: str,
+    scale: str,
+    bands: pd.DataFrame | None = None,
+) -> Axes:
     axes = _panels(title, panels, "load, a share of the capacity", sharey=scale == "log")
     for column, ax in zip(panels, axes, strict=True):
         for policy, group in frame.groupby("policy", sort=False):
             _dotted_where_saturated(ax, group, "load", column, policy, *POLICY_MARKS[policy])
+        for policy, group in () if bands is None or bands.empty else bands.groupby("policy"):
+            ends = (group[f"low_{column}"], group[f"high_{column}"])
+            ax.fill_between(group["load"], *ends, color=POLICY_MARKS[policy][0], alpha=0.25, lw=0)
         if scale == "log":
             ax.set_yscale("log")
             plain_numbers(ax.yaxis)

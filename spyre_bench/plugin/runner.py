@@ -22,7 +22,7 @@ from spyre_bench.pass_log import Pass, PassLog
 from spyre_bench.shapes import Bucket
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from vllm.config import VllmConfig
     from vllm.v1.core.sched.output import GrammarOutput, NewRequestData
@@ -67,7 +67,7 @@ class SpyreModelRunner:
         if not scheduled.num_scheduled_tokens:
             return EMPTY_MODEL_RUNNER_OUTPUT
         if scheduled.scheduled_new_reqs:
-            logits = self._prefill(scheduled.bucket, scheduled.scheduled_new_reqs)
+            logits = self._prefill(scheduled)
         else:
             logits = self._decode(scheduled.last_tokens)
         self._pending = scheduled, logits
@@ -138,8 +138,9 @@ class SpyreModelRunner:
             self._requests.pop(request_id, None)
         self.input_batch.condense()
 
-    def _prefill(self, bucket: Bucket | None, new: Sequence[NewRequestData]) -> torch.Tensor:
-        """Starts the batch of these requests; logits [rows, V]."""
+    def _prefill(self, scheduled: SpyreSchedulerOutput) -> torch.Tensor:
+        """Starts the batch of the new requests; logits [rows, V]."""
+        bucket, new = scheduled.bucket, scheduled.scheduled_new_reqs
         assert bucket is not None, "the scheduler names the bucket of a new batch"
         assert not self._requests, f"{list(self._requests)} still run: no prefill before they end"
         self._bucket = bucket
@@ -152,9 +153,15 @@ class SpyreModelRunner:
             self.input_batch.add_request(state)
         self.input_batch.refresh_metadata()
         self._prompt_tokens = [len(request.prompt_token_ids) for request in new]
+        noted = [scheduled.noted[request.req_id] for request in new]
         return self._timed(
             "prefill",
             lambda: self.causal_lm.prefill(bucket, [request.prompt_token_ids for request in new]),
+            place=[one.place for one in noted],
+            arrival_s=[one.arrival_s for one in noted],
+            seen_s=[one.seen_s for one in noted],
+            max_tokens=[one.max_tokens for one in noted],
+            left=scheduled.left,
         )
 
     def _decode(self, last_tokens: Mapping[str, int]) -> torch.Tensor:
@@ -164,7 +171,7 @@ class SpyreModelRunner:
         self.input_batch.refresh_metadata()
         return self._timed("decode", lambda: self.causal_lm.decode(tokens))
 
-    def _timed(self, kind: str, run) -> torch.Tensor:
+    def _timed(self, kind: str, run, **noted) -> torch.Tensor:
         start_s, start = time.time(), time.perf_counter()
         logits = run()
         assert self._bucket is not None, "a batch begins with a prefill"
@@ -179,6 +186,7 @@ class SpyreModelRunner:
                 requests=list(self._rows),
                 prompt_tokens=self._prompt_tokens,
                 running=len(self._requests),
+                **noted,
             )
         )
         return logits

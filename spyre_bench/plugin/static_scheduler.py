@@ -32,12 +32,24 @@ POLL_S = 0.001
 """How long a step may sleep while a batch is held; vLLM reads new requests between steps."""
 
 
+class Noted(NamedTuple):
+    """What the pass log keeps of a request's wait; times are of the system's clock."""
+
+    place: int  # among all requests that came
+    arrival_s: float  # at the front end
+    seen_s: float  # of the first decision that it waited for
+    max_tokens: int
+
+
 @dataclass
 class SpyreSchedulerOutput(SchedulerOutput):
-    """What vLLM's scheduler tells the workers, the bucket of a batch that starts here, and the last
-    token of each request that goes on: of several ranks only the first samples."""
+    """What vLLM's scheduler tells the workers, the bucket of a batch that starts here, what the
+    pass log keeps of its members and of those that left the queue before, and the last token of
+    each request that goes on: of several ranks only the first samples."""
 
     bucket: Bucket | None = None
+    noted: Mapping[str, Noted] = field(default_factory=dict)
+    left: list[list[float]] = field(default_factory=list)
     last_tokens: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -73,8 +85,13 @@ class SpyreScheduler(Scheduler):
         self.sleep = time.sleep
         self._arrival_s: WeakKeyDictionary[Request, float] = WeakKeyDictionary()
         self._batch: RunningBatch | None = None
+        self._seen: WeakKeyDictionary[Request, Noted] = WeakKeyDictionary()
+        self._came = 0
+        self._unseen: list[Request] = []  # no decision since they came
+        self._left: list[list[float]] = []
 
     def add_request(self, request: Request) -> None:
+        self._unseen.append(request)
         # It came to the front end perhaps a long pass ago; this process reads between passes.
         age_s = max(0.0, self.wall_clock() - request.arrival_time)
         self._arrival_s[request] = self.clock() - age_s
@@ -115,8 +132,21 @@ class SpyreScheduler(Scheduler):
             return str(error)
         return None
 
+    def finish_requests(self, request_ids, finished_status) -> list[Request]:
+        """As vLLM's; notes who leaves the queue."""
+        waiting = set(self.waiting)
+        finished = super().finish_requests(request_ids, finished_status)
+        now = self.wall_clock()
+        for request in waiting.intersection(finished):
+            if request in self._seen:  # otherwise no decision was without it
+                place, arrival_s, seen_s, max_tokens = self._seen[request]
+                tokens = (request.num_prompt_tokens, max_tokens)
+                self._left.append([place, arrival_s, seen_s, now, *tokens])
+        return finished
+
     def schedule(self, throttle_prefills: bool = False) -> SpyreSchedulerOutput:
         """The next pass: a decode of the running batch, or the prefill of the next one."""
+        self._see()
         step = None if self.running else self._decide()
         batch = step if isinstance(step, Batch) else None
         # The one place that touches vLLM's queue: it sees the admitted requests only.
@@ -135,7 +165,10 @@ class SpyreScheduler(Scheduler):
             self.sleep(min(POLL_S, max(0.0, held_s)))
         values = {one.name: getattr(output, one.name) for one in fields(SchedulerOutput)}
         if batch:
-            return SpyreSchedulerOutput(**values, bucket=batch.bucket)
+            members = [member.request for member in batch.members]
+            noted = {request.request_id: self._seen[request] for request in members}
+            left, self._left = self._left, []
+            return SpyreSchedulerOutput(**values, bucket=batch.bucket, noted=noted, left=left)
         last_tokens = {request.request_id: request.output_token_ids[-1] for request in self.running}
         return SpyreSchedulerOutput(**values, last_tokens=last_tokens)
 
@@ -162,6 +195,14 @@ class SpyreScheduler(Scheduler):
                 age_s = self.clock() - self._arrival_s[self.waiting.peek_request()]
             self.counts.attach(stats, age_s)
         return stats
+
+    def _see(self) -> None:
+        """All requests that came since the last step are seen by this one at once."""
+        now = self.wall_clock()
+        for request in self._unseen:
+            self._came += 1
+            self._seen[request] = Noted(self._came, request.arrival_time, now, request.max_tokens)
+        self._unseen.clear()
 
     def _decide(self) -> Step[WaitingRequest] | None:
         """Who runs next; the members of a batch are taken out of the queue, the others stay in

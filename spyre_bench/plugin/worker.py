@@ -19,7 +19,8 @@ from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
 
 from spyre_bench.checkpoints.find import model_directory
 from spyre_bench.engine.artefacts import default_artefact_directory
-from spyre_bench.engine.causal_lm import EngineConfig, SpyreCausalLM
+from spyre_bench.engine.causal_lm import SpyreCausalLM
+from spyre_bench.engine.compiled_model import EngineConfig
 from spyre_bench.engine.parallel import Rank, join
 from spyre_bench.engine.warmup import warm_up
 from spyre_bench.pass_log import PassLog, Warmup

@@ -10,10 +10,13 @@ import pandas as pd
 
 from spyre_bench.cost.bucket_cost import BucketCost
 from spyre_bench.policy.static import Policy
+from spyre_bench.shapes import REJECTIONS
 from spyre_bench.workload.workload import Workload
 
 PREFILL, DECODE = 0, 1
 KINDS = ("prefill", "decode")
+LEFT = "left"  # its client gave up before it ran
+UNSERVED = (*REJECTIONS, LEFT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +32,7 @@ class Requests:
     first_token_s: np.ndarray  # float64 [n]
     finish_s: np.ndarray  # float64 [n], its own last token came
     tpot_s: np.ndarray  # float64 [n], mean seconds between its tokens; nan where it has only one
-    rejected: np.ndarray  # int8 [n], 0 where served, otherwise 1 + index into REJECTIONS
+    rejected: np.ndarray  # int8 [n], 0 where served, otherwise 1 + index into UNSERVED
 
     @property
     def served(self) -> np.ndarray:

@@ -16,6 +16,7 @@ from spyre_bench.shapes import BucketSet
 
 if TYPE_CHECKING:
     from spyre_bench.cost.bucket_cost import BucketCost, CostModel
+    from spyre_bench.cost.spread import Draw
     from spyre_bench.policy.static import Policy
     from spyre_bench.simulate.result import SimulatedRun
     from spyre_bench.workload.workload import Workload
@@ -176,21 +177,28 @@ class Scenario:
         return limits
 
     def run(
-        self, workload: Workload | None = None, costs: Sequence[BucketCost] | None = None
+        self,
+        workload: Workload | None = None,
+        costs: Sequence[BucketCost] | None = None,
+        draw: Draw | None = None,
     ) -> SimulatedRun:
-        """Simulates it; on another workload or other buckets where these are given."""
+        """Simulates it; on another workload or other buckets where these are given. With a `draw`
+        passes take what it says, and the policy still decides by the costs."""
+        from spyre_bench.cost.spread import steady
         from spyre_bench.simulate import static
 
         rules = self.rules()
         costs = self.costs() if costs is None else costs
         return static.simulate(
             self.load_workload() if workload is None else workload,
-            costs,
+            draw.scaled(costs) if draw else costs,
             rules,
             replicas=self.replicas,
             router=self.router,
             ready_s=sum(cost.warmup_s for cost in costs) if self.warmup else 0.0,
             client_overhead_s=self.client_overhead_ms / 1e3,
+            estimated=costs,
+            pace=draw.pace if draw else steady,
         )
 
     def _chosen(self) -> dict[str, Any]:

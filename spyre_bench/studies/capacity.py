@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from spyre_bench.cost.bucket_cost import BucketCost
+from spyre_bench.cost.spread import Draw, steady
 from spyre_bench.metrics import latency
 from spyre_bench.metrics.bounds import shape_bound_s
 from spyre_bench.policy.static import Policy
@@ -56,11 +57,23 @@ class Service:
         return self.workload.head(self.requests_a_card * cards)
 
     def replay(
-        self, cards: int, costs: Sequence[BucketCost], replicas: int, rate_rps: float
+        self,
+        cards: int,
+        costs: Sequence[BucketCost],
+        replicas: int,
+        rate_rps: float,
+        draw: Draw | None = None,
     ) -> SimulatedRun:
-        """The run at a rate in requests/s."""
-        requests = at_rate(self.requests(cards), rate_rps)
-        return simulate(requests, costs, self.policy, replicas=replicas, router=self.router)
+        """The run at a rate in requests/s; with a `draw` passes take what it says."""
+        return simulate(
+            at_rate(self.requests(cards), rate_rps),
+            draw.scaled(costs) if draw else costs,
+            self.policy,
+            replicas=replicas,
+            router=self.router,
+            estimated=costs,
+            pace=draw.pace if draw else steady,
+        )
 
     def good_share(
         self, cards: int, costs: Sequence[BucketCost], replicas: int, rate_rps: float

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from spyre_bench.cost.card_parameters import ENDS, SpyreCard
 from spyre_bench.metrics import latency, summary
 from spyre_bench.model_sizes import LARGEST_TP, ModelSizes
 from spyre_bench.shapes import STICK_TOKENS, Bucket
+from spyre_bench.simulate.result import SimulatedRun
 from spyre_bench.studies.capacity import STEP, Service
 from spyre_bench.workload.workload import Workload
 
@@ -231,8 +232,13 @@ def replays(
 def _replay_figures(
     deployment: Deployment, service: Service, costs: Sequence[BucketCost], rate_rps: float
 ) -> dict[str, float]:
-    cards, limits_ms = deployment.cards, service.limits_ms
-    run = service.replay(cards, costs, deployment.replicas, rate_rps)
+    run = service.replay(deployment.cards, costs, deployment.replicas, rate_rps)
+    return run_figures(run, deployment.cards, service.limits_ms)
+
+
+def run_figures(run: SimulatedRun, cards: int, limits_ms: Mapping[str, float]) -> dict[str, float]:
+    """What a table of deployments has of a run on so many cards; of one that served nobody its
+    throughputs alone, which are 0."""
     seconds, statistics = summary.duration_s(run), latency.latencies(run, (99,))
     if not seconds:
         return {"throughput_rps": 0.0, "goodput_rps": 0.0, "goodput_rps_a_card": 0.0}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -18,13 +19,17 @@ from spyre_bench.choose.advise import priced_candidates
 from spyre_bench.choose.optimize import Choice, Limits, choose_buckets
 from spyre_bench.choose.schemes import one, percentiles, powers_of_two
 from spyre_bench.cost.bucket_cost import BucketCost, CostModel, price
+from spyre_bench.cost.spread import Draw, Spread
 from spyre_bench.metrics import summary, waste
 from spyre_bench.metrics.bounds import shape_bound_s, shares_s
+from spyre_bench.metrics.intervals import replicate
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import STICK_TOKENS, Bucket, BucketSet
 from spyre_bench.simulate.result import SimulatedRun
 from spyre_bench.simulate.static import simulate
 from spyre_bench.workload.workload import Workload
+
+LATENCIES = ("median_ttft_s", "p95_ttft_s", "median_e2el_s", "p95_e2el_s")
 
 
 def fitting(workload: Workload, costs: Sequence[BucketCost]) -> Workload:
@@ -90,6 +95,50 @@ def under_load(
             }
         )
     return pd.DataFrame(rows)
+
+
+def bands(
+    workload: Workload,
+    costs: Sequence[BucketCost],
+    spread: Spread | None,
+    policy: Policy,
+    loads: Sequence[float],
+    capacity: float,
+    *,
+    seed: int = 0,
+    replications: int = 20,
+) -> pd.DataFrame:
+    """P5 and P95 of latencies of a policy at every load, a share of `capacity` in requests/s, over
+    replications with passes as the spread draws them: policy, load, and of each of LATENCIES
+    `low_...` and `high_...`. Empty without a spread."""
+    if spread is None:
+        return pd.DataFrame()
+    rows = []
+    for load in loads:
+        serve = partial(_serve, at_rate(workload, load * capacity), costs, policy)
+        intervals = replicate(
+            serve, spread, replications=replications, seed=seed, figures=_latencies_s
+        )
+        ends = {name: intervals[name] for name in LATENCIES}
+        low = {f"low_{name}": low for name, (low, _) in ends.items()}
+        high = {f"high_{name}": high for name, (_, high) in ends.items()}
+        rows.append({"policy": policy.name, "load": load, **low, **high})
+    return pd.DataFrame(rows)
+
+
+def _serve(
+    workload: Workload, costs: Sequence[BucketCost], policy: Policy, draw: Draw
+) -> SimulatedRun:
+    drawn = draw.scaled(costs)
+    return simulate(workload, drawn, policy, estimated=costs, pace=draw.pace)
+
+
+def _latencies_s(run: SimulatedRun) -> dict[str, float]:
+    served = run.served
+    ttft_s, e2el_s = (
+        np.percentile(values[served], [50, 95]) for values in (run.ttft_s, run.e2el_s)
+    )
+    return dict(zip(LATENCIES, map(float, (*ttft_s, *e2el_s)), strict=True))
 
 
 def _load_figures(run: SimulatedRun) -> dict[str, float]:

@@ -17,7 +17,7 @@ import pandas as pd
 from spyre_bench.model_sizes import FP16_BYTES, ModelSizes
 from spyre_bench.pass_log import read_passes, read_warmup
 from spyre_bench.shapes import Bucket, BucketSet
-from spyre_bench.validate.check import pass_costs
+from spyre_bench.validate.constants import pass_costs
 from spyre_bench.validate.server import complete, serve
 
 BATCHES = 3

@@ -185,10 +185,11 @@ def test_powers_of_two_are_there_in_any_case_on_a_tpu_and_are_not_written():
 
 
 def test_an_input_as_long_as_a_neuron_bucket_needs_the_next():
-    load = Workload("w", np.zeros(2), *np.array([[128, 255], [3, 3], [3, 3]], dtype=np.int32))
+    """A prompt of 128 tokens, and one of 126 that decodes at 127 and 128."""
+    load = Workload("w", np.zeros(2), *np.array([[128, 126], [1, 3], [1, 3]], dtype=np.int32))
     deployment = Deployment(rows=2, context_tokens=1024)
-    chosen = export(STACKS["neuron"], needs_of(load, 2), deployment, {PROMPTS: 2, CONTEXTS: 1})
-    assert chosen.sizes == {PROMPTS: (256, 1024), CONTEXTS: (1024,)}
+    chosen = export(STACKS["neuron"], needs_of(load, 2), deployment)
+    assert chosen.sizes == {PROMPTS: (128, 256, 1024), CONTEXTS: (128, 256, 1024)}
 
 
 def test_a_gaudi_file_has_the_blocks_of_as_many_requests_as_the_width():

@@ -284,6 +284,20 @@ def on_card(command, trace, end: str, *words):
     return command(*given, "--cost", f"{CARD},end={end}", *words)
 
 
+def test_every_figure_has_an_interval_that_the_seed_repeats_and_a_point_without_one_says_so(
+    command, trace
+):
+    words = ("simulate", "--workload", trace, *TWO, "--replications", 20)
+    found = json.loads(command(*words, "--json").out)
+    low, high = found["spyre_interval"]["p5_to_p95"]["median_e2el_ms"]
+    assert low < found["median_e2el_ms"] < high
+    assert json.loads(command(*words, "--json").out)["spyre_interval"] == found["spyre_interval"]
+    assert "P5 to P95 of 20 replications: requests/s" in command(*words).out
+    of_card = ("--cost", "card:granite-3.3-8b,end=slow")
+    assert "points without an interval" in command(*words, *of_card).out
+    assert "interval" not in command(*words[:-1], 0).out
+
+
 def test_a_card_is_simulated_at_the_end_asked_for_and_shown_with_its_range(command, trace):
     slow, value, fast = (
         json.loads(on_card(command, trace, end, "--json").out) for end in ("slow", "value", "fast")

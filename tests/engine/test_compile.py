@@ -14,7 +14,8 @@ BUCKETS = "1,64,4 2,128,3"
 @pytest.fixture
 def fresh(tiny_llama):
     """fresh(**setting): an engine that is not warmed, of this test alone."""
-    from spyre_bench.engine.causal_lm import EngineConfig, SpyreCausalLM
+    from spyre_bench.engine.causal_lm import SpyreCausalLM
+    from spyre_bench.engine.compiled_model import EngineConfig
     from spyre_bench.shapes import BucketSet
 
     def make(**setting):
@@ -49,7 +50,7 @@ def test_warmup_raises_the_graph_count_by_two_a_bucket_and_serving_by_none(fresh
 
 @pytest.mark.parametrize(("compile_scope", "calls"), [("layer", 2), ("model", 1)])
 def test_the_served_pass_is_the_compiled_one(fresh, monkeypatch, compile_scope, calls):
-    from spyre_bench.engine import causal_lm as module
+    from spyre_bench.engine import compiled_model as module
     from spyre_bench.engine.warmup import warm_up
 
     ran = []

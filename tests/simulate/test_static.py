@@ -218,6 +218,29 @@ def test_what_makes_no_sense_is_refused(chosen, words):
         simulate(workload((0.0, 10, 1)), costs, **chosen)
 
 
+def test_a_pace_scales_the_passes_of_each_batch_by_when_it_starts():
+    asked = {0.0: (2.0, 3.0), 5.0: (0.5, 1.0), 20.0: (1.0, 1.0)}
+    some = workload((0.0, 10, 3), (0.0, 200, 2), (20.0, 10, 2))
+    run = simulate(some, COSTS, pace=asked.pop)
+    assert not asked
+    assert log(run) == [
+        (0.0, 0, SMALL, [0], 2.0 + 2 * 1.5),
+        (5.0, 0, LARGE, [1], 2.0 + 1.0),
+        (20.0, 0, SMALL, [2], 1.0 + 0.5),
+    ]
+    assert run.requests.first_token_s.tolist() == [2.0, 7.0, 21.0]
+    assert run.requests.finish_s.tolist() == [5.0, 8.0, 21.5]
+    assert run.requests.tpot_s.tolist() == [1.5, 1.0, 0.5]
+
+
+def test_an_engine_serves_what_it_has_read_and_counts_the_age_from_the_arrival():
+    some = workload((0.0, 10, 3), (0.5, 20, 3))
+    together = simulate(some, COSTS, Policy(gather_s=1.0), seen_s=np.array([0.9, 0.95]))
+    assert [batch[0::3] for batch in log(together)] == [(0.95, [0, 1])]  # full
+    apart = simulate(some, COSTS, Policy(gather_s=1.0), seen_s=np.array([0.9, 1.05]))
+    assert [batch[0::3] for batch in log(apart)] == [(1.0, [0]), (3.0, [1])]  # 1 s old
+
+
 def test_a_policy_decides_by_its_estimate_while_passes_take_what_they_take():
     estimated = (BucketCost(SMALL, 9.0, 9.0), BucketCost(LARGE, 0.1, 0.1))
     run = simulate(workload((0.0, 10, 3)), COSTS, estimated=estimated)

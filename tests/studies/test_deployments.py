@@ -19,6 +19,7 @@ from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket
 from spyre_bench.simulate.static import simulate
 from spyre_bench.studies.capacity import STEP, Service
+from spyre_bench.studies.deployment_intervals import intervals
 from spyre_bench.studies.deployments import (
     TIE,
     Deployment,
@@ -390,3 +391,18 @@ def test_a_lead_is_a_number_even_where_nothing_serves():
     dead = MOVED.assign(capacity_rps_a_card=0.0)
     assert not tornado(dead)["changes"].any()
     assert not tornado(dead).map(lambda v: isinstance(v, float) and math.isnan(v)).any().any()
+
+
+# --- intervals ------------------------------------------------------------------------------------
+
+
+def test_a_deployment_is_shown_from_p5_to_p95_of_what_its_card_could_be(service, given_buckets):
+    frame = intervals(given_buckets, service, 0.05, replications=20)
+    shown = {it.label for it in given_buckets if not it.refused}
+    assert set(frame["deployment"]) == shown
+    waits = frame[frame["figure"] == "median_ttft_s"]
+    assert (waits["low"] < waits["point"]).all()
+    assert (waits["point"] < waits["high"]).all()
+    nominal = replays(given_buckets, service, 0.05).query("end == 'value'")
+    both = waits.set_index("deployment")["point"], nominal.set_index("deployment")["median_ttft_s"]
+    assert both[0].to_dict() == pytest.approx(both[1].to_dict())

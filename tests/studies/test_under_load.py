@@ -8,6 +8,7 @@ import pytest
 
 from spyre_bench.cost.bucket_cost import BucketCost, CostModel, price
 from spyre_bench.cost.closed_form import FittedCost
+from spyre_bench.cost.spread import Spread
 from spyre_bench.metrics import latency, waste
 from spyre_bench.policy.static import POLICIES, Policy
 from spyre_bench.shapes import Bucket, BucketSet
@@ -259,3 +260,24 @@ def test_disagreements_are_counted_over_pairs_without_ties():
     # fuller and slower: the first against the second; the third ties with the first in fill
     assert under_load.disagreements([0.5, 0.4, 0.5], [9.0, 3.0, 2.0]) == (1, 2)
     assert under_load.disagreements([0.1, 0.2, 0.3], [3.0, 2.0, 1.0]) == (0, 3)
+
+
+# --- intervals ------------------------------------------------------------------------------------
+
+
+def test_bands_are_around_the_run_and_wider_near_saturation(requests):
+    costs = price(TWO, TOY)
+    own = np.full((len(costs), 2), 0.05)
+    spread, loads = Spread("made up", own, own), [0.2, 0.9]
+    capacity = under_load.capacity_rps(requests, costs, Policy())
+    shade = under_load.bands(requests, costs, spread, Policy(), loads, capacity)
+    points = under_load.under_load(requests, costs, [Policy()], loads, capacity)
+    for name in under_load.LATENCIES:
+        assert (shade[f"low_{name}"] < points[name]).all(), name
+        assert (points[name] < shade[f"high_{name}"]).all(), name
+    width = shade["high_median_e2el_s"] / shade["low_median_e2el_s"]
+    assert width[1] > width[0]
+
+
+def test_costs_without_a_spread_have_no_band(requests):
+    assert under_load.bands(requests, COSTS, None, Policy(), [0.5], 1.0).empty

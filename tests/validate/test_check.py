@@ -1,5 +1,7 @@
 """What a check of the simulator is made of; `tests/notebooks` runs one on a real server."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +12,8 @@ from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket, BucketSet
 from spyre_bench.simulate.static import simulate
 from spyre_bench.validate import check
+from spyre_bench.validate.constants import Constants, pass_costs
+from spyre_bench.validate.registered import Prediction
 from spyre_bench.workload.workload import Workload
 
 SMALL = BucketCost(Bucket(4, 64, 16), 0.5, 0.04)
@@ -39,7 +43,7 @@ LOG = passes(
 
 
 def test_a_pass_lasts_until_the_next_one_of_its_batch_starts():
-    (cost,) = check.pass_costs(LOG)
+    (cost,) = pass_costs(LOG)
     assert cost.bucket == LARGE.bucket
     assert cost.prefill_s == pytest.approx(0.8)  # the median of 0.7 and 0.9
     assert cost.decode_s == pytest.approx(0.125)  # of 0.1 and 0.15
@@ -47,7 +51,7 @@ def test_a_pass_lasts_until_the_next_one_of_its_batch_starts():
 
 def test_a_bucket_without_a_decode_pass_to_time_is_named():
     with pytest.raises(ValueError, match="bucket 2,128,32 ran no batch of three passes"):
-        check.pass_costs(LOG.iloc[4:])
+        pass_costs(LOG.iloc[4:])
 
 
 def test_full_batches_fill_every_bucket_one_after_the_other():
@@ -89,9 +93,22 @@ def test_the_simulation_takes_the_times_of_the_clients_own_clock():
     assert sent.prompt_tokens.tolist() == [10, 20, 30]
 
 
+NOT_REGISTERED = Prediction(Path("none.json"), "", "", {}, {})
+
+
 def check_of(requests: Workload, log: pd.DataFrame) -> check.Check:
-    constants = check.Constants(COSTS, COSTS, 0.01, Policy(), "2026-01-01T00:00:00+00:00")
-    return check.Check("a run", constants, requests, {}, {}, constants.simulate(requests), log)
+    constants = Constants(COSTS, COSTS, 0.01, Policy(), "2026-01-01T00:00:00+00:00")
+    return check.Check(
+        "a run",
+        constants,
+        requests,
+        {},
+        {},
+        constants.simulate(requests),
+        log,
+        NOT_REGISTERED,
+        constants,
+    )
 
 
 def test_batches_agree_if_bucket_rows_and_order_do():
@@ -116,8 +133,8 @@ def test_a_pass_is_held_against_the_constant_of_its_bucket_and_kind():
 def test_a_server_decides_by_what_it_estimates_and_takes_what_its_passes_take():
     requests = workload((0, 10, 5))
     estimated = (BucketCost(LARGE.bucket, 0.1, 0.03), BucketCost(SMALL.bucket, 0.2, 0.04))
-    constants = check.Constants(COSTS, estimated, 0.25, Policy(), "")
-    run = constants.simulate(requests)
-    assert run.costs[run.passes.shape[0]].bucket == LARGE.bucket  # SMALL would be faster
-    assert run.passes.batch_seconds[0] == pytest.approx(0.7 + 4 * 0.03)
-    assert run.client_overhead_s == 0.25
+    constants = Constants(COSTS, estimated, 0.25, Policy(), "")
+    trace = constants.simulate(requests)
+    assert trace.costs[trace.passes.shape[0]].bucket == LARGE.bucket  # SMALL would be faster
+    assert trace.passes.batch_seconds[0] == pytest.approx(0.7 + 4 * 0.03)
+    assert trace.client_overhead_s == 0.25
