@@ -148,7 +148,7 @@ class CompiledModel:
     def _require_warmed(self, kind: str, shape: Hashable, compiled: Hashable) -> None:
         if compiled not in self._passes:
             raise RuntimeError(
-                f"{kind} {shape} was not warmed up; warmed: "
+                f"the {kind} {shape} was not warmed up; warmed: "
                 f"{' '.join(sorted(map(str, self._warmed))) or 'none'}. Nothing compiles while "
                 f"serving: add it to the engine's {kind}s and start again"
             )
