@@ -74,6 +74,7 @@ def row(check: Check) -> str:
     cells += [f"{decided}, {told['latest_ms']:.1f} ms", f"{told['cost_bias']:+.1%}"]
     cells += [f"{told['cost_drift']:+.1%}", f"{told['amplification']:.1f}"]
     changed = f"{told['change_of_pace']:+.1%} of {told['allowed_change']:.1%}"
+    changed += f", {told['others_cores']:.1f} cores"
     cells.append(f"{changed}{' **disturbed**' if told['disturbed'] else ''}")
     return f"| {' | '.join(cells)} |"
 

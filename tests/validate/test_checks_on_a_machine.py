@@ -126,6 +126,15 @@ def test_a_machine_that_changes_more_than_the_spread_allows_disturbs_its_check(t
     assert coverage(disturbed.judged()).judged == 0
 
 
+def test_neighbours_that_keep_a_core_busy_disturb_a_check_whatever_it_measured(tmp_path):
+    machine = Machine(COSTS, POLICY, drift=0, batch=0)
+    serve = machine.serve
+    machine.serve = lambda workload, name: serve(workload, name)._replace(others=0.3)
+    check = checks_of(machine, tmp_path).check("a run", requests(np.random.default_rng(0), 1.0))
+    assert check.disturbed
+    assert check.told_apart()["others_cores"] == 0.3
+
+
 def test_a_quiet_machine_narrows_the_next_intervals_and_a_restless_one_widens_them(tmp_path):
     paces = []
     for drift in (0.0, 0.08):
