@@ -213,6 +213,11 @@ class ShapeSet:
         )
 
     @property
+    def max_context_length(self) -> int:
+        """Tokens of the longest context of any shape."""
+        return max(shape.context_length for shape in self)
+
+    @property
     def least_blocks(self) -> int:
         """Blocks that hold the longest request, and the dummy."""
         return blocks_of(self.max_model_len) + 1

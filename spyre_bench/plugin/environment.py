@@ -58,7 +58,8 @@ CARD_LIMITS = {
     "VLLM_DT_MAX_BATCH_TKV_LIMIT": "max_batch_context_tokens",
 }
 """Limits of the compiler for continuous batching, by their whole names, and the key of
-`SpyreConfig` or of its rules that each fills in. Under static batching the buckets say what is compiled."""
+`SpyreConfig` or of its rules that each fills in. Under static batching buckets say what there is.
+"""
 CONTEXT_LIMIT = "VLLM_DT_MAX_CONTEXT_LEN"  # upstream sets it from --max-model-len, as we do
 
 KNOWN = (*OBEYED, *REFUSED, *WITHOUT_EFFECT)
