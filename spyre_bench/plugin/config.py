@@ -23,11 +23,13 @@ from spyre_bench.plugin.environment import (
 from spyre_bench.policy.continuous import RULES, Rules
 from spyre_bench.policy.static import POLICIES, Policy
 from spyre_bench.shape_set import (
+    BLOCK_TOKENS,
     DEFAULT_CHUNK,
     DEFAULT_ROWS,
     DecodeShape,
     PrefillShape,
     ShapeSet,
+    blocks_of,
     shapes_for,
 )
 from spyre_bench.shapes import BucketSet
@@ -203,7 +205,8 @@ class SpyreConfig:
         shapes = ShapeSet.parse(prefill, decode, self.blocks or blocks)
         rules = self.rules
         if chunk and rules.chunk_tokens is None:
-            rules = replace(rules, chunk_tokens=min(chunk, shapes.max_chunk))
+            whole = blocks_of(chunk) * BLOCK_TOKENS
+            rules = replace(rules, chunk_tokens=min(whole, shapes.max_chunk))
         return replace(
             self, prefill_shapes=prefill, decode_shapes=decode, blocks=shapes.blocks, rules=rules
         )
@@ -319,7 +322,16 @@ def _continuous_from_environment(
     without: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Batching, rules, chunk and limit of continuous batching, where a name asks for it."""
-    asked = any(_flag(*found[name]) for name in ("USE_CB", "USE_CHUNKED_PREFILL") if name in found)
+    asked = [
+        "=".join(found[name])
+        for name in ("USE_CB", "USE_CHUNKED_PREFILL")
+        if name in found and _flag(*found[name])
+    ]
+    if asked and "buckets" in without and "batching" not in without:
+        raise ValueError(
+            f"{asked[0]} asks for continuous batching and the settings name buckets, which are of "
+            f"static batching: unset it, or leave the buckets out"
+        )
     batching = without.get("batching", "continuous" if asked else "static")
     if batching != "continuous":
         return {}

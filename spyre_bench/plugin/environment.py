@@ -90,6 +90,13 @@ def warnings(environment: Mapping[str, str], batching: str = "static") -> list[s
         full, text = _spelt(name, environment)
         if text.lower() not in ("", natural, {"0": "false", "1": "true"}.get(natural, natural)):
             sentences.append(f"{full}={text} has no effect: {instead}.")
+    if batching == "static":
+        for name, key in OBEYED.items():
+            full, text = _spelt(name, environment)
+            if key == "rules" and text:
+                sentences.append(
+                    f"{full}={text} has no effect: it is a setting of continuous batching."
+                )
     idle = {CONTEXT_LIMIT: "--max-model-len and the shapes say how long a context is"}
     if batching == "static":
         idle |= dict.fromkeys(CARD_LIMITS, "the buckets say what is compiled")
