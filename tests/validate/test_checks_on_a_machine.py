@@ -145,6 +145,25 @@ def test_a_quiet_machine_narrows_the_next_intervals_and_a_restless_one_widens_th
     assert paces[0] < DRIFT < paces[1]
 
 
+def test_a_calibration_whose_requests_shared_no_batch_is_taken_again_and_then_given_up(tmp_path):
+    machine = Machine(COSTS, POLICY)
+    serve, failing = machine.serve, [1]
+
+    def split(workload, name):
+        served = serve(workload, name)
+        if failing[0] <= 0:
+            return served
+        failing[0] -= 1
+        prefills = served.passes[served.passes["kind"] == "prefill"]
+        return served._replace(passes=prefills.reset_index(drop=True))
+
+    machine.serve = split
+    assert checks_of(machine, tmp_path).constants.costs
+    failing[0] = 9
+    with pytest.raises(ValueError, match="ran no batch of three passes"):
+        _ = checks_of(machine, tmp_path).constants
+
+
 def test_a_prediction_is_on_disk_before_the_first_request_and_the_result_names_it(tmp_path):
     machine = Machine(COSTS, POLICY)
     serve, seen = machine.serve, []
