@@ -200,11 +200,12 @@ def next_step(
             return step
         stable_for = 1 if _can_clear(rules) else NEVER
     else:
-        request = _first(waiting, rules, now)
+        has_row = len(running) < costs.max_rows
+        request = _first(waiting, rules, now) if has_row else None
         if request is None:
             if not decoding:
                 return None
-        elif len(running) < costs.max_rows:
+        else:
             available = free_blocks - reserved if rules.admission == "reserve" else free_blocks
             chunk = _admit(request, decoding, available, costs, rules)
             if chunk is not None:
