@@ -9,7 +9,6 @@ before decisions.
 from __future__ import annotations
 
 import math
-from array import array
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
 
@@ -59,8 +58,10 @@ class Named(Request):
     """A request on an engine with a prefix cache: its blocks have names."""
 
     __slots__ = ("kept", "pool", "prefixes", "table")
+    pool: BlockPool  # of the engine that it came to
+    prefixes: Sequence[Hashable]
     table: list[int]
-    pool: BlockPool
+    kept: int  # blocks of its table that keep a prefix
 
     @property
     def reserved_blocks(self) -> int:  # type: ignore[override]
@@ -125,9 +126,7 @@ def simulate(
     return paged_run(workload, costs, rules, logs, rejected, ready_s, client_overhead_s)
 
 
-def _requests(
-    workload: Workload, rows: np.ndarray, prefixes: Prefixes | None
-) -> Iterator[Request]:
+def _requests(workload: Workload, rows: np.ndarray, prefixes: Prefixes | None) -> Iterator[Request]:
     """The rows of the workload one by one, turned into Python's numbers a chunk at a time."""
     kind = Request if prefixes is None else Named
     columns = (
@@ -140,7 +139,9 @@ def _requests(
         some = rows[first : first + CHUNK]
         for request in map(kind, *(column[some].tolist() for column in columns), some.tolist()):
             if isinstance(request, Named) and prefixes is not None:
-                request.prefixes, request.table, request.kept = prefixes[request.row], [], 0
+                whole = request.prompt_tokens // BLOCK_TOKENS
+                request.prefixes = prefixes[request.row][:whole]
+                request.table, request.kept = [], 0
             yield request
 
 
@@ -182,7 +183,7 @@ class _Engine:
         waiting, running = self.waiting, self.running
         while True:
             while self._next_s <= self.now:
-                waiting.append(self._coming.popleft())
+                self._arrive(self._coming.popleft())
                 self._read()
             if not waiting and not running:
                 if self._next_s >= until_s:
@@ -207,6 +208,9 @@ class _Engine:
                 return
             self._coming.append(request)
         self._next_s = self._coming[0].arrival_s
+
+    def _arrive(self, request: Request) -> None:
+        self.waiting.append(request)
 
     def _step(self, until_s: float) -> None:
         """The next pass, or stretch of passes."""
@@ -323,6 +327,44 @@ class _Engine:
 
 class _CachingEngine(_Engine):
     """One replica with a prefix cache: its blocks, and what they keep, are named."""
+
+    def __init__(self, costs: ShapeCosts, rules: Rules, first_s: float):
+        super().__init__(costs, rules, first_s)
+        self.pool = BlockPool(costs.blocks)
+
+    def _arrive(self, request: Request) -> None:
+        assert isinstance(request, Named)
+        request.pool = self.pool
+        super()._arrive(request)
+
+    def _step(self, until_s: float) -> None:
+        self.free_blocks = self.pool.free_blocks
+        super()._step(until_s)
+
+    def _admit(self, request: Request) -> None:
+        assert isinstance(request, Named)
+        request.table = request.hit()
+        self.pool.hold(request.table)
+        request.kept = request.held_blocks = len(request.table)
+        request.computed_tokens = request.kept * BLOCK_TOKENS
+        request.highest_tokens = max(request.highest_tokens, request.computed_tokens)
+        self.log.hit(request.row, request.computed_tokens)
+
+    def _store(self, request: Request, tokens: int) -> None:
+        assert isinstance(request, Named)
+        request.computed_tokens += tokens
+        missing = blocks_of(request.computed_tokens) - request.held_blocks
+        if missing > 0:
+            request.table += self.pool.take(missing)
+            request.held_blocks += missing
+        while request.kept < request.computed_tokens // BLOCK_TOKENS:
+            self.pool.keep(request.table[request.kept], request.prefix(request.kept))
+            request.kept += 1
+
+    def _give_back(self, request: Request) -> None:
+        assert isinstance(request, Named)
+        self.pool.give_back(request.table)
+        request.table, request.kept, request.held_blocks = [], 0, 0
 
 
 def _passes_until(

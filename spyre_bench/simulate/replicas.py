@@ -19,16 +19,17 @@ class Arriving(Protocol):
 
 
 A = TypeVar("A", bound=Arriving)
+C = TypeVar("C", bound=Arriving, contravariant=True)
 
 
-class Engine(Protocol[A]):
+class Engine(Protocol[C]):
     """One replica: its queue and its clock."""
 
-    def serve(self, requests: Iterator[A], /) -> None:
+    def serve(self, requests: Iterator[C], /) -> None:
         """Runs everything, with few of the requests in memory at a time."""
         ...
 
-    def push(self, request: A, /) -> None:
+    def push(self, request: C, /) -> None:
         """Takes a request at its arrival; the clock must have been advanced to there."""
         ...
 

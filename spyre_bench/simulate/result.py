@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 
 import numpy as np
 import pandas as pd
@@ -125,6 +126,7 @@ class SimulatedRun:
     client_overhead_s: float  # what a client waits beyond the engine's times
     requests: Requests
     passes: Passes
+    policy: Policy | Rules
 
     @property
     def shapes(self) -> tuple[str, ...]:
@@ -187,8 +189,8 @@ class SimulatedRun:
 class StaticRun(SimulatedRun):
     """By batches in buckets."""
 
-    costs: tuple[BucketCost, ...]
     policy: Policy
+    costs: tuple[BucketCost, ...]
 
     @property
     def shapes(self) -> tuple[str, ...]:
@@ -208,19 +210,20 @@ class ContinuousRun(SimulatedRun):
     """By chunks and decode passes of paged shapes, prefill shapes first."""
 
     passes: PagedPasses
-    costs: ShapeCosts
     policy: Rules
+    costs: ShapeCosts
+    hit_tokens: np.ndarray  # int64 [n], prompt tokens that the prefix cache had
 
     @property
     def shapes(self) -> tuple[str, ...]:
         prefill = [f"prefill {cost.shape}" for cost in self.costs.prefill]
-        return (*prefill, *(f"decode {cost.shape}" for cost in self.costs.decode))
+        return (*prefill, *[f"decode {cost.shape}" for cost in self.costs.decode])
 
     @property
     def extrapolated(self) -> tuple[str, ...]:
-        costs = (*self.costs.prefill, *self.costs.decode)
-        pairs = zip(self.shapes, costs, strict=True)
-        return tuple(shape for shape, cost in pairs if cost.extrapolated)
+        outside = [cost.extrapolated for cost in self.costs.prefill]
+        outside += [cost.extrapolated for cost in self.costs.decode]
+        return tuple(compress(self.shapes, outside))
 
     @property
     def warmup_s(self) -> float:

@@ -97,7 +97,7 @@ def simulate(
     passes = _passes(workload, costs, engines)
     requests = _served(workload, rejected, passes)
     return StaticRun(
-        workload, replicas, ready_s, client_overhead_s, requests, passes, costs, policy
+        workload, replicas, ready_s, client_overhead_s, requests, passes, policy, costs
     )
 
 

@@ -240,7 +240,7 @@ def continuous() -> StaticRun:
         tpot_s=np.array([1.0, 0.5]),
         rejected=np.zeros(2, int),
     )
-    return StaticRun(drawn, 1, 0.0, 0.0, requests, passes, COSTS[:1], Policy())
+    return StaticRun(drawn, 1, 0.0, 0.0, requests, passes, Policy(), COSTS[:1])
 
 
 def test_a_token_that_waits_for_the_prefill_of_others_comes_after_a_longer_gap(continuous):
