@@ -194,9 +194,9 @@ def next_step(
         if decoding and decodes_since_chunk < rules.decode_between:
             stable_for = rules.decode_between - decodes_since_chunk
         else:
-            chunk = _go_on(prefilling, running, decoding, free_blocks, costs, rules)
-            if chunk is not None:
-                return chunk
+            step = _go_on(prefilling, running, decoding, free_blocks, costs, rules)
+            if step is not None:
+                return step
             stable_for = 1 if _can_clear(rules) else NEVER
     elif len(running) < costs.max_rows:
         request = _first(waiting, rules, now)

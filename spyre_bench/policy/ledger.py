@@ -1,4 +1,4 @@
-"""How much of what ran is waste, by kind: computed token slots, and seconds, that were not useful."""
+"""How much of what ran is waste, by kind: of computed token slots, and of seconds paid."""
 
 from __future__ import annotations
 

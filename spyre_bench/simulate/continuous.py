@@ -162,8 +162,9 @@ class _Engine:
         self._has_paused = False
         self._ended = 0  # with the last pass
         self._reserves = rules.admission == "reserve"
-        shapes = (*costs.prefill, *costs.decode)
-        self._index = {id(cost.shape): index for index, cost in enumerate(shapes)}
+        shapes = [id(cost.shape) for cost in costs.prefill]
+        shapes += [id(cost.shape) for cost in costs.decode]
+        self._index = {shape: index for index, shape in enumerate(shapes)}
         self._prefill = {id(cost.shape): cost for cost in costs.prefill}
         self._decode = {id(cost.shape): cost for cost in costs.decode}
 
