@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from spyre_bench.shapes import LARGEST, STICK_TOKENS
+from spyre_bench.shapes import LARGEST, REJECTIONS, STICK_TOKENS
 
 BLOCK_TOKENS = STICK_TOKENS
 """Slots of one block of the KV cache. Block 0 is the dummy: padding points there."""
@@ -213,9 +213,43 @@ class ShapeSet:
         )
 
     @property
+    def max_context_length(self) -> int:
+        """Tokens of the longest context of any shape."""
+        return max(shape.context_length for shape in self)
+
+    @property
     def least_blocks(self) -> int:
         """Blocks that hold the longest request, and the dummy."""
         return blocks_of(self.max_model_len) + 1
+
+    @property
+    def max_prompt_length(self) -> int:
+        """Tokens of the longest prompt that leaves room for one output."""
+        return self.max_model_len - 1
+
+    def max_new_tokens(self, prompt_tokens: int) -> int:
+        """The most output tokens for such a prompt; 0 where the prompt is too long."""
+        return max(0, self.max_model_len - prompt_tokens)
+
+    def rejection(self, prompt_tokens: int, max_tokens: int) -> str | None:
+        """Why such a request is never served, one of `REJECTIONS`; None where it is."""
+        if prompt_tokens > self.max_prompt_length:
+            return REJECTIONS[0]
+        if max_tokens >= self.max_model_len:
+            return REJECTIONS[1]
+        return REJECTIONS[2] if prompt_tokens + max_tokens > self.max_model_len else None
+
+    def require_fit(self, prompt_tokens: int, max_tokens: int) -> None:
+        """Raises ValueError, with the context that would do, for a request that is too long."""
+        tokens = prompt_tokens + max_tokens
+        if tokens > self.max_model_len:
+            raise ValueError(
+                f"prompt_tokens={prompt_tokens} with max_tokens={max_tokens} needs a context of "
+                f"{tokens} tokens and the longest that is compiled has {self.max_model_len}: lower "
+                f"max_tokens, shorten the prompt, or compile a context of "
+                f"{blocks_of(tokens) * BLOCK_TOKENS} (prefill_shapes and decode_shapes, or "
+                f"--max-model-len) and start again"
+            )
 
     def decode_shapes(self, rows: int, context_length: int) -> tuple[DecodeShape, ...]:
         """Those that cover such a pass, in ascending order."""
@@ -224,6 +258,34 @@ class ShapeSet:
     def prefill_shapes(self, chunk_length: int, context_length: int) -> tuple[PrefillShape, ...]:
         """Those that cover such a chunk, in ascending order."""
         return tuple(shape for shape in self.prefill if shape.covers(chunk_length, context_length))
+
+
+DEFAULT_ROWS, DEFAULT_CHUNK = 8, 256
+SHORT = 4  # contexts that most requests stay below are this much shorter than the longest
+
+
+def shapes_for(
+    max_model_len: int,
+    rows: int = DEFAULT_ROWS,
+    chunk_tokens: int = DEFAULT_CHUNK,
+    blocks: int | None = None,
+) -> ShapeSet:
+    """The shapes of an engine that was given none: decode of all rows, of half and of a quarter,
+    chunks of a whole one and of one block, each over the longest context and over a quarter of it;
+    the longest is rounded down to whole blocks. Raises ValueError for a length below a block."""
+    longest = max_model_len // BLOCK_TOKENS * BLOCK_TOKENS
+    if longest < BLOCK_TOKENS:
+        raise ValueError(
+            f"max_model_len {max_model_len} is below {BLOCK_TOKENS}, one block of the KV cache: "
+            f"use {BLOCK_TOKENS} or more"
+        )
+    contexts = {longest, blocks_of(longest // SHORT) * BLOCK_TOKENS}
+    chunk = min(blocks_of(chunk_tokens) * BLOCK_TOKENS, longest)
+    return ShapeSet.parse(
+        [(c, t) for c in (BLOCK_TOKENS, chunk) for t in contexts if c <= t],
+        [(-(-rows // part), t) for part in (1, 2, 4) for t in contexts],
+        blocks,
+    )
 
 
 def _words(values: str | Iterable[Any]) -> Iterable[Any]:

@@ -88,14 +88,6 @@ class EngineConfig:
         assert self.buckets is not None
         return self.buckets.max_batch_size
 
-    @property
-    def context_length(self) -> int:
-        """Tokens of the longest context."""
-        if self.shapes is not None:
-            return max(shape.context_length for shape in self.shapes)
-        assert self.buckets is not None
-        return self.buckets.max_context_length
-
 
 class CompiledModel:
     """A language model that runs compiled passes; what they share of attention and cache is its
@@ -103,7 +95,7 @@ class CompiledModel:
 
     def __init__(self, config: EngineConfig):
         self.config = config
-        longest = config.context_length
+        longest = config.compiled.max_context_length
         hf_config = require_servable(config.model_directory, longest)
         files = WeightFiles(config.model_directory)
         self.sizes = sizes_of(hf_config, files)

@@ -42,7 +42,7 @@ def intervals(frame: pd.DataFrame, title: str) -> Axes:
 
     `frame`: deployment, figure, low, point, high.
     """
-    figures = list(dict.fromkeys(frame["figure"]))
+    figures = list(dict.fromkeys(frame["figure"])) or ["nothing is served"]
     height = 1.5 + 0.35 * frame["deployment"].nunique()
     width = plt.rcParams["figure.figsize"][0]
     _, axes = plt.subplots(1, len(figures), figsize=(width, height), sharey=True)
@@ -53,7 +53,11 @@ def intervals(frame: pd.DataFrame, title: str) -> Axes:
         ax.plot(of["point"], places, "o", color=BLUE)
         ax.set_yticks(places, of["deployment"])
         ax.set_xlabel(figure)
-        ax.set_xlim(left=0)
+        if figure.endswith("_s"):  # a wait that grows with a queue
+            ax.set_xscale("log")
+            plain_numbers(ax.xaxis)
+        else:
+            ax.set_xlim(left=0)
     first = np.atleast_1d(axes)[0]
     first.invert_yaxis()
     first.set_title(title)

@@ -131,6 +131,14 @@ WITHOUT_EFFECT: dict[str, frozenset[str]] = {
 }
 """Why -> names."""
 
+CONTINUOUS = _names(
+    """
+    max_num_seqs max_num_batched_tokens num_gpu_blocks_override enable_prefix_caching
+    prefix_caching_hash_algo
+    """
+)
+"""Of those without effect the ones that continuous batching obeys."""
+
 
 def refuse_options(arguments: EngineArgs) -> None:
     """Raises ValueError, with the option and what to do, for what no engine of ours can be."""
@@ -140,9 +148,11 @@ def refuse_options(arguments: EngineArgs) -> None:
             raise ValueError(f"the spyre backend does not support {name}={asked[name]!r}: {remedy}")
 
 
-def without_effect(arguments: EngineArgs) -> str | None:
+def without_effect(arguments: EngineArgs, batching: str = "static") -> str | None:
     """One sentence that names the options somebody has set and that change nothing."""
     asked = _asked(arguments)
+    if batching == "continuous":
+        asked = {name: value for name, value in asked.items() if name not in CONTINUOUS}
     reasons = [
         f"{', '.join(f'{name}={asked[name]}' for name in sorted(names & asked.keys()))} ({why})"
         for why, names in WITHOUT_EFFECT.items()

@@ -28,11 +28,11 @@ def intervals(
     """One row per deployment and figure, all at the same rate per card, each with the set of
     buckets that has most goodput at the nominal values: deployment, figure, low, point and high, P5
     to P95 over cards between the ends of their parameters. Refused deployments, and those that
-    serve nobody, are left out."""
+    serve nobody, are left out; at a rate of 0 all are."""
     rows = [
         row
         for deployment in deployments
-        if not deployment.refused
+        if rate_rps_a_card and not deployment.refused
         for row in _of(deployment, service, rate_rps_a_card * deployment.cards, seed, replications)
     ]
     return pd.DataFrame(rows, columns=["deployment", "figure", "low", "point", "high"])

@@ -19,7 +19,7 @@ from spyre_bench.choose.advise import priced_candidates
 from spyre_bench.choose.optimize import Choice, Limits, choose_buckets
 from spyre_bench.choose.schemes import one, percentiles, powers_of_two
 from spyre_bench.cost.bucket_cost import BucketCost, CostModel, price
-from spyre_bench.cost.spread import Draw, Spread
+from spyre_bench.cost.spread import Draw
 from spyre_bench.metrics import summary, waste
 from spyre_bench.metrics.bounds import shape_bound_s, shares_s
 from spyre_bench.metrics.intervals import replicate
@@ -99,8 +99,8 @@ def under_load(
 
 def bands(
     workload: Workload,
+    source: CostModel,
     costs: Sequence[BucketCost],
-    spread: Spread | None,
     policy: Policy,
     loads: Sequence[float],
     capacity: float,
@@ -109,10 +109,12 @@ def bands(
     replications: int = 20,
 ) -> pd.DataFrame:
     """P5 and P95 of latencies of a policy at every load, a share of `capacity` in requests/s, over
-    replications with passes as the spread draws them: policy, load, and of each of LATENCIES
-    `low_...` and `high_...`. Empty without a spread."""
+    replications with passes as the spread of the source's costs draws them: policy, load, spread
+    (where it is from), and of each of LATENCIES `low_...` and `high_...`. Without a spread it is
+    empty."""
+    spread = source.spread(costs)
     if spread is None:
-        return pd.DataFrame()
+        return pd.DataFrame(columns=["policy", "load", "spread"])
     rows = []
     for load in loads:
         serve = partial(_serve, at_rate(workload, load * capacity), costs, policy)
@@ -122,7 +124,8 @@ def bands(
         ends = {name: intervals[name] for name in LATENCIES}
         low = {f"low_{name}": low for name, (low, _) in ends.items()}
         high = {f"high_{name}": high for name, (_, high) in ends.items()}
-        rows.append({"policy": policy.name, "load": load, **low, **high})
+        names = {"policy": policy.name, "load": load, "spread": spread.source}
+        rows.append(names | low | high)
     return pd.DataFrame(rows)
 
 

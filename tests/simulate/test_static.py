@@ -1,5 +1,7 @@
 """The simulator against event logs worked out by hand, and its laws."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from spyre_bench.cost.bucket_cost import BucketCost
 from spyre_bench.policy.static import POLICIES, Policy, next_batch
 from spyre_bench.shapes import REJECTIONS, Bucket, BucketSet
-from spyre_bench.simulate.result import KINDS, SimulatedRun
+from spyre_bench.simulate.result import KINDS, UNSERVED, SimulatedRun
 from spyre_bench.simulate.static import simulate
 from spyre_bench.workload.workload import Workload
 
@@ -239,6 +241,25 @@ def test_an_engine_serves_what_it_has_read_and_counts_the_age_from_the_arrival()
     assert [batch[0::3] for batch in log(together)] == [(0.95, [0, 1])]  # full
     apart = simulate(some, COSTS, Policy(gather_s=1.0), seen_s=np.array([0.9, 1.05]))
     assert [batch[0::3] for batch in log(apart)] == [(1.0, [0]), (3.0, [1])]  # 1 s old
+
+
+def test_who_gives_up_in_the_queue_is_gone_by_then_and_is_not_served():
+    # the first batch runs until 1.5, and the third would have shared the next one
+    some = workload((0.0, 10, 2), (0.5, 200, 2), (0.6, 20, 2), (0.7, 200, 2))
+    run = simulate(some, COSTS, leaves_s=np.array([0.1, math.inf, 1.5, math.inf]))
+    assert log(run) == [(0.0, 0, SMALL, [0], 1.5), (1.5, 0, LARGE, [1, 3], 5.0)]
+    assert [UNSERVED[reason - 1] if reason else "" for reason in run.requests.rejected] == [
+        *("", "", "left", "")
+    ]
+    assert run.served.tolist() == [True, True, False, True]
+
+
+def test_a_hold_for_somebody_who_leaves_ends_with_the_next_in_line():
+    some = workload((0.0, 10, 2), (0.4, 20, 2))
+    run = simulate(some, COSTS, Policy(gather_s=1.0), leaves_s=np.array([0.2, math.inf]))
+    assert log(run) == [(1.4, 0, SMALL, [1], 1.5)]
+    everybody = simulate(some, COSTS, Policy(gather_s=1.0), leaves_s=np.array([0.2, 0.5]))
+    assert log(everybody) == []
 
 
 def test_a_policy_decides_by_its_estimate_while_passes_take_what_they_take():

@@ -265,12 +265,17 @@ def test_disagreements_are_counted_over_pairs_without_ties():
 # --- intervals ------------------------------------------------------------------------------------
 
 
+class Uncertain(CostModel):
+    def spread(self, costs):
+        own = np.full((len(costs), 2), 0.05)
+        return Spread("made up", own, own)
+
+
 def test_bands_are_around_the_run_and_wider_near_saturation(requests):
     costs = price(TWO, TOY)
-    own = np.full((len(costs), 2), 0.05)
-    spread, loads = Spread("made up", own, own), [0.2, 0.9]
+    loads = [0.2, 0.9]
     capacity = under_load.capacity_rps(requests, costs, Policy())
-    shade = under_load.bands(requests, costs, spread, Policy(), loads, capacity)
+    shade = under_load.bands(requests, Uncertain(), costs, Policy(), loads, capacity)
     points = under_load.under_load(requests, costs, [Policy()], loads, capacity)
     for name in under_load.LATENCIES:
         assert (shade[f"low_{name}"] < points[name]).all(), name
@@ -280,4 +285,4 @@ def test_bands_are_around_the_run_and_wider_near_saturation(requests):
 
 
 def test_costs_without_a_spread_have_no_band(requests):
-    assert under_load.bands(requests, COSTS, None, Policy(), [0.5], 1.0).empty
+    assert under_load.bands(requests, TOY, COSTS, Policy(), [0.5], 1.0).empty
