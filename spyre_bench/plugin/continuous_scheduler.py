@@ -30,7 +30,6 @@ from spyre_bench.shape_set import (
     blocks_of,
 )
 
-
 COUNTED = 100
 """Requests of the queue that the statistics of a step may count."""
 
@@ -231,7 +230,7 @@ class ContinuousScheduler(BaseScheduler):
         stats = super().make_stats(*args, **kwargs)
         if stats is not None:
             pool = self.kv_cache_manager.block_pool
-            # a long queue is counted once in many steps, in none more than `COUNTED` requests' worth
+            # a long queue is counted once in many steps: `COUNTED` requests of it in each
             if self.current_step % (len(self.waiting) // COUNTED + 1) == 0:
                 prefilling = [r for r in self.running if not self._has_decoded(r)]
                 to_come = [*self.waiting, *prefilling]

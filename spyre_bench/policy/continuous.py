@@ -173,8 +173,8 @@ def next_step(
 ) -> Step[W, R] | None:
     """What the engine runs next; None where nobody waits or runs.
 
-    `waiting` is in the order of service and read lazily; `running` in the order of admission, at
-    most one of them in prefill. `free_blocks` counts those that nobody holds, cached ones too.
+    `waiting` is in the order of service and read lazily; `running` in the order of admission, so
+    only the last may be in prefill. `free_blocks` counts those that nobody holds, cached ones too.
 
     A chunk goes before a decode pass, unless rows are paused or fewer than `decode_between` passes
     ran since the last chunk; an ongoing prefill goes before a new one. What cannot be prefilled now
@@ -183,30 +183,33 @@ def next_step(
     Raises ValueError for a request that no shape or pool takes: it must be refused before.
     """
     prefilling: R | None = None
-    decoding: list[R] = []
-    reserved, paused = 0, False
-    for row in running:
-        reserved += row.reserved_blocks
-        if row.computed_tokens < row.prompt_tokens:
-            prefilling = row
-        else:
-            decoding.append(row)
-            paused = paused or row.paused_for > 0
+    decoding = running
+    if running and running[-1].computed_tokens < running[-1].prompt_tokens:
+        prefilling, decoding = running[-1], running[:-1]
+    for row in decoding:
+        if row.paused_for:
+            return _decode(running, decoding, free_blocks, costs, rules, 1)
     stable_for = NEVER
-    if decoding and (paused or decodes_since_chunk < rules.decode_between):
-        stable_for = 1 if paused else rules.decode_between - decodes_since_chunk
-    elif prefilling is not None:
-        if (step := _go_on(prefilling, running, decoding, free_blocks, costs, rules)) is not None:
-            return step
-        stable_for = 1 if _can_clear(rules) else NEVER
-    else:
-        has_row = len(running) < costs.max_rows
-        request = _first(waiting, rules, now) if has_row else None
+    if prefilling is not None:
+        if decoding and decodes_since_chunk < rules.decode_between:
+            stable_for = rules.decode_between - decodes_since_chunk
+        else:
+            step = _go_on(prefilling, running, decoding, free_blocks, costs, rules)
+            if step is not None:
+                return step
+            stable_for = 1 if _can_clear(rules) else NEVER
+    elif len(running) < costs.max_rows:
+        request = _first(waiting, rules, now)
         if request is None:
             if not decoding:
                 return None
+        elif decoding and decodes_since_chunk < rules.decode_between:
+            stable_for = rules.decode_between - decodes_since_chunk
         else:
-            available = free_blocks - reserved if rules.admission == "reserve" else free_blocks
+            available = free_blocks
+            if rules.admission == "reserve":
+                for row in running:
+                    available -= row.reserved_blocks
             chunk = _admit(request, decoding, available, costs, rules)
             if chunk is not None:
                 return chunk
