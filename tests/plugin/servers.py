@@ -154,4 +154,4 @@ class Server(Run):
         }
 
 
-TOLD = ("bucket", "kind", "reason", "finished_reason")
+TOLD = ("bucket", "shape", "kind", "reason", "finished_reason")
