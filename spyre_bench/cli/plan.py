@@ -25,7 +25,8 @@ def simulate(
     detailed: Annotated[bool, typer.Option("--detailed", help="arrays of all requests")] = False,
     as_json: Json = False,
 ) -> None:
-    """Serve a workload on buckets, in simulation: latency, throughput, fill and waste."""
+    """Serve a workload on buckets, in simulation: latency, throughput, fill and waste; exit code 1
+    where nobody was served."""
     from spyre_bench.choose.lint import lint
     from spyre_bench.files import replace_text
     from spyre_bench.metrics.summary import require_limits
@@ -58,6 +59,8 @@ def simulate(
     else:
         _say_what_was_read(loaded)
         tables.print_result(result)
+    if not result["completed"]:
+        raise typer.Exit(1)
 
 
 @with_options(Scenario, without=ENGINE)
