@@ -11,7 +11,7 @@ PIP        = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c
 BUILD_TOOLS := "setuptools<81" setuptools-scm setuptools-rust packaging cmake ninja jinja2 wheel numpy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-core test-models test-faults test-ranks test-browser lint lab fuzz bench soak image clean check-tools
+.PHONY: help setup run test test-core test-models test-faults test-ranks test-browser lint lab fuzz bench soak trust image clean check-tools
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -29,7 +29,8 @@ test-faults: setup ## ranks of an engine killed, stopped, out of memory; prints 
 	@$(BIN)/python -m pytest -m faults -s --durations=0
 
 test-models: setup ## every model that runs, each value of its config, against transformers; a line each
-	@$(BIN)/python -m pytest tests/engine/test_matrix.py -m "models or not models" -v --durations=0
+	@$(BIN)/python -m pytest tests/engine/test_matrix.py tests/engine/test_paged_causal_lm.py \
+	    -m "models or not models" -v --durations=0
 
 test-ranks: setup ## several ranks through vLLM, most with compiled code: minutes
 	@$(BIN)/python -m pytest -m ranks
@@ -60,6 +61,9 @@ soak: setup ## a server under 20 minutes of mixed traffic; the last line is JSON
 	@test -x .venv-guidellm/bin/guidellm || { $(PYTHON) -m venv .venv-guidellm && \
 	    .venv-guidellm/bin/python -m pip install --quiet torch==2.13.0 guidellm==0.8.1; }
 	@$(BIN)/python -m tests.soak --guidellm .venv-guidellm/bin/guidellm
+
+trust: setup ## predictions against a real server: 24 checks and aborts, twenty minutes, quiet
+	@$(BIN)/python -m tests.trust --out $(REPORTS)/trust
 
 # As root on Debian; elsewhere docker build -f Dockerfile.spyre. ARCHIVE=FILE keeps the image.
 image: ## build Dockerfile.spyre without a Docker engine, run the tests and a server in it

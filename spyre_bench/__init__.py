@@ -19,7 +19,7 @@ FACE = {
     "advise": "choose.advise",
     "choose_buckets": "choose.optimize",
     "load_cost": "cost.source",
-    "load_workload": "workload.workload",
+    "load_workload": "workload.source",
 }
 """What a notebook needs, and where it lives."""
 

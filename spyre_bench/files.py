@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -143,3 +144,23 @@ def code() -> str:
     package = Path(str(spyre_bench.__file__)).parent
     files = sorted(path for path in package.rglob("*") if path.suffix not in ("", ".pyc"))
     return digest([(str(path.relative_to(package)), content(path)) for path in files])
+
+
+def commit() -> dict[str, Any]:
+    """Commit of the clone that this package runs from, and whether it differs from it (`dirty`);
+    None where it does not run from a clone."""
+    package = Path(spyre_bench.__file__)
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(package.parent), *words]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        except (OSError, subprocess.CalledProcessError):
+            return ""
+
+    if not git("ls-files", package.name):  # installed, perhaps inside another project's clone
+        return {"commit": None, "dirty": None}
+    return {
+        "commit": git("rev-parse", "HEAD").strip(),
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+    }

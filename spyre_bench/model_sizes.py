@@ -223,7 +223,7 @@ class ModelSizes:
         return self._operations(rows, prompt, prompt)
 
     def decode_operations(self, bucket: Bucket) -> int:
-        """Of a decode pass: one token a row, attention over all P + N slots of the cache."""
+        """Of a decode pass: one token per row, attention over all P + N slots of the cache."""
         return self._operations(bucket.batch_size, 1, bucket.context_length)
 
     def _operations(self, rows: int, queries: int, slots: int) -> int:

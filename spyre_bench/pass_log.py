@@ -7,19 +7,22 @@ import json
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO, TypeAlias, TypeVar
 
 import pandas as pd
 
 from spyre_bench.files import parse_json
+from spyre_bench.shape_set import DecodeShape, PrefillShape
 from spyre_bench.shapes import Bucket
 
 log = logging.getLogger(__name__)
 
-WARMUP, PASSES = "warmup", ("prefill", "decode")  # kinds of a line
+WARMUP, PASSES = "warmup", ("prefill", "decode")  # kinds of a line of static batching
+SHAPE_WARMUP, STEPS = "shape_warmup", ("chunk", "rows")  # ... and of continuous batching
+KINDS = (WARMUP, *PASSES, SHAPE_WARMUP, *STEPS)
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,53 @@ class Pass:
     requests: list[str]  # of each row
     prompt_tokens: list[int]  # of each row
     running: int  # rows that had not finished
+    # Of a prefill, what its scheduler knew; a log from before that has none of it. Times are of the
+    # system's clock.
+    place: list[int] = field(default_factory=list)  # of each row: among all requests that came
+    arrival_s: list[float] = field(default_factory=list)  # of each row, at the front end
+    seen_s: list[float] = field(default_factory=list)  # of each row: first waited for a decision
+    max_tokens: list[int] = field(default_factory=list)  # of each row
+    # of those that gave up in the queue: place, arrival, seen, left, prompt_tokens, max_tokens
+    left: list[list[float]] = field(default_factory=list)
 
 
-Row = TypeVar("Row", Warmup, Pass)
+WAITS = ("place", "arrival_s", "seen_s", "max_tokens", "left")
+
+
+@dataclass(frozen=True)
+class ShapeWarmup:
+    """Seconds of one shape's warmup: what its first pass took beyond the next one, a pass whose
+    context is full, and one with nothing in it but one token."""
+
+    shape: PrefillShape | DecodeShape
+    compile_s: float
+    full_s: float
+    empty_s: float
+    was_warm: bool  # all code came from the artefact
+    graphs: int  # captured by Dynamo, at most one
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass of an engine of continuous batching."""
+
+    kind: str  # one of STEPS
+    shape: PrefillShape | DecodeShape
+    start_s: float  # of the system's clock
+    seconds: float
+    requests: list[str]  # of each row
+    tokens: list[int]  # that each row computed
+    again_tokens: int  # computed before, and once more beside those
+    context_tokens: list[int]  # of each row after it
+    context: int  # tokens of the pass's longest row, its padding to a rectangle included
+    paused: int  # running requests that sat it out
+    waiting: int
+    free_blocks: int
+
+
+WARMUPS = {Warmup: WARMUP, ShapeWarmup: SHAPE_WARMUP}  # their kind is their type
+Line: TypeAlias = Warmup | Pass | ShapeWarmup | Step
+Row = TypeVar("Row", Warmup, Pass, ShapeWarmup, Step)
 
 
 class PassLog:
@@ -68,9 +115,11 @@ class PassLog:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("w", encoding="utf-8")
 
-    def write(self, row: Warmup | Pass) -> None:
+    def write(self, row: Line) -> None:
         if self._file is not None:
-            kind = {"kind": WARMUP} if isinstance(row, Warmup) else {}
+            kind = {Warmup: {"kind": WARMUP}, ShapeWarmup: {"kind": SHAPE_WARMUP}}.get(
+                type(row), {}
+            )
             self._file.write(json.dumps(kind | vars(row), default=_plain) + "\n")
             self._file.flush()
 
@@ -80,17 +129,25 @@ class PassLog:
             self._file = None
 
 
-def read_passes(path: Path) -> pd.DataFrame:
-    """One row a pass of the engine, in order: the fields of `Pass` but requests, with the bucket as
-    text and start_s after the first pass, and measured_at. Raises ValueError naming a line that
-    is not of a pass log."""
+def read_passes(path: Path, *, waits: bool = False) -> pd.DataFrame:
+    """One row per pass of the engine, in order: the fields of `Pass` but requests, the bucket as
+    text and all times after the start of the first pass, and measured_at; with `waits` what the
+    scheduler knew too. Raises ValueError naming a line that is not of a pass log."""
     passes = _frame(_rows(path, Pass))
     if passes.empty:
         raise ValueError(f"{path}: holds no pass: did the engine get a request?")
     passes["measured_at"] = [
         datetime.fromtimestamp(start_s, UTC).isoformat() for start_s in passes["start_s"]
     ]
-    passes["start_s"] -= passes["start_s"].min()
+    first_s = passes["start_s"].min()
+    passes["start_s"] -= first_s
+    if not waits:
+        return passes.drop(columns=["requests", *WAITS])
+    for name in ("arrival_s", "seen_s"):
+        passes[name] = [[at_s - first_s for at_s in times] for times in passes[name]]
+    for left in passes["left"]:
+        for some in left:
+            some[1:4] = [at_s - first_s for at_s in some[1:4]]
     return passes.drop(columns="requests")
 
 
@@ -109,7 +166,29 @@ def read_warmup(path: Path) -> pd.DataFrame:
     return warmup
 
 
-def _frame(rows: list[Row]) -> pd.DataFrame:
+def read_steps(path: Path) -> pd.DataFrame:
+    """As `read_passes`, of an engine of continuous batching: the fields of `Step` with the shape as
+    text, start_s after the first pass, and measured_at."""
+    rows = _rows(path, Step)
+    if not rows:
+        raise ValueError(f"{path}: holds no pass of continuous batching: did a request come?")
+    steps = pd.DataFrame([vars(row) | {"shape": str(row.shape)} for row in rows])
+    steps["measured_at"] = [
+        datetime.fromtimestamp(start_s, UTC).isoformat() for start_s in steps["start_s"]
+    ]
+    steps["start_s"] -= steps["start_s"].min()
+    return steps
+
+
+def read_shape_warmup(path: Path) -> list[ShapeWarmup]:
+    """What warmup measured of each shape. Raises ValueError as `read_warmup` does."""
+    rows = _rows(path, ShapeWarmup)
+    if not rows:
+        raise ValueError(f"{path}: holds no warmed shape: did the engine get ready?")
+    return rows
+
+
+def _frame(rows: list[Any]) -> pd.DataFrame:
     return pd.DataFrame([vars(row) | {"bucket": str(row.bucket)} for row in rows])
 
 
@@ -129,27 +208,39 @@ def _rows(path: Path, wanted: type[Row]) -> list[Row]:
     return [row for row in rows if isinstance(row, wanted)]
 
 
-def _row(text: bytes) -> Warmup | Pass:
+def _row(text: bytes) -> Line:
     line = parse_json(text, "it")
     if not isinstance(line, dict):
         raise ValueError("it is not an object")
     kind = line.get("kind")
-    if kind not in (WARMUP, *PASSES):
-        raise ValueError(f"its kind is {kind!r}, not one of {', '.join((WARMUP, *PASSES))}")
-    return _of_type(Warmup, line) if kind == WARMUP else _of_type(Pass, line)
+    if kind not in KINDS:
+        raise ValueError(f"its kind is {kind!r}, not one of {', '.join(KINDS)}")
+    if kind == WARMUP:
+        return _of_type(Warmup, line)
+    if kind == SHAPE_WARMUP:
+        return _of_type(ShapeWarmup, line)
+    return _of_type(Pass, line) if kind in PASSES else _of_type(Step, line)
 
 
 def _of_type(row: type[Row], line: dict[str, Any]) -> Row:
     values = {}
     for entry in fields(row):
         if entry.name not in line:
+            if entry.default_factory is not MISSING:
+                continue
             raise ValueError(f"it has no {entry.name}")
         value = values[entry.name] = line[entry.name]
         if entry.type == "Bucket":
             values[entry.name] = Bucket.parse(value)
+        elif entry.name == "shape":
+            values[entry.name] = _shape(value)
         elif not IS[str(entry.type)](value):
             raise ValueError(f"its {entry.name} is {value!r}")
     return row(**values)
+
+
+def _is_seconds(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value >= 0
 
 
 def _is_whole(value: Any) -> bool:
@@ -160,15 +251,33 @@ IS: dict[str, Callable[[Any], bool]] = {
     "str": lambda value: isinstance(value, str),
     "bool": lambda value: isinstance(value, bool),
     "int": _is_whole,
-    "float": lambda value: type(value) in (int, float) and math.isfinite(value) and value >= 0,
+    "float": lambda value: _is_seconds(value),
     "list[str]": lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value),
+    "list[float]": lambda value: isinstance(value, list) and all(map(_is_seconds, value)),
+    "list[list[float]]": lambda value: (
+        isinstance(value, list) and all(map(IS["list[float]"], value))
+    ),
     "list[int]": lambda value: isinstance(value, list) and all(map(_is_whole, value)),
 }
 """By a field's type: whether a value in JSON is of it."""
 
 
+def _shape(text: Any) -> PrefillShape | DecodeShape:
+    """`"prefill 64,512"` or `"decode 4,512"`."""
+    kind, _, sizes = text.partition(" ") if isinstance(text, str) else ("", "", "")
+    if kind == "prefill":
+        return PrefillShape.parse(sizes)
+    if kind == "decode":
+        return DecodeShape.parse(sizes)
+    raise ValueError(f"its shape is {text!r}")
+
+
 def _plain(value: Any) -> Any:
-    """JSON has no buckets."""
+    """JSON has no buckets and no shapes."""
     if isinstance(value, Bucket):
         return [value.batch_size, value.prompt_length, value.new_tokens]
+    if isinstance(value, PrefillShape):
+        return f"prefill {value}"
+    if isinstance(value, DecodeShape):
+        return f"decode {value}"
     raise TypeError(f"{value!r} does not go into the pass log")

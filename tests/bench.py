@@ -37,7 +37,8 @@ def seconds(run) -> float:
 def warmed(batch_size: int, **setting):
     """A warmed SmolLM2 engine with one bucket."""
     from spyre_bench.checkpoints.find import model_directory
-    from spyre_bench.engine.causal_lm import EngineConfig, SpyreCausalLM
+    from spyre_bench.engine.causal_lm import SpyreCausalLM
+    from spyre_bench.engine.compiled_model import EngineConfig
     from spyre_bench.engine.warmup import warm_up
     from spyre_bench.shapes import Bucket, BucketSet
 
@@ -242,7 +243,7 @@ def simulate_many() -> Iterator[dict]:
 def drawn(requests: int):
     import numpy as np
 
-    from spyre_bench.workload.workload import named_workload
+    from spyre_bench.workload.source import named_workload
 
     return named_workload("azure_conv", requests, np.random.default_rng(0))
 
@@ -344,7 +345,7 @@ def serve() -> Iterator[dict]:
     from spyre_bench.studies import under_load
     from spyre_bench.validate import check
     from spyre_bench.validate import server as serving
-    from spyre_bench.workload.workload import load_workload
+    from spyre_bench.workload.source import load_workload
 
     buckets, model = BucketSet.parse("4,64,32 2,256,64"), model_directory("smollm2")
     drawn = load_workload("azure_conv", requests=200, rng=np.random.default_rng(0)).scaled(0.12)
@@ -546,7 +547,7 @@ def panels() -> Iterator[dict]:
     from spyre_bench.policy.static import Policy
     from spyre_bench.shapes import BucketSet
     from spyre_bench.studies import under_load
-    from spyre_bench.workload.workload import load_workload
+    from spyre_bench.workload.source import load_workload
     from tests.explore.test_explore import parts, some_passes, some_requests, some_starts
 
     def settings(stem: str) -> SimpleNamespace:

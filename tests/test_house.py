@@ -38,19 +38,20 @@ ROOMS: dict[str, set[str]] = {
     "plots": set(),
     "checkpoints": set(),
 }
+ROOMS["shape_set"] = {"shapes"}
 ROOMS["model_sizes"] = {"shapes"}
-ROOMS["pass_log"] = {"shapes", "files"}
+ROOMS["pass_log"] = {"shapes", "shape_set", "files"}
 ROOMS["workload"] = {"shapes", "files", "frames"}
-ROOMS["cost"] = {"shapes", "model_sizes", "files", "frames"}
-ROOMS["policy"] = {"shapes", "cost"}
-ROOMS["simulate"] = {"workload", "cost", "policy", "shapes"}
-ROOMS["metrics"] = {"simulate", "workload", "cost", "policy", "pass_log", "shapes"}
+ROOMS["cost"] = {"shapes", "shape_set", "model_sizes", "files", "frames"}
+ROOMS["policy"] = {"shapes", "shape_set", "cost"}
+ROOMS["simulate"] = {"workload", "cost", "policy", "shapes", "shape_set"}
+ROOMS["metrics"] = {"simulate", "workload", "cost", "policy", "pass_log", "shapes", "shape_set"}
 ROOMS["choose"] = on("metrics")
 ROOMS["studies"] = on("choose", "model_sizes", "errors")
-ROOMS["engine"] = {"checkpoints", "shapes", "model_sizes", "pass_log", "cost", "files"}
-ROOMS["measure"] = {"engine", "checkpoints", "cost", "shapes", "files"}
+ROOMS["engine"] = {"checkpoints", "shapes", "shape_set", "model_sizes", "pass_log", "cost", "files"}
+ROOMS["measure"] = {"engine", "checkpoints", "cost", "shapes", "shape_set", "files"}
 ROOMS["plugin"] = {
-    *("engine", "checkpoints", "policy", "cost", "pass_log", "shapes"),
+    *("engine", "checkpoints", "policy", "cost", "pass_log", "shapes", "shape_set"),
     *("model_sizes", "files", "errors"),
 }
 ROOMS["validate"] = on("metrics", "measure", "pass_log", "model_sizes") - {"engine", "checkpoints"}
@@ -73,6 +74,7 @@ HEAVY = {
 # the rooms that neither torch nor a notebook's libraries are needed for
 CORE = {
     "shapes",
+    "shape_set",
     "files",
     "errors",
     "frames",

@@ -16,7 +16,7 @@ import pandas as pd
 from spyre_bench.choose.optimize import Choice, Limits, candidates, choose_buckets
 from spyre_bench.choose.schemes import exponential, one, percentiles, powers_of_two
 from spyre_bench.cost.bucket_cost import BucketCost, CostModel, price
-from spyre_bench.metrics import summary
+from spyre_bench.metrics import latency, summary, waste
 from spyre_bench.metrics.bounds import shape_bound_s
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket
@@ -68,8 +68,8 @@ def priced_candidates(
 ) -> tuple[BucketCost, ...]:
     """The candidates for a workload (`optimize.candidates`, which `numbers` are for) that the model
     has a figure for. Raises ValueError where it has none for a whole batch size."""
-    some = candidates(workload, batch_sizes, smallest=model.smallest[1:], extra=extra, **numbers)
-    return _priced(some, model)
+    buckets = candidates(workload, batch_sizes, smallest=model.smallest[1:], extra=extra, **numbers)
+    return _priced(buckets, model)
 
 
 def advise(
@@ -85,7 +85,7 @@ def advise(
     """Chooses at most `limits.buckets` buckets for the workload.
 
     Candidates are priced by `model`. The programme's optimum assumes full batches, which a light
-    load never has, so it is solved once for every largest batch size too; each answer is replayed
+    load never has, so it is solved once for every largest batch size too; each optimum is replayed
     on the first half of the workload under `policy`, and the best there by `objective` is advised:
     fewest busy device seconds, or most goodput under `goodput_ms`. The second half shows what that
     is worth on requests that were not looked at.
@@ -96,7 +96,7 @@ def advise(
     if objective not in OBJECTIVES:
         raise ValueError(f"objective {objective!r} is not known: use {' or '.join(OBJECTIVES)}")
     if objective == "goodput" and not goodput_ms:
-        raise ValueError("goodput needs limits: give some, for example --goodput e2el:5000")
+        raise ValueError("goodput needs an SLO: give limits, for example --goodput e2el:5000")
     if limits.warmup_budget_s is not None:
         model.require_known("compile_s", "a warmup budget (--warmup-budget)")
     if limits.memory_bytes is not None:
@@ -124,21 +124,21 @@ def _relatives(
     workload: Workload, costs: Sequence[BucketCost], limits: Limits, batch_sizes: Sequence[int]
 ) -> dict[str, tuple[BucketCost, ...]]:
     """The optimum with smaller batches only, for each largest batch size."""
-    found = {}
+    relatives = {}
     for largest in sorted(set(batch_sizes))[:-1]:
         small = [cost for cost in costs if cost.bucket.batch_size <= largest]
         try:
-            found[f"optimum, B ≤ {largest}"] = choose_buckets(workload, small, limits).costs
+            relatives[f"optimum, B ≤ {largest}"] = choose_buckets(workload, small, limits).costs
         except ValueError:  # fewer rows need not compile faster: perhaps not within the budget
             continue
-    return found
+    return relatives
 
 
 def _distinct(sets: Mapping[str, tuple[BucketCost, ...]]) -> dict[str, tuple[BucketCost, ...]]:
     return {
-        name: some
-        for name, some in sets.items()
-        if next(other for other, same in sets.items() if same == some) == name
+        name: costs
+        for name, costs in sets.items()
+        if next(other for other, same in sets.items() if same == costs) == name
     }
 
 
@@ -164,31 +164,35 @@ def _baselines(
     """The prompt lengths of other stacks' schemes, the longest k of each, at the longest output.
     A scheme that goes beyond the cost model is left out."""
     prompts, k = workload.prompt_tokens, limits.buckets
-    _, least_prompt, least_answer = model.smallest
-    new_tokens = max(least_answer, int(workload.max_tokens.max()))
+    _, least_prompt, least_output = model.smallest
+    new_tokens = max(least_output, int(workload.max_tokens.max()))
     schemes = {
         "one shape": one(prompts),
         "powers of two": powers_of_two(prompts)[-k:],
         "exponential": exponential(prompts)[-k:],
         "percentiles": percentiles(prompts, k),
     }
-    found = {}
-    for name, tops in schemes.items():
-        priced = sorted({max(top, least_prompt) for top in tops})
+    baselines = {}
+    for name, boundaries in schemes.items():
+        priced = sorted({max(length, least_prompt) for length in boundaries})
         if costs := _at_largest_batch(batch_size, priced, new_tokens, limits, model):
-            found[name] = costs
-    return found
+            baselines[name] = costs
+    return baselines
 
 
 def _at_largest_batch(
-    batch_size: int, tops: Sequence[int], new_tokens: int, limits: Limits, model: CostModel
+    batch_size: int,
+    prompt_lengths: Sequence[int],
+    new_tokens: int,
+    limits: Limits,
+    model: CostModel,
 ) -> tuple[BucketCost, ...]:
-    """A bucket for each top, the batch size halved until all fit the memory; none where they never
-    do, or where the model has no figure for one of them."""
+    """A bucket for each length, the batch size halved until all fit the memory; none where they
+    never do, or where the model has no figure for one of them."""
     cap = math.inf if limits.memory_bytes is None else limits.memory_bytes
     while batch_size:
         try:
-            costs = price((Bucket(batch_size, top, new_tokens) for top in tops), model)
+            costs = price((Bucket(batch_size, p, new_tokens) for p in prompt_lengths), model)
         except ValueError:
             return ()
         if max(cost.memory_bytes for cost in costs) <= cap:
@@ -212,23 +216,23 @@ def _row(
         "extrapolated": sum(cost.extrapolated for cost in costs),
     }
     for half, workload in halves.items():
-        trace = simulate(workload, costs, policy)
-        seconds = summary.duration_s(trace)
-        good = summary.good_requests(trace, goodput_ms) if goodput_ms else 0
+        run = simulate(workload, costs, policy)
+        seconds = summary.duration_s(run)
+        good = latency.good_requests(run, goodput_ms) if goodput_ms else 0
         row |= {
             f"{half}_bound_s": shape_bound_s(workload, costs),
-            f"{half}_busy_s": summary.busy_s(trace),
-            f"{half}_p95_e2el_s": summary.latencies(trace, (95,))["e2el"].percentiles_ms[95] / 1e3,
+            f"{half}_busy_s": summary.busy_s(run),
+            f"{half}_p95_e2el_s": latency.latencies(run, (95,))["e2el"].percentiles_ms[95] / 1e3,
             f"{half}_goodput_rps": good / seconds if seconds else 0.0,
-            f"{half}_fill": summary.ledger(trace).fill,
-            f"{half}_rejected": int((~trace.served).sum()),
-            f"{half}_saturated": bool(summary.saturation(trace)),
+            f"{half}_fill": waste.ledger(run).fill,
+            f"{half}_rejected": int((~run.served).sum()),
+            f"{half}_saturated": bool(summary.saturation(run)),
         }
     return row
 
 
 def per_request(advice: Advice) -> pd.DataFrame:
-    """The contenders' device seconds a served request, so that sets which reject unlike many
+    """The contenders' device seconds per served request, so that sets which reject unlike many
     compare: fitted_busy_s, held_out_busy_s and held_out_bound_s, the rest as in `contenders`."""
     frame = advice.contenders
     served = {

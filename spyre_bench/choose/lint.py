@@ -25,12 +25,12 @@ class Lint:
 
     def sentences(self) -> list[str]:
         """One sentence for each finding, with what to do."""
-        found = [
+        sentences = [
             f"bucket {bucket} is needless: {other} takes all of its batches and costs no more; "
             f"leave {bucket} out"
             for bucket, other in self.dominated
         ]
-        found += [
+        sentences += [
             f"bucket {bucket} fits no request of the workload: leave it out"
             for bucket in self.unreachable
         ]
@@ -41,11 +41,11 @@ class Lint:
                 if self.remedy
                 else "no bucket of the cost model's range takes them all"
             )
-            found.append(
+            sentences.append(
                 f"{self.uncovered} of {self.requests} requests fit no bucket and are rejected: "
                 f"{advice}"
             )
-        return found
+        return sentences
 
 
 def lint(workload: Workload, costs: Sequence[BucketCost], model: CostModel) -> Lint:
@@ -82,9 +82,9 @@ def _remedy(
     """The smallest prompt length and output that cover all, at the batch size, of those in use,
     with the least seconds per request of a full batch; None where the model has no such bucket."""
     prompt_tokens = int(workload.prompt_tokens[uncovered].max())
-    _, least_prompt, least_answer = model.smallest
+    _, least_prompt, least_output = model.smallest
     prompt_length = max(least_prompt, -(-prompt_tokens // STICK_TOKENS) * STICK_TOKENS)
-    new_tokens = max(least_answer, int(workload.max_tokens[uncovered].max()))
+    new_tokens = max(least_output, int(workload.max_tokens[uncovered].max()))
     priced = []
     for batch_size in sorted({1} | {cost.bucket.batch_size for cost in costs}):
         try:

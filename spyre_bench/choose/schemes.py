@@ -9,29 +9,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
+from spyre_bench.choose.one_dimension import Optimum, solve
 from spyre_bench.shapes import STICK_TOKENS
-
-
-@dataclass(frozen=True)
-class Optimum:
-    """The best boundaries for each number of them, k = 1 first."""
-
-    boundaries: tuple[tuple[int, ...], ...]
-    cost: tuple[float, ...]  # sum over the lengths of the cost of their boundary
-
-    def __getitem__(self, k: int) -> tuple[int, ...]:
-        """The best k boundaries."""
-        if not 1 <= k <= len(self.boundaries):
-            raise ValueError(
-                f"k {k} is not from 1 to {len(self.boundaries)}, for which this was solved"
-            )
-        return self.boundaries[k - 1]
 
 
 def optimal(
@@ -45,11 +29,8 @@ def optimal(
 ) -> Optimum:
     """The boundaries, multiples of `step`, that cost least for 1 to `k` of them: exact.
 
-    Dynamic programme over the candidates j in ascending order, `D_k(j) = min over i < j of
-    D_{k-1}(i) + f_j · (W_j - W_i)`, W the weight of the lengths up to a candidate and f its cost:
-    the boundary itself (padded tokens), or `cost_of(boundaries)`, which must not decrease. O(k·n²)
-    for n candidates. More boundaries than candidates with weight change nothing, and the list then
-    repeats the last solution.
+    What a length costs is its boundary (padded tokens), or `cost_of(boundaries)`, which must not
+    decrease; `one_dimension.solve` has the programme.
 
     `weights` are of the lengths (see `max_of_batch`); `largest` makes the last boundary cover more
     than the longest of them.
@@ -69,37 +50,7 @@ def optimal(
     )
     if (np.diff(f) < 0).any():
         raise ValueError("cost_of gives a longer bucket a lower cost: it must not decrease")
-    total = np.concatenate([[0.0], np.cumsum(weight)])  # W, of "no candidate" first
-    best = np.full(len(boundaries) + 1, np.inf)
-    best[0] = 0.0
-    chosen, solutions, costs = [], [], []
-    for _ in range(k):
-        best, before = _one_more(best, f, total)
-        chosen.append(before)
-        solutions.append(_walk_back(chosen, boundaries))
-        costs.append(float(best[-1]))
-    return Optimum(tuple(solutions), tuple(costs))
-
-
-def _one_more(best: np.ndarray, f: np.ndarray, total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """D of one boundary more, and for each candidate the one before it (0: none)."""
-    cost, before = np.empty(len(f) + 1), np.zeros(len(f) + 1, dtype=int)
-    cost[0] = 0.0  # nothing to cover costs nothing, whatever the number of boundaries
-    for j in range(1, len(f) + 1):
-        every = best[:j] + f[j - 1] * (total[j] - total[:j])
-        before[j] = int(every.argmin())
-        cost[j] = every[before[j]]
-    return cost, before
-
-
-def _walk_back(chosen: Sequence[np.ndarray], boundaries: np.ndarray) -> tuple[int, ...]:
-    at, found = len(boundaries), []
-    for before in reversed(chosen):
-        if at == 0:
-            break
-        found.append(int(boundaries[at - 1]))
-        at = int(before[at])
-    return tuple(reversed(found))
+    return solve(boundaries, weight, f, k)
 
 
 def max_of_batch(lengths: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:

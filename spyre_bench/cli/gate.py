@@ -56,14 +56,14 @@ def compare(
     from spyre_bench.runs.records import read_run
 
     runs = read_run(base), read_run(new)
-    found = regression.compare(*runs, _tolerances(tolerance or [], tolerances))
+    compared = regression.compare(*runs, _tolerances(tolerance or [], tolerances))
     if output:
-        _draw(regression.curves(*runs, found), output)
+        _draw(regression.curves(*runs, compared), output)
     if as_json:
-        typer.echo(found[found["state"] != "same"].to_json(orient="records", indent=1))
+        typer.echo(compared[compared["state"] != "same"].to_json(orient="records", indent=1))
     else:
-        _print(found)
-    if found["fails"].any():
+        _print(compared)
+    if compared["fails"].any():
         raise typer.Exit(1)
 
 
@@ -87,9 +87,9 @@ def update(
     if not run_suite(chosen, output, {}):
         raise ValueError("a notebook failed: the baseline stays as it is")
     run = {path.stem: record for path in chosen for record in [read_run(output)[path.stem]]}
-    found = regression.compare(_baseline(folder), calculated(run))
-    _print(found)
-    if (found["state"] == "same").all():
+    compared = regression.compare(_baseline(folder), calculated(run))
+    _print(compared)
+    if (compared["state"] == "same").all():
         typer.echo("nothing to update")
     elif yes or typer.confirm(f"write this to {folder}?"):
         write_baseline(folder, run)
@@ -108,29 +108,29 @@ def _tolerances(texts: Sequence[str], path: Path | None) -> dict[str, float]:
     """Those of the command line come first; ValueError for what is no number."""
     from spyre_bench.files import read_yaml
 
-    found = (read_yaml(path) or {}) if path else {}
-    if not isinstance(found, dict):
+    in_file = (read_yaml(path) or {}) if path else {}
+    if not isinstance(in_file, dict):
         raise ValueError(f"{path}: write a line for each tolerance, such as `ratio: 0.2`")
     given = dict(text.rpartition("=")[::2] for text in texts)
     try:
-        return {str(name): float(value) for name, value in (given | found | given).items()}
+        return {str(name): float(value) for name, value in (given | in_file | given).items()}
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"a tolerance is a name and a number: {error}") from error
 
 
-def _print(found: pd.DataFrame) -> None:
+def _print(compared: pd.DataFrame) -> None:
     from rich.console import Console
 
     console = Console()
     if not console.is_terminal:  # a log has no window to fit into
         console.width = max(console.width, 140)
     for state, title in TITLES.items():
-        some = found[found["state"] == state]
-        if len(some):
-            console.print(_table(title, some, STYLES.get(state)))
-    counts = found["state"].value_counts()
+        rows = compared[compared["state"] == state]
+        if len(rows):
+            console.print(_table(title, rows, STYLES.get(state)))
+    counts = compared["state"].value_counts()
     said = ", ".join(f"{count:,} {state}" for state, count in counts.items())
-    console.print(f"{len(found):,} items: {said}", highlight=False)
+    console.print(f"{len(compared):,} items: {said}", highlight=False)
 
 
 def _table(title: str, rows: pd.DataFrame, style: str | None) -> Table:

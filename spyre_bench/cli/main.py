@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperCommand
 
-from spyre_bench.cli import gate, plan, requests
+from spyre_bench.cli import gate, plan, requests, shapes
 from spyre_bench.cli.options import Engine, with_options
 from spyre_bench.errors import sentence, unexpected
 
@@ -55,6 +55,7 @@ def _options(
 app.command()(plan.simulate)
 app.command()(plan.buckets)
 app.command()(plan.sweep)
+app.command()(shapes.export)
 app.command()(plan.validate)
 app.command()(requests.workloads)
 app.command()(gate.compare)
@@ -113,7 +114,10 @@ def run(
         Path | None, typer.Option("-f", "--parameters-file", help="YAML, one section a notebook")
     ] = None,
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="takes a folder a run; of --all and --grid, it")
+        Path,
+        typer.Option(
+            "-o", "--output", help="gets a folder per run; with --all or --grid the run itself"
+        ),
     ] = Path("reports"),
     every: Annotated[
         bool, typer.Option("--all", help="the project's notebooks; what has passed stays")
@@ -159,9 +163,9 @@ def design_review(
         from spyre_bench.review import page as pages
     except ImportError as error:
         raise ValueError(f"{error}: pip install 'spyre-bench[notebooks]'") from error
-    found = document.gather(run, base, document.project_baseline())
-    page = output or found.folder / "design-review.html"
-    pages.write_page(found, page)
+    review = document.gather(run, base, document.project_baseline())
+    page = output or review.folder / "design-review.html"
+    pages.write_page(review, page)
     typer.echo(f"page: {page}")
     if pdf:
         pages.print_pdf(page, page.with_suffix(".pdf"))
@@ -195,3 +199,7 @@ def measure(
 
         rows = measure_table(out, buckets, on_row, passes=passes, **asdict(engine))
     typer.echo(f"{len(rows)} rows in {out}", err=True)
+
+
+if __name__ == "__main__":
+    main()

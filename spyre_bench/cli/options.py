@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import wraps
 from typing import Annotated, Any, get_type_hints
@@ -15,11 +15,11 @@ from spyre_bench.simulate.scenario import setting
 Json = Annotated[bool, typer.Option("--json", help="print JSON and nothing else")]
 
 
-def with_options(kind: type, *, without: str = "") -> Callable[[Callable], Callable]:
+def with_options(kind: type, *, without: Collection[str] = ()) -> Callable[[Callable], Callable]:
     """Gives a command, in the place of its parameter of this dataclass, an option for each setting,
-    but for those of one part. `--help` has a panel for each part."""
+    but for those of some parts. `--help` has a panel for each part."""
     hints = get_type_hints(kind)
-    shown = [it for it in fields(kind) if it.metadata["part"] != without]
+    shown = [it for it in fields(kind) if it.metadata["part"] not in without]
 
     def expand(command: Callable) -> Callable:
         own = inspect.signature(command, eval_str=True).parameters.values()
@@ -74,4 +74,4 @@ class Engine:
         "Engine", "compile the layer or the whole model", "layer", flag="--scope"
     )
     dtype: str = setting("Engine", "float32, bfloat16 or float16", "float32")
-    threads: int | None = setting("Engine", "a process; default: one a core", None)
+    threads: int | None = setting("Engine", "per process; default: one per core", None)

@@ -23,16 +23,20 @@ def simulate(
     scenario: Scenario,
     out: Annotated[Path | None, typer.Option(help="takes the result as JSON")] = None,
     detailed: Annotated[bool, typer.Option("--detailed", help="arrays of all requests")] = False,
+    replications: Annotated[
+        int, typer.Option(help="behind the interval of each figure; 0: a point only")
+    ] = 100,
     as_json: Json = False,
 ) -> None:
-    """Serve a workload on buckets, in simulation: latency, throughput, fill and waste; exit code 1
-    where nobody was served."""
+    """Serve a workload on buckets, in simulation: latency, throughput, fill and waste, each as a
+    point and, where the costs have a spread, from P5 to P95. Exit code 1 where nobody is served."""
     from spyre_bench.choose.lint import lint
     from spyre_bench.files import replace_text
-    from spyre_bench.metrics.summary import require_limits
+    from spyre_bench.metrics.intervals import replicate
+    from spyre_bench.metrics.latency import require_limits
     from spyre_bench.metrics.vllm_json import bench_result
 
-    _require_other(out, workload=scenario.workload, cost=scenario.cost)
+    require_other(out, workload=scenario.workload, cost=scenario.cost)
     limits = scenario.limits_ms()
     require_limits(limits)
     source = scenario.load_cost()
@@ -49,6 +53,17 @@ def simulate(
         "spyre_read_as": str(loaded),
         "spyre_lint": lint(workload, costs, source).sentences(),
     }
+    if replications:
+        spread = source.spread(costs)
+        result["spyre_interval"] = (
+            spread
+            and replicate(
+                lambda draw: scenario.run(workload, costs, draw),
+                spread,
+                replications=replications,
+                seed=scenario.seed,
+            ).said()
+        )
     if source.ends:
         ends = [bench_result(scenario.run(workload, scenario.costs(at))) for at in source.ends]
         result["spyre_modelled"] = tables.modelled(source.label, tables.RANGED, ends)
@@ -63,7 +78,7 @@ def simulate(
         raise typer.Exit(1)
 
 
-@with_options(Scenario, without=ENGINE)
+@with_options(Scenario, without=[ENGINE])
 def buckets(
     scenario: Scenario,
     k: Annotated[int, typer.Option("-k", help="buckets, at most")] = 5,
@@ -82,7 +97,7 @@ def buckets(
     from spyre_bench.choose.optimize import Limits
     from spyre_bench.cost.bucket_cost import price
     from spyre_bench.metrics.bounds import shape_bound_s
-    from spyre_bench.metrics.summary import require_limits
+    from spyre_bench.metrics.latency import require_limits
 
     limits = Limits(k, warmup_budget, _memory_bytes(memory_gib))
     goodput_ms, rules = scenario.limits_ms(), scenario.rules()
@@ -101,7 +116,7 @@ def buckets(
         objective=objective,
         goodput_ms=goodput_ms,
     )
-    found = tables.advice_json(advice, beyond) | {"read_as": str(loaded)}
+    result = tables.advice_json(advice, beyond) | {"read_as": str(loaded)}
     if source.ends:
         ends = [
             {
@@ -110,14 +125,14 @@ def buckets(
             }
             for costs in (price(advice.buckets, at) for at in source.ends)
         ]
-        found["modelled"] = tables.modelled(source.label, tables.ADVISED, ends)
+        result["modelled"] = tables.modelled(source.label, tables.ADVISED, ends)
     if as_json:
-        typer.echo(json.dumps(found, allow_nan=False))
+        typer.echo(json.dumps(result, allow_nan=False))
         return
     _say_what_was_read(loaded)
     tables.print_advice(advice, len(workload), beyond, source.span)
-    if "modelled" in found:
-        typer.echo(tables.modelled_sentence(found["modelled"], tables.ADVISED))
+    if "modelled" in result:
+        typer.echo(tables.modelled_sentence(result["modelled"], tables.ADVISED))
 
 
 def validate(
@@ -149,7 +164,7 @@ def validate(
 def sweep(
     grid: Annotated[Path, typer.Argument(help="YAML: a list of values for each setting")],
     out: Annotated[Path, typer.Option(help="CSV; its rows are kept and not run again")],
-    jobs: Annotated[int, typer.Option(help="processes; -1: one a core")] = -1,
+    jobs: Annotated[int, typer.Option(help="processes; -1: one per core")] = -1,
     backend: Annotated[str, typer.Option(help="loky, dask or ray")] = "loky",
     scheduler: Annotated[
         str | None, typer.Option(help="address of the cluster; default: one on this machine")
@@ -157,9 +172,9 @@ def sweep(
 ) -> None:
     """Simulate every combination of a grid of settings, in parallel; resumable."""
     from spyre_bench.cost.source import PREFIX
-    from spyre_bench.studies.sweep import read_grid, run_sweep
+    from spyre_bench.studies.sweep import read_points, run_sweep
 
-    frame = run_sweep(read_grid(grid), out, jobs=jobs, backend=backend, scheduler=scheduler)
+    frame = run_sweep(read_points(grid), out, jobs=jobs, backend=backend, scheduler=scheduler)
     failed = int((frame["error"] != "").sum())
     modelled = int(frame["cost"].str.startswith(PREFIX).sum())
     typer.echo(
@@ -190,7 +205,7 @@ def _memory_bytes(memory_gib: float | None) -> int | None:
     return int(memory_gib * 2**30)
 
 
-def _require_other(out: Path | None, **inputs: str | None) -> None:
+def require_other(out: Path | None, **inputs: str | None) -> None:
     """Raises ValueError where the result would take the place of what it is calculated from."""
     for option, name in inputs.items():
         if out and name and out.exists() and Path(name).exists() and out.samefile(name):

@@ -39,7 +39,8 @@ def workloads(
     if file is None:
         _print_shipped()
         return
-    from spyre_bench.workload.workload import Reading, Workload
+    from spyre_bench.workload.trace_formats import Reading
+    from spyre_bench.workload.workload import Workload
 
     reading = Reading.parse(columns, time_unit, separator)
     if tokenizer is not None:
@@ -58,7 +59,8 @@ def _print_shipped() -> None:
     import numpy as np
     from rich.console import Console
 
-    from spyre_bench.workload.workload import WORKLOADS, attribution, load_workload
+    from spyre_bench.workload.length_table import WORKLOADS, attributions
+    from spyre_bench.workload.source import load_workload
 
     table = narrow("tokens", "requests/s", "prompt P50", "P95", "output P50", "P95")
     for name in WORKLOADS:
@@ -69,8 +71,8 @@ def _print_shipped() -> None:
             name, "all at once" if math.isinf(rate) else f"{rate:.3g}", *(f"{t:,}" for t in tokens)
         )
     Console().print(table)
-    for name in WORKLOADS:
-        typer.echo(attribution(name))
+    for name, source in attributions().items():
+        typer.echo(f"{name}: {source}")
 
 
 def _print_lengths(workload: Workload) -> None:

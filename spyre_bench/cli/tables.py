@@ -32,8 +32,8 @@ ADVISED = {
 def modelled(
     label: str, names: Iterable[str], ends: Sequence[Mapping[str, float]]
 ) -> dict[str, Any]:
-    """What a result says of costs that were not measured: the range of its figures, from the slow
-    to the fast end of the card's parameters."""
+    """What a result says of costs that were not measured: the range of its figures, from the
+    pessimistic to the optimistic end of the card's parameters."""
     slow, fast = ends
     return {"of": label, "slow_to_fast": {name: [slow[name], fast[name]] for name in names}}
 
@@ -46,8 +46,8 @@ def modelled_sentence(modelled: Mapping[str, Any], words: Mapping[str, tuple[str
         form = ",.0f" if max(slow, fast) >= 100 else ".3g"
         ranges.append(f"{what} {slow:{form}} to {fast:{form}}")
     return (
-        f"modelled, not measured (docs/SPYRE_CARD.md): {modelled['of']}. From their slow to their "
-        f"fast end: {', '.join(ranges)}"
+        f"modelled, not measured (docs/SPYRE_CARD.md): {modelled['of']}. From their "
+        f"pessimistic to their optimistic end: {', '.join(ranges)}"
     )
 
 
@@ -88,6 +88,8 @@ def print_result(result: dict[str, Any]) -> None:
         typer.echo(f"saturated: {result['spyre_saturation']}")
     for sentence in result["spyre_lint"]:
         typer.echo(sentence)
+    if "spyre_interval" in result:
+        typer.echo(_interval_sentence(result["spyre_interval"]))
     if "spyre_modelled" in result:
         typer.echo(modelled_sentence(result["spyre_modelled"], RANGED))
     elif result["spyre_extrapolated"]:
@@ -101,11 +103,24 @@ def _refused_sentence(result: dict[str, Any]) -> str:
         for reason, count in result["spyre_rejected"].items()
         if count
     )
-    share = result["failed"] / result["num_prompts"]
-    served = f"what follows is of the {result['completed']:,} served"
+    served = f"figures are of the {result['completed']:,} served"
     return (
-        f"{result['failed']:,} of {result['num_prompts']:,} requests ({share:.0%}) are REFUSED "
-        f"({reasons}); {served if result['completed'] else 'nobody was served'}"
+        f"REFUSED: {result['failed']:,} of {result['num_prompts']:,} requests ({reasons}); "
+        f"{served if result['completed'] else 'nobody was served'}"
+    )
+
+
+def _interval_sentence(said: Mapping[str, Any] | None) -> str:
+    if said is None:
+        return "points without an interval: nothing says how far passes are from their costs"
+    ranges = [
+        f"{words} {low * scale:.3g} to {high * scale:.3g}"
+        for name, (words, scale) in RANGED.items()
+        for low, high in [said["p5_to_p95"][name]]
+    ]
+    return (
+        f"P5 to P95 of {said['replications']} replications: {', '.join(ranges)}. Drawn from: "
+        f"{said['of']}"
     )
 
 

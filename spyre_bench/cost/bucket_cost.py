@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
+from spyre_bench.cost.spread import Spread
 from spyre_bench.shapes import STICK_TOKENS, Bucket
 
 SMALLEST = (1, STICK_TOKENS, 2)  # B, P and N of the smallest bucket there can be
@@ -26,8 +27,13 @@ class BucketCost:
     extrapolated: bool = False  # outside of what was measured
 
     def batch_s(self, passes: int) -> float:
-        """Engine seconds of a batch whose longest answer has `passes` tokens."""
+        """Engine seconds of a batch whose longest output has `passes` tokens."""
         return self.prefill_s + (passes - 1) * self.decode_s
+
+    def scaled(self, factors: Sequence[float]) -> BucketCost:
+        """With passes that take so many times as long: prefill, decode."""
+        prefill, decode = factors
+        return replace(self, prefill_s=self.prefill_s * prefill, decode_s=self.decode_s * decode)
 
     @property
     def warmup_s(self) -> float:
@@ -81,6 +87,10 @@ class CostModel(Protocol):
     def ends(self) -> tuple[CostModel, ...]:
         """The same where nothing goes well, and where everything does; none if it was measured."""
         return ()
+
+    def spread(self, costs: Sequence[BucketCost]) -> Spread | None:
+        """How far passes may be from these costs of its own; None where nobody knows."""
+        return None
 
     def covers(self, workload: Lengths) -> np.ndarray:
         """bool [requests], those that a bucket of its range takes."""

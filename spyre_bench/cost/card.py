@@ -4,16 +4,20 @@ Nothing here was measured by us. Every number is a `Parameter` with its unit, it
 confidence one may have in it. `validate/card_anchors.py` sets the model beside what others measured
 and writes `docs/SPYRE_CARD.md`, which has the address of every source; `#name` here is a row of
 that page. No tokens per second, no scaling over cards and no compile time of the card are
-published: show the range, never the middle value alone.
+published: show the range, never the nominal value alone.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from spyre_bench.cost.bucket_cost import BucketCost, CostModel
-from spyre_bench.cost.card_parameters import ENDS, CardAt, SpyreCard
+from spyre_bench.cost.card_parameters import ENDS, WORDS, CardAt, SpyreCard
+from spyre_bench.cost.spread import Spread, Z
 from spyre_bench.cost.table import CostRow
 from spyre_bench.model_sizes import (
     DTYPES,
@@ -31,7 +35,7 @@ REFERENCE_ELEMENTS = 512 * 4096
 
 @dataclass(frozen=True)
 class CostRange:
-    """A bucket's cost if everything goes well, at the middle values, and if nothing does."""
+    """A bucket's cost if everything goes well, at the nominal values, and if nothing does."""
 
     low: BucketCost
     value: BucketCost
@@ -42,7 +46,7 @@ class CostRange:
 class SpyreCost(CostModel):
     """A language model on `tp` cards, at one end of the card's parameters: modelled, not measured.
 
-    Seconds are of all cards together, bytes of one card. Every answer is marked `extrapolated`:
+    Seconds are of all cards together, bytes of one card. Every cost is marked `extrapolated`:
     none is a measurement of the bucket. Raises ValueError for a dtype, a number of cards or an end
     that cannot be, and from `of` and `range_of` for a bucket beyond the card's limits.
     """
@@ -63,7 +67,7 @@ class SpyreCost(CostModel):
     @property
     def label(self) -> str:
         cards = f"{self.tp} card{'s' if self.tp > 1 else ''}"
-        end = "middle values" if self.end == "value" else f"{self.end} end"
+        end = "nominal values" if self.end == "value" else f"{WORDS[self.end]} end"
         return f"{self.model_name} in {self.dtype} on {cards}, at the {end} of the parameters"
 
     @property
@@ -78,6 +82,18 @@ class SpyreCost(CostModel):
     def ends(self) -> tuple[SpyreCost, SpyreCost]:
         return replace(self, end="slow"), replace(self, end="fast")
 
+    def spread(self, costs: Sequence[BucketCost]) -> Spread | None:
+        """The optimistic and the pessimistic end of the parameters as P5 and P95: what cards could
+        be, all passes together. None at one of the ends."""
+        if self.end != "value":
+            return None
+        fast, value, slow = (
+            np.log([(at.prefill_s, at.decode_s) for at in (self.at(end, c.bucket) for c in costs)])
+            for end in ("fast", "value", "slow")
+        )
+        source = "the card's parameters, their optimistic and pessimistic ends as P5 and P95"
+        return Spread(source, (value - fast) / Z, (slow - value) / Z, together=True)
+
     @property
     def rows(self) -> tuple[CostRow, ...]:
         """Raises ValueError, in the place of a cost table's rows."""
@@ -91,7 +107,7 @@ class SpyreCost(CostModel):
         return CostRange(*(self.at(end, bucket) for end in ENDS))
 
     def at(self, end: str, bucket: Bucket) -> BucketCost:
-        """With every parameter at its `fast`, its `value` or its `slow`."""
+        """With every parameter at its optimistic, nominal or pessimistic end (`ENDS`)."""
         passes = self.passes(end)
         self.require(bucket)
         return BucketCost(
@@ -128,7 +144,7 @@ class SpyreCost(CostModel):
 
     def require(self, bucket: Bucket) -> None:
         """Raises ValueError, with the limit and a remedy, for a bucket that the card would not
-        take. Alignment to sticks of 64 tokens is the bucket's own law."""
+        take. Alignment to sticks of 64 tokens is the bucket's own rule."""
         rows, context = bucket.batch_size, bucket.context_length
         if context > self.model.context_length:
             raise ValueError(

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-ENDS = ("fast", "value", "slow")
+WORDS = {"fast": "optimistic", "value": "nominal", "slow": "pessimistic"}
+ENDS = tuple(WORDS)
 CONFIDENCES = ("H", "H-M", "M", "L-M", "L")  # vendor or code; one lab; inferred
 
 
@@ -127,7 +128,8 @@ class SpyreCard:
     def at(self, end: str) -> CardAt:
         """Every parameter as a number at one of its ends."""
         if end not in ENDS:
-            raise ValueError(f"end {end!r} is unknown: use one of {', '.join(ENDS)}")
+            known = ", ".join([*ENDS, *WORDS.values()])
+            raise ValueError(f"end {end!r} is unknown: use one of {known}")
         return CardAt(self, end)
 
 

@@ -63,10 +63,6 @@ class FittedCost(CostModel):
             scaled[name] = tuple(part * min(ratios) for part in getattr(self, name))
         return replace(self, **scaled)
 
-    def residuals(self, rows: Iterable[CostRow]) -> pd.DataFrame:
-        """bucket, quantity, measured, predicted and the relative error of each row."""
-        return error_table((row, row.bucket, self.of(row.bucket)) for row in rows)
-
     def _value(self, name: str, bucket: Bucket) -> float:
         return float(np.dot(getattr(self, name), _parts(name, bucket)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -14,6 +15,7 @@ from scipy.spatial import QhullError
 
 from spyre_bench.cost.bucket_cost import SMALLEST, BucketCost, CostModel, Lengths
 from spyre_bench.cost.closed_form import FEWEST, FORMS, FittedCost, error_table, ratio_of, sizes_of
+from spyre_bench.cost.spread import IQR, Spread
 from spyre_bench.cost.table import CostRow, read_cost_table
 from spyre_bench.shapes import Bucket
 
@@ -94,6 +96,45 @@ class MeasuredCost(CostModel):
     def span(self) -> str:
         ranges = zip("BPN", self._least, self.largest, strict=True)
         return ", ".join(f"{name} {low} to {high}" for name, low, high in ranges)
+
+    def spread(self, costs: Sequence[BucketCost]) -> Spread | None:
+        """The interquartile ranges of the table's passes; for a bucket between those measured that
+        of the nearest, and how far the table without a row is from that row. None where the table
+        has none, and for a bucket outside of its range. How the machine changes from one day to
+        another is not in it."""
+        if any(cost.extrapolated for cost in costs):
+            return None
+        own = np.array([self._deviations(cost.bucket) for cost in costs])
+        if np.isnan(own).any():
+            return None
+        guessed = [str(cost.bucket) for cost in costs if cost.bucket not in self._measured]
+        source = "interquartile ranges of the cost table's passes"
+        if guessed:
+            source += f", and the table's error between its buckets ({', '.join(guessed)})"
+        return Spread(source, own, own)
+
+    def _deviations(self, bucket: Bucket) -> list[float]:
+        """Of the logarithm of prefill and decode."""
+        row = self._measured.get(bucket) or self._nearest(bucket)
+        own = [
+            row.prefill_iqr_s / row.prefill_s / IQR,
+            row.decode_iqr_s / row.decode_s / IQR,
+        ]
+        if bucket in self._measured:
+            return own
+        return np.hypot(own, self._errors_between).tolist()
+
+    def _nearest(self, bucket: Bucket) -> CostRow:
+        points, _, _ = self._table
+        return self.rows[np.argmin(((points - np.log2(sizes_of(bucket))) ** 2).sum(axis=1))]
+
+    @cached_property
+    def _errors_between(self) -> tuple[float, float]:
+        """Deviation of prefill and decode between buckets, as the table without a row has it."""
+        errors = self.leave_one_out()
+        off = np.log1p(errors["error"]).groupby(errors["quantity"])
+        rms = off.apply(lambda some: float(np.sqrt(np.mean(np.square(some)))))
+        return rms.get("prefill_s", np.nan), rms.get("decode_s", np.nan)
 
     def covers(self, workload: Lengths) -> np.ndarray:
         _, prompt_length, new_tokens = self.largest

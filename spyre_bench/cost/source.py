@@ -1,5 +1,5 @@
 """A source of costs from text, as commands and grids take it: the file of a cost table, or the
-Spyre card's model as `card:MODEL,tp=4,dtype=fp8,end=slow`.
+Spyre card's model as `card:MODEL,tp=4,dtype=fp8,end=pessimistic`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from spyre_bench.cost.bucket_cost import CostModel
 from spyre_bench.cost.card import SpyreCost
-from spyre_bench.cost.card_parameters import with_all_reduce
+from spyre_bench.cost.card_parameters import WORDS, with_all_reduce
 from spyre_bench.cost.measured import load_cost_table
 from spyre_bench.model_sizes import preset
 
@@ -35,11 +35,13 @@ def _card(text: str) -> SpyreCost:
     values = DEFAULTS | _settings(text, settings)
     tp = _number(text, "tp", values["tp"], int)
     card = with_all_reduce(_number(text, "all_reduce_us", values["all_reduce_us"], float))
-    return SpyreCost(preset(name), tp, values["dtype"], card, values["end"])
+    ends = {word: end for end, word in WORDS.items()}
+    end = ends.get(values["end"], values["end"])
+    return SpyreCost(preset(name), tp, values["dtype"], card, end)
 
 
 def _settings(text: str, settings: Sequence[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or key not in DEFAULTS:
@@ -47,10 +49,10 @@ def _settings(text: str, settings: Sequence[str]) -> dict[str, str]:
                 f"cost {text!r}: {setting!r} is not a setting of the card: write key=value with "
                 f"one of {', '.join(DEFAULTS)}"
             )
-        if key in found:
+        if key in values:
             raise ValueError(f"cost {text!r} gives {key} twice: keep one")
-        found[key] = value
-    return found
+        values[key] = value
+    return values
 
 
 N = TypeVar("N", int, float)

@@ -163,7 +163,7 @@ def code_cache(config) -> Iterator[CodeCache]:
     artefact = Artefact(shared, identity(config))
     with _temporary_directory() as directory, contextlib.ExitStack() as stack:
         found = _unpack(artefact, directory, config.require_precompiled)
-        new = None if found else _new_file(artefact, len(config.buckets), stack)
+        new = None if found else _new_file(artefact, len(config.compiled), stack)
         cache = CodeCache(directory)
         before = cache.work()
         # The instruction set is part of the identity: without this, every start would try it
@@ -180,7 +180,7 @@ def code_cache(config) -> Iterator[CodeCache]:
             return
         if found:
             log.warning("artefact %s was incomplete (%s) and is rebuilt", artefact.path, work)
-            new = _new_file(artefact, len(config.buckets), stack)
+            new = _new_file(artefact, len(config.compiled), stack)
         if new is not None:
             _pack(artefact, directory, new)
         if config.require_precompiled:

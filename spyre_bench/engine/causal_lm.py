@@ -1,4 +1,4 @@
-"""An FMS model as prefill and decode passes over a static KV cache.
+"""Static batching: prefill and decode passes of a bucket over a static KV cache.
 
 Shapes, in all of the engine: B bucket batch (padded), P bucket prompt (padded), N new tokens,
 T = P + N cache slots, L layers, H KV heads on this rank, D head dim, V vocabulary.
@@ -7,66 +7,16 @@ Prompts are padded on the left, so that every row's next token goes to the same 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from spyre_bench.checkpoints.weight_files import WeightFiles
-from spyre_bench.engine import fms
-from spyre_bench.engine.compile import check_backend, check_scope, compile_pass, no_compile
-from spyre_bench.engine.linear import stream_linears
-from spyre_bench.engine.memory import check_memory, sizes_of
-from spyre_bench.engine.parallel import ALONE, Rank, require_joined
+from spyre_bench.engine.compiled_model import CompiledModel, EngineConfig
+from spyre_bench.engine.memory import check_memory
 from spyre_bench.engine.static_attention import SPYRE_STATIC
-from spyre_bench.engine.weights import require_servable
-from spyre_bench.model_sizes import ITEM_BYTES
 from spyre_bench.shapes import Bucket, BucketSet
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    """What to load and how to compile it; raises ValueError for what cannot work.
-
-    `artefact_directory` keeps compiled code between runs (None: nothing is kept).
-    `memory_bytes` is the device's memory (None: what the machine has free, shared by the ranks).
-    Every rank of a tensor parallel engine builds its own with its `rank`, after `parallel.join`,
-    and makes the same calls in the same order.
-    """
-
-    model_directory: Path
-    buckets: BucketSet
-    dtype: str = "float32"
-    compile_backend: str = "inductor"
-    compile_scope: str = "layer"
-    artefact_directory: Path | None = None
-    artefact_trust: str = "user"  # whose artefacts are run, see shared_files.TRUSTS
-    require_precompiled: bool = False
-    memory_bytes: int | None = None
-    rank: Rank = ALONE
-    max_load_processes: int | None = None  # ranks that compile on cards at a time; None: all
-
-    def __post_init__(self):
-        check_backend(self.compile_backend)
-        check_scope(self.compile_scope)
-        if self.dtype not in ITEM_BYTES:
-            raise ValueError(f"dtype {self.dtype!r} is unknown: use one of {', '.join(ITEM_BYTES)}")
-        if self.compile_backend == "sendnn" and self.dtype != "float16":
-            raise ValueError(
-                f"dtype {self.dtype!r} does not run on sendnn: use float16, the card's format"
-            )
-        if self.require_precompiled and self.artefact_directory is None:
-            raise ValueError(
-                "require_precompiled is set but no artefact_directory to look in: name one"
-            )
-        if self.require_precompiled and self.compile_backend != "inductor":
-            raise ValueError(
-                f"require_precompiled knows artefacts of 'inductor' only, not of "
-                f"{self.compile_backend!r}: unset it"
-            )
 
 
 @dataclass
@@ -85,48 +35,27 @@ class CachedBatch:
         return self.bucket.prompt_length + self.step
 
 
-class SpyreCausalLM:
+class SpyreCausalLM(CompiledModel):
     """A causal language model that runs compiled buckets, one batch at a time."""
 
     def __init__(self, config: EngineConfig):
-        self.config = config
+        assert config.buckets is not None, "an engine of shapes is a PagedCausalLM"
         self.buckets = config.buckets
-        longest = self.buckets.max_context_length
-        hf_config = require_servable(config.model_directory, longest)
-        files = WeightFiles(config.model_directory)
-        self.sizes = sizes_of(hf_config, files)
-        self.vocab_size = self.sizes.vocab_size
-        self.context_length = self.sizes.context_length
-        _check_context(self.buckets, self.context_length)
-        tp = config.rank.tp
-        self.sizes.require_tp(tp)
-        require_joined(config.rank)
-        self.memory_bytes = check_memory(
-            self.sizes, self.buckets, config.dtype, config.memory_bytes, tp
-        )
-        self.dtype = getattr(torch, config.dtype)
-        self.pad_token = 0  # fills pad slots and dummy rows; no output depends on it
-        started = time.perf_counter()
-        self._model = fms.load(
-            hf_config, self.sizes, files, self.dtype, longest, tp, config.rank.rank
-        )
-        if config.compile_backend == "inductor":
-            stream_linears(self._model)
-        self.load_s = time.perf_counter() - started
-        self._passes: dict[Bucket, tuple[Callable, Callable]] = {}
-        self._warmed: set[Bucket] = set()
-        self._layer_pass: Callable = _run_layer
+        super().__init__(config)
         self._batch: CachedBatch | None = None
-        if config.compile_scope == "layer":
-            layers = self._model.base_model.layers
-            for index, layer in enumerate(layers):
-                layers[index] = _SwitchedLayer(layer, self)
         self._caches = self._allocate()
 
-    @property
-    def weight_bytes(self) -> int:
-        """Of the weights that this rank holds, tied ones once."""
-        return sum(parameter.nbytes for parameter in set(self._model.parameters()))
+    def _check_memory(self) -> int:
+        config = self.config
+        _check_context(self.buckets, self.context_length)
+        return check_memory(
+            self.sizes,
+            self.buckets,
+            config.dtype,
+            config.memory_bytes,
+            config.rank.tp,
+            self.packs,
+        )
 
     @torch.no_grad()
     def prefill(self, bucket: Bucket, prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -135,19 +64,14 @@ class SpyreCausalLM:
         Raises RuntimeError for a bucket that was not warmed, ValueError for prompts that do
         not fit it.
         """
-        if bucket not in self._passes:
-            raise RuntimeError(
-                f"bucket {bucket} was not warmed up; warmed buckets: "
-                f"{' '.join(map(str, sorted(self._warmed))) or 'none'}. Nothing compiles while "
-                f"serving: add it to the engine's buckets and start again"
-            )
+        self._require_warmed("bucket", bucket, (bucket, "prefill"))
         _check_prompts(bucket, prompts)
         tokens, positions, starts = self._pad(bucket, prompts)
         batch = CachedBatch(
             bucket, len(prompts), positions[:, -1:].clone(), self._decode_mask(bucket, starts)
         )
         mask = self._prefill_mask(bucket, starts)
-        logits = self._run(bucket, tokens, positions, mask, None)
+        logits = self._pass(bucket, tokens, positions, mask, None)
         self._batch = batch
         return logits[: batch.rows].float()
 
@@ -174,40 +98,26 @@ class SpyreCausalLM:
         batch.positions += 1
         batch.mask[..., batch.slot] = 0
         slot = torch.tensor([batch.slot])
-        logits = self._run(batch.bucket, column, batch.positions, batch.mask, slot)
+        logits = self._pass(batch.bucket, column, batch.positions, batch.mask, slot)
         batch.step += 1
         return logits[: batch.rows].float()
 
     def compile(self, bucket: Bucket) -> None:
         """Readies a bucket's two passes; each compiles when it first runs (see `warmup`)."""
-        function = _run_layer if self.config.compile_scope == "layer" else _run_model
-        name = str(bucket).replace(",", "_")
         self._warmed.discard(bucket)
-        self._passes[bucket] = (
-            compile_pass(function, f"prefill_{name}", self.config.compile_backend),
-            compile_pass(function, f"decode_{name}", self.config.compile_backend),
-        )
+        for kind in ("prefill", "decode"):
+            self._compile((bucket, kind), f"{kind}_{str(bucket).replace(',', '_')}")
 
-    def close_compiling(self, bucket: Bucket) -> None:
-        """From here on a pass of this bucket that would compile raises instead."""
-        self._warmed.add(bucket)
-
-    def _run(self, bucket, tokens, positions, mask, slot) -> Tensor:
+    def _pass(self, bucket: Bucket, tokens, positions, mask, slot) -> Tensor:
         """One pass in the bucket's compiled code: logits [B, V]."""
-        compiled = self._passes[bucket][slot is not None]
-        arguments = (tokens, positions, self._caches[bucket], mask, slot)
-        if self.config.compile_backend == "sendnn":
-            _mark_static(arguments)
-        if bucket in self._warmed:
-            with no_compile():
-                return self._call(compiled, arguments)
-        return self._call(compiled, arguments)
-
-    def _call(self, compiled: Callable, arguments: tuple) -> Tensor:
-        if self.config.compile_scope == "model":
-            return compiled(self._model, *arguments)
-        self._layer_pass = compiled
-        return _run_model(self._model, *arguments)
+        return self._run(
+            (bucket, "prefill" if slot is None else "decode"),
+            bucket in self._warmed,
+            tokens,
+            positions,
+            self._caches[bucket],
+            {"attn_name": SPYRE_STATIC, "mask": mask, "slot": slot},
+        )
 
     def _allocate(self) -> dict[Bucket, list[tuple[Tensor, Tensor]]]:
         """Key and value caches [B, H, T, D] a layer, as views of storage that the buckets
@@ -257,51 +167,6 @@ class SpyreCausalLM:
         seen = (slots >= starts[:, None]) & (slots < bucket.prompt_length)
         return self._additive(seen[:, None, None])
 
-    def _additive(self, seen: Tensor) -> Tensor:
-        return torch.zeros(seen.shape, dtype=self.dtype).masked_fill_(~seen, float("-inf"))
-
-
-class _SwitchedLayer(nn.Module):
-    """A decoder layer that runs in whichever compiled pass the engine is in (scope `layer`)."""
-
-    def __init__(self, layer: nn.Module, engine: SpyreCausalLM):
-        super().__init__()
-        self.layer = layer
-        self.engine = engine
-
-    def forward(self, x, *, position_ids, past_key_value_state, mask, slot, **_):
-        x = self.engine._layer_pass(self.layer, x, position_ids, past_key_value_state, mask, slot)
-        return x, past_key_value_state
-
-
-def _run_layer(layer, x, positions, cache, mask, slot):
-    """One decoder layer over its (keys, values) cache: hidden states in, hidden states out."""
-    x, _ = layer(
-        x=x,
-        position_ids=positions,
-        past_key_value_state=cache,
-        use_cache=True,
-        attn_name=SPYRE_STATIC,
-        mask=mask,
-        slot=slot,
-    )
-    return x
-
-
-def _run_model(model, tokens, positions, caches, mask, slot):
-    """The whole model: tokens [B, Q] in, logits [B, V] of the last column out."""
-    logits, _ = model(
-        tokens,
-        position_ids=positions,
-        past_key_value_states=caches,
-        use_cache=True,
-        last_n_tokens=1,
-        attn_name=SPYRE_STATIC,
-        mask=mask,
-        slot=slot,
-    )
-    return logits[:, -1]
-
 
 def _check_context(buckets: BucketSet, context_length: int) -> None:
     for bucket in buckets:
@@ -321,12 +186,3 @@ def _check_prompts(bucket: Bucket, prompts) -> None:
                 f"prompt {row} has {len(prompt)} tokens, bucket {bucket} takes 1 to "
                 f"{bucket.prompt_length}"
             )
-
-
-def _mark_static(arguments: tuple) -> None:
-    """Tells the card's compiler that no dimension of any input ever changes."""
-    tokens, positions, caches, mask, slot = arguments
-    for tensor in (tokens, positions, mask, *(part for cache in caches for part in cache)):
-        torch._dynamo.mark_static(tensor)
-    if slot is not None:
-        torch._dynamo.mark_static(slot)

@@ -20,7 +20,7 @@ def identity(config) -> Identity:
     compiler, cpu_features = compiler_target()
     return {
         "model": hashlib.sha256(text).hexdigest()[:16],
-        "buckets": str(config.buckets),
+        "compiled": str(config.compiled),
         "tp": config.rank.tp,
         "rank": config.rank.rank,
         "dtype": config.dtype,

@@ -1,69 +1,72 @@
-"""Matrix products of a decode pass, written so that Inductor streams the weights.
+"""Matrix products with weights that oneDNN has packed once, at load.
 
 Shapes: M rows (tokens of the pass), K inputs, N outputs.
 """
 
+from __future__ import annotations
+
 import torch
 from fms.modules.head import LinearClassificationHead
-from torch import nn
-from torch.nn import functional as F
+from torch import Tensor, nn
 
-MAX_STREAMED_ROWS = 8
-"""Above this many rows the product is compute-bound, and the library's kernel is the better."""
+MAX_PACKED_ROWS = 8
+"""oneDNN lays weights out for a number of rows. More rows are compute-bound in any layout, and more
+than these gained nothing (docs/LOG.md)."""
 
-STREAMS = (4, 2, 1)
-"""Weight rows read side by side: independent sums hide the latency of each addition."""
+_product = torch.ops.mkldnn._linear_pointwise.default
 
-
-class StreamedLinear(nn.Linear):
-    """A linear layer that, compiled for few rows, reads each weight exactly once.
-
-    The library's kernels for M = 2..8 rows reach half of the memory's bandwidth at best
-    (docs/LOG.md). Written as sums of products that share their reads, Inductor fuses all of
-    them into one loop over the weights.
-    """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.numel() // x.shape[-1]
-        if not 2 <= rows <= MAX_STREAMED_ROWS or not torch.compiler.is_compiling():
-            return F.linear(x, self.weight, self.bias)
-        out = streamed_product(x.reshape(rows, -1), self.weight)
-        out = out.view(*x.shape[:-1], -1)
-        return out if self.bias is None else out + self.bias
+# Inductor takes oneDNN's own product only where the packed weight is a constant of the graph, and
+# the layers of a model share one graph: for it, this is a product that it knows nothing of.
+_library = torch.library.Library("spyre_bench", "DEF")
+_library.define("packed_linear(Tensor x, Tensor packed, Tensor? bias) -> Tensor")
+_library.impl(
+    "packed_linear",
+    lambda x, packed, bias: _product(x, packed, bias, "none", [], ""),
+    "MkldnnCPU",
+)
 
 
-class ChunkedHead(LinearClassificationHead):
-    """The output head, which runs outside the compiled layer, in pieces that stay in cache.
-
-    The library's kernel for few rows packs the weights first; packed whole they go through
-    memory twice.
-    """
-
-    CHUNK_BYTES = 2**20
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.numel() // x.shape[-1]
-        if not 2 <= rows <= MAX_STREAMED_ROWS or torch.compiler.is_compiling():
-            return F.linear(x, self.weight, self.bias)
-        outputs = max(1, self.CHUNK_BYTES // self.weight[0].nbytes)
-        out = torch.cat([F.linear(x, part) for part in self.weight.split(outputs)], -1)
-        return out if self.bias is None else out + self.bias
+@torch.library.register_fake("spyre_bench::packed_linear", lib=_library)
+def _(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty((*x.shape[:-1], packed.shape[0]))
 
 
-def streamed_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x [M, K] times weight [N, K] transposed: [M, N]."""
-    outputs, inputs = weight.shape
-    # as_strided makes Inductor store x first: it would else work x out anew for every output
-    x = x.contiguous().as_strided(x.shape, (inputs, 1))
-    streams = next(count for count in STREAMS if outputs % count == 0)
-    parts = weight.view(streams, outputs // streams, inputs)
-    return torch.stack(
-        [torch.cat([(part * row).sum(-1) for part in parts.unbind()]) for row in x.unbind()]
-    )
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this machine has oneDNN's products in this type."""
+    supported = {
+        torch.float32: lambda: True,
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    return torch.backends.mkldnn.is_available() and supported[dtype]()
 
 
-def stream_linears(model: nn.Module) -> None:
-    """Turns the model's plain linear layers and its head into streamed ones, in place."""
-    streamed = {nn.Linear: StreamedLinear, LinearClassificationHead: ChunkedHead}
-    for module in model.modules():
-        module.__class__ = streamed.get(type(module), type(module))
+def pack(weight: Tensor, rows: int) -> Tensor:
+    """A weight [N, K] in oneDNN's layout for about so many rows."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), min(rows, MAX_PACKED_ROWS))
+
+
+def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [..., K] times a packed weight [N, K] transposed: [..., N]."""
+    return torch.ops.spyre_bench.packed_linear.default(x, packed, bias)
+
+
+class PackedLinear(nn.Module):
+    """A linear layer without its dense weight."""
+
+    def __init__(self, linear: nn.Linear, rows: int):
+        super().__init__()
+        self.packed = pack(linear.weight, rows)
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return packed_linear(x, self.packed, self.bias)
+
+
+def pack_linears(model: nn.Module, rows: int) -> None:
+    """Replaces the model's linear layers and its head by packed ones for passes of about so many
+    rows. Their dense weights are freed, but for one that the embedding holds too."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) in (nn.Linear, LinearClassificationHead):
+                setattr(module, name, PackedLinear(child, rows))

@@ -9,6 +9,7 @@ import psutil
 from spyre_bench.checkpoints.weight_files import WeightFiles
 from spyre_bench.engine.weights import COMPUTED, HEAD
 from spyre_bench.model_sizes import ITEM_BYTES, ModelSizes
+from spyre_bench.shape_set import BLOCK_TOKENS, ShapeSet
 from spyre_bench.shapes import Bucket, BucketSet
 
 if TYPE_CHECKING:
@@ -42,20 +43,27 @@ def pass_bytes(sizes: ModelSizes, bucket: Bucket, dtype: str, tp: int = 1) -> in
 
 
 def check_memory(
-    sizes: ModelSizes, buckets: BucketSet, dtype: str, limit: int | None, tp: int = 1
+    sizes: ModelSizes,
+    buckets: BucketSet,
+    dtype: str,
+    limit: int | None,
+    tp: int = 1,
+    packs: bool = False,
 ) -> int:
     """Bytes that each of `tp` ranks needs, at most `limit`, which is a rank's (None: its share of
     what the machine has free now).
 
-    One bucket runs at a time and they share one cache, so the largest decides. Raises
-    ValueError with the bytes needed, the bytes there, and the largest batch that would fit.
+    One bucket runs at a time and they share one cache, so the largest decides. An engine that
+    `packs` its weights holds a tied head twice: as the embedding, and packed. Raises ValueError
+    with the bytes needed, the bytes there, and the largest batch that would fit.
     """
-    there = psutil.virtual_memory().available // tp if limit is None else limit
+    there = _there(limit, tp)
     worst = max(buckets, key=lambda bucket: pass_bytes(sizes, bucket, dtype, tp))
-    needed = sizes.weight_bytes(dtype, tp) + pass_bytes(sizes, worst, dtype, tp)
+    weights = _held_weights(sizes, dtype, tp, packs)
+    needed = weights + pass_bytes(sizes, worst, dtype, tp)
     if needed <= there:
         return needed
-    left = there - sizes.weight_bytes(dtype, tp)
+    left = there - weights
     a_row = pass_bytes(sizes, Bucket(1, worst.prompt_length, worst.new_tokens), dtype, tp)
     remedy = (
         f"the largest batch_size that fits with these lengths is {left // a_row}"
@@ -65,5 +73,60 @@ def check_memory(
     each = f" on each of {tp} ranks" if tp > 1 else ""
     raise ValueError(
         f"bucket {worst} needs {needed:,} bytes in {dtype}{each} "
-        f"({sizes.weight_bytes(dtype, tp):,} of them weights) and there are {there:,}: {remedy}"
+        f"({weights:,} of them weights) and there are {there:,}: {remedy}"
     )
+
+
+def pool_bytes(sizes: ModelSizes, shapes: ShapeSet, dtype: str, tp: int = 1) -> tuple[int, int]:
+    """Bytes a rank of one block of the KV cache, and of what passes need beside the cache: mask,
+    activations of one layer, context as the chunk gathers it, logits."""
+    item = ITEM_BYTES[dtype]
+    block = BLOCK_TOKENS * sizes.kv_bytes_per_token(tp, item)
+    chunks = [
+        sizes.prefill_bytes(Bucket(1, shape.chunk_length, 2), tp, item, LOGIT_BYTES)
+        + (shape.chunk_length + 4 * sizes.hidden_size // tp) * shape.context_length * item
+        for shape in shapes.prefill
+    ]
+    logits = shapes.max_rows * sizes.vocab_size * LOGIT_BYTES
+    return block, max(chunks) + logits
+
+
+def check_pool(
+    sizes: ModelSizes,
+    shapes: ShapeSet,
+    dtype: str,
+    limit: int | None,
+    tp: int = 1,
+    packs: bool = False,
+) -> int:
+    """Bytes that each rank of an engine of continuous batching needs; limit and `packs` as in
+    `check_memory`. Raises ValueError with how many blocks would fit and what holds the rest."""
+    there = _there(limit, tp)
+    block, passes = pool_bytes(sizes, shapes, dtype, tp)
+    weights = _held_weights(sizes, dtype, tp, packs)
+    needed = weights + passes + shapes.blocks * block
+    if needed <= there:
+        return needed
+    fit = max(0, there - weights - passes) // block
+    least = shapes.least_blocks
+    remedy = (
+        f"{fit} blocks would fit: set num_gpu_blocks_override to {fit} or less"
+        if fit >= least
+        else f"{fit} blocks would fit and one request of {shapes.max_model_len} tokens needs "
+        f"{least}: use shorter contexts or a smaller model"
+    )
+    each = f" on each of {tp} ranks" if tp > 1 else ""
+    raise ValueError(
+        f"{shapes.blocks} blocks of {BLOCK_TOKENS} tokens need {shapes.blocks * block:,} bytes in "
+        f"{dtype}{each}, beside {weights:,} of weights and {passes:,} of passes, and there are "
+        f"{there:,} in all: {remedy}"
+    )
+
+
+def _there(limit: int | None, tp: int) -> int:
+    return psutil.virtual_memory().available // tp if limit is None else limit
+
+
+def _held_weights(sizes: ModelSizes, dtype: str, tp: int, packs: bool) -> int:
+    copied = sizes.head_linear().weights if packs and sizes.tied_head else 0
+    return sizes.weight_bytes(dtype, tp) + copied * ITEM_BYTES[dtype]

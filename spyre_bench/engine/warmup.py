@@ -1,23 +1,34 @@
-"""Warmup: compile and first-run every bucket before the engine reports ready."""
+"""Warmup: compile and first-run every shape before the engine reports ready."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from typing import TypeVar, overload
 
 from tqdm import tqdm
 
 from spyre_bench.engine.artefacts import DiscardedArtefact, code_cache
-from spyre_bench.engine.causal_lm import EngineConfig, SpyreCausalLM
+from spyre_bench.engine.causal_lm import SpyreCausalLM
 from spyre_bench.engine.compile import sendnn_warmup, unique_graphs
+from spyre_bench.engine.compiled_model import EngineConfig
+from spyre_bench.engine.paged_causal_lm import Chunk, DecodeRow, PagedCausalLM
 from spyre_bench.engine.parallel import in_turns
-from spyre_bench.pass_log import Warmup
+from spyre_bench.pass_log import ShapeWarmup, Warmup
+from spyre_bench.shape_set import DecodeShape, PrefillShape
 from spyre_bench.shapes import Bucket
 
+Compiled = TypeVar("Compiled", Bucket, "PrefillShape | DecodeShape")
 
-def warm_up(model: SpyreCausalLM, *, progress: bool = True) -> list[Warmup]:
-    """Compiles and runs every bucket, largest first, so that a lack of memory shows early.
+
+@overload
+def warm_up(model: SpyreCausalLM, *, progress: bool = True) -> list[Warmup]: ...
+@overload
+def warm_up(model: PagedCausalLM, *, progress: bool = True) -> list[ShapeWarmup]: ...
+def warm_up(model, *, progress=True):
+    """Compiles and runs every bucket, or every shape, largest first, so that a lack of memory shows
+    early.
 
     Afterwards nothing of this engine compiles: a pass that would raises.
     """
@@ -29,27 +40,38 @@ def warm_up(model: SpyreCausalLM, *, progress: bool = True) -> list[Warmup]:
     return _warm_up(model, progress)
 
 
-def _warm_up(model: SpyreCausalLM, progress: bool) -> list[Warmup]:
-    rows = []
+def _warm_up(model: SpyreCausalLM | PagedCausalLM, progress: bool) -> list[Warmup | ShapeWarmup]:
+    static = isinstance(model, SpyreCausalLM)
+    rows: list[Warmup | ShapeWarmup] = []
     with code_cache(model.config) as cache:
-        for bucket in _with_bar(largest_first(model.buckets), progress):
+        for shape in _with_bar(largest_first(model.config.compiled), progress):
             before = cache.work()
-            *seconds, graphs = _warm_bucket(model, bucket)
+            *seconds, graphs = _warm_bucket(model, shape) if static else _warm_shape(model, shape)
             was_warm = cache.directory is not None and (cache.work() - before).is_none
-            rows.append(Warmup(bucket, *seconds, was_warm, graphs))
+            row = Warmup if static else ShapeWarmup
+            rows.append(row(shape, *seconds, was_warm, graphs))
     return rows
 
 
-def largest_first(buckets: Iterable[Bucket]) -> list[Bucket]:
-    return sorted(buckets, key=lambda b: (b.batch_size * b.context_length, b), reverse=True)
+def largest_first(shapes: Iterable[Compiled]) -> list[Compiled]:
+    """By the tokens that the cache of a pass holds."""
+    return sorted(shapes, key=lambda shape: (_tokens(shape), str(shape)), reverse=True)
 
 
-def _with_bar(buckets: list[Bucket], progress: bool) -> Iterable[Bucket]:
-    """The buckets under a bar that names the current one and estimates the time left."""
-    with tqdm(total=len(buckets), desc="warmup", unit="bucket", disable=not progress) as bar:
-        for bucket in buckets:
-            bar.set_postfix_str(f"bucket {bucket}")
-            yield bucket
+def _tokens(shape: Bucket | PrefillShape | DecodeShape) -> int:
+    if isinstance(shape, Bucket):
+        return shape.batch_size * shape.context_length
+    rows = shape.rows if isinstance(shape, DecodeShape) else 1
+    return rows * shape.context_length
+
+
+def _with_bar(shapes: list[Compiled], progress: bool) -> Iterable[Compiled]:
+    """The shapes under a bar that names the current one and estimates the time left."""
+    unit = "bucket" if isinstance(shapes[0], Bucket) else "shape"
+    with tqdm(total=len(shapes), desc="warmup", unit=unit, disable=not progress) as bar:
+        for shape in shapes:
+            bar.set_postfix_str(f"{unit} {shape}")
+            yield shape
             bar.update()
 
 
@@ -77,6 +99,51 @@ def _warm_bucket(model: SpyreCausalLM, bucket: Bucket) -> tuple[float, float, fl
         decode_s,
         graphs,
     )
+
+
+def _warm_shape(
+    model: PagedCausalLM, shape: PrefillShape | DecodeShape
+) -> tuple[float, float, float, int]:
+    """Fields of a ShapeWarmup between `shape` and `was_warm`, and the graphs captured."""
+    graphs = unique_graphs()
+    model.compile(shape)
+    started = time.perf_counter()
+    with sendnn_warmup(model.config.compile_backend, _turn(model.config)):
+        run_full(model, shape)
+    first_s = time.perf_counter() - started
+    model.close_compiling(shape)
+    graphs = unique_graphs() - graphs
+    assert graphs <= 1, f"shape {shape} made {graphs} graphs"
+    full_s = _seconds(lambda: run_full(model, shape))
+    empty_s = _seconds(lambda: run_empty(model, shape))
+    return max(0.0, first_s - full_s), full_s, empty_s, graphs
+
+
+def run_full(model: PagedCausalLM, shape: PrefillShape | DecodeShape) -> None:
+    """The pass that has most to read: every context full, in blocks of its own as far as the cache
+    has them. What it overwrites must be nobody's."""
+    last = model.shapes.blocks - 1
+
+    def table(row: int) -> list[int]:
+        return [(row * shape.blocks + index) % last + 1 for index in range(shape.blocks)]
+
+    if isinstance(shape, DecodeShape):
+        position = shape.context_length - 1
+        model.decode(
+            shape, [DecodeRow(model.pad_token, position, table(row)) for row in range(shape.rows)]
+        )
+    else:
+        start = shape.context_length - shape.chunk_length
+        model.prefill(shape, Chunk([model.pad_token] * shape.chunk_length, start, table(0)))
+
+
+def run_empty(model: PagedCausalLM, shape: PrefillShape | DecodeShape) -> None:
+    """The pass that has least to read: one row of one token, or a chunk with nothing before it."""
+    table = [1] * shape.blocks
+    if isinstance(shape, DecodeShape):
+        model.decode(shape, [DecodeRow(model.pad_token, 0, table)])
+    else:
+        model.prefill(shape, Chunk([model.pad_token] * shape.chunk_length, 0, table))
 
 
 def _turn(config: EngineConfig) -> AbstractContextManager:

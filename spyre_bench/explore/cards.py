@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from ipywidgets import Box
     from matplotlib.axes import Axes
 
-    from spyre_bench.studies.deployments import Deployment, Service
+    from spyre_bench.studies.capacity import Service
+    from spyre_bench.studies.deployments import Deployment
 
 FEW_A_CARD = 20
 FEW_SIZES = (1, 4)
@@ -26,7 +27,7 @@ def does_tp_pay(parameters: Any) -> Box:
     import ipywidgets as widgets
 
     from spyre_bench.model_sizes import DTYPES, PRESETS
-    from spyre_bench.workload.workload import WORKLOADS
+    from spyre_bench.workload.length_table import WORKLOADS
 
     names = list(dict.fromkeys([parameters.workload, *WORKLOADS]))
     controls = {
@@ -47,9 +48,9 @@ def does_tp_pay(parameters: Any) -> Box:
         ),
     }
     note = (
-        f"Modelled, not measured. At most {FEW_A_CARD} requests a card and fewer candidate buckets "
-        f"than in the notebook, so that the picture follows at once; figures differ from those "
-        f"above."
+        f"Modelled, not measured. At most {FEW_A_CARD} requests per card and fewer candidate "
+        f"buckets than in the notebook, so that the picture follows at once; figures differ "
+        f"from those above."
     )
     few = functools.cache(functools.partial(few_deployments, parameters))
     return panel(functools.partial(draw_deployments, few), controls, note)
@@ -61,7 +62,8 @@ def few_deployments(
     """Every division of `tp` cards with its buckets, and a service of few requests."""
     from spyre_bench.model_sizes import preset
     from spyre_bench.simulate.scenario import Scenario
-    from spyre_bench.studies.deployments import Service, propose
+    from spyre_bench.studies.capacity import Service
+    from spyre_bench.studies.deployments import propose
 
     requests_a_card = min(FEW_A_CARD, parameters.requests_a_card)
     scenario = Scenario.of(parameters, workload=workload, requests=requests_a_card * tp)
@@ -86,11 +88,13 @@ def draw_deployments(
     from spyre_bench.cost.card_parameters import with_all_reduce
     from spyre_bench.studies.deployments import best, capacities
 
-    service, found = few(model, tp, dtype, workload)
+    service, deployments = few(model, tp, dtype, workload)
     card = with_all_reduce(all_reduce_us)
-    moved = [it if it.refused else replace(it, cost=replace(it.cost, card=card)) for it in found]
+    moved = [
+        it if it.refused else replace(it, cost=replace(it.cost, card=card)) for it in deployments
+    ]
     capacity = capacities(moved, service)
-    tops = best(capacity).set_index("end")["deployment"]
-    title = f"{model}, {dtype}, {workload}: {tops['value']} serves most at the middle values,\n"
-    title += f"{tops['slow']} at the slow end, {tops['fast']} at the fast"
+    winners = best(capacity).set_index("end")["deployment"]
+    title = f"{model}, {dtype}, {workload}: {winners['value']} serves most at the nominal values,\n"
+    title += f"{winners['slow']} at the pessimistic end, {winners['fast']} at the optimistic"
     return plots.capacities(capacity, title)

@@ -28,7 +28,7 @@ def which_buckets(parameters: Any, k: int) -> Box:
     import ipywidgets as widgets
 
     from spyre_bench.cost.source import load_cost
-    from spyre_bench.workload.workload import WORKLOADS
+    from spyre_bench.workload.length_table import WORKLOADS
 
     table = load_cost(parameters.cost)
     names = list(dict.fromkeys([parameters.workload, *WORKLOADS]))
@@ -65,8 +65,8 @@ def few_requests(
     """A few requests of a workload that the cost table covers, the candidates for them with their
     costs, and how many requests there were before."""
     few = min(FEW_REQUESTS, parameters.requests)
-    some, drawn = _covered(parameters, table, workload, few)
-    return some, _candidates(some, table, **FEW_CANDIDATES), drawn
+    covered, drawn = _covered(parameters, table, workload, few)
+    return covered, _candidates(covered, table, **FEW_CANDIDATES), drawn
 
 
 def _covered(
@@ -79,10 +79,10 @@ def _covered(
     return within(drawn, table), len(drawn)
 
 
-def _candidates(some: Workload, table: CostModel, **most: int) -> tuple[BucketCost, ...]:
+def _candidates(requests: Workload, table: CostModel, **most: int) -> tuple[BucketCost, ...]:
     from spyre_bench.choose.advise import priced_candidates
 
-    return priced_candidates(some, table, table.batch_sizes, **most)
+    return priced_candidates(requests, table, table.batch_sizes, **most)
 
 
 def draw_choice(few: Callable[[str], tuple], workload: str, k: int, warmup_budget_s: float) -> Axes:
@@ -90,9 +90,9 @@ def draw_choice(few: Callable[[str], tuple], workload: str, k: int, warmup_budge
     where none is within the budget (seconds, 0 for none), or the cost table covers no request."""
     from spyre_bench.choose.optimize import Limits, choose_buckets
 
-    some, costs, drawn = few(workload)
-    choice = choose_buckets(some, costs, Limits(k, warmup_budget_s or None))
-    return _map(some, choice, drawn)
+    requests, costs, drawn = few(workload)
+    choice = choose_buckets(requests, costs, Limits(k, warmup_budget_s or None))
+    return _map(requests, choice, drawn)
 
 
 def choose_for_all(
@@ -103,26 +103,26 @@ def choose_for_all(
     from spyre_bench.choose.optimize import Limits, choose_buckets
 
     yield Step(0.0, f"drawing {parameters.requests:,} requests")
-    some, drawn = _covered(parameters, table, workload, parameters.requests)
-    costs, choices = _candidates(some, table), []
+    covered, drawn = _covered(parameters, table, workload, parameters.requests)
+    costs, choices = _candidates(covered, table), []
     for number in range(1, k + 1):
         yield Step(number / (k + 1), f"{number} of {k} buckets out of {len(costs)} candidates")
-        choices.append(choose_buckets(some, costs, Limits(number, warmup_budget_s or None)))
+        choices.append(choose_buckets(covered, costs, Limits(number, warmup_budget_s or None)))
     saved = ""
     if len(choices) > 1:
         saved = f", {1 - choices[-1].objective_s / choices[-2].objective_s:.0%} less than {k - 1}"
-    return functools.partial(_map, some, choices[-1], drawn, saved)
+    return functools.partial(_map, covered, choices[-1], drawn, saved)
 
 
-def _map(some: Workload, choice: Choice, drawn: int, saved: str = "") -> Axes:
+def _map(requests: Workload, choice: Choice, drawn: int, saved: str = "") -> Axes:
     from spyre_bench import plots
-    from spyre_bench.metrics.bounds import by_bucket
+    from spyre_bench.metrics.bounds import bound_by_bucket
 
     buckets = f"{len(choice.costs)} bucket{'s' if len(choice.costs) > 1 else ''}"
     title = (
-        f"{drawn:,} requests, {buckets}: {choice.objective_s / len(some):.3f} "
-        f"device seconds a request{saved}, {choice.compile_s:.0f} s of compiling"
+        f"{drawn:,} requests, {buckets}: {choice.objective_s / len(requests):.3f} "
+        f"device seconds per request{saved}, {choice.compile_s:.0f} s of compiling"
     )
-    if len(some) < drawn:
-        title += f"\n{1 - len(some) / drawn:.0%} of the requests are beyond the cost table"
-    return plots.buckets(by_bucket(some, choice.costs), some.frame(), title)
+    if len(requests) < drawn:
+        title += f"\n{1 - len(requests) / drawn:.0%} of the requests are beyond the cost table"
+    return plots.buckets(bound_by_bucket(requests, choice.costs), requests.frame(), title)

@@ -29,7 +29,7 @@ def how_full(
 
     from spyre_bench.policy.static import POLICIES
 
-    some = workload.head(min(QUEUED_REQUESTS, len(workload)))
+    first = workload.head(min(QUEUED_REQUESTS, len(workload)))
     controls = {
         "policy": widgets.Dropdown(options=list(POLICIES), value=rules.name),
         "rate": widgets.FloatSlider(
@@ -50,12 +50,12 @@ def how_full(
         ),
     }
     note = f"100 % load is {capacity_rps:.3g} requests/s."
-    if len(some) < len(workload):
+    if len(first) < len(workload):
         note += (
-            f" Only the first {len(some):,} of {len(workload):,} requests are simulated, so that "
+            f" Only the first {len(first):,} of {len(workload):,} requests are simulated, so that "
             f"the picture follows at once; figures differ a little from those above."
         )
-    draw = functools.partial(draw_fill, some, costs, rules, capacity_rps)
+    draw = functools.partial(draw_fill, first, costs, rules, capacity_rps)
     return panel(draw, controls, note)
 
 
@@ -76,15 +76,16 @@ def draw_fill(
     from spyre_bench.studies import under_load
 
     rules = replace(rules, name=policy, max_wait_s=max_wait_s)
-    trace = simulate(under_load.at_rate(workload, rate), costs, rules)
-    found = summary.summary(trace)
-    frame = under_load.waste_by_bucket(trace)
+    run = simulate(under_load.at_rate(workload, rate), costs, rules)
+    figures = summary.summary(run)
+    frame = under_load.waste_by_bucket(run)
     labels = [f"{row.bucket}: {row.batches:,}" for row in frame.itertuples()]
-    saturated = bool(summary.saturation(trace))
+    saturated = bool(summary.saturation(run))
     title = (
-        f"{policy} at {rate / capacity_rps:.0%} load: {found['fill']:.0%} useful, "
-        f"{found['utilisation']:.0%} busy, {found['batches']:,} batches\n"
-        f"E2EL P50 {found['median_e2el_ms'] / 1e3:.1f} s, P95 {found['p95_e2el_ms'] / 1e3:.1f} s"
+        f"{policy} at {rate / capacity_rps:.0%} load: {figures['fill']:.0%} useful, "
+        f"{figures['utilisation']:.0%} busy, {figures['batches']:,} batches\n"
+        f"E2EL P50 {figures['median_e2el_ms'] / 1e3:.1f} s, "
+        f"P95 {figures['p95_e2el_ms'] / 1e3:.1f} s"
         f"{' (saturated: depends on the length of the run)' if saturated else ''}"
     )
     grouped = frame.assign(label=labels, group="bucket: batches", saturated=False)

@@ -38,7 +38,7 @@ def panel(
 
     def show(drawing: Callable[[], Axes]) -> None:
         try:
-            figure.value, caption.value, numbers.value = _shown(drawing())
+            figure.value, caption.value, numbers.value = _shown(drawing)
             message.value = ""
         except Exception as error:
             fail(error)
@@ -74,13 +74,13 @@ def panel(
     return box.add_class("spyre-panel")
 
 
-def _shown(axes: Axes) -> tuple[bytes, str, str]:
+def _shown(drawing: Callable[[], Axes]) -> tuple[bytes, str, str]:
     """The figure as PNG, its caption, and its numbers as CSV."""
     import matplotlib.pyplot as plt
 
-    from spyre_bench import plots
+    from spyre_bench import plots  # before the first figure: it brings the style
 
-    picture = io.BytesIO()
+    axes, picture = drawing(), io.BytesIO()
     try:
         # Not bbox_inches="tight", which draws all of it twice: the style leaves no margin anyway.
         axes.figure.savefig(picture, format="png", dpi=100)

@@ -43,13 +43,13 @@ def draw_batches(passes: pd.DataFrame, show: str, bucket: str, first: int) -> Ax
     from spyre_bench import plots
     from spyre_bench.metrics import waste
 
-    some = passes if bucket == EVERY else passes[passes["bucket"] == bucket]
-    some = some[some["batch"].isin(some["batch"].unique()[:first])]
-    ledger, kind_s = waste.waste(some), some.groupby("kind")["seconds"].sum()
+    shown = passes if bucket == EVERY else passes[passes["bucket"] == bucket]
+    shown = shown[shown["batch"].isin(shown["batch"].unique()[:first])]
+    ledger, kind_s = waste.waste(shown), shown.groupby("kind")["seconds"].sum()
     what = f"{len(ledger)} batch{'es' if len(ledger) > 1 else ''} of {bucket}"
     if show == "waste":
         fill = ledger["useful"].sum() / ledger["computed"].sum()
         title = f"{what}: {fill:.0%} of {ledger['computed'].sum():,} computed tokens were useful"
         return plots.waste_ledger(ledger, title)
     title = f"{what}: {kind_s.sum():.2f} s in passes, {kind_s.get('decode', 0) / kind_s.sum():.0%} "
-    return plots.pass_timeline(some, f"{title}of it decoding")
+    return plots.pass_timeline(shown, f"{title}of it decoding")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def what_warmup_costs(predicted: pd.DataFrame, fallback: Bucket) -> Box:
-    """Number of buckets, kind of start and length of the answers over the requests after which
+    """Number of buckets, kind of start and number of output tokens over the requests after which
     each bucket has paid. `predicted` as in `startup.predict`."""
     import ipywidgets as widgets
 
@@ -36,7 +36,7 @@ def what_warmup_costs(predicted: pd.DataFrame, fallback: Bucket) -> Box:
             min=2,
             max=max(3, most_tokens),
             continuous_update=False,
-            description="answers [tokens]",
+            description="output [tokens]",
         ),
     }
     note = (

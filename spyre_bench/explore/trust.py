@@ -16,13 +16,13 @@ EVERY = "every run"
 METRICS = ("e2el", "ttft", "tpot")
 
 
-def trust_the_simulator(found: pd.DataFrame) -> Box:
-    """Run, quantity and least error over the requests. `found`: as in
+def trust_the_simulator(compared: pd.DataFrame) -> Box:
+    """Run, quantity and least error over the requests. `compared`: as in
     `validate.check.Check.by_request`."""
     import ipywidgets as widgets
 
     controls = {
-        "run": widgets.Dropdown(options=[EVERY, *dict.fromkeys(found["run"])]),
+        "run": widgets.Dropdown(options=[EVERY, *dict.fromkeys(compared["run"])]),
         "metric": widgets.Dropdown(
             options=[(metric.upper(), metric) for metric in METRICS], description="quantity"
         ),
@@ -35,18 +35,18 @@ def trust_the_simulator(found: pd.DataFrame) -> Box:
         ),
     }
     note = "The requests that were measured above; nothing is sent again."
-    return panel(functools.partial(draw_requests, found), controls, note)
+    return panel(functools.partial(draw_requests, compared), controls, note)
 
 
-def draw_requests(found: pd.DataFrame, run: str, metric: str, least: float) -> Axes:
+def draw_requests(compared: pd.DataFrame, run: str, metric: str, least: float) -> Axes:
     """The requests of a run whose simulated time is off by `least` per cent or more. ValueError
     where there is none."""
     from spyre_bench import plots
 
-    some = found if run == EVERY else found[found["run"] == run]
-    some = some[some[f"measured_{metric}_s"] > 0]  # an answer of one token has no TPOT
-    off = some[f"error_{metric}"].abs()
-    far = some[off >= least / 100]
+    requests = compared if run == EVERY else compared[compared["run"] == run]
+    requests = requests[requests[f"measured_{metric}_s"] > 0]  # one output token has no TPOT
+    off = requests[f"error_{metric}"].abs()
+    far = requests[off >= least / 100]
     if far.empty:
         raise ValueError(
             f"no request of {run} is off by {least:g} % or more in {metric.upper()}: the furthest "
@@ -55,7 +55,8 @@ def draw_requests(found: pd.DataFrame, run: str, metric: str, least: float) -> A
     which = f"the {len(far)} requests of {run}"
     if least:
         which = (
-            f"the {len(far)} of {len(some)} requests of {run} that are off by {least:g} % or more"
+            f"the {len(far)} of {len(requests)} requests of {run} that are off by {least:g} % or "
+            f"more"
         )
     title = f"{metric.upper()} is off by {off[far.index].median():.1%} in the median of\n{which}"
     return plots.measured_and_simulated(far, title, metric)

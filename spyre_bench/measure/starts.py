@@ -123,7 +123,8 @@ def start_here(request: dict) -> list[dict]:
     """In the child: start the engine, then time passes of each bucket."""
     import torch
 
-    from spyre_bench.engine.causal_lm import EngineConfig, SpyreCausalLM
+    from spyre_bench.engine.causal_lm import SpyreCausalLM
+    from spyre_bench.engine.compiled_model import EngineConfig
     from spyre_bench.engine.warmup import warm_up
 
     torch.set_num_threads(request["threads"])

@@ -1,32 +1,23 @@
-"""A simulated run in figures: its requests and batches as frames, latency, throughput, waste,
-saturation, and how far it is from the bounds.
-
-Definitions are those of `vllm bench serve`, as its client sees them: TTFT arrival to first token
-(the queue included), TPOT = (E2EL - TTFT) / (output tokens - 1), ITL every gap between two tokens
-of a request; linear percentiles, population standard deviation.
-"""
+"""A simulated run as a whole: throughput, saturation, distance to the bound; in one row."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 
-from spyre_bench.metrics.bounds import shape_bound_s
-from spyre_bench.policy.ledger import WasteLedger
-from spyre_bench.shapes import REJECTIONS
-from spyre_bench.simulate.result import DECODE, PREFILL, SimulatedRun
+from spyre_bench.metrics.bounds import bound_s
+from spyre_bench.metrics.latency import latencies
+from spyre_bench.metrics.waste import ledger, paid
+from spyre_bench.simulate.result import UNSERVED, ContinuousRun, SimulatedRun
 
-LEDGER = tuple(field.name for field in fields(WasteLedger))
-METRICS = ("ttft", "tpot", "itl", "e2el")
 GROWING = 1.5  # queue of the second half over that of the first, beyond which it grows
 PASSES_AT_ONCE = 2**14  # rows of a temporary array: it stays in the processor's cache
 
 
 def requests(run: SimulatedRun) -> pd.DataFrame:
-    """One row a request: arrival_s, prompt_tokens, output_tokens, max_tokens, batch (-1: rejected),
+    """One row per request: arrival_s, prompt_tokens, output_tokens, max_tokens, batch (-1: none),
     queue_s, ttft_s, tpot_s (nan for one token), e2el_s, rejected (the reason, or empty)."""
     served = run.requests
     return run.workload.frame().assign(
@@ -35,198 +26,16 @@ def requests(run: SimulatedRun) -> pd.DataFrame:
         ttft_s=run.ttft_s,
         tpot_s=served.tpot_s,
         e2el_s=run.e2el_s,
-        rejected=np.array(("", *REJECTIONS))[served.rejected],
+        rejected=np.array(("", *UNSERVED))[served.rejected],
     )
-
-
-def batches(run: SimulatedRun) -> pd.DataFrame:
-    """One row a batch: batch, replica, bucket, start_s, seconds, rows, passes, the waste ledger in
-    token slots (see `policy.ledger.WasteLedger`), computed and fill."""
-    names = np.array([str(cost.bucket) for cost in run.costs])
-    passes, first = run.passes, run.passes.first_of_batch
-    frame = pd.DataFrame(
-        {
-            "batch": passes.batch[first],
-            "replica": passes.replica[first],
-            "bucket": names[passes.shape[first]],
-            "start_s": passes.start_s[first],
-            "seconds": passes.batch_seconds,
-            "rows": passes.rows[first],
-            "passes": passes.sum_over_batches(passes.count),
-            **{name: passes.sum_over_batches(some) for name, some in _ledgers(run).items()},
-        }
-    )
-    computed = frame[list(LEDGER)].sum(axis=1)
-    return frame.assign(computed=computed, fill=frame["useful"] / computed)
-
-
-def ledger(run: SimulatedRun) -> WasteLedger:
-    """The waste ledger of the whole run."""
-    return WasteLedger(**{name: int(tokens.sum()) for name, tokens in _ledgers(run).items()})
-
-
-def by_bucket(batches: pd.DataFrame) -> pd.DataFrame:
-    """One row a bucket that ran: batches, rows, seconds, the ledger's sums, computed and fill."""
-    columns = ["rows", "seconds", *LEDGER, "computed"]
-    frame = batches.groupby("bucket")[columns].sum()
-    frame.insert(0, "batches", batches.groupby("bucket").size())
-    return frame.assign(fill=frame["useful"] / frame["computed"]).reset_index()
-
-
-def _ledgers(run: SimulatedRun) -> dict[str, np.ndarray]:
-    """Each part of `WasteLedger.of_batch` for each row of passes of a static batch, int64 [p]."""
-    passes = run.passes
-    if not len(passes):
-        return {name: np.zeros(0, dtype=np.int64) for name in LEDGER}
-    prefill = passes.kind == PREFILL
-    sizes = [(c.bucket.batch_size, c.bucket.prompt_length) for c in run.costs]
-    batch_size, prompt_length = np.array(sizes, dtype=np.int64)[passes.shape].T
-    prompt_length = np.where(prefill, prompt_length, 0)
-    prompts = run.workload.prompt_tokens[passes.members]
-    longest = np.where(prefill, np.maximum.reduceat(prompts, passes.first_member), 0)
-    rows, outputs = passes.rows.astype(np.int64), passes.outputs
-    return {
-        "useful": passes.useful,
-        "batch_pad": (batch_size - rows) * (prompt_length + passes.count),
-        "prompt_pad": rows * longest - (passes.useful - outputs),
-        "bucket_pad": rows * (prompt_length - longest),
-        "decode_tail": rows * passes.count - outputs,
-        "cap": np.zeros_like(rows),  # a batch ends with its longest output
-    }
-
-
-# --- latency --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Of one latency, in milliseconds; all 0 where nothing was served, as vLLM has it."""
-
-    mean_ms: float
-    median_ms: float
-    std_ms: float
-    percentiles_ms: dict[float, float]
-
-    @classmethod
-    def of(
-        cls, percentiles: Sequence[float], values_s: np.ndarray, counts: np.ndarray | None = None
-    ) -> Statistics:
-        """Of values in seconds; `counts` says how often each stands for itself."""
-        if counts is None:
-            counts = np.ones(1, dtype=np.int64)
-            levels = np.percentile(values_s, [50, *percentiles]) if len(values_s) else None
-        else:
-            values_s, counts = values_s[counts > 0], counts[counts > 0]
-            levels = _percentiles(values_s, counts, [50, *percentiles]) if len(values_s) else None
-        if levels is None:
-            return cls(0.0, 0.0, 0.0, dict.fromkeys(percentiles, 0.0))
-        weights = np.broadcast_to(counts, values_s.shape)
-        mean = np.average(values_s, weights=weights)
-        std = np.sqrt(np.average((values_s - mean) ** 2, weights=weights))
-        median, *others = (float(level) * 1e3 for level in levels)
-        return cls(
-            float(mean) * 1e3, median, float(std) * 1e3, dict(zip(percentiles, others, strict=True))
-        )
-
-
-def _percentiles(
-    values: np.ndarray, counts: np.ndarray, percentiles: Sequence[float]
-) -> np.ndarray:
-    """numpy's linear percentiles of `np.repeat(values, counts)`, without building it."""
-    order = np.argsort(values)
-    values, last = values[order], np.cumsum(counts[order])
-    place = (last[-1] - 1) * np.asarray(percentiles, dtype=float) / 100
-    low, high = (
-        values[np.searchsorted(last, at(place), side="right")] for at in (np.floor, np.ceil)
-    )
-    return low + (high - low) * (place - np.floor(place))
-
-
-def latencies(
-    run: SimulatedRun, percentiles: Sequence[float] = (50, 90, 99)
-) -> dict[str, Statistics]:
-    """Statistics of queue, ttft, tpot, itl and e2el over the served requests."""
-    served, passes, times = run.served, run.passes, run.requests
-    queue_s = times.start_s[served] - run.workload.arrival_s[served]
-    longer = np.isfinite(times.tpot_s)
-    shape = passes.shape[passes.first_of_batch][times.batch[longer]]
-    return {
-        "queue": Statistics.of(percentiles, queue_s),
-        "ttft": Statistics.of(percentiles, run.ttft_s[served]),
-        "tpot": Statistics.of(percentiles, *_distinct(times.tpot_s[longer], shape)),
-        "itl": Statistics.of(percentiles, *_distinct(*_gaps(run))),
-        "e2el": Statistics.of(percentiles, run.e2el_s[served]),
-    }
-
-
-def _gaps(run: SimulatedRun) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Seconds between two tokens of a request, of which shape, and how often. Spelled out they
-    would be the largest array of all: most are one of a row of equal passes."""
-    passes = run.passes
-    late = np.flatnonzero((passes.waited_s > 0) & (passes.tokens > 0))
-    row = np.searchsorted(passes.first_member, late, side="right") - 1
-    counts = np.where(passes.kind == DECODE, passes.outputs, 0)
-    return (
-        np.concatenate([passes.seconds, passes.waited_s[late] + passes.seconds[row]]),
-        np.concatenate([passes.shape, passes.shape[row]]),
-        np.concatenate([counts - np.bincount(row, minlength=len(passes)), np.ones_like(late)]),
-    )
-
-
-def _distinct(
-    values: np.ndarray, shape: np.ndarray, counts: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct values of each shape, and how often each is there."""
-    found, often = [np.zeros(0)], [np.zeros(0, dtype=np.int64)]
-    for one in np.unique(shape):
-        of = shape == one
-        if counts is None:
-            value, count = np.unique(values[of], return_counts=True)
-        else:
-            value, place = np.unique(values[of], return_inverse=True)
-            count = np.bincount(place, weights=counts[of]).astype(np.int64)
-        found.append(value)
-        often.append(count)
-    return np.concatenate(found), np.concatenate(often)
-
-
-def good_requests(run: SimulatedRun, limits_ms: Mapping[str, float]) -> int:
-    """Served requests within every one of the limits on ttft, tpot and e2el, in milliseconds; the
-    TPOT of a single token counts as 0. Raises ValueError for another name."""
-    require_limits(limits_ms)
-    good = run.served.copy()
-    for name, limit_ms in limits_ms.items():
-        good[good] = _latency_s(run, name)[good] <= limit_ms / 1e3
-    return int(good.sum())
-
-
-def require_limits(limits_ms: Mapping[str, float]) -> None:
-    """Raises ValueError for a limit that goodput does not know, or that nothing can be within."""
-    for name, limit_ms in limits_ms.items():
-        if name not in ("ttft", "tpot", "e2el"):
-            raise ValueError(f"goodput has no limit on {name!r}: use ttft, tpot or e2el")
-        if not limit_ms > 0:
-            raise ValueError(
-                f"goodput limit {name}:{limit_ms} is not above 0 milliseconds: write, for example, "
-                f"{name}:2000"
-            )
-
-
-def _latency_s(run: SimulatedRun, name: str) -> np.ndarray:
-    if name == "tpot":
-        return np.nan_to_num(run.requests.tpot_s, nan=0.0)
-    return run.ttft_s if name == "ttft" else run.e2el_s
-
-
-# --- the run as a whole ---------------------------------------------------------------------------
 
 
 def duration_s(run: SimulatedRun) -> float:
     """From the first arrival to the last token; 0 where nothing was served."""
-    if not len(run.passes):
+    passes = run.passes
+    if not len(passes):
         return 0.0
-    start_s = run.passes.start_s[run.passes.first_of_batch]
-    end_s = (start_s + run.passes.batch_seconds).max()
+    end_s = (passes.start_s[passes.first_of_batch] + passes.batch_seconds).max()
     return float(end_s - run.workload.arrival_s[0])
 
 
@@ -246,13 +55,14 @@ def distance_to_shape_bound(run: SimulatedRun) -> float:
     takes: 1 is perfect. nan where nothing was served."""
     if not len(run.passes):
         return float("nan")
-    return busy_s(run) / shape_bound_s(run.workload, run.costs)
+    return busy_s(run) / bound_s(run)
 
 
 def summary(run: SimulatedRun) -> dict[str, float]:
     """The run in one row: served, rejected, batches, duration_s, busy_s, throughput_rps,
     utilisation, busy_over_shape_bound, fill, the ledger as `<part>_tokens`, and mean, median, p95
-    and p99 of queue, ttft, tpot and e2el as `p95_ttft_ms`."""
+    and p99 of queue, ttft, tpot and e2el as `p95_ttft_ms`. Under continuous batching also what the
+    busy seconds were paid for, as `paid_<part>_s`, and hit_tokens."""
     seconds, served, tokens = duration_s(run), int(run.served.sum()), ledger(run)
     latency = latencies(run, (95, 99))
     return {
@@ -266,6 +76,7 @@ def summary(run: SimulatedRun) -> dict[str, float]:
         "busy_over_shape_bound": distance_to_shape_bound(run),
         "fill": tokens.fill,
         **{f"{name}_tokens": count for name, count in asdict(tokens).items()},
+        **_of_continuous(run),
         **{
             f"{of}_{name}_ms": value
             for name in ("queue", "ttft", "tpot", "e2el")
@@ -276,6 +87,13 @@ def summary(run: SimulatedRun) -> dict[str, float]:
             }.items()
         },
     }
+
+
+def _of_continuous(run: SimulatedRun) -> dict[str, float]:
+    if not isinstance(run, ContinuousRun):
+        return {}
+    seconds = {f"paid_{name}": value for name, value in asdict(paid(run)).items()}
+    return seconds | {"hit_tokens": int(run.hit_tokens.sum())}
 
 
 def saturation(run: SimulatedRun) -> str:
@@ -292,7 +110,7 @@ def saturation(run: SimulatedRun) -> str:
     span_s = float(arrival_s[-1] - arrival_s[0])
     if span_s == 0:
         return "all requests came at once: their latency is that of the backlog"
-    least_s = shape_bound_s(run.workload, run.costs) / run.replicas
+    least_s = bound_s(run) / run.replicas
     if least_s > span_s:
         return (
             f"the requests came in {span_s:.0f} s and are at least {least_s:.0f} s of work for "

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from spyre_bench.metrics import summary
+from spyre_bench.metrics import latency, summary, waste
 from spyre_bench.shapes import REJECTIONS
-from spyre_bench.simulate.result import DECODE, SimulatedRun
+from spyre_bench.simulate.result import DECODE, ContinuousRun, SimulatedRun
 
 
 def bench_result(
@@ -66,7 +66,7 @@ def _totals(run: SimulatedRun, goodput_ms: Mapping[str, float] | None) -> dict[s
     def per_second(count: float) -> float:
         return count / seconds if seconds else 0.0
 
-    good = per_second(summary.good_requests(run, goodput_ms)) if goodput_ms else None
+    good = per_second(latency.good_requests(run, goodput_ms)) if goodput_ms else None
     return {
         "duration": seconds,
         "completed": completed,
@@ -102,7 +102,9 @@ def _itls(run: SimulatedRun) -> list[list[float]]:
     """Seconds between the tokens of each request."""
     gaps_s: list[list[float]] = [[] for _ in run.served]
     passes = run.passes
-    for row in np.flatnonzero(passes.kind == DECODE):
+    yields = passes.kind == DECODE
+    yields[np.searchsorted(passes.first_member, passes.resumed, side="right") - 1] = True
+    for row in np.flatnonzero(yields):
         seconds, got = float(passes.seconds[row]), passes.of_row(row)
         for member, tokens, waited_s in zip(*(column.tolist() for column in got), strict=True):
             if tokens:
@@ -120,38 +122,39 @@ def _busiest(run: SimulatedRun) -> dict[str, Any]:
 
 
 def _statistics(run: SimulatedRun, percentiles: Sequence[float]) -> dict[str, float]:
-    found = summary.latencies(run, percentiles)
+    statistics = latency.latencies(run, percentiles)
     return {
         name: value
-        for metric in summary.METRICS
-        for name, value in _named(metric, found[metric]).items()
-    } | _named("spyre_queue", found["queue"])
+        for metric in latency.METRICS
+        for name, value in _named(metric, statistics[metric]).items()
+    } | _named("spyre_queue", statistics["queue"])
 
 
-def _named(metric: str, statistics: summary.Statistics) -> dict[str, float]:
+def _named(metric: str, statistics: latency.Statistics) -> dict[str, float]:
     """`mean_ttft_ms` and so on; percentiles as vLLM writes them, p99 and p99.9."""
-    found = {
+    named = {
         f"mean_{metric}_ms": statistics.mean_ms,
         f"median_{metric}_ms": statistics.median_ms,
         f"std_{metric}_ms": statistics.std_ms,
     }
-    return found | {
+    return named | {
         f"p{percentile:g}_{metric}_ms": value
         for percentile, value in statistics.percentiles_ms.items()
     }
 
 
 def _extras(run: SimulatedRun) -> dict[str, Any]:
-    ledger = summary.ledger(run)
+    ledger = waste.ledger(run)
     reason = summary.saturation(run)
-    shapes = run.passes.shape[run.passes.first_of_batch]
-    hits = np.bincount(shapes, minlength=len(run.costs)).tolist()
-    names = [str(cost.bucket) for cost in run.costs]
-    rejected = np.bincount(run.requests.rejected, minlength=len(REJECTIONS) + 1)[1:].tolist()
+    names = list(run.shapes)
+    batches = len(run.passes.first_of_batch)
+    unserved = np.bincount(run.requests.rejected, minlength=len(REJECTIONS) + 1)
+    rejected = unserved[1 : len(REJECTIONS) + 1].tolist()
     bound = summary.distance_to_shape_bound(run)
     return {
         "spyre_workload": run.workload.name,
         "spyre_buckets": names,
+        **_of_kind(run, names),
         "spyre_policy": {
             name: "inf" if value == math.inf else value  # JSON has no infinity
             for name, value in asdict(run.policy).items()
@@ -159,8 +162,7 @@ def _extras(run: SimulatedRun) -> dict[str, Any]:
         "spyre_replicas": run.replicas,
         "spyre_fill": ledger.fill,
         "spyre_waste": asdict(ledger) | {"computed": ledger.computed},
-        "spyre_batches": len(shapes),
-        "spyre_shape_hits": dict(zip(names, hits, strict=True)),
+        "spyre_batches": batches,
         "spyre_rejected": dict(zip(REJECTIONS, rejected, strict=True)),
         "spyre_busy_s": summary.busy_s(run),
         "spyre_utilisation": summary.utilisation(run),
@@ -169,6 +171,22 @@ def _extras(run: SimulatedRun) -> dict[str, Any]:
         "spyre_saturation": reason,
         "spyre_ready_s": run.ready_s,
         "spyre_client_overhead_s": run.client_overhead_s,
-        "spyre_warmup_s": sum(cost.warmup_s for cost in run.costs),
-        "spyre_extrapolated": [str(c.bucket) for c in run.costs if c.extrapolated],
+        "spyre_warmup_s": run.warmup_s,
+        "spyre_extrapolated": list(run.extrapolated),
+    }
+
+
+def _of_kind(run: SimulatedRun, names: list[str]) -> dict[str, Any]:
+    """What ran in each shape: batches of static batching, passes of continuous batching."""
+    passes = run.passes
+    if not isinstance(run, ContinuousRun):
+        hits = np.bincount(passes.shape[passes.first_of_batch], minlength=len(names))
+        return {"spyre_shape_hits": dict(zip(names, hits.tolist(), strict=True))}
+    hits = np.bincount(passes.shape, weights=passes.count, minlength=len(names)).astype(int)
+    return {
+        "spyre_batching": "continuous",
+        "spyre_blocks": run.costs.blocks,
+        "spyre_shape_hits": dict(zip(names, hits.tolist(), strict=True)),
+        "spyre_paid": asdict(waste.paid(run)),
+        "spyre_hit_tokens": int(run.hit_tokens.sum()),
     }

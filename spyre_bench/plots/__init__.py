@@ -2,7 +2,7 @@
 figure means is its title, which the caller knows and passes.
 """
 
-from spyre_bench.plots.cards import all_reduce_shares, capacities, gains, tornado
+from spyre_bench.plots.cards import all_reduce_shares, capacities, gains, intervals, tornado
 from spyre_bench.plots.choice import buckets, contenders, k_curve, lengths, schemes, waterfall
 from spyre_bench.plots.drawn import drawn
 from spyre_bench.plots.runs import small_multiples
@@ -19,7 +19,7 @@ from spyre_bench.plots.serving import (
     waste_ledger,
 )
 from spyre_bench.plots.startup import break_even, growth, predicted, startup_stages
-from spyre_bench.plots.trust import measured_and_simulated, pass_errors
+from spyre_bench.plots.trust import measured_and_simulated, pass_errors, predictions
 
 __all__ = [
     "FULLNESS",
@@ -36,6 +36,7 @@ __all__ = [
     "gains",
     "growth",
     "hold_timers",
+    "intervals",
     "k_curve",
     "latency_under_load",
     "ledger_shares",
@@ -44,6 +45,7 @@ __all__ = [
     "pass_errors",
     "pass_timeline",
     "predicted",
+    "predictions",
     "schemes",
     "small_multiples",
     "startup_stages",

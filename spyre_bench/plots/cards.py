@@ -19,6 +19,7 @@ from spyre_bench.plots.style import (
     captioned,
     legend,
     new_axes,
+    note,
     plain_numbers,
 )
 
@@ -33,9 +34,40 @@ REASON = 80  # letters of a refusal that fit into the picture
 
 
 @captioned
+def intervals(frame: pd.DataFrame, title: str) -> Axes:
+    """Each deployment at one rate, a panel per figure: the bar is P5 to P95 of what the card could
+    be, the mark is at the nominal values.
+
+    Returns the first panel.
+
+    `frame`: deployment, figure, low, point, high.
+    """
+    figures = list(dict.fromkeys(frame["figure"])) or ["nothing is served"]
+    height = 1.5 + 0.35 * frame["deployment"].nunique()
+    width = plt.rcParams["figure.figsize"][0]
+    _, axes = plt.subplots(1, len(figures), figsize=(width, height), sharey=True)
+    for figure, ax in zip(figures, np.atleast_1d(axes), strict=True):
+        of = frame[frame["figure"] == figure]
+        places = range(len(of))
+        ax.hlines(places, of["low"], of["high"], color=BLUE, linewidth=7, alpha=0.35)
+        ax.plot(of["point"], places, "o", color=BLUE)
+        ax.set_yticks(places, of["deployment"])
+        ax.set_xlabel(figure)
+        if figure.endswith("_s"):  # a wait that grows with a queue
+            ax.set_xscale("log")
+            plain_numbers(ax.xaxis)
+        else:
+            ax.set_xlim(left=0)
+    first = np.atleast_1d(axes)[0]
+    first.invert_yaxis()
+    first.set_title(title)
+    return first
+
+
+@captioned
 def capacities(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
-    """Capacity a card of every deployment from the slow to the fast end of the parameters, with a
-    mark at their values, in groups of as many cards.
+    """Capacity per card of every deployment from the pessimistic to the optimistic end of the
+    parameters, with a mark at their nominal values, in groups of as many cards.
 
     `frame`: cards, tp, deployment, end ("fast", "value", "slow"), capacity_rps_a_card, refused (why
     there is none; empty where there is).
@@ -45,21 +77,14 @@ def capacities(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     places = [n + 0.9 * numbers.index(cards) for n, ((cards, _), _) in enumerate(deployments)]
     ax = new_axes(ax, title, height=1.9 + 0.34 * places[-1])
     styles = dict(zip(sorted(set(frame["tp"])), itertools.cycle(ENGINES), strict=False))
-    for place, (_, some) in zip(places, deployments, strict=True):
-        tp, refused = some["tp"].iloc[0], some["refused"].iloc[0]
+    for place, (_, group) in zip(places, deployments, strict=True):
+        tp, refused = group["tp"].iloc[0], group["refused"].iloc[0]
         if refused:
             text = refused if len(refused) <= REASON else f"{refused[: REASON - 1]}…"
-            ax.annotate(
-                text,
-                (0, place),
-                xytext=(6, 0),
-                textcoords="offset points",
-                va="center",
-                style="italic",
-            )
+            note(ax, text, (0, place), right=6, style="italic")
             continue
         colour, marker = styles[tp]
-        at = MINUTE * some.set_index("end")["capacity_rps_a_card"]
+        at = MINUTE * group.set_index("end")["capacity_rps_a_card"]
         ax.plot(
             [at["slow"], at["fast"]],
             [place] * 2,
@@ -71,11 +96,11 @@ def capacities(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
         ax.plot(at["value"], place, marker, color=colour, markersize=8)
     for cards in numbers:
         first = next(p for p, ((n, _), _) in zip(places, deployments, strict=True) if n == cards)
-        ax.annotate(
+        note(
+            ax,
             f"{cards} card{'s' if cards > 1 else ''}",
             (0, first - 0.5),
-            xytext=(4, 0),
-            textcoords="offset points",
+            right=4,
             fontweight="bold",
             va="bottom",
         )
@@ -113,20 +138,22 @@ def all_reduce_shares(frame: pd.DataFrame, title: str) -> Axes:
     _, axes = plt.subplots(1, 2, sharex=True)
     sizes = sorted(set(frame["tp"]))
     for ax, quantity in zip(axes, ("s", "share"), strict=True):
-        for (name, some), shift in zip(frame.groupby("pass"), (-0.08, 0.08), strict=True):
-            places = np.array([sizes.index(tp) for tp in some["tp"]]) + shift
-            colour, value = PASSES[name][0], some[f"value_{quantity}"]
+        for (name, group), shift in zip(frame.groupby("pass"), (-0.08, 0.08), strict=True):
+            places = np.array([sizes.index(tp) for tp in group["tp"]]) + shift
+            colour, value = PASSES[name][0], group[f"value_{quantity}"]
             ax.vlines(
                 places,
-                some[f"low_{quantity}"],
-                some[f"high_{quantity}"],
+                group[f"low_{quantity}"],
+                group[f"high_{quantity}"],
                 color=colour,
                 linewidth=7,
                 alpha=0.35,
             )
             ax.plot(places, value, marker=MARKS[name], color=colour, markersize=8, label=name)
             if quantity == "s":
-                ax.plot(places, value.iloc[0] * some["tp"].iloc[0] / some["tp"], ":", color=colour)
+                ax.plot(
+                    places, value.iloc[0] * group["tp"].iloc[0] / group["tp"], ":", color=colour
+                )
         ax.set_xticks(range(len(sizes)), [f"TP {tp}" for tp in sizes])
         ax.set_xlabel("cards of an engine")
     axes[0].set_yscale("log")
@@ -142,15 +169,18 @@ def all_reduce_shares(frame: pd.DataFrame, title: str) -> Axes:
 
 @captioned
 def tornado(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
-    """How far the winner leads as one parameter at a time moves to its fast and its slow end; left
-    of the line it has lost, to the deployment that is named there.
+    """How far the winner leads as one parameter at a time moves to its optimistic and its
+    pessimistic end; left of the line it has lost, to the deployment that is named there.
 
     `frame`: parameter, unit, confidence, fast, slow, winner, base_lead, fast_lead, slow_lead,
     fast_winner, slow_winner, changes.
     """
     ax = new_axes(ax, title, height=1.9 + 0.5 * len(frame))
     places, base = np.arange(len(frame)), MINUTE * frame["base_lead"]
-    for end, colour, hatch, shift in (("fast", BLUE, "", -0.18), ("slow", ORANGE, "///", 0.18)):
+    for end, word, colour, hatch, shift in (
+        ("fast", "optimistic", BLUE, "", -0.18),
+        ("slow", "pessimistic", ORANGE, "///", 0.18),
+    ):
         lead = MINUTE * frame[f"{end}_lead"]
         ax.barh(
             places + shift,
@@ -160,18 +190,11 @@ def tornado(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
             color=colour,
             hatch=hatch,
             edgecolor="white",
-            label=f"at its {end} end",
+            label=f"at its {word} end",
         )
         for place, value, winner in zip(places, lead, frame[f"{end}_winner"], strict=True):
             if value < 0:
-                ax.annotate(
-                    winner,
-                    (value, place + shift),
-                    xytext=(-4, 0),
-                    ha="right",
-                    va="center",
-                    textcoords="offset points",
-                )
+                note(ax, winner, (value, place + shift), right=-4, ha="right")
     ax.axvline(0, color=RED, linewidth=1.5, label="left of it another deployment serves more")
     ax.axvline(base.iloc[0], color="black", linewidth=0.8)
     ax.set_yticks(
@@ -187,7 +210,7 @@ def tornado(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     ax.margins(x=0.14)
     ax.grid(visible=False, axis="y")
     ax.set_xlabel(
-        f"capacity a card of {frame['winner'].iloc[0]} above that of the best other "
+        f"capacity per card of {frame['winner'].iloc[0]} above that of the best other "
         f"[requests/min]; bold: it decides"
     )
     return legend(ax)

@@ -18,6 +18,7 @@ from spyre_bench.plots.style import (
     captioned,
     legend,
     new_axes,
+    note,
     plain_numbers,
     token_axis,
 )
@@ -42,10 +43,10 @@ def lengths(quantiles: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes
     """
     ax = new_axes(ax, title)
     for name, (label, colour, style) in LENGTHS.items():
-        some = quantiles[quantiles["length"] == name]
+        group = quantiles[quantiles["length"] == name]
         ax.plot(
-            some["tokens"],
-            100 * some["level"],
+            group["tokens"],
+            100 * group["level"],
             color=colour,
             linestyle=style,
             linewidth=2.2,
@@ -127,14 +128,7 @@ def k_curve(curve: pd.DataFrame, knee: int, title: str, ax: Axes | None = None) 
         )
     least_s = curve.loc[curve["k"] == knee, "total_s"].item()
     ax.plot(knee, least_s, "o", color="black", fillstyle="none", markersize=16, markeredgewidth=1.8)
-    ax.annotate(
-        f"knee: {knee}",
-        (knee, least_s),
-        xytext=(0, 16),
-        textcoords="offset points",
-        ha="center",
-        fontweight="bold",
-    )
+    note(ax, f"knee: {knee}", (knee, least_s), up=16, ha="center", fontweight="bold", va="baseline")
     ax.set_yscale("log", subs=())
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 4, 5, 7)))
     plain_numbers(ax.yaxis)
@@ -179,13 +173,12 @@ def buckets(chosen: pd.DataFrame, requests: pd.DataFrame, title: str, ax: Axes |
             f"{row.share:.0%} of requests, compiles {row.compile_s:.0f} s",
         )
         corner = (row.prompt_length, row.new_tokens)
-        ax.annotate(
+        note(
+            ax,
             str(number),
             corner,
-            xytext=(0, -18 * corners.count(corner)),
-            textcoords="offset points",
+            up=-18 * corners.count(corner),
             ha="center",
-            va="center",
             zorder=3,
             color=colour,
             bbox={"boxstyle": "circle,pad=0.15", "fc": "white", "ec": colour},
@@ -234,12 +227,11 @@ def contenders(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
         label.set_fontweight("bold" if row.advised else "normal")
         latency = f"p95 {row.held_out_p95_e2el_s:,.0f} s"
         end_s = max(row.held_out_busy_s, row.held_out_bound_s)
-        ax.annotate(
+        note(
+            ax,
             "backlog grows" if row.held_out_saturated else latency,
             (end_s, place + 0.19),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
+            right=6,
         )
     ax.set_ylim(len(frame) - 0.5, -0.5)
     ax.grid(visible=False, axis="y")
@@ -258,16 +250,16 @@ def waterfall(stages: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     places = np.arange(len(stages))
     before_s = stages["seconds"] - stages["step_s"]
     ax.barh(places, before_s, height=0.62, color="#E8E8E8", edgecolor="white")
-    for label, some, colour, hatch in (
+    for label, where, colour, hatch in (
         ("the work itself", places == 0, BLUE, ""),
         ("added", (places > 0) & (stages["step_s"] >= 0), ORANGE, "///"),
         ("saved", (places > 0) & (stages["step_s"] < 0), GREEN, "..."),
     ):
-        if some.any():
+        if where.any():
             ax.barh(
-                places[some],
-                stages["step_s"][some],
-                left=before_s[some],
+                places[where],
+                stages["step_s"][where],
+                left=before_s[where],
                 height=0.62,
                 color=colour,
                 hatch=hatch,
@@ -278,13 +270,7 @@ def waterfall(stages: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     for place, row in zip(places, stages.itertuples(), strict=True):
         step = f" ({row.step_s:+,.0f})" if place else ""
         end_s = max(row.seconds, row.seconds - row.step_s)
-        ax.annotate(
-            f"{row.seconds:,.0f} s{step}",
-            (end_s, place),
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-        )
+        note(ax, f"{row.seconds:,.0f} s{step}", (end_s, place), right=5)
     ax.set_yticks(places, stages["stage"] + "\n" + stages["meaning"])
     ax.set_ylim(len(stages) - 0.5, -0.5)
     ax.margins(x=0.14)

@@ -18,7 +18,8 @@ COLUMNS = 3
 
 
 def small_multiples(frame: pd.DataFrame, title: str, x_label: str) -> np.ndarray:
-    """One panel a quantity, one line a series, in a figure of its own; returns the panels' Axes.
+    """One panel per quantity, one line per series, in a figure of its own; returns the
+    panels' Axes.
 
     `frame`: panel (its title), series, x (numbers or names), value.
     """
@@ -29,8 +30,8 @@ def small_multiples(frame: pd.DataFrame, title: str, x_label: str) -> np.ndarray
         rows, columns, squeeze=False, figsize=(1 + 3 * columns, 0.8 + 2.4 * rows)
     )
     axes = grid.ravel()
-    for ax, (name, some) in zip(axes, panels, strict=False):
-        lines = some.groupby("series", sort=False)
+    for ax, (name, group) in zip(axes, panels, strict=False):
+        lines = group.groupby("series", sort=False)
         for (series, points), (colour, line) in zip(lines, itertools.cycle(LINES)):
             ax.plot(
                 points["x"],
@@ -46,6 +47,6 @@ def small_multiples(frame: pd.DataFrame, title: str, x_label: str) -> np.ndarray
     for ax in axes[len(panels) :]:
         ax.remove()
     figure.suptitle(title, x=0.01, ha="left")
-    found = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
-    figure.legend(found.values(), found.keys(), loc="outside lower left", ncols=COLUMNS)
+    labelled = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
+    figure.legend(labelled.values(), labelled.keys(), loc="outside lower left", ncols=COLUMNS)
     return axes[: len(panels)]

@@ -23,7 +23,9 @@ from spyre_bench.plots.style import (
     captioned,
     legend,
     new_axes,
+    note,
     plain_numbers,
+    stacked_bars,
 )
 
 if TYPE_CHECKING:
@@ -69,11 +71,11 @@ def pass_timeline(passes: pd.DataFrame, title: str, ax: Axes | None = None) -> A
     lines = passes.drop_duplicates("batch")
     ax = new_axes(ax, title, height=1.4 + 0.55 * len(lines))
     for kind, (colour, hatch) in PASSES.items():
-        some = passes[passes["kind"] == kind]
+        group = passes[passes["kind"] == kind]
         ax.barh(
-            some["batch"],
-            some["seconds"],
-            left=some["start_s"],
+            group["batch"],
+            group["seconds"],
+            left=group["start_s"],
             height=0.6,
             color=colour,
             hatch=hatch,
@@ -93,23 +95,8 @@ def waste_ledger(ledger: pd.DataFrame, title: str, ax: Axes | None = None) -> Ax
     `ledger`: batch, bucket, and a column of tokens for each part of the ledger.
     """
     ax = new_axes(ax, title, height=1.9 + 0.55 * len(ledger))
-    left = np.zeros(len(ledger))
-    for part, (label, colour, hatch) in LEDGER.items():
-        tokens = ledger[part].to_numpy()
-        if tokens.any():
-            ax.barh(
-                ledger["batch"],
-                tokens,
-                left=left,
-                height=0.6,
-                color=colour,
-                hatch=hatch,
-                edgecolor="white",
-                linewidth=0.6,
-                label=label,
-            )
-        left += tokens
-    ax.set_xlim(0, 1.02 * left.max())
+    ends = stacked_bars(ax, ledger["batch"], LEDGER, ledger, height=0.6)
+    ax.set_xlim(0, 1.02 * ends.max())
     _name_batches(ax, ledger)
     ax.set_xlabel("token slots computed [tokens]")
     return legend(ax, columns=2)
@@ -135,14 +122,7 @@ def fill_and_seconds(frame: pd.DataFrame, bound_s: float, title: str, ax: Axes |
             label=f"{number}: {row.set}",
         )
         side = 1 if number % 2 else -1  # neighbours in speed write to different sides
-        ax.annotate(
-            str(number),
-            (100 * row.fill, row.busy_s),
-            xytext=(12 * side, 0),
-            ha="center",
-            textcoords="offset points",
-            va="center",
-        )
+        note(ax, str(number), (100 * row.fill, row.busy_s), right=12 * side, ha="center")
     ax.axhline(
         bound_s,
         color="black",
@@ -172,62 +152,34 @@ def ledger_shares(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Ax
     groups = list(dict.fromkeys(frame["group"]))
     places = np.arange(len(frame)) + 0.9 * frame["group"].map(groups.index).to_numpy()
     ax = new_axes(ax, title, height=1.9 + 0.28 * places[-1])
-    left = np.zeros(len(frame))
-    for part, (label, colour, hatch) in LEDGER.items():
-        shares = 100 * frame[f"{part}_share"].to_numpy()
-        if shares.any():
-            ax.barh(
-                places,
-                shares,
-                left=left,
-                height=0.8,
-                color=colour,
-                hatch=hatch,
-                edgecolor="white",
-                linewidth=0.6,
-                label=label,
-            )
-        left += shares
+    shares = {part: 100 * frame[f"{part}_share"] for part in LEDGER}
+    ends = stacked_bars(ax, places, LEDGER, shares, height=0.8)
     for place, useful in zip(places, frame["useful_share"], strict=True):
-        text = f"{useful:.0%}" if 100 * useful > 0.06 * left.max() else ""  # else too narrow
-        ax.annotate(
-            text,
-            (0, place),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            color="white",
-            fontweight="bold",
-        )
+        text = f"{useful:.0%}" if 100 * useful > 0.06 * ends.max() else ""  # else too narrow
+        note(ax, text, (0, place), right=4, color="white", fontweight="bold")
     for group in groups:
         first = places[(frame["group"] == group).to_numpy()][0]
-        ax.annotate(
-            group,
-            (0, first - 0.5),
-            xytext=(4, 0),
-            textcoords="offset points",
-            fontweight="bold",
-            va="bottom",
-        )
+        note(ax, group, (0, first - 0.5), right=4, fontweight="bold", va="bottom")
     ax.set_yticks(places, frame["label"] + np.where(frame["saturated"], " (saturated)", ""))
     ax.set_ylim(places[-1] + 0.6, -1.3)
-    ax.set_xlim(0, 1.01 * left.max())
+    ax.set_xlim(0, 1.01 * ends.max())
     ax.grid(visible=False, axis="y")
     ax.set_xlabel("share of the computed token slots [%]; numbers: useful")
     return legend(ax, columns=2)
 
 
 @captioned
-def latency_under_load(frame: pd.DataFrame, title: str) -> Axes:
+def latency_under_load(frame: pd.DataFrame, title: str, bands: pd.DataFrame | None = None) -> Axes:
     """TTFT and E2EL of every policy over the load, median and 95th percentile, a panel each;
-    saturated runs are hollow and dotted.
+    saturated runs are hollow and dotted. A shade is P5 to P95 of what passes could take.
 
     Returns the first panel.
 
     `frame`: policy, load (1 is full), saturated, median_ttft_s, p95_ttft_s, median_e2el_s,
-    p95_e2el_s.
+    p95_e2el_s. `bands`, of some policies: policy, load, and of each latency `low_...` and
+    `high_...`.
     """
-    return _under_load(frame, LATENCIES, title, "log")
+    return _under_load(frame, LATENCIES, title, "log", bands)
 
 
 @captioned
@@ -241,11 +193,20 @@ def fill_under_load(frame: pd.DataFrame, title: str) -> Axes:
     return _under_load(frame, FULLNESS, title, "linear")
 
 
-def _under_load(frame: pd.DataFrame, panels: Mapping[str, str], title: str, scale: str) -> Axes:
+def _under_load(
+    frame: pd.DataFrame,
+    panels: Mapping[str, str],
+    title: str,
+    scale: str,
+    bands: pd.DataFrame | None = None,
+) -> Axes:
     axes = _panels(title, panels, "load, a share of the capacity", sharey=scale == "log")
     for column, ax in zip(panels, axes, strict=True):
-        for policy, some in frame.groupby("policy", sort=False):
-            _dotted_where_saturated(ax, some, "load", column, policy, *POLICY_MARKS[policy])
+        for policy, group in frame.groupby("policy", sort=False):
+            _dotted_where_saturated(ax, group, "load", column, policy, *POLICY_MARKS[policy])
+        for policy, group in () if bands is None or bands.empty else bands.groupby("policy"):
+            ends = (group[f"low_{column}"], group[f"high_{column}"])
+            ax.fill_between(group["load"], *ends, color=POLICY_MARKS[policy][0], alpha=0.25, lw=0)
         if scale == "log":
             ax.set_yscale("log")
             plain_numbers(ax.yaxis)
@@ -262,9 +223,9 @@ def hold_timers(frame: pd.DataFrame, title: str) -> Axes:
     """
     axes = _panels(title, HOLDING, "hold timer max_wait_s [s]")
     for column, ax in zip(HOLDING, axes, strict=True):
-        for number, (name, some) in enumerate(frame.groupby("set", sort=False)):
+        for number, (name, group) in enumerate(frame.groupby("set", sort=False)):
             style = list(KINDS.values())[number % len(KINDS)]
-            _dotted_where_saturated(ax, some, "max_wait_s", column, name, *style)
+            _dotted_where_saturated(ax, group, "max_wait_s", column, name, *style)
         ax.set_ylim(bottom=0)
     return _legend_of_panels(axes, frame["saturated"].any())
 
@@ -293,10 +254,10 @@ def _dotted_where_saturated(ax, frame, x, y, label, colour, marker) -> None:
     ax.plot(frame[x], frame[y], ":", color=colour, linewidth=1.3)
     ax.plot(frame[x], frame[y].where(~frame["saturated"]), "-", color=colour, linewidth=1.8)
     for saturated, fill in ((False, "full"), (True, "none")):
-        some = frame[frame["saturated"] == saturated]
+        group = frame[frame["saturated"] == saturated]
         ax.plot(
-            some[x],
-            some[y],
+            group[x],
+            group[y],
             marker,
             color=colour,
             fillstyle=fill,

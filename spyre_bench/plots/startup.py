@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spyre_bench.plots.style import BLUE, GREY, ORANGE, RED, SKY, captioned, legend, new_axes
+from spyre_bench.plots.style import (
+    BLUE,
+    GREY,
+    ORANGE,
+    RED,
+    SKY,
+    captioned,
+    legend,
+    new_axes,
+    note,
+    stacked_bars,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,21 +37,7 @@ def startup_stages(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> A
     `frame`: label, and a column of seconds for each of load_s, compile_s and first_run_s.
     """
     ax = new_axes(ax, title, height=1.6 + 0.32 * len(frame))
-    left = np.zeros(len(frame))
-    for stage, (label, colour, hatch) in STAGES.items():
-        seconds = frame[stage].to_numpy()
-        ax.barh(
-            frame["label"],
-            seconds,
-            left=left,
-            height=0.7,
-            color=colour,
-            hatch=hatch,
-            edgecolor="white",
-            linewidth=0.6,
-            label=label,
-        )
-        left += seconds
+    stacked_bars(ax, frame["label"], STAGES, frame, height=0.7)
     ax.set_ylim(len(frame) - 0.5, -0.5)
     ax.set_xlabel("time until ready [s]")
     return legend(ax)
@@ -55,13 +52,13 @@ def growth(frame: pd.DataFrame, factor: float, title: str, ax: Axes | None = Non
     ax = new_axes(ax, title)
     dimensions = list(frame["dimension"].unique())
     styles = ((ORANGE, "///"), (SKY, "..."), (BLUE, ""))
-    for (stage, some), place, (colour, hatch) in zip(
+    for (stage, group), place, (colour, hatch) in zip(
         frame.groupby("stage", sort=False), (-0.26, 0, 0.26), styles, strict=True
     ):
-        places = [dimensions.index(name) + place for name in some["dimension"]]
+        places = [dimensions.index(name) + place for name in group["dimension"]]
         ax.bar(
             places,
-            some["ratio"],
+            group["ratio"],
             width=0.24,
             color=colour,
             hatch=hatch,
@@ -113,9 +110,9 @@ def break_even(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     labels = list(dict.fromkeys(frame["bucket"]))
     ax = new_axes(ax, title, height=1.6 + 0.6 * len(labels))
     for offset, start, colour, hatch in ((-0.2, "cold", BLUE, "///"), (0.2, "warm", ORANGE, "")):
-        some = frame[frame["start"] == start]
-        places = [labels.index(label) + offset for label in some["bucket"]]
-        requests = some["requests"].replace(np.inf, np.nan)
+        group = frame[frame["start"] == start]
+        places = [labels.index(label) + offset for label in group["bucket"]]
+        requests = group["requests"].replace(np.inf, np.nan)
         bars = ax.barh(
             places,
             requests,
@@ -125,16 +122,10 @@ def break_even(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
             edgecolor="white",
             label=f"{start} start",
         )
-        texts = ["never" if value == np.inf else f"{value:,.0f}" for value in some["requests"]]
+        texts = ["never" if value == np.inf else f"{value:,.0f}" for value in group["requests"]]
         for bar, text in zip(bars, texts, strict=True):
             width = 0 if np.isnan(bar.get_width()) else bar.get_width()
-            ax.annotate(
-                text,
-                (width, bar.get_y() + 0.19),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-            )
+            note(ax, text, (width, bar.get_y() + 0.19), right=4)
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.5, -0.5)
     ax.margins(x=0.12)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,38 @@ def legend(ax: Axes, columns: int = 3) -> Axes:
     handles, labels = ax.get_legend_handles_labels()
     ax.figure.legend(handles, labels, loc="outside lower left", ncols=columns)
     return ax
+
+
+def note(
+    ax: Axes, text: str, at: tuple[float, float], right: float = 0, up: float = 0, **style: Any
+) -> None:
+    """Text beside a point, so many points (1/72 inch) to the right of it and above it."""
+    style = {"va": "center", **style}
+    ax.annotate(text, at, xytext=(right, up), textcoords="offset points", **style)
+
+
+def stacked_bars(
+    ax: Axes, places: Sequence, parts: Mapping[str, tuple[str, str, str]], values: Mapping, height
+) -> np.ndarray:
+    """Horizontal bars of the `values` that `parts` name (label, colour, hatch), end to end; a part
+    that is 0 everywhere has none. Returns where each row ends."""
+    left = np.zeros(len(places))
+    for name, (label, colour, hatch) in parts.items():
+        widths = np.asarray(values[name])
+        if widths.any():
+            ax.barh(
+                places,
+                widths,
+                left=left,
+                height=height,
+                color=colour,
+                hatch=hatch,
+                edgecolor="white",
+                linewidth=0.6,
+                label=label,
+            )
+        left = left + widths
+    return left
 
 
 def token_axis(ax: Axes, axis: str, tokens) -> None:

@@ -40,11 +40,11 @@ def measured_and_simulated(
     columns = [f"measured_{metric}_s", f"simulated_{metric}_s"]
     ends = [frame[columns].min().min() / 1.2, frame[columns].max().max() * 1.2]
     ax.plot(ends, ends, color="black", linewidth=0.8, label="simulated = measured")
-    for (run, some), (colour, marker) in zip(
+    for (run, group), (colour, marker) in zip(
         frame.groupby("run", sort=False), itertools.cycle(MARKS)
     ):
         ax.plot(
-            *(some[name] for name in columns),
+            *(group[name] for name in columns),
             marker,
             color=colour,
             markersize=6,
@@ -74,11 +74,11 @@ def pass_errors(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes
     """
     groups = list(frame.groupby(["bucket", "kind"]))
     ax = new_axes(ax, title, height=1.6 + 0.55 * len(groups))
-    for place, ((_, kind), some) in enumerate(groups):
+    for place, ((_, kind), group) in enumerate(groups):
         colour, _ = PASSES[kind]
-        spread = np.linspace(-0.25, 0.25, len(some))
-        ax.plot(100 * some["error"], place + spread, ".", color=colour, markersize=4)
-        ax.plot([100 * some["error"].median()] * 2, [place - 0.35, place + 0.35], color="black")
+        spread = np.linspace(-0.25, 0.25, len(group))
+        ax.plot(100 * group["error"], place + spread, ".", color=colour, markersize=4)
+        ax.plot([100 * group["error"].median()] * 2, [place - 0.35, place + 0.35], color="black")
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_yticks(range(len(groups)), [f"{bucket}\n{kind}" for (bucket, kind), _ in groups])
     ax.invert_yaxis()
@@ -87,3 +87,30 @@ def pass_errors(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes
     ax.set_xlabel("the pass took longer than its constant by [%]; beyond 10 % the scale is shorter")
     ax.set_ylabel("bucket B,P,N")
     return ax
+
+
+@captioned
+def predictions(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
+    """What was registered before each run and what came: the bar reaches from P5 to P95, the line
+    in it is the point; a filled mark is inside, a red one outside, an empty one of a disturbed run.
+
+    `frame`: run, figure, low, point, high, measured, state (see `validate.check.Check.judged`).
+    """
+    ax = new_axes(ax, title, height=1.4 + 0.3 * len(frame))
+    marks = {"inside": (BLUE, BLUE), "outside": (RED, RED), "disturbed": ("black", "white")}
+    low, high = (100 * (frame[end] / frame["point"] - 1) for end in ("low", "high"))
+    places = np.arange(len(frame))
+    ax.barh(places, high - low, left=low, height=0.6, color=SKY, label="P5 to P95")
+    ax.axvline(0, color="black", linewidth=0.8)
+    measured = 100 * (frame["measured"] / frame["point"] - 1)
+    for state, (edge, face) in marks.items():
+        of = (frame["state"] == state).to_numpy()
+        if of.any():
+            style = {"color": edge, "markerfacecolor": face}
+            ax.plot(measured[of], places[of], "D", label=f"measured, {state}", **style)
+    words = {"median_e2el_ms": "E2EL P50", "p95_e2el_ms": "E2EL P95"}
+    names = frame["figure"].replace({**words, "request_throughput": "requests/s"})
+    ax.set_yticks(places, [f"{run}: {name}" for run, name in zip(frame["run"], names, strict=True)])
+    ax.invert_yaxis()
+    ax.set_xlabel("off the predicted point by [%]")
+    return legend(ax, columns=4)

@@ -6,20 +6,40 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spyre_bench.engine.compile import COMPILE_BACKENDS, COMPILE_SCOPES
 from spyre_bench.engine.shared_files import TRUSTS
-from spyre_bench.plugin.environment import BACKEND_ALIASES, OBEYED, OLD, obeyed, warnings
+from spyre_bench.plugin.environment import (
+    BACKEND_ALIASES,
+    CARD_LIMITS,
+    OBEYED,
+    OLD,
+    obeyed,
+    warnings,
+)
+from spyre_bench.policy.continuous import RULES, Rules
 from spyre_bench.policy.static import POLICIES, Policy
+from spyre_bench.shape_set import (
+    BLOCK_TOKENS,
+    DEFAULT_CHUNK,
+    DEFAULT_ROWS,
+    DecodeShape,
+    PrefillShape,
+    ShapeSet,
+    blocks_of,
+    shapes_for,
+)
 from spyre_bench.shapes import BucketSet
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-    from spyre_bench.pass_log import Warmup
+    from spyre_bench.pass_log import ShapeWarmup, Warmup
+
+BATCHING = ("static", "continuous")
 
 STEP_TIMEOUT = "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"  # vLLM's own name, with its own default
 
@@ -37,7 +57,14 @@ class SpyreConfig:
     """What the user of the backend chooses. Every field is checked; a ValueError names the value,
     the rule and the fix."""
 
-    buckets: BucketSet
+    batching: str = "static"  # or continuous
+    buckets: BucketSet | None = None  # of static batching
+    prefill_shapes: str | None = None  # of continuous batching, "64,512 256,2048"
+    decode_shapes: str | None = None  # "4,512 8,2048"
+    blocks: int | None = None  # of its KV cache, block 0 included; --num-gpu-blocks-override
+    chunk_tokens: int | None = None  # its longest chunk; --max-num-batched-tokens
+    max_num_seqs: int | None = None  # its rows, where no decode_shapes are named
+    rules: Rules = RULES
     compile_backend: str = "inductor"
     compile_scope: str = "layer"
     artefact_directory: Path | None = None  # compiled code; None: in the cache directory
@@ -54,6 +81,13 @@ class SpyreConfig:
     max_load_processes: int | None = None  # ranks that compile on cards at a time; None: all
 
     def __post_init__(self):
+        _require_one_of("batching", self.batching, BATCHING)
+        if self.batching == "static" and self.buckets is None:
+            raise _wrong("buckets", None, "is a list of [batch_size, prompt_length, new_tokens]")
+        for name in ("blocks", "chunk_tokens", "max_num_seqs"):
+            value = getattr(self, name)
+            if value is not None and (not _is_number(value, int) or value < 1):
+                raise _wrong(name, value, "is a whole number above 0")
         _require_one_of("compile_backend", self.compile_backend, COMPILE_BACKENDS)
         _require_one_of("compile_scope", self.compile_scope, COMPILE_SCOPES)
         _require_one_of("artefact_trust", self.artefact_trust, tuple(TRUSTS))
@@ -95,8 +129,17 @@ class SpyreConfig:
                 '{"buckets": [[4, 64, 32]]}'
             )
         _refuse_unknown(settings)
-        values = _from_environment(environment, without=settings) | dict(settings)
-        values["buckets"] = _buckets(values["buckets"])
+        made = _from_environment(environment, without=settings)
+        values = made | dict(settings)
+        if "rules" in made:  # with those of the settings in them
+            values["rules"] = made["rules"]
+        if values.get("batching", "static") == "continuous":
+            _refuse_of_the_other(values, "continuous", STATIC_ONLY)
+            values["rules"] = _rules(values)
+            values |= {name: _shape_text(name, values.get(name)) for name in SHAPES}
+        else:
+            _refuse_of_the_other(values, "static", CONTINUOUS_ONLY)
+            values["buckets"] = _buckets(values["buckets"])
         for name in ("artefact_directory", "pass_log"):
             values[name] = _path(name, values.get(name))
         backend = values.get("compile_backend")
@@ -104,31 +147,83 @@ class SpyreConfig:
             values["compile_backend"] = BACKEND_ALIASES.get(backend, backend)
         return cls(**values)
 
-    @staticmethod
-    def environment_warnings() -> list[str]:
+    def environment_warnings(self) -> list[str]:
         """A sentence for each name in the environment that changes nothing."""
-        return warnings(os.environ)
+        return warnings(os.environ, self.batching)
 
     @property
-    def batching(self) -> Policy:
+    def formation(self) -> Policy:
+        """How static batches are formed."""
         return Policy(self.policy, self.max_wait_s, self.gather_s, self.max_age_s)
 
     def as_settings(self) -> dict[str, Any]:
         """The mapping, in types of JSON, that `read` turns into this configuration."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["buckets"] = [
-            [bucket.batch_size, bucket.prompt_length, bucket.new_tokens] for bucket in self.buckets
+            [bucket.batch_size, bucket.prompt_length, bucket.new_tokens]
+            for bucket in self.buckets or ()
         ]
-        return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+        values["rules"] = asdict(self.rules)
+        of_the_other = CONTINUOUS_ONLY if self.batching == "static" else STATIC_ONLY
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in values.items()
+            if name not in of_the_other
+        }
+
+    @property
+    def shapes(self) -> ShapeSet | None:
+        """What continuous batching compiles; None under static batching. The platform has named
+        them all, see `with_shapes`."""
+        if self.batching == "static":
+            return None
+        assert self.prefill_shapes, "the platform names the shapes"
+        assert self.decode_shapes, "the platform names the shapes"
+        return ShapeSet.parse(self.prefill_shapes, self.decode_shapes, self.blocks)
+
+    @property
+    def compiled(self) -> BucketSet | ShapeSet:
+        """What is compiled at start, and what a request must fit."""
+        compiled = self.shapes if self.buckets is None else self.buckets
+        assert compiled is not None
+        return compiled
+
+    def with_shapes(
+        self, max_model_len: int, rows: int | None, chunk: int | None, blocks: int | None
+    ) -> SpyreConfig:
+        """With every shape named: where the settings are silent, by vLLM's own options and the rule
+        of `shape_set.shapes_for`."""
+        chunk = self.chunk_tokens or chunk
+        made = shapes_for(
+            max_model_len,
+            self.max_num_seqs or rows or DEFAULT_ROWS,
+            chunk or DEFAULT_CHUNK,
+            None,
+        )
+        prefill = self.prefill_shapes or " ".join(map(str, made.prefill))
+        decode = self.decode_shapes or " ".join(map(str, made.decode))
+        shapes = ShapeSet.parse(prefill, decode, self.blocks or blocks)
+        rules = self.rules
+        if chunk and rules.chunk_tokens is None:
+            whole = blocks_of(chunk) * BLOCK_TOKENS
+            rules = replace(rules, chunk_tokens=min(whole, shapes.max_chunk))
+        return replace(
+            self, prefill_shapes=prefill, decode_shapes=decode, blocks=shapes.blocks, rules=rules
+        )
 
     def require_context(self, context_length: int) -> None:
-        """Raises ValueError for a bucket longer than the model's context, in tokens."""
-        for bucket in self.buckets:
-            if bucket.context_length > context_length:
+        """Raises ValueError for a bucket or shape longer than the model's context, in tokens."""
+        for compiled in self.compiled:
+            if compiled.context_length > context_length:
+                what, lower = (
+                    ("bucket", "its prompt length or new tokens")
+                    if self.batching == "static"
+                    else ("shape", "it")
+                )
                 raise ValueError(
-                    f"bucket {bucket} needs a context of {bucket.context_length} tokens, but the "
-                    f"model (or --max-model-len) allows {context_length}: lower its prompt length "
-                    f"or new tokens, or raise --max-model-len as far as the model goes"
+                    f"{what} {compiled} needs a context of {compiled.context_length} tokens, but "
+                    f"the model (or --max-model-len) allows {context_length}: lower {lower}, or "
+                    f"raise --max-model-len as far as the model goes"
                 )
 
 
@@ -137,14 +232,57 @@ WARMUP = "spyre_warmup"
 only the configuration reaches both."""
 
 
-def note_warmup(vllm_config: VllmConfig, rows: Iterable[Warmup]) -> None:
-    """Keeps the warmup of the engine's buckets with its configuration."""
-    vllm_config.additional_config[WARMUP] = sorted(rows, key=lambda row: row.bucket)
+def note_warmup(vllm_config: VllmConfig, rows: Iterable[Warmup] | Iterable[ShapeWarmup]) -> None:
+    """Keeps the warmup of the engine's buckets or shapes with its configuration."""
+    vllm_config.additional_config[WARMUP] = list(rows)
 
 
 def noted_warmup(vllm_config: VllmConfig) -> tuple[Warmup, ...]:
     """The warmup of the engine's buckets, in ascending order; the engine has been warmed up."""
+    return tuple(sorted(vllm_config.additional_config[WARMUP], key=lambda row: row.bucket))
+
+
+def noted_shape_warmup(vllm_config: VllmConfig) -> tuple[ShapeWarmup, ...]:
+    """The warmup of the engine's shapes; the engine has been warmed up."""
     return tuple(vllm_config.additional_config[WARMUP])
+
+
+SHAPES = ("prefill_shapes", "decode_shapes")
+CONTINUOUS_ONLY = (*SHAPES, "blocks", "chunk_tokens", "max_num_seqs", "rules")
+STATIC_ONLY = ("buckets", "policy", "gather_s", "max_wait_s", "max_age_s")
+
+
+def _refuse_of_the_other(values: Mapping[str, Any], batching: str, others: Iterable[str]) -> None:
+    """Settings of the other kind of batching would be forgotten without a word."""
+    other = "static" if batching == "continuous" else "continuous"
+    for name in others:
+        if values.get(name) is not None:
+            raise _wrong(
+                name, values[name], f"is a setting of {other} batching and batching is {batching}"
+            )
+
+
+def _rules(values: Mapping[str, Any]) -> Rules:
+    rules = values.get("rules", {})
+    if not isinstance(rules, Mapping):
+        raise _wrong("rules", rules, 'is a mapping such as {"admission": "preempt"}')
+    known = [field.name for field in fields(Rules)]
+    for name in rules:
+        _require_one_of("rules", name, tuple(known))
+    try:
+        return Rules(**rules)
+    except (ValueError, TypeError) as error:
+        raise _wrong("rules", dict(rules), f"does not hold: {error}") from error
+
+
+def _shape_text(name: str, value: Any) -> str | None:
+    """The shapes as text, from a list or a text."""
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, (list, tuple)):
+        raise _wrong(name, value, "is a list such as [[8, 2048]]")
+    parse = PrefillShape.parse if name == "prefill_shapes" else DecodeShape.parse
+    return " ".join(str(parse(shape)) for shape in value)
 
 
 def _refuse_unknown(settings: Mapping[str, Any]) -> None:
@@ -162,12 +300,13 @@ def _refuse_unknown(settings: Mapping[str, Any]) -> None:
 def _from_environment(environment: Mapping[str, str], without: Mapping[str, Any]) -> dict[str, Any]:
     """The values for the keys that `without` lacks, as far as the environment has them."""
     found = obeyed(environment)
-    values: dict[str, Any] = {}
-    if "buckets" not in without:
+    values = _continuous_from_environment(found, environment, without)
+    continuous = (values | dict(without)).get("batching") == "continuous"
+    if not continuous and "buckets" not in without:
         values["buckets"] = _buckets_from_lists(found)
     for name, (full, text) in found.items():
         key = OBEYED[name]
-        if key == "buckets" or key in without:
+        if key in ("buckets", "batching", "rules") or key in without:
             continue
         if key == "compile_backend":
             values[key] = text
@@ -180,6 +319,44 @@ def _from_environment(environment: Mapping[str, str], without: Mapping[str, Any]
     if STEP_TIMEOUT in environment and "step_timeout_s" not in without:
         values["step_timeout_s"] = _whole_number(STEP_TIMEOUT, environment[STEP_TIMEOUT])
     return values
+
+
+def _continuous_from_environment(
+    found: Mapping[str, tuple[str, str]],
+    environment: Mapping[str, str],
+    without: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Batching, rules, chunk and limit of continuous batching, where a name asks for it."""
+    asked = [
+        "=".join(found[name])
+        for name in ("USE_CB", "USE_CHUNKED_PREFILL")
+        if name in found and _flag(*found[name])
+    ]
+    if asked and "buckets" in without and "batching" not in without:
+        raise ValueError(
+            f"{asked[0]} asks for continuous batching and the settings name buckets, which are of "
+            f"static batching: unset it, or leave the buckets out"
+        )
+    batching = without.get("batching", "continuous" if asked else "static")
+    if batching != "continuous":
+        return {}
+    values: dict[str, Any] = {"batching": batching}
+    rules = dict(without.get("rules") or {})
+    if "CP_INTERLEAVE_STEPS" in found and not _flag(*found["CP_INTERLEAVE_STEPS"]):
+        rules.setdefault("decode_between", 0)
+    if "LONG_OUT_PRIO" in found:
+        rules.setdefault("longest_first", _flag(*found["LONG_OUT_PRIO"]))
+    if "PAUSING_ENABLED" in found:
+        rules.setdefault("over_limit", "pause" if _flag(*found["PAUSING_ENABLED"]) else "hold")
+    for name, key in CARD_LIMITS.items():
+        text = environment.get(name, "").strip()
+        if not text:
+            continue
+        if key == "max_batch_context_tokens":
+            rules.setdefault(key, _whole_number(name, text))
+        elif key not in without:
+            values[key] = _whole_number(name, text)
+    return values | ({"rules": rules} if rules else {})
 
 
 def _buckets_from_lists(found: Mapping[str, tuple[str, str]]) -> BucketSet:

@@ -19,23 +19,22 @@ OBEYED = {
     "REQUIRE_PRECOMPILED_DECODERS": "require_precompiled",
     "MAX_LOAD_PROCESSES": "max_load_processes",
     "GLOO_TIMEOUT_MINUTES": "join_timeout_s",
+    "USE_CB": "batching",
+    "USE_CHUNKED_PREFILL": "batching",
+    "CP_INTERLEAVE_STEPS": "rules",
+    "LONG_OUT_PRIO": "rules",
+    "PAUSING_ENABLED": "rules",
 }
 """Name -> the key of `SpyreConfig` that it fills in where the settings are silent."""
 
 REFUSED = {
-    "USE_CB": "continuous batching is not there: unset it and name buckets",
-    "USE_CHUNKED_PREFILL": "a bucket takes whole prompts: unset it and name buckets",
     "REQUIRE_KNOWN_CONFIG": "there is no list of known configurations to hold the model against: "
     "unset it",
 }
 """Name -> why no engine starts while it is on."""
 
 _MULTIMODAL = "models of text only are served"
-_CONTINUOUS = "it is a setting of continuous batching"
 WITHOUT_EFFECT = {
-    "CP_INTERLEAVE_STEPS": ("0", "it is a setting of chunked prefill"),
-    "LONG_OUT_PRIO": ("0", _CONTINUOUS),
-    "PAUSING_ENABLED": ("0", _CONTINUOUS),
     "PERF_METRIC_LOGGING_ENABLED": ("0", "pass_log writes a line for each pass"),
     "PERF_METRIC_LOGGING_DIR": ("", "pass_log names a file"),
     "BENCH_METRICS_ENABLED": ("0", "see /metrics and pass_log"),
@@ -53,18 +52,18 @@ WITHOUT_EFFECT = {
 }
 """Name -> the value that asks for nothing else than what happens anyway, and what there is."""
 
-_CARD_LIMIT = "the buckets say what is compiled"
 CARD_LIMITS = {
-    "VLLM_DT_CHUNK_LEN": _CARD_LIMIT,
-    "VLLM_DT_MAX_BATCH_SIZE": _CARD_LIMIT,
-    "VLLM_DT_MAX_BATCH_TKV_LIMIT": _CARD_LIMIT,
-    "VLLM_DT_MAX_CONTEXT_LEN": _CARD_LIMIT,
+    "VLLM_DT_CHUNK_LEN": "chunk_tokens",
+    "VLLM_DT_MAX_BATCH_SIZE": "max_num_seqs",
+    "VLLM_DT_MAX_BATCH_TKV_LIMIT": "max_batch_context_tokens",
 }
-"""Limits of the compiler for continuous batching, which the upstream plugin sets for itself; by
-their whole names."""
+"""Limits of the compiler for continuous batching, by their whole names, and the key of
+`SpyreConfig` or of its rules that each fills in. Under static batching buckets say what there is.
+"""
+CONTEXT_LIMIT = "VLLM_DT_MAX_CONTEXT_LEN"  # upstream sets it from --max-model-len, as we do
 
 KNOWN = (*OBEYED, *REFUSED, *WITHOUT_EFFECT)
-NAMES = (*(prefix + name for prefix in (OLD, NEW) for name in KNOWN), *CARD_LIMITS)
+NAMES = (*(prefix + name for prefix in (OLD, NEW) for name in KNOWN), *CARD_LIMITS, CONTEXT_LIMIT)
 """All names that mean something to a Spyre deployment, in full."""
 
 BACKEND_ALIASES = {"sendnn_decoder": "sendnn"}  # upstream's default until it was renamed
@@ -84,14 +83,24 @@ def obeyed(environment: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     return {name: (full, text) for name, (full, text) in found.items() if text}
 
 
-def warnings(environment: Mapping[str, str]) -> list[str]:
+def warnings(environment: Mapping[str, str], batching: str = "static") -> list[str]:
     """One sentence for each name that is set and changes nothing, unknown ones among them."""
     sentences = []
     for name, (natural, instead) in WITHOUT_EFFECT.items():
         full, text = _spelt(name, environment)
         if text.lower() not in ("", natural, {"0": "false", "1": "true"}.get(natural, natural)):
             sentences.append(f"{full}={text} has no effect: {instead}.")
-    for full, instead in CARD_LIMITS.items():
+    if batching == "static":
+        for name, key in OBEYED.items():
+            full, text = _spelt(name, environment)
+            if key == "rules" and text:
+                sentences.append(
+                    f"{full}={text} has no effect: it is a setting of continuous batching."
+                )
+    idle = {CONTEXT_LIMIT: "--max-model-len and the shapes say how long a context is"}
+    if batching == "static":
+        idle |= dict.fromkeys(CARD_LIMITS, "the buckets say what is compiled")
+    for full, instead in idle.items():
         if text := environment.get(full, "").strip():
             sentences.append(f"{full}={text} has no effect: {instead}.")
     for full in sorted(environment):

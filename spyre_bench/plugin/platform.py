@@ -23,6 +23,8 @@ from spyre_bench.plugin.options import refuse_options, without_effect
 from spyre_bench.plugin.requests import refuse_request, require_prompt_type
 from spyre_bench.plugin.shims import explain_long_prompts, let_ctrl_c_through, watch_options
 from spyre_bench.plugin.unsupported import refuse_config, refuse_quantization
+from spyre_bench.shape_set import BLOCK_TOKENS, ShapeSet
+from spyre_bench.shapes import BucketSet
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -32,6 +34,11 @@ if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
 
 logger = init_logger("vllm.spyre_bench.platform")  # vLLM prints only loggers below its own name
+
+
+SIZES = ("max_num_seqs", "max_num_batched_tokens", "num_gpu_blocks_override")
+"""vLLM's options from which shapes of continuous batching are made; not given, they are None, which
+vLLM's own configuration no longer shows."""
 
 
 class RefusedRequest(VLLMValidationError, ValueError):
@@ -57,6 +64,7 @@ class SpyrePlatform(Platform):
 
     _config: ClassVar[SpyreConfig | None] = None
     _vllm_config: ClassVar[VllmConfig | None] = None
+    _options: ClassVar[dict[str, int | None]] = {}  # as somebody gave them, see `SIZES`
 
     @property
     def supported_dtypes(self) -> list[torch.dtype]:
@@ -74,7 +82,8 @@ class SpyrePlatform(Platform):
     @classmethod
     def _judge_options(cls, arguments: EngineArgs) -> None:
         refuse_options(arguments)
-        if sentence := without_effect(arguments):
+        cls._options = {name: getattr(arguments, name) for name in SIZES}
+        if sentence := without_effect(arguments, SpyreConfig.of(arguments).batching):
             logger.warning("%s", sentence)
 
     @classmethod
@@ -96,18 +105,15 @@ class SpyrePlatform(Platform):
         let_ctrl_c_through()
         config = cls._read_config(vllm_config)
         cls._take(config, vllm_config)
-        cls._fit_to_buckets(vllm_config, config)
         parallel = vllm_config.parallel_config
         parallel.worker_cls = "spyre_bench.plugin.worker.SpyreWorker"
         name = "SpyreExecutor" if parallel.world_size == 1 else "MultiprocessingSpyreExecutor"
         parallel.distributed_executor_backend = f"spyre_bench.plugin.executor.{name}"
-        scheduler = vllm_config.scheduler_config
-        scheduler.scheduler_cls = "spyre_bench.plugin.static_scheduler.SpyreScheduler"
-        scheduler.async_scheduling = False
-        if scheduler.enable_chunked_prefill or vllm_config.cache_config.enable_prefix_caching:
-            logger.info("Prefix caching and chunked prefill are off: a bucket takes whole prompts.")
-        scheduler.enable_chunked_prefill = False
-        vllm_config.cache_config.enable_prefix_caching = False
+        vllm_config.scheduler_config.async_scheduling = False
+        if config.shapes is None:
+            cls._fit_to_buckets(vllm_config, config.compiled)
+        else:
+            cls._fit_to_shapes(vllm_config, config.shapes)
 
     @classmethod
     def _read_config(cls, vllm_config: VllmConfig) -> SpyreConfig:
@@ -116,9 +122,12 @@ class SpyrePlatform(Platform):
         config = SpyreConfig.of(vllm_config)
         for sentence in config.environment_warnings():
             logger.warning("%s", sentence)
+        if config.batching == "continuous":
+            rows, chunk, blocks = (cls._options.get(name) for name in SIZES)
+            config = config.with_shapes(model.max_model_len, rows, chunk, blocks)
         config.require_context(model.max_model_len)
         if (directory := Path(model.model)).is_dir():  # another one is looked at when it is there
-            require_servable(directory, config.buckets.max_context_length)
+            require_servable(directory, config.compiled.max_context_length)
         sizes = ModelSizes.of(model.hf_config.to_dict(), directory.name)
         sizes.require_tp(vllm_config.parallel_config.tensor_parallel_size)
         if model.enforce_eager and config.compile_backend != "eager":
@@ -149,21 +158,53 @@ class SpyrePlatform(Platform):
         explain_long_prompts(cls._refuse_long_prompt, cls._longest_prompt)
 
     @staticmethod
-    def _fit_to_buckets(vllm_config: VllmConfig, config: SpyreConfig) -> None:
+    def _fit_to_buckets(vllm_config: VllmConfig, buckets: BucketSet) -> None:
         """One block holds a whole sequence, and there is one for each row of the largest bucket:
         so vLLM's paging never decides anything."""
         model, scheduler = vllm_config.model_config, vllm_config.scheduler_config
-        length, rows = config.buckets.max_context_length, config.buckets.max_batch_size
+        length, rows = buckets.max_context_length, buckets.max_batch_size
         if model.max_model_len > length:
             logger.info(
                 "max_model_len is %d, the longest bucket, not %d.", length, model.max_model_len
             )
         model.max_model_len = length
+        scheduler.scheduler_cls = "spyre_bench.plugin.static_scheduler.SpyreScheduler"
         scheduler.max_num_seqs = rows
         scheduler.max_num_batched_tokens = scheduler.max_num_scheduled_tokens = rows * length
         cache = vllm_config.cache_config
+        if scheduler.enable_chunked_prefill or cache.enable_prefix_caching:
+            logger.info("Prefix caching and chunked prefill are off: a bucket takes whole prompts.")
+        scheduler.enable_chunked_prefill = cache.enable_prefix_caching = False
         cache.block_size = length
         cache.num_gpu_blocks_override = rows + 1  # vLLM keeps one for itself
+
+    @staticmethod
+    def _fit_to_shapes(vllm_config: VllmConfig, shapes: ShapeSet) -> None:
+        """vLLM's blocks are the engine's, its rows and its longest context those of the shapes."""
+        model, scheduler = vllm_config.model_config, vllm_config.scheduler_config
+        if model.max_model_len != shapes.max_model_len:
+            logger.info(
+                "max_model_len is %d, what the shapes take, not %d.",
+                *(shapes.max_model_len, model.max_model_len),
+            )
+        model.max_model_len = shapes.max_model_len
+        scheduler.scheduler_cls = "spyre_bench.plugin.continuous_scheduler.ContinuousScheduler"
+        scheduler.max_num_seqs = shapes.max_rows
+        # what a step may hold at most; how long a chunk is, each step says
+        tokens = max(shapes.max_model_len, shapes.max_rows)
+        scheduler.max_num_batched_tokens = scheduler.max_num_scheduled_tokens = tokens
+        scheduler.long_prefill_token_threshold = 0
+        if not scheduler.enable_chunked_prefill and shapes.max_chunk < shapes.max_model_len:
+            raise ValueError(
+                f"chunked prefill is off and the longest chunk has {shapes.max_chunk} of "
+                f"{shapes.max_model_len} tokens: leave out --no-enable-chunked-prefill, or compile "
+                f"a prefill shape {shapes.max_model_len},{shapes.max_model_len}"
+            )
+        scheduler.enable_chunked_prefill = True
+        cache = vllm_config.cache_config
+        cache.block_size, cache.user_specified_block_size = BLOCK_TOKENS, True
+        cache.num_gpu_blocks_override = shapes.blocks
+        logger.info("Continuous batching: %s.", shapes)
 
     @classmethod
     def validate_request(
@@ -181,8 +222,8 @@ class SpyrePlatform(Platform):
             # Without max_tokens the output may be as long as a bucket allows, but no shorter.
             at_least = max(1, params.min_tokens)
             max_tokens = at_least if params.max_tokens is None else params.max_tokens
-            reason = cls._config.buckets.rejection(len(token_ids), max_tokens)
-            cls._config.buckets.require_fit(len(token_ids), max_tokens)
+            reason = cls._config.compiled.rejection(len(token_ids), max_tokens)
+            cls._config.compiled.require_fit(len(token_ids), max_tokens)
         except ValueError as error:
             rejected().labels(reason).inc()
             raise RefusedRequest(str(error)) from None
@@ -193,19 +234,19 @@ class SpyrePlatform(Platform):
         if cls._config is None:
             return
         try:
-            cls._config.buckets.require_fit(prompt_tokens, max_tokens)
+            cls._config.compiled.require_fit(prompt_tokens, max_tokens)
         except ValueError as error:
-            rejected().labels(cls._config.buckets.rejection(prompt_tokens, max_tokens)).inc()
+            rejected().labels(cls._config.compiled.rejection(prompt_tokens, max_tokens)).inc()
             raise RefusedRequest(str(error)) from None
 
     @classmethod
     def _longest_prompt(cls) -> int:
-        return sys.maxsize if cls._config is None else cls._config.buckets.max_prompt_length
+        return sys.maxsize if cls._config is None else cls._config.compiled.max_prompt_length
 
     @classmethod
     def takes_prompt(cls, prompt_tokens: int) -> bool:
         """Whether a bucket takes such a prompt with any output; True without an engine of ours."""
-        return cls._config is None or cls._config.buckets.max_new_tokens(prompt_tokens) > 0
+        return cls._config is None or cls._config.compiled.max_new_tokens(prompt_tokens) > 0
 
     @classmethod
     def get_max_output_tokens(cls, prompt_len: int) -> int:
@@ -213,7 +254,7 @@ class SpyrePlatform(Platform):
         reaches `validate_request` and its sentence."""
         if cls._config is None:
             return sys.maxsize
-        return max(1, cls._config.buckets.max_new_tokens(prompt_len))
+        return max(1, cls._config.compiled.max_new_tokens(prompt_len))
 
     @classmethod
     def get_device_name(cls, device_id: int = 0) -> str:

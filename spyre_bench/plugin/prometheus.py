@@ -28,7 +28,7 @@ ENGINE = ("model_name", "engine")
 @cache
 def _counters() -> dict[str, Counter]:
     """Fed from totals of the same name; see `engine_counts.Counts`."""
-    bucket = (*ENGINE, "bucket")
+    bucket, shape = (*ENGINE, "bucket"), (*ENGINE, "shape")
     return {
         "batches": Counter("spyre:batches", "Batches run to their end.", bucket),
         "rows": Counter("spyre:batch_rows", "Requests in those batches.", bucket),
@@ -38,6 +38,20 @@ def _counters() -> dict[str, Counter]:
             "prompt_pad, bucket_pad, decode_tail, cap.",
             (*bucket, "kind"),
         ),
+        "passes": Counter("spyre:passes", "Passes of continuous batching.", shape),
+        "step_rows": Counter("spyre:decode_rows", "Requests in its decode passes.", shape),
+        "slots": Counter(
+            "spyre:slots",
+            "Token slots its passes computed, by kind: useful, or one of the wastes chunk_pad, "
+            "computed_again, row_pad.",
+            (*shape, "kind"),
+        ),
+        "context_slots": Counter(
+            "spyre:context_slots",
+            "Slots of context its decode passes read, by kind: needed, context_pad.",
+            (*shape, "kind"),
+        ),
+        "preemptions": Counter("spyre:preemptions", "Requests that gave blocks back.", ENGINE),
     }
 
 
@@ -51,6 +65,12 @@ def _gauges() -> dict[str, Gauge]:
         QUEUE_AGE_US: _gauge(
             "spyre:queue_age_seconds", "How long the longest waiting request waits.", ENGINE
         ),
+        "blocks_used": _gauge("spyre:blocks_used", "Blocks that somebody holds.", ENGINE),
+        "blocks_cached": _gauge("spyre:blocks_cached", "Blocks that keep a prefix.", ENGINE),
+        "chunk_queue_tokens": _gauge(
+            "spyre:chunk_queue_tokens", "Prompt tokens that wait to be prefilled.", ENGINE
+        ),
+        "paused_rows": _gauge("spyre:paused_rows", "Running requests that sit out.", ENGINE),
     }
 
 

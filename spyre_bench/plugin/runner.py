@@ -22,7 +22,7 @@ from spyre_bench.pass_log import Pass, PassLog
 from spyre_bench.shapes import Bucket
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from vllm.config import VllmConfig
     from vllm.v1.core.sched.output import GrammarOutput, NewRequestData
@@ -47,7 +47,7 @@ class SpyreModelRunner:
             vllm_config.model_config.logprobs_mode, vllm_config.model_config.use_fp64_gumbel
         )
         self.vllm_config = vllm_config
-        self.input_batch = _input_batch(vllm_config)
+        self.input_batch = make_input_batch(vllm_config)
         self._requests: dict[str, CachedRequestState] = {}
         self._rows: dict[str, int] = {}  # every member of the running batch, also finished ones
         self._bucket: Bucket | None = None
@@ -67,7 +67,7 @@ class SpyreModelRunner:
         if not scheduled.num_scheduled_tokens:
             return EMPTY_MODEL_RUNNER_OUTPUT
         if scheduled.scheduled_new_reqs:
-            logits = self._prefill(scheduled.bucket, scheduled.scheduled_new_reqs)
+            logits = self._prefill(scheduled)
         else:
             logits = self._decode(scheduled.last_tokens)
         self._pending = scheduled, logits
@@ -94,8 +94,9 @@ class SpyreModelRunner:
             for generator, state in generators.items():  # others draw what they would have drawn
                 generator.set_state(state)
             self._forget(set(failed))
-            self.input_batch.refresh_metadata()
-            sampled = self._sample(scheduled, logits, grammar) if self._requests else None
+            self._settle()
+            left = self.input_batch.req_ids
+            sampled = self._sample(scheduled, logits, grammar) if left else None
         tokens = [] if sampled is None else sampled.sampled_token_ids.tolist()
         for request_id, new in zip(self.input_batch.req_ids, tokens, strict=True):
             self._requests[request_id].output_token_ids.extend(new)  # InputBatch shares the list
@@ -121,10 +122,10 @@ class SpyreModelRunner:
         """The requests for which the sampler raises even without company: they end, the others of
         the batch go on. None where it needs all of them: then the fault is no request's."""
         failed = []
-        for request_id, state in self._requests.items():
-            alone = _input_batch(self.vllm_config)
+        for request_id in self.input_batch.req_ids:
+            alone = make_input_batch(self.vllm_config)
             try:
-                alone.add_request(state)
+                alone.add_request(self._requests[request_id])
                 alone.refresh_metadata()
                 self.sampler(logits[[self._rows[request_id]]], alone.sampling_metadata)
             except Exception:
@@ -133,13 +134,20 @@ class SpyreModelRunner:
         return failed
 
     def _forget(self, finished: set[str]) -> None:
+        """Drops requests that have ended."""
         for request_id in finished:
             self.input_batch.remove_request(request_id)
             self._requests.pop(request_id, None)
-        self.input_batch.condense()
 
-    def _prefill(self, bucket: Bucket | None, new: Sequence[NewRequestData]) -> torch.Tensor:
-        """Starts the batch of these requests; logits [rows, V]."""
+    def _settle(self) -> None:
+        """After requests have come and gone: once before each pass, since `InputBatch` takes no
+        removal behind it."""
+        self.input_batch.condense()
+        self.input_batch.refresh_metadata()
+
+    def _prefill(self, scheduled: SpyreSchedulerOutput) -> torch.Tensor:
+        """Starts the batch of the new requests; logits [rows, V]."""
+        bucket, new = scheduled.bucket, scheduled.scheduled_new_reqs
         assert bucket is not None, "the scheduler names the bucket of a new batch"
         assert not self._requests, f"{list(self._requests)} still run: no prefill before they end"
         self._bucket = bucket
@@ -147,24 +155,30 @@ class SpyreModelRunner:
         self._batches += 1
         self._step = 0
         for request in new:
-            state = _state(request, self.causal_lm.vocab_size)
+            state = new_state(request, self.causal_lm.vocab_size)
             self._requests[request.req_id] = state
             self.input_batch.add_request(state)
-        self.input_batch.refresh_metadata()
+        self._settle()
         self._prompt_tokens = [len(request.prompt_token_ids) for request in new]
+        noted = [scheduled.noted[request.req_id] for request in new]
         return self._timed(
             "prefill",
             lambda: self.causal_lm.prefill(bucket, [request.prompt_token_ids for request in new]),
+            place=[one.place for one in noted],
+            arrival_s=[one.arrival_s for one in noted],
+            seen_s=[one.seen_s for one in noted],
+            max_tokens=[one.max_tokens for one in noted],
+            left=scheduled.left,
         )
 
     def _decode(self, last_tokens: Mapping[str, int]) -> torch.Tensor:
         """One more token for every row of the running batch; logits [rows, V]."""
         tokens = [last_tokens.get(request_id, DUMMY_TOKEN) for request_id in self._rows]
         self._step += 1
-        self.input_batch.refresh_metadata()
+        self._settle()
         return self._timed("decode", lambda: self.causal_lm.decode(tokens))
 
-    def _timed(self, kind: str, run) -> torch.Tensor:
+    def _timed(self, kind: str, run, **noted) -> torch.Tensor:
         start_s, start = time.time(), time.perf_counter()
         logits = run()
         assert self._bucket is not None, "a batch begins with a prefill"
@@ -179,12 +193,13 @@ class SpyreModelRunner:
                 requests=list(self._rows),
                 prompt_tokens=self._prompt_tokens,
                 running=len(self._requests),
+                **noted,
             )
         )
         return logits
 
 
-def _state(request: NewRequestData, vocab_size: int) -> CachedRequestState:
+def new_state(request: NewRequestData, vocab_size: int) -> CachedRequestState:
     params = request.sampling_params
     # A tokenizer's end may be a token that the model lacks: it never comes, and min_tokens would
     # look for its logit.
@@ -205,7 +220,7 @@ def _state(request: NewRequestData, vocab_size: int) -> CachedRequestState:
     )
 
 
-def _input_batch(vllm_config: VllmConfig) -> InputBatch:
+def make_input_batch(vllm_config: VllmConfig) -> InputBatch:
     """vLLM's table of the running requests' sampling parameters."""
     model, scheduler = vllm_config.model_config, vllm_config.scheduler_config
     custom = model.logits_processors or ()

@@ -3,41 +3,43 @@ batch has finished, and then `policy.static.next_batch` says who runs next."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
-from vllm.logger import init_logger
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import create_request_queue
-from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.metrics.stats import SchedulerStats
-from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
 from spyre_bench.cost.bucket_cost import BucketCost
-from spyre_bench.plugin.config import SpyreConfig, noted_warmup
+from spyre_bench.plugin.base_scheduler import POLL_S, BaseScheduler
+from spyre_bench.plugin.config import noted_warmup
 from spyre_bench.plugin.engine_counts import Counts
-from spyre_bench.plugin.requests import refuse_request
 from spyre_bench.policy.ledger import WasteLedger
 from spyre_bench.policy.static import Batch, Hold, Step, next_batch
 from spyre_bench.shapes import Bucket
 
-logger = init_logger("vllm.spyre_bench.scheduler")
 
-POLL_S = 0.001
-"""How long a step may sleep while a batch is held; vLLM reads new requests between steps."""
+class Noted(NamedTuple):
+    """What the pass log keeps of a request's wait; times are of the system's clock."""
+
+    place: int  # among all requests that came
+    arrival_s: float  # at the front end
+    seen_s: float  # of the first decision that it waited for
+    max_tokens: int
 
 
 @dataclass
 class SpyreSchedulerOutput(SchedulerOutput):
-    """What vLLM's scheduler tells the workers, the bucket of a batch that starts here, and the last
-    token of each request that goes on: of several ranks only the first samples."""
+    """What vLLM's scheduler tells the workers, the bucket of a batch that starts here, what the
+    pass log keeps of its members and of those that left the queue before, and the last token of
+    each request that goes on: of several ranks only the first samples."""
 
     bucket: Bucket | None = None
+    noted: Mapping[str, Noted] = field(default_factory=dict)
+    left: list[list[float]] = field(default_factory=list)
     last_tokens: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -59,36 +61,23 @@ class RunningBatch:
     passes: int = 0
 
 
-class SpyreScheduler(Scheduler):
+class SpyreScheduler(BaseScheduler):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.spyre_config = SpyreConfig.of(self.vllm_config)
         warmup = noted_warmup(self.vllm_config)
         self.costs = tuple(
             BucketCost(row.bucket, row.prefill_s, row.decode_s, row.compile_s) for row in warmup
         )
         self.counts = Counts(warmup)
-        self.clock = time.monotonic  # a wall clock may be set back while a batch is held
-        self.wall_clock = time.time
-        self.sleep = time.sleep
-        self._arrival_s: WeakKeyDictionary[Request, float] = WeakKeyDictionary()
         self._batch: RunningBatch | None = None
+        self._seen: WeakKeyDictionary[Request, Noted] = WeakKeyDictionary()
+        self._came = 0
+        self._unseen: list[Request] = []  # no decision since they came
+        self._left: list[list[float]] = []
 
     def add_request(self, request: Request) -> None:
-        # It came to the front end perhaps a long pass ago; this process reads between passes.
-        age_s = max(0.0, self.wall_clock() - request.arrival_time)
-        self._arrival_s[request] = self.clock() - age_s
+        self._unseen.append(request)
         super().add_request(request)
-        if reason := self._misfit(request):
-            logger.warning("request %s is refused: %s", request.request_id, reason)
-            # vLLM's list of requests to end with an error at the next step.
-            self.grammar_compile_error_reqs.add(request.request_id)
-            fits = self.spyre_config.buckets.fitting(request.num_prompt_tokens, 1)
-            self.counts.add_rejected("unsupported" if fits else "prompt_too_long")
-            return
-        # vLLM fills a missing max_tokens with the rest of the context: the buckets allow less.
-        allowed = self.spyre_config.buckets.max_new_tokens(request.num_prompt_tokens)
-        request.max_tokens = min(request.max_tokens, allowed)
 
     def reset_prefix_cache(
         self, reset_running_requests: bool = False, reset_connector: bool = False
@@ -102,21 +91,21 @@ class SpyreScheduler(Scheduler):
             )
         return super().reset_prefix_cache(reset_running_requests, reset_connector)
 
-    def _misfit(self, request: Request) -> str | None:
-        """Why a request that came past the platform's checks cannot run."""
-        if request.resumable:
-            return "the spyre backend does not support streaming input: send the whole prompt"
-        try:
-            refuse_request(
-                request.prompt_token_ids or (), request.sampling_params, self.vllm_config
-            )
-            self.spyre_config.buckets.require_fit(request.num_prompt_tokens, 1)
-        except ValueError as error:
-            return str(error)
-        return None
+    def finish_requests(self, request_ids, finished_status) -> list[Request]:
+        """As vLLM's; notes who leaves the queue."""
+        waiting = set(self.waiting)
+        finished = super().finish_requests(request_ids, finished_status)
+        now = self.wall_clock()
+        for request in waiting.intersection(finished):
+            if request in self._seen:  # otherwise no decision was without it
+                place, arrival_s, seen_s, max_tokens = self._seen[request]
+                tokens = (request.num_prompt_tokens, max_tokens)
+                self._left.append([place, arrival_s, seen_s, now, *tokens])
+        return finished
 
     def schedule(self, throttle_prefills: bool = False) -> SpyreSchedulerOutput:
         """The next pass: a decode of the running batch, or the prefill of the next one."""
+        self._see()
         step = None if self.running else self._decide()
         batch = step if isinstance(step, Batch) else None
         # The one place that touches vLLM's queue: it sees the admitted requests only.
@@ -135,33 +124,28 @@ class SpyreScheduler(Scheduler):
             self.sleep(min(POLL_S, max(0.0, held_s)))
         values = {one.name: getattr(output, one.name) for one in fields(SchedulerOutput)}
         if batch:
-            return SpyreSchedulerOutput(**values, bucket=batch.bucket)
+            members = [member.request for member in batch.members]
+            noted = {request.request_id: self._seen[request] for request in members}
+            left, self._left = self._left, []
+            return SpyreSchedulerOutput(**values, bucket=batch.bucket, noted=noted, left=left)
         last_tokens = {request.request_id: request.output_token_ids[-1] for request in self.running}
         return SpyreSchedulerOutput(**values, last_tokens=last_tokens)
-
-    def update_from_output(
-        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
-    ) -> dict[int, EngineCoreOutputs]:
-        """As vLLM's; a request that was scheduled and got no token has failed in the sampler, and
-        ends alone."""
-        tokens = model_runner_output.sampled_token_ids
-        self.grammar_compile_error_reqs.update(
-            request_id
-            for request_id, new in zip(model_runner_output.req_ids, tokens, strict=True)
-            if not new
-        )
-        return super().update_from_output(scheduler_output, model_runner_output)
 
     def make_stats(self, *args, **kwargs) -> SchedulerStats | None:
         """vLLM's statistics of a step, and ours."""
         self._close_batch()
         stats = super().make_stats(*args, **kwargs)
         if stats is not None:
-            age_s = 0.0
-            if self.waiting:
-                age_s = self.clock() - self._arrival_s[self.waiting.peek_request()]
-            self.counts.attach(stats, age_s)
+            self.counts.attach(stats, self._oldest_wait_s())
         return stats
+
+    def _see(self) -> None:
+        """All requests that came since the last step are seen by this one at once."""
+        now = self.wall_clock()
+        for request in self._unseen:
+            self._came += 1
+            self._seen[request] = Noted(self._came, request.arrival_time, now, request.max_tokens)
+        self._unseen.clear()
 
     def _decide(self) -> Step[WaitingRequest] | None:
         """Who runs next; the members of a batch are taken out of the queue, the others stay in
@@ -169,7 +153,7 @@ class SpyreScheduler(Scheduler):
         self._close_batch()
         read: list[Request] = []
         step = next_batch(
-            self._read_ready(read), self.costs, self.spyre_config.batching, self.clock()
+            self._members(read), self.costs, self.spyre_config.formation, self.clock()
         )
         members = step.members if isinstance(step, Batch) else ()
         taken = {member.request for member in members}
@@ -186,17 +170,8 @@ class SpyreScheduler(Scheduler):
         ledger = WasteLedger.of_batch(batch.bucket, prompts, outputs, batch.passes)
         self.counts.add_batch(batch.bucket, len(batch.members), ledger)
 
-    def _read_ready(self, read: list[Request]) -> Iterator[WaitingRequest]:
-        """Pops from the queue as far as it is asked to, into `read`; yields who could run now."""
-        while self.waiting:
-            request = self.waiting.pop_request()
-            read.append(request)
-            if request.request_id in self.grammar_compile_error_reqs:
-                continue
-            if self._handle_blocked_waiting_request(request):  # its grammar has compiled
-                yield WaitingRequest(
-                    request.num_prompt_tokens,
-                    request.max_tokens,
-                    self._arrival_s[request],
-                    request,
-                )
+    def _members(self, read: list[Request]) -> Iterator[WaitingRequest]:
+        for request in self._read_ready(read):
+            yield WaitingRequest(
+                request.num_prompt_tokens, request.max_tokens, self._arrival_s[request], request
+            )

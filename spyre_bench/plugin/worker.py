@@ -19,12 +19,16 @@ from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
 
 from spyre_bench.checkpoints.find import model_directory
 from spyre_bench.engine.artefacts import default_artefact_directory
-from spyre_bench.engine.causal_lm import EngineConfig, SpyreCausalLM
+from spyre_bench.engine.causal_lm import SpyreCausalLM
+from spyre_bench.engine.compiled_model import EngineConfig
+from spyre_bench.engine.paged_causal_lm import PagedCausalLM
 from spyre_bench.engine.parallel import Rank, join
 from spyre_bench.engine.warmup import warm_up
-from spyre_bench.pass_log import PassLog, Warmup
+from spyre_bench.pass_log import PassLog, ShapeWarmup, Warmup
 from spyre_bench.plugin import card_runtime
 from spyre_bench.plugin.config import SpyreConfig
+from spyre_bench.plugin.continuous_runner import ContinuousModelRunner
+from spyre_bench.plugin.engine_counts import label
 from spyre_bench.plugin.rank_failures import last_words
 from spyre_bench.plugin.runner import SpyreModelRunner
 
@@ -106,10 +110,16 @@ class SpyreWorker(WorkerBase):
     @says_why
     def load_model(self, *, load_dummy_weights: bool = False) -> None:
         config = self.spyre_config
-        self.model = SpyreCausalLM(
+        model_class, runner_class = (
+            (SpyreCausalLM, SpyreModelRunner)
+            if config.shapes is None
+            else (PagedCausalLM, ContinuousModelRunner)
+        )
+        self.model = model_class(
             EngineConfig(
                 model_directory=model_directory(self.model_config.model, tokenizer=False),
                 buckets=config.buckets,
+                shapes=config.shapes,
                 dtype=str(self.model_config.dtype).removeprefix("torch."),
                 compile_backend=config.compile_backend,
                 compile_scope=config.compile_scope,
@@ -129,16 +139,19 @@ class SpyreWorker(WorkerBase):
         )
         # One log is enough: a pass takes as long on every rank, since they wait for each other.
         self.pass_log = PassLog(config.pass_log if self.is_driver_worker else None)
-        self.model_runner = SpyreModelRunner(self.vllm_config, self.model, self.pass_log)
+        self.model_runner = runner_class(self.vllm_config, self.model, self.pass_log)
 
-    # --- vLLM's paged cache, which we do not have: it is told of one block for each row ----------
     def get_kv_cache_spec(self) -> dict[str, KVCacheSpec]:
+        """Of all layers as one. Static batching has no paged cache: vLLM is told of one block, of
+        no size, for each row."""
+        sizes, tp = self.model.sizes, self.spyre_rank.tp
+        paged = self.spyre_config.shapes is not None
         return {
-            "bucket": FullAttentionSpec(
+            "layers": FullAttentionSpec(
                 block_size=self.cache_config.block_size,
-                num_kv_heads=1,
-                head_size=1,
-                dtype=torch.float32,
+                num_kv_heads=sizes.layers * sizes.card_kv_heads(tp) if paged else 1,
+                head_size=sizes.head_dim if paged else 1,
+                dtype=self.model.dtype if paged else torch.float32,
             )
         }
 
@@ -147,11 +160,11 @@ class SpyreWorker(WorkerBase):
 
     def determine_available_memory(self) -> int:
         """Enough for those blocks; the real memory was checked when the model was built."""
-        page = self.get_kv_cache_spec()["bucket"].page_size_bytes
+        page = self.get_kv_cache_spec()["layers"].page_size_bytes
         return page * self.cache_config.num_gpu_blocks_override
 
     def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
-        """The engine holds its cache by bucket."""
+        """The engine holds its own cache."""
 
     # --------------------------------------------------------------------------------------------
     @signals_end_the_process()
@@ -161,19 +174,12 @@ class SpyreWorker(WorkerBase):
         self.warmup = warm_up(self.model, progress=self.is_driver_worker)
         for row in self.warmup if self.is_driver_worker else ():
             self.pass_log.write(row)
-            logger.info(
-                "Bucket %s: %s in %.1f s, prefill %.3f s, decode %.3f s.",
-                row.bucket,
-                "loaded" if row.was_warm else "compiled",
-                row.compile_s,
-                row.prefill_s,
-                row.decode_s,
-            )
+            logger.info("%s", _said(row))
         self.model_runner.warm_up_sampler()
         set_random_seed(self.model_config.seed)  # as if nothing had run
         return CompilationTimes(language_model=time.perf_counter() - start_s, encoder=0.0)
 
-    def warmup_rows(self) -> list[Warmup]:
+    def warmup_rows(self) -> list[Warmup] | list[ShapeWarmup]:
         """What warmup measured, for the scheduler."""
         return self.warmup
 
@@ -193,3 +199,11 @@ class SpyreWorker(WorkerBase):
     def shutdown(self) -> None:
         if self.model_runner is not None:
             self.pass_log.close()
+
+
+def _said(row: Warmup | ShapeWarmup) -> str:
+    done = f"{'loaded' if row.was_warm else 'compiled'} in {row.compile_s:.1f} s"
+    if isinstance(row, Warmup):
+        passes = f"prefill {row.prefill_s:.3f} s, decode {row.decode_s:.3f} s"
+        return f"Bucket {row.bucket}: {done}, {passes}."
+    return f"Shape {label(row.shape)}: {done}, full {row.full_s:.3f} s, empty {row.empty_s:.3f} s."

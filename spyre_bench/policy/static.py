@@ -18,7 +18,7 @@ LOOK_AHEAD = 64
 
 
 class Waiting(Protocol):
-    """What the decision may know of a request: never how long its answer will really be."""
+    """What the decision may know of a request: never how many output tokens it will really have."""
 
     @property
     def prompt_tokens(self) -> int: ...
@@ -117,7 +117,7 @@ def next_batch(
 
     `waiting` is in the order of service, `costs` has one entry a compiled bucket, in the order that
     breaks ties, and `now` is of the clock of `arrival_s` (left out, everybody has arrived long
-    ago). Expected seconds count every answer at its `max_tokens`. Members keep the order of the
+    ago). Expected seconds count every output at its `max_tokens`. Members keep the order of the
     queue.
 
     `waiting` is read lazily: by `fcfs`, `skip` and `best_fit` no further than until every bucket
@@ -216,7 +216,7 @@ def _length_aware(
 
     A request's bound is its share of a full batch of its own kind, in its cheapest bucket; a batch
     of expected seconds T whose members' bounds sum to T wastes nothing. Longer prompts first among
-    equals, since answers to prompts of like length end more nearly together. A head older than
+    equals, since outputs of prompts of like length end more nearly together. A head older than
     `max_age_s` must be a member, with the requests next to it in size.
     """
     window = LOOK_AHEAD * max([cost.bucket.batch_size for cost in costs])
@@ -225,8 +225,8 @@ def _length_aware(
     anchored = math.isfinite(now) and now - head.arrival_s >= policy.max_age_s
     choices = [
         (cost, rows)
-        for cost, some in fitting
-        for rows in _groups(some, cost.bucket.batch_size, anchored)
+        for cost, requests in fitting
+        for rows in _groups(requests, cost.bucket.batch_size, anchored)
     ]
     cost, rows = max(choices, key=lambda choice: _efficiency(choice[0], choice[1], read))
     members = [read[place] for place in sorted(-place for _, _, place in rows)]

@@ -23,6 +23,7 @@ MADE = re.compile(r"""run\.(figure|table)\(\s*["']([^"']+)["']""")
 PARAMETER = re.compile(r"^(\w+): \w+ = .*?  # (.+)$", re.MULTILINE)
 # A table's column of device seconds, and the column it cannot be below, behind the same prefix.
 BOUNDED, BOUND = ("busy_s", "device_s"), "bound_s"
+PREDICTED = ("run", "figure", "low", "point", "high", "measured", "state")
 PROVENANCE = ("commit", "host", "cpu", "threads", "load", "started_at", "seconds", "versions")
 
 
@@ -56,10 +57,10 @@ class Table:
     @property
     def shown(self) -> pd.DataFrame:
         """The first rows; of a wide table the first columns that differ from row to row."""
-        some = self.frame
-        if some.shape[1] > SHOWN_COLUMNS:
-            some = some[[name for name in some if some[name].nunique(dropna=False) > 1]]
-        return some.iloc[:SHOWN_ROWS, :SHOWN_COLUMNS]
+        shown = self.frame
+        if shown.shape[1] > SHOWN_COLUMNS:
+            shown = shown[[name for name in shown if shown[name].nunique(dropna=False) > 1]]
+        return shown.iloc[:SHOWN_ROWS, :SHOWN_COLUMNS]
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Chapter:
     error: str | None
     answer: str | None
     checks: Mapping[str, Mapping[str, Any]]
+    aims: Mapping[str, Mapping[str, str]]  # by name: state (met, missed, disturbed) and evidence
     parameters: list[tuple[str, Any, str]]  # name, value, meaning
     results: list[tuple[str, Any]]
     provenance: Mapping[str, str]
@@ -110,8 +112,25 @@ class Review:
     chapters: list[Chapter]
     distances: pd.DataFrame
     accuracy: dict[str, pd.DataFrame]  # by notebook: errors of the simulator by quantity and run
+    predictions: dict[str, pd.DataFrame]  # by notebook: what was registered, and what came
     errors: list[tuple[str, str, float]]  # notebook, path of a result that is called an error, it
     changes: Changes
+
+    @property
+    def not_met(self) -> list[tuple[str, str, str, str]]:
+        """Notebook, aim, state and evidence of every aim that was not met; missed ones first."""
+        rows = [
+            (chapter.name, name, aim["state"], aim["evidence"])
+            for chapter in self.chapters
+            for name, aim in chapter.aims.items()
+            if aim["state"] != "met"
+        ]
+        return sorted(rows, key=lambda row: row[2] != "missed")
+
+    @property
+    def missed(self) -> int:
+        """How many aims were missed."""
+        return sum(state == "missed" for _, _, state, _ in self.not_met)
 
     @property
     def provenance(self) -> dict[str, dict[str, list[str]]]:
@@ -136,6 +155,12 @@ def gather(run: Path, base: Path | None = None, baseline: Path | None = None) ->
             name: errors
             for name, record in records.items()
             if (errors := _accuracy(record)) is not None
+        },
+        predictions={
+            name: predictions
+            for name, record in records.items()
+            if (predictions := record.tables.get("predictions")) is not None
+            and {*PREDICTED} <= {*predictions}
         },
         errors=[
             (name, path, value)
@@ -177,6 +202,7 @@ def _chapter(folder: Path, record: Record) -> Chapter:
         error=record.error,
         answer=kept.get("answer"),
         checks=kept.get("checks", {}),
+        aims=kept.get("aims", {}),
         parameters=[
             (name, value, meanings.get(name, "")) for name, value in record.parameters.items()
         ],
@@ -299,7 +325,7 @@ def _spread(values: pd.Series) -> dict[str, float]:
 
 
 def _accuracy(record: Record) -> pd.DataFrame | None:
-    """Errors of the simulator, a row a quantity and a column a run, where the notebook has them."""
+    """Errors of the simulator, a row per quantity and a column per run, where there are any."""
     errors = record.tables.get("errors")
     if errors is None or not {"quantity", "run", "measured", "simulated", "error"} <= {*errors}:
         return None

@@ -105,11 +105,11 @@ def compare(
 
 
 def curves(
-    base: Mapping[str, Record], new: Mapping[str, Record], found: pd.DataFrame
+    base: Mapping[str, Record], new: Mapping[str, Record], compared: pd.DataFrame
 ) -> dict[tuple[str, str], pd.DataFrame]:
     """The numeric columns that differ, as tidy frames by notebook and table: panel (the column),
     series (base or new), x (the row, counted from 0), value."""
-    different = found[(found["state"] != "same") & (found["item"] != "outcome")]
+    different = compared[(compared["state"] != "same") & (compared["item"] != "outcome")]
     parts: dict[tuple[str, str], list[pd.DataFrame]] = {}
     for row in different.to_dict("records"):
         place, _, rest = row["item"].partition("/")
@@ -169,17 +169,17 @@ def _item(
     if was is None:
         return shown("new")
     kind = _kind(item, was, now, record)
-    found = Difference(kind, _change(kind, was, now), _tolerance(name, item, kind, tolerances))
-    state = "same" if not found.matters else _direction(item, found.change, better)
+    difference = Difference(kind, _change(kind, was, now), _tolerance(name, item, kind, tolerances))
+    state = "same" if not difference.matters else _direction(item, difference.change, better)
     if state != "same" and matches(item, record.traits.chance):
         state = "by chance"
-    return shown(state, kind=kind, change=found.change, tolerance=found.tolerance)
+    return shown(state, kind=kind, change=difference.change, tolerance=difference.tolerance)
 
 
 def _kind(item: str, was: Any, now: Any, record: Record) -> str:
-    found = item.startswith(("results/", "tables/"))
+    result = item.startswith(("results/", "tables/"))
     numbers = _number(was) and _number(now)
-    if not (found and numbers and (_fractional(was) or _fractional(now))):
+    if not (result and numbers and (_fractional(was) or _fractional(now))):
         return "exact"
     if record.traits.repeats(item):
         return "calculated"

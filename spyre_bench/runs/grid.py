@@ -72,7 +72,7 @@ def run_grid(
 
 
 def collect(points: Sequence[Mapping[str, str]], outcomes: Sequence[Outcome]) -> pd.DataFrame:
-    """One row a combination: its parameters; the results, those of a mapping or list under
+    """One row per combination: its parameters; the results, those of a mapping or list under
     `name/key`; seconds, of the execution; error, empty where it passed. A failed one has no
     results."""
     rows = [

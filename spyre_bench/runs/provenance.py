@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from spyre_bench.files import commit
 
 PACKAGES = (
     "spyre-bench",
@@ -27,7 +28,7 @@ def provenance() -> dict[str, Any]:
     """The machine, the versions and the commit that figures of this process come from."""
     return {
         "versions": versions(),
-        **_commit(),
+        **commit(),
         "host": platform.node(),
         "cpu": _cpu(),
         "threads": len(os.sched_getaffinity(0)),
@@ -47,27 +48,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _commit() -> dict[str, Any]:
-    """Commit of the clone that this package runs from, and whether it differs from it; None where
-    it does not run from a clone."""
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *words]
-        try:
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        except (OSError, subprocess.CalledProcessError):
-            return ""
-
-    if not git(
-        "ls-files", Path(__file__).name
-    ):  # installed, perhaps inside another project's clone
-        return {"commit": None, "dirty": None}
-    return {
-        "commit": git("rev-parse", "HEAD").strip(),
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
-    }
 
 
 def _cpu() -> str:

@@ -21,6 +21,8 @@ from spyre_bench.files import read_json
 OURS = re.compile(r"\d{8}-\d{6}(-\d+)?")  # a folder of a run, by its time
 OUTCOME, RESULTS = "outcome.json", "results.json"
 INFINITE = ("inf", "-inf")  # JSON has no such numbers; `report.py` writes these texts
+# columns of tables that earlier versions called otherwise
+RENAMED = {f"believed_{kind}_s": f"estimated_{kind}_s" for kind in ("prefill", "decode")}
 WHERE = ("output_directory", "interactive")  # parameters that say where and how, not what
 
 
@@ -110,8 +112,8 @@ class Record:
 
 
 def run_folder(folder: Path) -> Path:
-    """Where the notebooks of a run are: in the folder itself, or, where it takes a folder a run, in
-    that of its last one, which `latest` points to unless somebody's own folder is in its place."""
+    """Where the notebooks of a run are: in the folder itself, or, where it takes a folder per
+    run, in that of its last one: `latest` points there unless it is somebody's own folder."""
     folder = Path(folder)
     latest = folder / "latest"
     if _holds_runs(folder):
@@ -217,7 +219,8 @@ def _lasting(frame: pd.DataFrame) -> list[str]:
 
 def _table(path: Path) -> pd.DataFrame:
     try:
-        return pd.read_csv(path, index_col=False)  # a trailing comma shifts no column
+        frame = pd.read_csv(path, index_col=False)  # a trailing comma shifts no column
+        return frame.rename(columns=RENAMED)
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
     except ValueError as error:

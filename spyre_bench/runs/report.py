@@ -139,6 +139,7 @@ class Run:
             "results": {},
             "better": {},
             "checks": {},
+            "aims": {},
             "measurements": {},
             "figures": {},
             "captions": {},
@@ -207,6 +208,13 @@ class Run:
         self._record["checks"][name] = {"ok": bool(ok), "evidence": evidence}
         self._save()
         assert ok, f"{name}: {evidence}"
+
+    def aim(self, name: str, met: bool | None, evidence: str) -> None:
+        """Keeps whether an aim was met; None where the machine was disturbed, so that nobody can
+        say. A missed one fails nothing, and a review shows it on its first page."""
+        state = "disturbed" if met is None else "met" if met else "missed"
+        self._record["aims"][name] = {"state": state, "evidence": evidence}
+        self._save()
 
     def answer(self, markdown: str) -> Any:
         """Keeps the answer, which ends the record; returns it for display."""

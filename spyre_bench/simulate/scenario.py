@@ -16,6 +16,7 @@ from spyre_bench.shapes import BucketSet
 
 if TYPE_CHECKING:
     from spyre_bench.cost.bucket_cost import BucketCost, CostModel
+    from spyre_bench.cost.spread import Draw
     from spyre_bench.policy.static import Policy
     from spyre_bench.simulate.result import SimulatedRun
     from spyre_bench.workload.workload import Workload
@@ -72,7 +73,7 @@ class Scenario:
     router: str = setting(ENGINE, "round_robin or least_loaded", "round_robin")
     cost: str | None = setting(
         COSTS,
-        "cost table, or card:MODEL,tp=4,dtype=fp8,end=slow; default: the table that ships",
+        "cost table, or card:MODEL,tp=4,dtype=fp8,end=pessimistic; default: the table that ships",
         None,
     )
     extrapolate: bool = setting(COSTS, "price buckets beyond what was measured, marked", False)
@@ -99,7 +100,7 @@ class Scenario:
     client_overhead_ms: float = setting(ENGINE, "what a client waits beyond the engine", 0.0)
     goodput: str | None = setting(
         SCHEDULING,
-        "a limit, such as ttft:2000; repeatable",
+        "the SLO: a limit in ms, such as ttft:2000; repeatable",
         None,
         metavar="METRIC:MS",
         many=True,
@@ -119,7 +120,8 @@ class Scenario:
         """The workload as it is drawn or read, before it is scaled."""
         import numpy as np
 
-        from spyre_bench.workload.workload import Reading, load_workload
+        from spyre_bench.workload.source import load_workload
+        from spyre_bench.workload.trace_formats import Reading
 
         return load_workload(
             self.workload,
@@ -161,7 +163,7 @@ class Scenario:
         return Policy(self.policy, self.max_wait_s, self.gather_s, self.max_age_s)
 
     def limits_ms(self) -> dict[str, float]:
-        """The limits on latency in milliseconds, by metric."""
+        """The SLO: limits on latency in milliseconds, by metric."""
         limits = {}
         for text in [] if self.goodput is None else self.goodput.split(" "):
             name, _, value = text.partition(":")
@@ -175,21 +177,28 @@ class Scenario:
         return limits
 
     def run(
-        self, workload: Workload | None = None, costs: Sequence[BucketCost] | None = None
+        self,
+        workload: Workload | None = None,
+        costs: Sequence[BucketCost] | None = None,
+        draw: Draw | None = None,
     ) -> SimulatedRun:
-        """Simulates it; on another workload or other buckets where these are given."""
+        """Simulates it; on another workload or other buckets where these are given. With a `draw`
+        passes take what it says, and the policy still decides by the costs."""
+        from spyre_bench.cost.spread import steady
         from spyre_bench.simulate import static
 
         rules = self.rules()
         costs = self.costs() if costs is None else costs
         return static.simulate(
             self.load_workload() if workload is None else workload,
-            costs,
+            draw.scaled(costs) if draw else costs,
             rules,
             replicas=self.replicas,
             router=self.router,
             ready_s=sum(cost.warmup_s for cost in costs) if self.warmup else 0.0,
             client_overhead_s=self.client_overhead_ms / 1e3,
+            estimated=costs,
+            pace=draw.pace if draw else steady,
         )
 
     def _chosen(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What a static batching engine would do with a workload: exact event times, no randomness.
 
-An idle engine asks `policy.static.next_batch` who runs; a batch whose longest answer has S tokens
+An idle engine asks `policy.static.next_batch` who runs; a batch whose longest output has S tokens
 runs one prefill, which yields every member's first token, and S - 1 decode passes, and then the
 engine is idle again. Nothing joins or leaves a running batch. At equal times arrivals come before
 decisions.
@@ -17,23 +17,32 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spyre_bench.cost.bucket_cost import BucketCost
+from spyre_bench.cost.spread import Pace, steady
 from spyre_bench.policy.static import Batch, Hold, Policy, Step, next_batch
-from spyre_bench.simulate.result import DECODE, PREFILL, Passes, Requests, SimulatedRun, sums
+from spyre_bench.simulate.replicas import CHUNK, ranges, require, require_replicas, serve
+from spyre_bench.simulate.result import (
+    DECODE,
+    LEFT,
+    PREFILL,
+    UNSERVED,
+    Passes,
+    Requests,
+    StaticRun,
+    sums,
+)
 from spyre_bench.workload.workload import Workload
-
-MOST = 10_000  # replicas; more is a slip
-ROUTERS = ("round_robin", "least_loaded")
-CHUNK = 8192  # requests that exist as Python objects at a time
 
 
 class Request(NamedTuple):
-    """A row of the workload as the policy sees it, and the answer's true length, which it does
-    not use."""
+    """A row of the workload as the policy sees it, and what it does not use: its true output
+    tokens, when the engine reads it, and when its client gives up."""
 
     arrival_s: float
     prompt_tokens: int
     max_tokens: int
     output_tokens: int
+    seen_s: float
+    leaves_s: float
     row: int
 
 
@@ -47,7 +56,10 @@ def simulate(
     ready_s: float = 0.0,
     client_overhead_s: float = 0.0,
     estimated: Sequence[BucketCost] | None = None,
-) -> SimulatedRun:
+    pace: Pace = steady,
+    seen_s: np.ndarray | None = None,
+    leaves_s: np.ndarray | None = None,
+) -> StaticRun:
     """Serves the workload on engines that have the buckets of `costs` compiled.
 
     Every replica starts its first batch `ready_s` after the workload's start at the earliest (a
@@ -58,20 +70,19 @@ def simulate(
     E2EL have `client_overhead_s` more than the engine's (HTTP, tokenizing, the way back). The
     policy decides by `costs`, or by `estimated` ones, a server's own estimate of the same buckets.
 
+    `pace` says how many times its cost a prefill and a decode pass of each batch take: a machine's
+    noise, or what was measured. `seen_s`
+    is when an engine reads each request, ascending and not before its arrival, which is the default
+    and what the policy counts its age from. Whoever still waits at `leaves_s` is gone by then; one
+    that gives up later has its output tokens end there.
+
     Raises ValueError for no bucket, a replica count below 1, an unknown router, a negative time.
     """
     costs = tuple(costs)
-    _require(len(costs) > 0, "costs is empty: price at least one bucket")
-    _require(replicas >= 1, f"replicas {replicas} is below 1: use 1 or more")
-    _require(replicas <= MOST, f"replicas {replicas} is above {MOST:,}: use fewer")
-    _require(router in ROUTERS, f"router {router!r} is not known: use one of {', '.join(ROUTERS)}")
-    _require(ready_s >= 0, f"ready_s {ready_s} is negative: use 0 for a ready engine")
-    _require(
-        0 <= client_overhead_s < math.inf,
-        f"client_overhead_s {client_overhead_s} is negative or endless: use 0",
-    )
+    require(len(costs) > 0, "costs is empty: price at least one bucket")
+    require_replicas(replicas, router, ready_s, client_overhead_s)
     estimated = costs if estimated is None else tuple(estimated)
-    _require(
+    require(
         [cost.bucket for cost in estimated] == [cost.bucket for cost in costs],
         "estimated costs are of other buckets than costs: give one for each, in the same order",
     )
@@ -79,16 +90,14 @@ def simulate(
     rejected = _rejections(workload, costs)
     rows = np.flatnonzero(rejected == 0)
     first_s = workload.start_s + ready_s
-    engines = [_Engine(costs, estimated, policy, first_s) for _ in range(replicas)]
-    if router == "least_loaded" and replicas > 1:
-        _route_to_the_least_loaded(engines, _requests(workload, rows))
-    else:
-        for index, engine in enumerate(engines):
-            engine.serve(_requests(workload, rows[index::replicas]))
+    seen_s = workload.arrival_s if seen_s is None else seen_s
+    leaves_s = np.full(len(workload), math.inf) if leaves_s is None else leaves_s
+    engines = [_Engine(costs, estimated, policy, first_s, pace) for _ in range(replicas)]
+    serve(engines, router, rows, lambda some: _requests(workload, seen_s, leaves_s, some))
     passes = _passes(workload, costs, engines)
-    requests = _served(workload, costs, rejected, passes)
-    return SimulatedRun(
-        workload, costs, policy, replicas, ready_s, client_overhead_s, requests, passes
+    requests = _served(workload, rejected, passes)
+    return StaticRun(
+        workload, replicas, ready_s, client_overhead_s, requests, passes, policy, costs
     )
 
 
@@ -101,6 +110,7 @@ class _Engine:
         estimated: tuple[BucketCost, ...],
         policy: Policy,
         first_s: float,
+        pace: Pace,
     ):
         self.costs, self.estimated, self.policy = costs, estimated, policy
         self.free_s = first_s  # the running batch ends
@@ -110,7 +120,9 @@ class _Engine:
         self._upcoming: Iterator[Request] = iter(())
         self._read: list[Request] = []
         self._index = {id(cost): index for index, cost in enumerate(estimated)}
+        self._pace = pace
         self.bucket, self.start_s, self.passes = array("h"), array("d"), array("i")
+        self.prefill_s, self.decode_s = array("d"), array("d")
         self.rows, self.members = array("i"), array("i")
 
     def serve(self, requests: Iterator[Request]) -> None:
@@ -121,12 +133,12 @@ class _Engine:
     def push(self, request: Request) -> None:
         """Takes a request at its arrival; the clock must have been advanced to there."""
         self.queue.append(request)
-        self.look_s = min(self.look_s, request.arrival_s)
+        self.look_s = min(self.look_s, request.seen_s)
 
     def advance(self, until_s: float) -> None:
         """Starts every batch that starts before `until_s`."""
         while self.queue or self._refill():
-            now = max(self.free_s, self.queue[0].arrival_s, self.look_s)
+            now = max(self.free_s, self.queue[0].seen_s, self.look_s)
             if now >= until_s:
                 return
             step: Step[Request] | None = next_batch(
@@ -134,9 +146,8 @@ class _Engine:
             )
             if isinstance(step, Hold):
                 self._put_back(())
-                self.look_s = min(step.until_s, self._next_arrival_s(now))
-            else:
-                assert step, "somebody has arrived, so there is a batch"
+                self.look_s = min(step.until_s, self._next_change_s(now))
+            elif step:  # otherwise all who had arrived have left
                 self._start(step, now)
 
     def unfinished(self, now: float) -> int:
@@ -144,32 +155,35 @@ class _Engine:
         start of the running batch."""
         if self.running is None or now >= self.free_s:
             return len(self.queue)
-        cost = self.running.cost
-        first_s = self.start_s[-1] + cost.prefill_s
+        first_s, decode_s = self.start_s[-1] + self.prefill_s[-1], self.decode_s[-1]
         return len(self.queue) + sum(
-            first_s + (member.output_tokens - 1) * cost.decode_s > now
-            for member in self.running.members
+            first_s + (member.output_tokens - 1) * decode_s > now for member in self.running.members
         )
 
     def _waiting(self, now: float) -> Iterator[Request]:
-        """Takes from the queue what has arrived by `now`, as far as it is asked to."""
+        """Takes from the queue what has arrived by `now` and not left, as far as it is asked to."""
         queue, read = self.queue, self._read
-        while (queue or self._refill()) and queue[0].arrival_s <= now:
+        while (queue or self._refill()) and queue[0].seen_s <= now:
             request = queue.popleft()
-            read.append(request)
-            yield request
+            if request.leaves_s > now:
+                read.append(request)
+                yield request
 
     def _start(self, batch: Batch[Request], now: float) -> None:
         decided, members = batch
         index = self._index[id(decided)]
         cost = self.costs[index]
+        of_prefill, of_decode = self._pace(now)
+        prefill_s, decode_s = cost.prefill_s * of_prefill, cost.decode_s * of_decode
         passes = max([member.output_tokens for member in members])
         rows = [member.row for member in members]
         self.running = Batch(cost, members)
-        self.free_s = now + cost.prefill_s + (passes - 1) * cost.decode_s
+        self.free_s = now + prefill_s + (passes - 1) * decode_s
         self.look_s = 0.0
         self.bucket.append(index)
         self.start_s.append(now)
+        self.prefill_s.append(prefill_s)
+        self.decode_s.append(decode_s)
         self.passes.append(passes)
         self.rows.append(len(rows))
         self.members.extend(rows)
@@ -183,9 +197,14 @@ class _Engine:
             self.queue.extendleft([r for r in reversed(read) if r.row not in gone])
         read.clear()
 
-    def _next_arrival_s(self, now: float) -> float:
-        later = (request.arrival_s for request in self.queue if request.arrival_s > now)
-        return next(later, math.inf)
+    def _next_change_s(self, now: float) -> float:
+        """When the next request is read, or one of those before it leaves."""
+        change_s = math.inf
+        for request in self.queue:
+            if request.seen_s > now:
+                return min(change_s, request.seen_s)
+            change_s = min(change_s, request.leaves_s)
+        return change_s
 
     def _refill(self) -> bool:
         """Fetches a request to come, if there is one."""
@@ -194,15 +213,6 @@ class _Engine:
             return False
         self.queue.append(request)
         return True
-
-
-def _route_to_the_least_loaded(engines: Sequence[_Engine], requests: Iterator[Request]) -> None:
-    for request in requests:
-        for engine in engines:
-            engine.advance(request.arrival_s)
-        min(engines, key=lambda engine: engine.unfinished(request.arrival_s)).push(request)
-    for engine in engines:
-        engine.advance(math.inf)
 
 
 def _rejections(workload: Workload, costs: Sequence[BucketCost]) -> np.ndarray:
@@ -216,13 +226,17 @@ def _rejections(workload: Workload, costs: Sequence[BucketCost]) -> np.ndarray:
     return np.select([taken, too_long, too_large], [0, 1, 2], 3).astype(np.int8)
 
 
-def _requests(workload: Workload, rows: np.ndarray) -> Iterator[Request]:
+def _requests(
+    workload: Workload, seen_s: np.ndarray, leaves_s: np.ndarray, rows: np.ndarray
+) -> Iterator[Request]:
     """The rows of the workload one by one, turned into Python's numbers a chunk at a time."""
     columns = (
         workload.arrival_s,
         workload.prompt_tokens,
         workload.max_tokens,
         workload.output_tokens,
+        seen_s,
+        leaves_s,
     )
     for first in range(0, len(rows), CHUNK):
         some = rows[first : first + CHUNK]
@@ -246,20 +260,21 @@ def _passes(workload: Workload, costs: Sequence[BucketCost], engines: Sequence[_
     shape = joined(lambda engine: engine.bucket, np.int16)[logged]
     rows = joined(lambda engine: engine.rows, np.int32)
     first, rows = (np.cumsum(rows) - rows)[logged], rows[logged]
-    members = joined(lambda engine: engine.members, np.int32)[_ranges(first, rows)]
+    members = joined(lambda engine: engine.members, np.int32)[ranges(first, rows)]
     of_decode = np.repeat(decode, rows)
     tokens = np.where(of_decode, workload.output_tokens[members] - 1, np.int32(1))
     useful = tokens + np.where(of_decode, np.int32(0), workload.prompt_tokens[members])
     sizes = np.array([(c.bucket.batch_size, c.bucket.prompt_length) for c in costs], np.int64)
     batch_size, prompt_length = sizes[shape].T
-    seconds = np.array([(cost.prefill_s, cost.decode_s) for cost in costs])
+    prefill_s = joined(lambda engine: engine.prefill_s, np.float64)[logged]
+    decode_s = joined(lambda engine: engine.decode_s, np.float64)[logged]
     return Passes(
         kind=np.where(decode, np.int8(DECODE), np.int8(PREFILL)),
         shape=shape,
         batch=batch,
         replica=replica[logged],
-        start_s=start_s[logged] + np.where(decode, seconds[shape, PREFILL], 0.0),
-        seconds=seconds[shape, decode.astype(int)],
+        start_s=start_s[logged] + np.where(decode, prefill_s, 0.0),
+        seconds=np.where(decode, decode_s, prefill_s),
         count=np.where(decode, steps[batch] - 1, np.int32(1)),
         slots=batch_size * np.where(decode, 1, prompt_length + 1),
         useful=sums(useful, np.cumsum(rows) - rows),
@@ -270,13 +285,12 @@ def _passes(workload: Workload, costs: Sequence[BucketCost], engines: Sequence[_
     )
 
 
-def _served(
-    workload: Workload, costs: Sequence[BucketCost], rejected: np.ndarray, passes: Passes
-) -> Requests:
+def _served(workload: Workload, rejected: np.ndarray, passes: Passes) -> Requests:
     """When the passes of static batches served each request."""
     first = passes.first_of_batch
     batch = np.full(len(workload), -1, dtype=np.int32)
     batch[passes.members_of("prefill")] = np.repeat(passes.batch[first], passes.rows[first])
+    left = np.int8(1 + UNSERVED.index(LEFT))
 
     def of_batch(values: np.ndarray) -> np.ndarray:
         """A value of each batch as one of each request."""
@@ -284,7 +298,8 @@ def _served(
 
     start_s = passes.start_s[first]
     first_token_s = of_batch(start_s + passes.seconds[first])
-    decode_s = of_batch(np.array([cost.decode_s for cost in costs])[passes.shape[first]])
+    last = np.append(first[1:], len(passes)) - 1  # its decode passes, where a member has further
+    decode_s = of_batch(passes.seconds[last[: len(first)]])
     further = workload.output_tokens - 1
     return Requests(
         batch=batch,
@@ -293,17 +308,5 @@ def _served(
         first_token_s=first_token_s,
         finish_s=first_token_s + further * decode_s,
         tpot_s=np.where(further > 0, decode_s, np.nan),
-        rejected=rejected,
+        rejected=np.where((batch < 0) & (rejected == 0), left, rejected),
     )
-
-
-def _ranges(first: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """int32, `first[0]`, `first[0] + 1`, ... as many as `lengths[0]`, then those of the next."""
-    last = np.cumsum(lengths)
-    offset = np.repeat((first - last + lengths).astype(np.int32), lengths)
-    return np.arange(len(offset), dtype=np.int32) + offset
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)

@@ -102,8 +102,8 @@ def predict(starts: pd.DataFrame) -> pd.DataFrame:
     error, relative to what was measured; and marginal_s, the start-up without what is paid once,
     which is what the bucket adds to an engine that has others."""
     done = []
-    for _, some in starts.groupby("start", sort=False):
-        groups = dict(iter(some.groupby("role")))
+    for _, start in starts.groupby("start", sort=False):
+        groups = dict(iter(start.groupby("role")))
         buckets = {role: list(map(Bucket.parse, rows["bucket"])) for role, rows in groups.items()}
         fit = StartupFit.of(buckets["fitted"], groups["fitted"]["startup_s"].tolist())
         for role, rows in groups.items():
@@ -149,9 +149,9 @@ Seconds = TypeVar("Seconds", float, pd.Series)
 def start_s(predicted: pd.DataFrame, start: str, buckets: Sequence[str]) -> float:
     """Seconds of a cold or warm start with some of the measured buckets: what each of them adds,
     and what is paid once."""
-    some = predicted[predicted["start"] == start]
-    once_s = (some["startup_s"] - some["marginal_s"]).max()
-    return float(once_s + some.loc[some["bucket"].isin(buckets), "marginal_s"].sum())
+    rows = predicted[predicted["start"] == start]
+    once_s = (rows["startup_s"] - rows["marginal_s"]).max()
+    return float(once_s + rows.loc[rows["bucket"].isin(buckets), "marginal_s"].sum())
 
 
 def batch_s(prefill_s: Seconds, decode_s: Seconds, output_tokens: int) -> Seconds:

@@ -26,13 +26,13 @@ from spyre_bench import files
 from spyre_bench.cost.bucket_cost import CostModel
 from spyre_bench.cost.source import load_cost
 from spyre_bench.errors import sentence
-from spyre_bench.metrics import summary
+from spyre_bench.metrics import summary, waste
 from spyre_bench.shapes import BucketSet
 from spyre_bench.simulate.scenario import KINDS, TRACE_FILE, WORKLOAD, Scenario
 from spyre_bench.workload.workload import Workload
 
 BACKENDS = ("loky", "dask", "ray")
-CHUNK = 8  # points a task: large enough to drown the cost of sending it
+CHUNK = 8  # points per task: large enough to drown the cost of sending it
 
 
 FIELDS = {field.name: field for field in fields(Scenario)}
@@ -40,7 +40,7 @@ SETTINGS = tuple(name for name in FIELDS if name != "goodput")  # no figure hang
 OF_WORKLOAD = [name for name in SETTINGS if FIELDS[name].metadata["part"] in (WORKLOAD, TRACE_FILE)]
 
 
-def read_grid(path: Path) -> list[Scenario]:
+def read_points(path: Path) -> list[Scenario]:
     """The points of a YAML file that has a value, or a list of them, for settings of `Scenario`."""
     grid = files.read_yaml(path)
     if not isinstance(grid, Mapping):
@@ -59,16 +59,16 @@ def points(grid: Mapping[str, Any]) -> list[Scenario]:
     if missing := [name for name in ("workload", "buckets") if name not in grid]:
         raise ValueError(f"the grid says nothing of {missing[0]}: give one value or more")
     lists = {
-        name: [_typed(name, value) for value in (some if isinstance(some, list) else [some])]
-        for name, some in grid.items()
+        name: [_typed(name, value) for value in (given if isinstance(given, list) else [given])]
+        for name, given in grid.items()
     }
-    found = [
+    scenarios = [
         Scenario(**dict(zip(lists, values, strict=True)))
         for values in itertools.product(*lists.values())
     ]
-    if not found:
+    if not scenarios:
         raise ValueError("a setting has an empty list of values: the grid has no point")
-    return found
+    return scenarios
 
 
 def _typed(name: str, value: Any) -> Any:
@@ -100,7 +100,7 @@ def _typed(name: str, value: Any) -> Any:
 
 
 def run_sweep(
-    some: Sequence[Scenario],
+    scenarios: Sequence[Scenario],
     out: Path,
     *,
     jobs: int = -1,
@@ -108,8 +108,8 @@ def run_sweep(
     scheduler: str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Simulates the points that `out` does not hold yet and returns all of its rows of `some`, in
-    the order of `some`; the file then has them in this order, and its other rows behind them.
+    """Simulates the points that `out` does not hold yet and returns the rows of `scenarios`,
+    in their order; the file then has them in this order, and its other rows behind them.
 
     A point that cannot run (a bucket beyond the cost table, say) has its error in the column
     `error` and no figures, and is tried again next time. A row stands while its `basis` does, the
@@ -117,11 +117,11 @@ def run_sweep(
     a missing library, a file that is not of a sweep, or one that another sweep is writing.
     """
     with files.in_use(out):
-        return _run_sweep(some, out, jobs, backend, scheduler, progress)
+        return _run_sweep(scenarios, out, jobs, backend, scheduler, progress)
 
 
 def _run_sweep(
-    some: Sequence[Scenario],
+    scenarios: Sequence[Scenario],
     out: Path,
     jobs: int,
     backend: str,
@@ -129,7 +129,7 @@ def _run_sweep(
     progress: bool,
 ) -> pd.DataFrame:
     done = _read(out) if out.exists() else {}
-    wanted = {_key(_settings(point)): point for point in some}
+    wanted = {_key(_settings(point)): point for point in scenarios}
     todo = [point for key, point in wanted.items() if not _stands(done.get(key), point)]
     # Neighbours in the grid often share workload and table, which a worker then loads once.
     chunks = [todo[first : first + CHUNK] for first in range(0, len(todo), CHUNK)]
@@ -147,15 +147,15 @@ def _run_sweep(
 
 
 def run_chunk(chunk: Sequence[Scenario]) -> list[dict[str, Any]]:
-    """One row a point: its settings, its basis and its figures, or its error, whatever it is."""
+    """One row per point: its settings, its basis and its figures, or its error, whatever it is."""
     rows = []
     for point in chunk:
         basis = _basis(point)
         try:
-            found = _figures(point, basis)
+            figures = _simulate(point, basis)
         except Exception as error:
-            found = dict.fromkeys(FIGURES) | {"error": sentence(error)}
-        rows.append(_settings(point) | {"basis": basis} | found)
+            figures = dict.fromkeys(FIGURES) | {"error": sentence(error)}
+        rows.append(_settings(point) | {"basis": basis} | figures)
     return rows
 
 
@@ -165,15 +165,15 @@ def _settings(point: Scenario) -> dict[str, Any]:
     return {name: KINDS[name]() if value is None else value for name, value in values.items()}
 
 
-def _figures(point: Scenario, basis: str) -> dict[str, Any]:
+def _simulate(point: Scenario, basis: str) -> dict[str, Any]:
     costs = point.costs(_cost(point.cost, point.extrapolate, basis))
     asked = Scenario(**{name: getattr(point, name) for name in OF_WORKLOAD})
-    trace = point.run(_workload(asked, basis), costs)
+    run = point.run(_workload(asked, basis), costs)
     return {
-        **summary.summary(trace),
+        **summary.summary(run),
         "compile_s": sum(cost.compile_s for cost in costs),
         "extrapolated": sum(cost.extrapolated for cost in costs),
-        "saturated": bool(summary.saturation(trace)),
+        "saturated": bool(summary.saturation(run)),
         "error": "",
     }
 
@@ -188,7 +188,7 @@ FIGURES = (
     "utilisation",
     "busy_over_shape_bound",
     "fill",
-    *(f"{name}_tokens" for name in summary.LEDGER),
+    *(f"{name}_tokens" for name in waste.LEDGER),
     *(
         f"{of}_{name}_ms"
         for name in ("queue", "ttft", "tpot", "e2el")
@@ -204,7 +204,7 @@ COUNTS = (
     "served",
     "rejected",
     "batches",
-    *(f"{name}_tokens" for name in summary.LEDGER),
+    *(f"{name}_tokens" for name in waste.LEDGER),
     "extrapolated",
 )
 # A whole number, or nothing where the point did not run.
@@ -260,7 +260,7 @@ def _parallel(backend: str, scheduler: str | None, jobs: int):
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is not known: use one of {', '.join(BACKENDS)}")
     if jobs == 0:
-        raise ValueError("jobs 0 are too few: use 1 or more, or -1 for one a core")
+        raise ValueError("jobs 0 are too few: use 1 or more, or -1 for one per core")
     if scheduler and backend == "loky":
         raise ValueError(
             f"scheduler {scheduler!r} is of no use to loky, which stays on this machine: choose "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -18,14 +19,17 @@ from spyre_bench.choose.advise import priced_candidates
 from spyre_bench.choose.optimize import Choice, Limits, choose_buckets
 from spyre_bench.choose.schemes import one, percentiles, powers_of_two
 from spyre_bench.cost.bucket_cost import BucketCost, CostModel, price
-from spyre_bench.metrics import summary
+from spyre_bench.cost.spread import Draw
+from spyre_bench.metrics import summary, waste
 from spyre_bench.metrics.bounds import shape_bound_s, shares_s
-from spyre_bench.metrics.summary import LEDGER
+from spyre_bench.metrics.intervals import replicate
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import STICK_TOKENS, Bucket, BucketSet
-from spyre_bench.simulate.result import SimulatedRun
+from spyre_bench.simulate.result import SimulatedRun, StaticRun
 from spyre_bench.simulate.static import simulate
 from spyre_bench.workload.workload import Workload
+
+LATENCIES = ("median_ttft_s", "p95_ttft_s", "median_e2el_s", "p95_e2el_s")
 
 
 def fitting(workload: Workload, costs: Sequence[BucketCost]) -> Workload:
@@ -93,6 +97,53 @@ def under_load(
     return pd.DataFrame(rows)
 
 
+def bands(
+    workload: Workload,
+    source: CostModel,
+    costs: Sequence[BucketCost],
+    policy: Policy,
+    loads: Sequence[float],
+    capacity: float,
+    *,
+    seed: int = 0,
+    replications: int = 20,
+) -> pd.DataFrame:
+    """P5 and P95 of latencies of a policy at every load, a share of `capacity` in requests/s, over
+    replications with passes as the spread of the source's costs draws them: policy, load, spread
+    (where it is from), and of each of LATENCIES `low_...` and `high_...`. Without a spread it is
+    empty."""
+    spread = source.spread(costs)
+    if spread is None:
+        return pd.DataFrame(columns=["policy", "load", "spread"])
+    rows = []
+    for load in loads:
+        serve = partial(_serve, at_rate(workload, load * capacity), costs, policy)
+        intervals = replicate(
+            serve, spread, replications=replications, seed=seed, figures=_latencies_s
+        )
+        ends = {name: intervals[name] for name in LATENCIES}
+        low = {f"low_{name}": low for name, (low, _) in ends.items()}
+        high = {f"high_{name}": high for name, (_, high) in ends.items()}
+        names = {"policy": policy.name, "load": load, "spread": spread.source}
+        rows.append(names | low | high)
+    return pd.DataFrame(rows)
+
+
+def _serve(
+    workload: Workload, costs: Sequence[BucketCost], policy: Policy, draw: Draw
+) -> SimulatedRun:
+    drawn = draw.scaled(costs)
+    return simulate(workload, drawn, policy, estimated=costs, pace=draw.pace)
+
+
+def _latencies_s(run: SimulatedRun) -> dict[str, float]:
+    served = run.served
+    ttft_s, e2el_s = (
+        np.percentile(values[served], [50, 95]) for values in (run.ttft_s, run.e2el_s)
+    )
+    return dict(zip(LATENCIES, map(float, (*ttft_s, *e2el_s)), strict=True))
+
+
 def _load_figures(run: SimulatedRun) -> dict[str, float]:
     kept = summary.summary(run)
     slots = int((run.passes.slots * run.passes.count).sum())
@@ -105,16 +156,15 @@ def _load_figures(run: SimulatedRun) -> dict[str, float]:
         "rows": float(run.passes.rows[run.passes.first_of_batch].mean()),
         "slots": slots,
         **{name: value for name, value in kept.items() if not name.endswith("_ms")},
-        **{f"{part}_share": kept[f"{part}_tokens"] / slots for part in LEDGER},
+        **{f"{part}_share": kept[f"{part}_tokens"] / slots for part in waste.LEDGER},
         **seconds,
     }
 
 
 def largest_waste(frame: pd.DataFrame) -> pd.Series:
     """For each load, the part of the ledger that most was lost to, over all policies, in words."""
-    wastes = [part for part in LEDGER if part != "useful"]
-    lost = frame.groupby("load")[[f"{part}_share" for part in wastes]].mean()
-    return lost.set_axis([part.replace("_", " ") for part in wastes], axis=1).idxmax(axis=1)
+    lost = frame.groupby("load")[[f"{part}_share" for part in waste.WASTES]].mean()
+    return lost.set_axis([part.replace("_", " ") for part in waste.WASTES], axis=1).idxmax(axis=1)
 
 
 def steady_load(frame: pd.DataFrame) -> float:
@@ -131,12 +181,12 @@ def bars(frame: pd.DataFrame, loads: Sequence[float]) -> pd.DataFrame:
     return rows.assign(group=[f"load {load:g}" for load in rows["load"]], label=rows["policy"])
 
 
-def waste_by_bucket(run: SimulatedRun) -> pd.DataFrame:
-    """What `metrics.summary.by_bucket` gives, and the ledger as shares of what the whole run
+def waste_by_bucket(run: StaticRun) -> pd.DataFrame:
+    """What `metrics.waste.by_bucket` gives, and the ledger as shares of what the whole run
     computed."""
-    frame = summary.by_bucket(summary.batches(run))
+    frame = waste.by_bucket(waste.batches(run))
     computed = frame["computed"].sum()
-    return frame.assign(**{f"{part}_share": frame[part] / computed for part in LEDGER})
+    return frame.assign(**{f"{part}_share": frame[part] / computed for part in waste.LEDGER})
 
 
 def bucket_sets(

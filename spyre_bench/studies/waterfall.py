@@ -45,8 +45,8 @@ def waterfall(
         "shape bound": (f"these {len(costs)} buckets, full batches", shape_bound_s(queued, costs)),
     }
     for name, meaning in STAGES.items():
-        trace = simulate(queued, costs, Policy(name, max_age_s=math.inf))
-        stages[name] = (meaning, summary.busy_s(trace))
+        run = simulate(queued, costs, Policy(name, max_age_s=math.inf))
+        stages[name] = (meaning, summary.busy_s(run))
     meanings, seconds = zip(*stages.values(), strict=True)
     return pd.DataFrame(
         {

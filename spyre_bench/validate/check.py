@@ -1,69 +1,96 @@
-"""How far the simulator is from a real server: constants taken in one run, held against the next.
+"""How far the simulator is from a real server: predicted, registered, measured, told apart.
 
-The constants are what a pass of each bucket takes in the server and what a client waits beyond the
-engine. `calibrate` fixes them from a few full batches; `check` then replays other requests,
-measured by a real client, and simulates the same requests from those constants.
+`calibrate` fixes constants from a few full batches. A check writes its prediction down, replays
+other requests, measured by a real client, and calibrates again. What is off is told apart: the
+simulator's decisions, the passes' costs, and what the load makes of them.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
 
 from spyre_bench.cost.bucket_cost import BucketCost
+from spyre_bench.cost.spread import IQR
 from spyre_bench.metrics.vllm_json import bench_result
 from spyre_bench.metrics.waste import waste
 from spyre_bench.pass_log import count_passes, read_passes, read_warmup
 from spyre_bench.policy.static import Policy
-from spyre_bench.shapes import Bucket, BucketSet
+from spyre_bench.shapes import BucketSet
 from spyre_bench.simulate.result import PREFILL, SimulatedRun
 from spyre_bench.simulate.static import simulate
 from spyre_bench.validate import compare as validate
 from spyre_bench.validate import server as serving
+from spyre_bench.validate.constants import (
+    JUDGED,
+    Constants,
+    change_of_pace,
+    expected_s,
+    pass_costs,
+    pass_spread,
+    slots,
+)
+from spyre_bench.validate.decisions import Decisions, decisions
+from spyre_bench.validate.errors import Amplification, CostErrors, amplification, cost_errors
+from spyre_bench.validate.others import CpuTimes
+from spyre_bench.validate.registered import Prediction, register
 from spyre_bench.workload.workload import Workload
 
 SHORT = 3  # calibration batches of each bucket with one decode pass only, beside one full one
 PAUSE_S = 0.3  # between the end of one and the next, and after the first of a queued run
+OTHERS = 0.25  # cores; a quiet machine has less than a twentieth
+TRIES = 3  # at a calibration
 APART_S = 0.01  # of requests that queue up, so that they keep their order on the way
 
 
+class Served(NamedTuple):
+    """A workload as it went."""
+
+    result: dict[str, Any]  # of the client, in vLLM's form with all arrays
+    passes: pd.DataFrame  # of the engine, with what the scheduler knew
+    others: float = 0.0  # cores that other processes kept busy meanwhile
+
+
+class Host(Protocol):
+    """What is checked: an engine and a client, real or made up."""
+
+    def serve(self, workload: Workload, name: str) -> Served:
+        """Sends the requests at their times, each answered in full."""
+        ...
+
+    def estimated(self, buckets: BucketSet) -> tuple[BucketCost, ...]:
+        """What the scheduler decides by."""
+        ...
+
+
 @dataclass(frozen=True)
-class Constants:
-    """What the simulation of a server rests on."""
+class LiveHost:
+    """A real server and a real client, whose results stay in the directory."""
 
-    costs: tuple[BucketCost, ...]  # seconds of a pass in the server, vLLM's own time included
-    estimated: tuple[BucketCost, ...]  # what the server's scheduler decides by, from its warmup
-    client_overhead_s: float
-    policy: Policy
-    fixed_at: str  # ISO 8601, UTC
+    server: serving.Server
+    directory: Path
 
-    def frame(self) -> pd.DataFrame:
-        """One row per bucket."""
-        return pd.DataFrame(
-            {
-                "bucket": [str(cost.bucket) for cost in self.costs],
-                "prefill_s": [cost.prefill_s for cost in self.costs],
-                "decode_s": [cost.decode_s for cost in self.costs],
-                "believed_prefill_s": [cost.prefill_s for cost in self.estimated],
-                "believed_decode_s": [cost.decode_s for cost in self.estimated],
-                "client_overhead_s": self.client_overhead_s,
-                "measured_at": self.fixed_at,
-            }
-        )
+    def serve(self, workload: Workload, name: str) -> Served:
+        before, times = count_passes(self.server.pass_log), CpuTimes.now(self.server.session)
+        result = serving.replay(self.server, workload, self.directory, name)
+        others = CpuTimes.now(self.server.session).others_since(times)
+        passes = read_passes(self.server.pass_log, waits=True).iloc[before:]
+        return Served(result, passes.reset_index(drop=True), others)
 
-    def simulate(self, workload: Workload) -> SimulatedRun:
-        return simulate(
-            workload,
-            self.costs,
-            self.policy,
-            client_overhead_s=self.client_overhead_s,
-            estimated=self.estimated,
+    def estimated(self, buckets: BucketSet) -> tuple[BucketCost, ...]:
+        """The seconds of its warmup."""
+        warmed = read_warmup(self.server.pass_log).set_index("bucket")
+        return tuple(
+            BucketCost(bucket, *map(float, warmed.loc[str(bucket), ["prefill_s", "decode_s"]]))
+            for bucket in buckets
         )
 
 
@@ -77,7 +104,10 @@ class Check:
     measured: dict[str, Any]
     simulated: dict[str, Any]
     run: SimulatedRun
-    passes: pd.DataFrame
+    passes: pd.DataFrame  # with what the scheduler knew
+    prediction: Prediction
+    after: Constants
+    others: float = 0.0  # cores that other processes kept busy during it
 
     def by_quantity(self) -> pd.DataFrame:
         """See `compare.by_quantity`, with the name of the run."""
@@ -93,92 +123,176 @@ class Check:
         real = [(bucket, sorted(prompts)) for bucket, prompts in batches_of(self.passes)]
         return real == [(bucket, sorted(prompts)) for bucket, prompts in simulated_batches(self)]
 
+    def decisions(self) -> Decisions:
+        """The first error: see `decisions`."""
+        return decisions(self.passes, self.constants.policy, self.constants.estimated)
+
+    def costs(self) -> CostErrors:
+        """The second error: see `errors.cost_errors`."""
+        return cost_errors(self.passes, self.constants)
+
+    def amplification(self) -> Amplification:
+        """The third error: see `errors.amplification`."""
+        return amplification(self.constants, self.workload)
+
+    @property
+    def change(self) -> float:
+        """The log of how much longer its passes take by the calibration after it than by the one
+        before."""
+        return change_of_pace(self.constants, self.after, self.run)
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether the machine changed, from the calibration before to the one after, by more than
+        the spread allows, or others kept more of it busy than OTHERS. What the check itself
+        measured has no say in it."""
+        return self.others > OTHERS or abs(self.change) > self.constants.allowed_change()
+
+    def judged(self) -> pd.DataFrame:
+        """One row per figure that was predicted: run, figure, low, point, high, measured, state
+        ("inside", "outside" or "disturbed"), and the file that it was registered in."""
+        measured = measured_figures(self.measured)
+        rows = []
+        for figure in JUDGED:
+            low, high = self.prediction.intervals[figure]
+            inside = low <= measured[figure] <= high
+            state = "disturbed" if self.disturbed else "inside" if inside else "outside"
+            point = self.prediction.points[figure]
+            rows.append((self.name, figure, low, point, high, measured[figure], state))
+        names = ["run", "figure", "low", "point", "high", "measured", "state"]
+        return pd.DataFrame(rows, columns=names).assign(registered=self.prediction.name)
+
+    def told_apart(self) -> dict[str, Any]:
+        """A row: the three errors, and how the machine changed."""
+        decided, costs, load = self.decisions(), self.costs(), self.amplification()
+        return {
+            "run": self.name,
+            "batches": decided.batches,
+            "same_batches": decided.same,
+            "latest_ms": 1e3 * decided.latest_s,
+            "decisions_agree": decided.agree,
+            "cost_bias": costs.bias,
+            "cost_spread": costs.spread,
+            "cost_drift": costs.drift,
+            "e2el_s_per_per_cent": load.seconds_per_per_cent,
+            "amplification": load.per_cent_per_per_cent,
+            "change_of_pace": math.expm1(self.change),
+            "allowed_change": math.expm1(self.constants.allowed_change()),
+            "others_cores": self.others,
+            "disturbed": self.disturbed,
+        }
+
+
+@dataclass
+class Checks:
+    """Checks of one host, one after the other: the calibration after one is the one before the
+    next, and what one found of the machine's drift widens or narrows the next one's intervals."""
+
+    host: Host
+    buckets: BucketSet
+    policy: Policy
+    directory: Path  # takes constants and predictions
+    biases: list[float] = field(default_factory=list)  # log, of every check but disturbed ones
+    _constants: Constants | None = None
+
+    @property
+    def constants(self) -> Constants:
+        """The newest; taken now where there are none."""
+        if self._constants is None:
+            self._constants = self._calibrate("first")
+        return self._constants
+
+    def check(self, name: str, workload: Workload, *, seed: int = 0) -> Check:
+        """Registers a prediction, sends the workload, calibrates again."""
+        constants = self.constants.with_history(self.biases)
+        # The client counts its duration from the start of the trace, we from the first request.
+        workload = workload.from_zero()
+        prediction = register(name, constants, workload, self.directory, seed=seed)
+        served = self.host.serve(workload, name)
+        self._constants = self._calibrate(f"after {name}")
+        done = compared(name, constants, workload, served, prediction, self._constants)
+        if not done.disturbed:
+            self.biases.append(math.log1p(done.costs().bias))
+        return done
+
+    def _calibrate(self, name: str) -> Constants:
+        """Again where simultaneous requests came so far apart that they shared no batch."""
+        for _ in range(TRIES - 1):
+            with contextlib.suppress(ValueError):
+                return calibrate(self.host, self.buckets, self.policy, self.directory, name)
+        return calibrate(self.host, self.buckets, self.policy, self.directory, name)
+
+
+def compared(
+    name: str,
+    constants: Constants,
+    workload: Workload,
+    served: Served,
+    prediction: Prediction,
+    after: Constants,
+) -> Check:
+    """A measured run beside the simulation of its requests at the times at which the client really
+    sent them."""
+    sent = as_sent(workload, served.result["start_times"])
+    run = constants.simulate(sent)
+    ledger = waste(served.passes)
+    measured = served.result | {
+        "spyre_batches": len(ledger),
+        "spyre_fill": float(ledger["useful"].sum() / ledger["computed"].sum()),
+        "spyre_prediction": {"file": prediction.name, "sha256": prediction.digest},
+    }
+    simulated = bench_result(run, detailed=True)
+    return Check(
+        *(name, constants, sent, measured, simulated, run, served.passes, prediction, after),
+        others=served.others,
+    )
+
+
+def measured_figures(measured: dict[str, Any]) -> dict[str, float]:
+    """The judged figures of a client's result. Throughput counts from the first request, as the
+    simulator does: the client's own duration has its start in it."""
+    latencies_s = np.array(measured["latencies"])
+    starts_s = np.array(measured["start_times"])
+    seconds = float((starts_s + latencies_s).max() - starts_s.min())
+    median_s, p95_s = np.percentile(latencies_s, [50, 95])
+    return {
+        "median_e2el_ms": 1e3 * float(median_s),
+        "p95_e2el_ms": 1e3 * float(p95_s),
+        "request_throughput": len(latencies_s) / seconds,
+    }
+
 
 def calibrate(
-    server: serving.Server, buckets: BucketSet, policy: Policy, directory: Path, name: str
+    host: Host, buckets: BucketSet, policy: Policy, directory: Path, name: str
 ) -> Constants:
-    """A few full batches of each bucket on an idle server: the seconds of its passes, and what a
+    """A few full batches of each bucket on an idle engine: the seconds of its passes, and what a
     client waits beyond the engine.
 
     The constants are in the directory, as `<name>-constants.csv`, before this returns. Raises
     ValueError where a bucket's requests did not share a batch of it, as without `gather_s`.
     """
-    some, before = full_batches(estimated_costs(server, buckets)), count_passes(server.pass_log)
-    result = serving.replay(server, some, directory, f"{name}-calibration")
-    costs = pass_costs(read_passes(server.pass_log).iloc[before:])
+    estimated = host.estimated(buckets)
+    workload = full_batches(estimated)
+    result, passes, _ = host.serve(workload, f"{name}-calibration")
+    costs = pass_costs(passes)
     if missing := sorted(set(buckets) - {cost.bucket for cost in costs}):
         raise ValueError(
             f"no calibration batch ran in bucket {missing[0]}: let simultaneous requests share a "
             f"batch (gather_s above 0), or leave out a bucket that another one makes needless"
         )
-    run = simulate(some, costs, policy)
-    waited_s = np.array(result["ttfts"]) - run.ttft_s
+    waited_s = np.array(result["ttfts"]) - simulate(workload, costs, policy).ttft_s
+    low_s, high_s = np.percentile(waited_s, [25, 75])
     constants = Constants(
         costs=costs,
-        estimated=estimated_costs(server, buckets),
+        estimated=estimated,
         client_overhead_s=max(0.0, float(np.median(waited_s))),
         policy=policy,
         fixed_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        spread=pass_spread(passes, costs),
+        overhead_deviation_s=float(high_s - low_s) / IQR,
     )
     constants.frame().to_csv(directory / f"{name}-constants.csv", index=False)
     return constants
-
-
-def estimated_costs(server: serving.Server, buckets: BucketSet) -> tuple[BucketCost, ...]:
-    """What the server's scheduler decides by: the seconds of its warmup."""
-    warmed = read_warmup(server.pass_log).set_index("bucket")
-    return tuple(
-        BucketCost(bucket, *map(float, warmed.loc[str(bucket), ["prefill_s", "decode_s"]]))
-        for bucket in buckets
-    )
-
-
-def check(
-    server: serving.Server,
-    workload: Workload,
-    buckets: BucketSet,
-    policy: Policy,
-    directory: Path,
-    name: str,
-) -> Check:
-    """Fixes the constants, then sends the workload, and simulates it at the times at which the
-    client really sent."""
-    constants = calibrate(server, buckets, policy, directory, name)
-    before = count_passes(server.pass_log)
-    # The client counts its duration from the start of the trace, we from the first request.
-    workload = workload.from_zero()
-    measured = serving.replay(server, workload, directory, name)
-    passes = read_passes(server.pass_log).iloc[before:].reset_index(drop=True)
-    sent = as_sent(workload, measured["start_times"])
-    run = constants.simulate(sent)
-    ledger = waste(passes)
-    measured |= {
-        "spyre_batches": len(ledger),
-        "spyre_fill": float(ledger["useful"].sum() / ledger["computed"].sum()),
-    }
-    simulated = bench_result(run, detailed=True)
-    return Check(name, constants, sent, measured, simulated, run, passes)
-
-
-def pass_costs(passes: pd.DataFrame) -> tuple[BucketCost, ...]:
-    """What a pass of each bucket takes in a server: the median time from its start to the start of
-    the next pass of its batch, so that vLLM's own time is in it. The last pass of a batch, after
-    which the engine may be idle, is left out. In ascending order of bucket.
-
-    Raises ValueError for a bucket with no prefill or decode pass to take the time of.
-    """
-    medians = _slots(passes).groupby(["bucket", "kind"])["slot_s"].median()
-    costs = []
-    for name in sorted(passes["bucket"].unique(), key=Bucket.parse):
-        if any((name, kind) not in medians for kind in ("prefill", "decode")):
-            raise ValueError(
-                f"bucket {name} ran no batch of three passes or more: calibrate on a workload with "
-                f"longer outputs in it"
-            )
-        costs.append(
-            BucketCost(Bucket.parse(name), medians[name, "prefill"], medians[name, "decode"])
-        )
-    return tuple(costs)
 
 
 def fitting(workload: Workload, buckets: BucketSet) -> Workload:
@@ -250,20 +364,6 @@ def simulated_batches(check: Check) -> list[tuple[str, list[int]]]:
 def pass_errors(check: Check) -> pd.DataFrame:
     """One row per pass that another one of its batch follows: run, bucket, kind, slot_s (from its
     start to the start of the next one) and error, slot_s over the constant less 1."""
-    slots = _slots(check.passes)
-    constant_s = {
-        (str(cost.bucket), kind): seconds
-        for cost in check.constants.costs
-        for kind, seconds in (("prefill", cost.prefill_s), ("decode", cost.decode_s))
-    }
-    expected_s = [constant_s[key] for key in zip(slots["bucket"], slots["kind"], strict=True)]
-    columns = slots[["bucket", "kind", "slot_s"]]
-    return columns.assign(run=check.name, error=slots["slot_s"] / expected_s - 1)
-
-
-def _slots(passes: pd.DataFrame) -> pd.DataFrame:
-    """The passes that another one of the same batch follows, with the seconds from start to
-    start."""
-    following = passes.shift(-1)
-    slots = passes.assign(slot_s=following["start_s"] - passes["start_s"])
-    return slots[passes["batch"] == following["batch"]]
+    some = slots(check.passes)
+    error = some["slot_s"] / expected_s(some, check.constants.costs) - 1
+    return some[["bucket", "kind", "slot_s"]].assign(run=check.name, error=error)

@@ -67,16 +67,16 @@ def _shown(value: Any) -> str:
 
 def _arrays(result: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Those there are, each with a number of 0 or more for each request."""
-    found = {name: result[name] for name in ARRAYS if result.get(name) is not None}
-    if "latencies" not in found and "ttfts" in found and result.get("itls") is not None:
-        found["latencies"] = _latencies(found["ttfts"], result["itls"])
-    for name, values in found.items():
+    arrays = {name: result[name] for name in ARRAYS if result.get(name) is not None}
+    if "latencies" not in arrays and "ttfts" in arrays and result.get("itls") is not None:
+        arrays["latencies"] = _latencies(arrays["ttfts"], result["itls"])
+    for name, values in arrays.items():
         _require_numbers(name, values, whole=name in LENGTHS)
-    sizes = {name: len(values) for name, values in found.items()}
+    sizes = {name: len(values) for name, values in arrays.items()}
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name} has {size}" for name, size in sizes.items())
         raise ValueError(f"its arrays are of unequal length: {listed}; save the result again")
-    return found
+    return arrays
 
 
 def _latencies(ttfts: Any, itls: Any) -> list[float]:

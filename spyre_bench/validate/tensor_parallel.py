@@ -17,7 +17,7 @@ import pandas as pd
 from spyre_bench.model_sizes import FP16_BYTES, ModelSizes
 from spyre_bench.pass_log import read_passes, read_warmup
 from spyre_bench.shapes import Bucket, BucketSet
-from spyre_bench.validate.check import pass_costs
+from spyre_bench.validate.constants import pass_costs
 from spyre_bench.validate.server import complete, serve
 
 BATCHES = 3
@@ -74,7 +74,7 @@ def serve_by_tp(
 
 def starts_by_tp(model_directory: Path, bucket: Bucket, tps: Sequence[int]) -> pd.DataFrame:
     """One row for each number of ranks, of one thread each, of an engine that compiles nothing: see
-    `engine.starts.measure_starts`, which counts what the ranks hold and send."""
+    `measure.starts.measure_starts`, which counts what the ranks hold and send."""
     from spyre_bench.measure.starts import measure_starts
 
     starts = [

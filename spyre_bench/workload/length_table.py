@@ -189,22 +189,17 @@ def _inverse(
 # --- the tables that ship with the package --------------------------------------------------------
 
 
-def _sources() -> dict[str, dict[str, str]]:
-    with open(FOLDER / "sources.csv", encoding="utf-8", newline="") as file:
-        return {row["name"]: row for row in csv.DictReader(file)}
-
-
 def shipped_table(name: str) -> LengthTable:
     return LengthTable.read(FOLDER / f"{name}.csv")
 
 
-def attribution(name: str) -> str:
-    """Where a shipped table comes from, and under which licence: one line to print beside it."""
-    row = _sources()[name]
-    return (
-        f"{name}: {row['what']}; derived from {row['source']}, {row['licence']}; "
-        f"{row['requests']} requests, arrivals: {row['arrivals']}"
-    )
+def attributions() -> dict[str, str]:
+    """Where each shipped table comes from, and under which licence: a line to print beside it."""
+    with open(FOLDER / "sources.csv", encoding="utf-8", newline="") as file:
+        return {
+            row["name"]: f"{row['what']}; {row['source']}, {row['licence']}"
+            for row in csv.DictReader(file)
+        }
 
 
 def main(arguments: list[str]) -> None:

@@ -1,55 +1,26 @@
-"""Workloads: which requests come when, as columns; from traces, from shipped tables, drawn anew."""
+"""Which requests come when, as columns: read from a trace file, cut, scaled, drawn anew."""
 
 from __future__ import annotations
 
-import difflib
 import gzip
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
 
 from spyre_bench.frames import is_jsonl
 from spyre_bench.shapes import Bucket
-from spyre_bench.workload.arrivals import (
-    AllAtOnce,
-    Poisson,
-    Process,
-    Replay,
-    parse_arrivals,
-    parse_choice,
-)
-from spyre_bench.workload.length_table import (
-    WORKLOADS,
-    LengthTable,
-    attribution,
-    is_length_table,
-    shipped_table,
-)
+from spyre_bench.workload.arrivals import Process, Replay, parse_arrivals
+from spyre_bench.workload.max_tokens import MaxTokens, parse_max_tokens, scaled_tokens
 from spyre_bench.workload.trace_files import MAX_TOKENS, read_trace
 from spyre_bench.workload.trace_formats import Reading
-
-__all__ = [
-    "WORKLOADS",
-    "Exact",
-    "Fixed",
-    "MaxTokens",
-    "Multiple",
-    "Quantile",
-    "Reading",
-    "Workload",
-    "attribution",
-    "load_workload",
-    "named_workload",
-    "parse_max_tokens",
-]
 
 COLUMNS = {
     "arrival_s": np.float64,
@@ -57,8 +28,6 @@ COLUMNS = {
     "output_tokens": np.int32,
     "max_tokens": np.int32,
 }
-
-NAMED_REQUESTS = 10_000
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -102,7 +71,7 @@ class Workload:
         self._refuse("arrival_s", backwards, "in ascending order: sort the requests by time")
         self._refuse("prompt_tokens", self.prompt_tokens < 1, "1 token or more")
         self._refuse("output_tokens", self.output_tokens < 1, "1 token or more")
-        if wrong := [name for name, some in self.extras.items() if len(some) != len(self)]:
+        if wrong := [name for name, column in self.extras.items() if len(column) != len(self)]:
             raise ValueError(
                 f"workload {self.name}: {wrong[0]} has {len(self.extras[wrong[0]])} elements for "
                 f"{len(self)} requests: give one for each"
@@ -163,18 +132,18 @@ class Workload:
 
     @classmethod
     def read(cls, path: str | Path, reading: Reading | None = None) -> Workload:
-        """A trace file of any known format (see `traces.FORMATS`), found by its columns, or by
+        """A trace file of any known format (see `trace_formats`), found by its columns, or by
         what `reading` says of them. Printed, the workload says what was taken for what.
 
         Without times, all requests come at 0; without max_tokens, the client knew the length of
-        its answer (`Exact`). BurstGPT's failed requests (no response) are left out, and the note
+        its output (`Exact`). BurstGPT's failed requests (no response) are left out, and the note
         counts them. Raises ValueError with file and line for what cannot be a trace.
         """
         columns = read_trace(path, reading)
         output, max_tokens = columns.output_tokens, columns.max_tokens
         arrival_s = np.zeros(len(output)) if columns.arrival_s is None else columns.arrival_s
         return cls(
-            _stem(path),
+            trace_name(path),
             arrival_s,
             columns.prompt_tokens,
             output,
@@ -195,8 +164,8 @@ class Workload:
                 file.writelines(self._json_lines())
             else:
                 extras = {
-                    name: [json.dumps(v) if isinstance(v, list) else v for v in _plain(some)]
-                    for name, some in self.extras.items()
+                    name: [json.dumps(v) if isinstance(v, list) else v for v in _plain(column)]
+                    for name, column in self.extras.items()
                 }
                 self.frame().assign(**extras).to_csv(file, index=False, lineterminator="\n")
         os.replace(partial, path)
@@ -204,7 +173,7 @@ class Workload:
     def _json_lines(self) -> Iterator[str]:
         line = ", ".join(f'"{name}": {{}}' for name in (*COLUMNS, *self.extras))
         columns = [getattr(self, name) for name in COLUMNS]
-        columns += [map(json.dumps, _plain(some)) for some in self.extras.values()]
+        columns += [map(json.dumps, _plain(column)) for column in self.extras.values()]
         return (f"{{{line.format(*row)}}}\n" for row in zip(*columns, strict=True))
 
     def frame(self) -> pd.DataFrame:
@@ -236,7 +205,7 @@ class Workload:
         columns: dict[str, Any] = {name: getattr(self, name)[index] for name in COLUMNS}
         if self.lead_in_s and len(columns["arrival_s"]):
             columns["lead_in_s"] = float(columns["arrival_s"][0]) - self.start_s
-        extras = {name: some[index] for name, some in self.extras.items()}
+        extras = {name: column[index] for name, column in self.extras.items()}
         return replace(self, **columns, extras=extras)
 
     def head(self, requests: int) -> Workload:
@@ -302,7 +271,7 @@ class Workload:
     def with_max_tokens(self, policy: MaxTokens | str) -> Workload:
         """The same requests with another max_tokens. Longer outputs are cut there, as a server
         stops: a rule can shorten outputs, and a second one does not bring them back."""
-        max_tokens = parse_max_tokens(policy).of(self)
+        max_tokens = parse_max_tokens(policy).of(self.output_tokens, self.max_tokens)
         return replace(
             self, max_tokens=max_tokens, output_tokens=np.minimum(self.output_tokens, max_tokens)
         )
@@ -314,7 +283,7 @@ class Workload:
             if not 0 < factor < math.inf:
                 raise ValueError(f"scaled {name} {factor} is not a positive number")
         columns: dict[str, Any] = {
-            name: _times(getattr(self, name), lengths) for name in list(COLUMNS)[1:]
+            name: scaled_tokens(getattr(self, name), lengths) for name in list(COLUMNS)[1:]
         }
         arrival_s = self.arrival_s / rate
         return replace(self, arrival_s=arrival_s, lead_in_s=self.lead_in_s / rate, **columns)
@@ -329,11 +298,6 @@ def _representable(column: np.ndarray, kind: type) -> np.ndarray:
     return (np.abs(column) <= MAX_TOKENS) & (column == np.floor(column))
 
 
-def _times(tokens: np.ndarray, factor: float) -> np.ndarray:
-    """Tokens times a factor, rounded up; 30 × 0.1 is 3, not 4 for a rounding error."""
-    return np.ceil(np.round(tokens * factor, 6)).clip(1)
-
-
 def _joined(*notes: str) -> str:
     return "; ".join(filter(None, notes))
 
@@ -344,7 +308,7 @@ def _plain(values: np.ndarray) -> list[Any]:
     return [v.tolist() if isinstance(v, np.ndarray | np.generic) else v for v in missing]
 
 
-def _stem(path: str | Path) -> str:
+def trace_name(path: str | Path) -> str:
     name = Path(path).name.removesuffix(".gz")
     return Path(name).stem
 
@@ -353,180 +317,3 @@ def _create_text(path: Path, compressed: bool) -> TextIO:
     if compressed:
         return gzip.open(path, "wt", encoding="utf-8", compresslevel=6)  # 9 is slow, little gained
     return open(path, "w", encoding="utf-8")
-
-
-# --- what clients ask for -------------------------------------------------------------------------
-
-
-class MaxTokens(Protocol):
-    def of(self, workload: Workload) -> np.ndarray:
-        """The max_tokens of each request."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Exact:
-    """Clients know the length of their output."""
-
-    def of(self, workload: Workload) -> np.ndarray:
-        return workload.output_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """Clients ask for what they asked for in the trace; where it does not say, as `Exact`."""
-
-    def of(self, workload: Workload) -> np.ndarray:
-        return workload.max_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Fixed:
-    """Every client asks for the same."""
-
-    tokens: int
-
-    def __post_init__(self) -> None:
-        if not (1 <= self.tokens <= MAX_TOKENS and self.tokens == int(self.tokens)):
-            raise ValueError(f"Fixed tokens {self.tokens} is not a whole number, 1 or more")
-
-    def of(self, workload: Workload) -> np.ndarray:
-        return np.full(len(workload), int(self.tokens), np.int32)
-
-
-@dataclass(frozen=True, slots=True)
-class Multiple:
-    """Clients overestimate their output by the same factor; rounded up."""
-
-    factor: float
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.factor < math.inf:
-            raise ValueError(f"Multiple factor {self.factor} is below 1, or not a number")
-
-    def of(self, workload: Workload) -> np.ndarray:
-        return _times(workload.output_tokens, self.factor)
-
-
-@dataclass(frozen=True, slots=True)
-class Quantile:
-    """Every client asks for this quantile of the workload's output tokens; the longer ones are
-    cut."""
-
-    q: float
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.q <= 1:
-            raise ValueError(f"Quantile q {self.q} is not within 0 and 1")
-
-    def of(self, workload: Workload) -> np.ndarray:
-        tokens = np.quantile(workload.output_tokens, self.q, method="higher")
-        return np.full(len(workload), tokens, np.int32)
-
-
-MAX_TOKENS_RULES: dict[str, tuple[Callable[..., MaxTokens], str]] = {
-    "exact": (Exact, "exact"),
-    "recorded": (Recorded, "recorded"),
-    "fixed": (Fixed, "fixed:256"),
-    "multiple": (Multiple, "multiple:2"),
-    "quantile": (Quantile, "quantile:0.99"),
-}
-
-
-def parse_max_tokens(value: str | MaxTokens) -> MaxTokens:
-    """A policy from text: `exact`, `recorded`, `fixed:TOKENS`, `multiple:FACTOR` or
-    `quantile:Q`."""
-    return parse_choice("max_tokens", value, MAX_TOKENS_RULES) if isinstance(value, str) else value
-
-
-# --- by name --------------------------------------------------------------------------------------
-
-
-def named_workload(
-    name: str,
-    requests: int,
-    rng: np.random.Generator | None,
-    arrivals: Process | str | None = None,
-) -> Workload:
-    """New requests after a shipped table of lengths, one of `WORKLOADS`.
-
-    They arrive as a Poisson process at the mean rate of the trace, or all at once where the trace
-    has no times, unless told otherwise. The same seed gives the same lengths at any arrivals.
-    """
-    if name not in WORKLOADS:
-        if os.path.exists(name):
-            raise ValueError(
-                f"workload {name} is a folder or a pipe (as a process substitution is), and not a "
-                f"file: write it to one first"
-            )
-        near = difflib.get_close_matches(name, WORKLOADS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(
-            f"workload {name!r} is unknown, and there is no such file: {hint}The named ones are "
-            f"{', '.join(WORKLOADS)}"
-        )
-    return _sampled(name, shipped_table(name), requests, rng, arrivals)
-
-
-def _sampled(
-    name: str,
-    table: LengthTable,
-    requests: int,
-    rng: np.random.Generator | None,
-    arrivals: Process | str | None,
-) -> Workload:
-    if requests < 1:
-        raise ValueError(f"workload {name}: {requests} requests are too few: ask for 1 or more")
-    if rng is None:
-        raise ValueError(
-            f"workload {name} is drawn at random: pass rng=numpy.random.default_rng(seed)"
-        )
-    if arrivals is None:
-        arrivals = AllAtOnce() if table.requests_per_s is None else Poisson(table.requests_per_s)
-    prompt_tokens, output_tokens = table.sample(requests, rng)
-    process = parse_arrivals(arrivals)
-    arrival_s = process.times(requests, rng)
-    return Workload(
-        name,
-        arrival_s,
-        prompt_tokens,
-        output_tokens,
-        output_tokens,
-        lead_in_s=float(arrival_s[0]),
-    )
-
-
-def load_workload(
-    name_or_file: str | Path,
-    *,
-    requests: int | None = None,
-    rng: np.random.Generator | None = None,
-    arrivals: Process | str | None = None,
-    max_tokens: MaxTokens | str | None = None,
-    reading: Reading | None = None,
-    from_s: float = 0.0,
-    to_s: float = math.inf,
-) -> Workload:
-    """A workload by name or from a file, as the command line takes it.
-
-    A name means `requests` new draws (10,000 unless told) from a shipped table, and a table file
-    of your own likewise. A trace file means its first `requests` (all unless told), at their own
-    times and with their own max_tokens unless told otherwise. A known name goes before a file of
-    that name: write `./azure_conv` for the file. `reading` says what a file's column names leave
-    open; `from_s` and `to_s` are a window of its times, before the first `requests` are taken.
-    """
-    whole = (from_s, to_s) == (0.0, math.inf)
-    path = Path(name_or_file)
-    drawn = requests if requests is not None else NAMED_REQUESTS
-    if str(name_or_file) in WORKLOADS or not path.is_file():
-        workload = named_workload(str(name_or_file), drawn, rng, arrivals)
-    elif is_length_table(path):
-        workload = _sampled(_stem(path), LengthTable.read(path), drawn, rng, arrivals)
-    else:
-        workload = Workload.read(path, reading)
-        workload = workload if whole else workload.window(from_s, to_s)
-        workload = workload if requests is None else workload.head(requests)
-        workload = workload if arrivals is None else workload.with_arrivals(arrivals, rng)
-        whole = True
-    workload = workload if whole else workload.window(from_s, to_s)
-    return workload if max_tokens is None else workload.with_max_tokens(max_tokens)

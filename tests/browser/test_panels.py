@@ -21,7 +21,7 @@ from spyre_bench.cost.source import load_cost
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket, BucketSet
 from spyre_bench.studies import startup, under_load
-from spyre_bench.workload.workload import load_workload
+from spyre_bench.workload.source import load_workload
 from tests.browser.lab import Opened
 from tests.explore.test_explore import numbers, parts
 
@@ -140,7 +140,9 @@ def test_02_as_many_buckets_are_started_as_asked(opened, tiny_llama):
     assert panel.picture != picture
     same(panel.numbers(), moved(here, **{f"buckets beside {max(fitted)}": 1}))
 
+    before = panel.csv
     panel.press(f"buckets beside {max(fitted)}", "End")
+    panel.wait_for_another(before)
     before = panel.csv
     panel.choose("start", "warm")
     panel.wait_for_another(before)
@@ -214,7 +216,8 @@ def test_05_requests_are_compared_by_quantity_and_an_error_is_a_sentence(opened,
         load_shares="0.5",
         gather_s=0.2,
     )
-    here = parts(explore.trust_the_simulator(pd.read_csv(tables / "requests.csv")))
+    requests = pd.read_csv(tables / "requests.csv")
+    here = parts(explore.trust_the_simulator(requests))
     same(panel.numbers(), numbers(here))
 
     before, picture = panel.csv, panel.picture
@@ -223,12 +226,16 @@ def test_05_requests_are_compared_by_quantity_and_an_error_is_a_sentence(opened,
     assert panel.picture != picture
     same(panel.numbers(), moved(here, quantity="ttft"))
 
+    # on a busy machine single requests may be off by more than 100 %
+    nearest = requests["error_ttft"].abs().groupby(requests["run"]).max().idxmin()
     before = panel.csv
-    panel.choose("run", "queued")
+    panel.choose("run", nearest)
     panel.wait_for_another(before)
-    same(panel.numbers(), moved(here, run="queued"))
+    same(panel.numbers(), moved(here, run=nearest))
 
     shown = panel.csv
     panel.press("off by at least", "End")
-    panel.box.get_by_text("no request of queued is off by 100 % or more").wait_for(timeout=60_000)
+    panel.box.get_by_text(f"no request of {nearest} is off by 100 % or more").wait_for(
+        timeout=60_000
+    )
     assert panel.csv == shown

@@ -10,7 +10,7 @@ from spyre_bench.choose.optimize import Limits
 from spyre_bench.cost.bucket_cost import CostModel, price
 from spyre_bench.cost.closed_form import FittedCost
 from spyre_bench.cost.measured import MeasuredCost
-from spyre_bench.metrics import summary
+from spyre_bench.metrics import summary, waste
 from spyre_bench.metrics.bounds import shape_bound_s
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket, BucketSet
@@ -45,11 +45,12 @@ def advice(mixed):
 
 
 def test_the_advised_buckets_take_every_request_of_the_half_they_were_fitted_on(advice):
-    some = advice.fitted
+    requests = advice.fitted
     buckets = BucketSet(advice.buckets)
     assert len(buckets) <= 4
     assert all(
-        buckets.fitting(*row) for row in zip(some.prompt_tokens, some.max_tokens, strict=True)
+        buckets.fitting(*row)
+        for row in zip(requests.prompt_tokens, requests.max_tokens, strict=True)
     )
     assert advice.contenders.set_index("advised").loc[True, "fitted_rejected"] == 0
 
@@ -73,7 +74,7 @@ def test_a_row_says_what_simulating_its_buckets_on_each_half_gives(advice):
         assert row.held_out_busy_s == summary.busy_s(held_out)
         assert row.held_out_bound_s == shape_bound_s(advice.held_out, costs)
         assert row.held_out_rejected == (~held_out.served).sum()
-        assert row.held_out_fill == summary.ledger(held_out).fill
+        assert row.held_out_fill == waste.ledger(held_out).fill
 
 
 def test_no_set_is_busy_for_less_than_its_bound_and_ours_not_less_than_the_certificate(advice):
@@ -138,8 +139,8 @@ def test_memory_caps_our_buckets_and_shrinks_the_batch_of_the_baselines(mixed):
 
 def test_a_baseline_that_no_batch_of_one_fits_in_memory_is_left_out():
     # the exponential scheme rounds 700 up to 768, the others to 704
-    some = workload(*[(0.0, 700, 2)] * 4)
-    found = advise(some, TOY, Limits(2, memory_bytes=706), batch_sizes=(1, 2))
+    requests = workload(*[(0.0, 700, 2)] * 4)
+    found = advise(requests, TOY, Limits(2, memory_bytes=706), batch_sizes=(1, 2))
     names = set(found.contenders["name"])
     assert "exponential" not in names
     assert {"one shape", "percentiles"} <= names
@@ -191,7 +192,7 @@ def test_seconds_a_request_are_of_those_that_were_served():
     ("chosen", "words"),
     [
         ({"objective": "speed"}, "objective 'speed' is not known: use device_seconds or goodput"),
-        ({"objective": "goodput"}, "goodput needs limits"),
+        ({"objective": "goodput"}, "goodput needs an SLO"),
         ({"objective": "goodput", "goodput_ms": {"itl": 5}}, "no limit on 'itl'"),
         ({"goodput_ms": {"ttft": 0}}, "ttft:0 is not above 0 milliseconds"),
         ({"limits": Limits(1, warmup_budget_s=5)}, "no choice of 1 buckets within a warmup budget"),
@@ -208,17 +209,17 @@ def test_what_makes_no_sense_is_refused(mixed, chosen, words):
 
 def test_requests_beyond_the_table_are_left_out_unless_it_extrapolates():
     table = MeasuredCost(machine(*CORNERS))  # P to 1024, N to 512
-    some = workload((0.0, 1024, 512), (1.0, 1025, 2), (2.0, 10, 513), (3.0, 10, 10))
-    assert within(some, table).arrival_s.tolist() == [0.0, 3.0]
-    assert within(some, replace(table, extrapolate=True)) is some
+    requests = workload((0.0, 1024, 512), (1.0, 1025, 2), (2.0, 10, 513), (3.0, 10, 10))
+    assert within(requests, table).arrival_s.tolist() == [0.0, 3.0]
+    assert within(requests, replace(table, extrapolate=True)) is requests
     with pytest.raises(ValueError, match="every request is beyond the cost table, which spans B 1"):
-        within(some.take(slice(1, 3)), table)
+        within(requests.take(slice(1, 3)), table)
 
 
 def test_a_table_that_begins_above_the_shortest_requests_serves_them_with_its_smallest():
     corners = [f"{b},{p},{n}" for b in (1, 8) for p in (128, 1024) for n in (32, 512)]
-    some = workload(*[(0.0, 20, 3), (0.0, 900, 400)] * 30)
-    found = advise(some, MeasuredCost(machine(*corners)), Limits(3))
+    requests = workload(*[(0.0, 20, 3), (0.0, 900, 400)] * 30)
+    found = advise(requests, MeasuredCost(machine(*corners)), Limits(3))
     buckets = BucketSet.parse(" ".join(found.contenders["buckets"]))
     assert min(bucket.prompt_length for bucket in buckets) == 128
     assert min(bucket.new_tokens for bucket in buckets) == 32
@@ -228,8 +229,8 @@ def test_a_table_that_begins_above_the_shortest_requests_serves_them_with_its_sm
 def test_a_table_without_its_far_corner_still_advises_on_what_it_holds():
     corners = [text for text in CORNERS if not text.endswith("1024,512")]
     corners += ["1,1024,32", "8,1024,32"]
-    some = workload(*[(0.0, 60, 400), (0.0, 900, 10), (0.0, 60, 10)] * 10)
-    found = advise(some, MeasuredCost(machine(*corners)), Limits(3))
+    requests = workload(*[(0.0, 60, 400), (0.0, 900, 10), (0.0, 60, 10)] * 10)
+    found = advise(requests, MeasuredCost(machine(*corners)), Limits(3))
     assert not any(bucket.fits(900, 400) for bucket in found.buckets)
     assert not (found.contenders["kind"] == "baseline").any(), "all of theirs need that corner"
     assert (found.contenders["fitted_rejected"] == 0).all()

@@ -26,10 +26,10 @@ def test_a_set_without_fault_has_no_findings():
 
 
 def test_a_bucket_within_a_larger_one_is_needless_only_if_it_is_no_cheaper():
-    some = workload((60, 10))
-    assert lint(some, toy("4,64,32 4,128,32"), TOY).dominated == ()
+    requests = workload((60, 10))
+    assert lint(requests, toy("4,64,32 4,128,32"), TOY).dominated == ()
     flat = (BucketCost(Bucket(4, 64, 32), 1.0, 0.1), BucketCost(Bucket(4, 128, 32), 1.0, 0.1))
-    found = lint(some, flat, TOY)
+    found = lint(requests, flat, TOY)
     assert found.dominated == ((Bucket(4, 64, 32), Bucket(4, 128, 32)),)
     assert "bucket 4,64,32 is needless: 4,128,32 takes all of its batches" in found.sentences()[0]
 
@@ -84,6 +84,6 @@ def test_where_no_bucket_is_priced_there_is_no_remedy():
 
 @pytest.mark.parametrize("tokens", [1, 64, 65])
 def test_its_remedy_really_covers(tokens):
-    some = workload((tokens, 100))
-    remedy = lint(some, toy("1,64,32"), TOY).remedy
-    assert lint(some, [remedy], TOY).uncovered == 0
+    requests = workload((tokens, 100))
+    remedy = lint(requests, toy("1,64,32"), TOY).remedy
+    assert lint(requests, [remedy], TOY).uncovered == 0

@@ -10,7 +10,7 @@ from spyre_bench.choose import optimize
 from spyre_bench.choose.optimize import Limits, candidates, choose_buckets, greedy, greedy_swap
 from spyre_bench.cost.bucket_cost import BucketCost, price
 from spyre_bench.cost.closed_form import FittedCost
-from spyre_bench.metrics.bounds import by_bucket, shape_bound_s, shares_s, work_bound_s
+from spyre_bench.metrics.bounds import bound_by_bucket, shape_bound_s, shares_s, work_bound_s
 from spyre_bench.shapes import Bucket, BucketSet
 from spyre_bench.simulate.static import simulate
 from spyre_bench.workload.workload import Workload
@@ -35,8 +35,8 @@ def problems(draw):
     """A few candidates with any costs, the largest of them fitting all requests."""
     grid = itertools.product((1, 4), (64, 128, 192), (4, 16))
     every = [Bucket(*sizes) for sizes in grid]
-    some = draw(st.lists(st.sampled_from(every), max_size=6, unique=True))
-    buckets = sorted({*some, Bucket(4, 192, 16)})
+    requests = draw(st.lists(st.sampled_from(every), max_size=6, unique=True))
+    buckets = sorted({*requests, Bucket(4, 192, 16)})
     seconds = st.integers(1, 100).map(lambda n: n / 8)
     costs = tuple(
         BucketCost(bucket, draw(seconds), draw(seconds), draw(seconds), draw(st.integers(1, 9)))
@@ -46,7 +46,7 @@ def problems(draw):
     return workload(*draw(st.lists(rows, min_size=1, max_size=9))), costs, draw(st.integers(1, 3))
 
 
-def by_trying_everything(some, costs, limits: Limits) -> float:
+def by_trying_everything(requests, costs, limits: Limits) -> float:
     best = np.inf
     cap = limits.memory_bytes or np.inf
     fitting = [cost for cost in costs if cost.memory_bytes <= cap]
@@ -54,31 +54,31 @@ def by_trying_everything(some, costs, limits: Limits) -> float:
         for chosen in itertools.combinations(fitting, size):
             spent_s = sum(cost.compile_s for cost in chosen)
             if limits.warmup_budget_s is None or spent_s <= limits.warmup_budget_s:
-                best = min(best, shares_s(some, chosen).sum())
+                best = min(best, shares_s(requests, chosen).sum())
     return best
 
 
 @settings(deadline=None)
 @given(problems(), st.none() | st.integers(1, 30), st.none() | st.integers(1, 9))
 def test_the_choice_is_that_of_trying_everything_and_its_bound_holds(problem, budget_s, memory):
-    some, costs, k = problem
+    requests, costs, k = problem
     limits = Limits(k, budget_s, memory)
-    best_s = by_trying_everything(some, costs, limits)
+    best_s = by_trying_everything(requests, costs, limits)
     if best_s == np.inf:
         with pytest.raises(ValueError, match=r"serves every request|fit no candidate|memory_bytes"):
-            choose_buckets(some, costs, limits)
+            choose_buckets(requests, costs, limits)
         return
-    choice = choose_buckets(some, costs, limits, gap=0)
+    choice = choose_buckets(requests, costs, limits, gap=0)
     assert choice.objective_s == pytest.approx(best_s)
     assert choice.bound_s <= best_s * (1 + 1e-9)
     assert choice.gap < 1e-6
-    assert choice.objective_s == pytest.approx(shape_bound_s(some, choice.costs))
+    assert choice.objective_s == pytest.approx(shape_bound_s(requests, choice.costs))
 
 
 @settings(deadline=None)
 @given(problems(), st.sampled_from([2.0**-40, 2.0**-24, 2.0**-10, 2.0**20]))
 def test_the_choice_does_not_hang_on_how_long_a_second_is(problem, second):
-    some, costs, k = problem
+    requests, costs, k = problem
     scaled = tuple(
         replace(
             cost,
@@ -89,19 +89,19 @@ def test_the_choice_does_not_hang_on_how_long_a_second_is(problem, second):
         for cost in costs
     )
     limits = Limits(k, 20 * second)
-    best_s = by_trying_everything(some, scaled, limits)
+    best_s = by_trying_everything(requests, scaled, limits)
     if best_s == np.inf:
         with pytest.raises(ValueError, match="serves every request"):
-            choose_buckets(some, scaled, limits, gap=0)
+            choose_buckets(requests, scaled, limits, gap=0)
         return
-    choice = choose_buckets(some, scaled, limits, gap=0)
+    choice = choose_buckets(requests, scaled, limits, gap=0)
     assert choice.objective_s == pytest.approx(best_s, abs=0)
     assert choice.bound_s == pytest.approx(best_s, abs=0)
     assert choice.compile_s <= 20 * second
 
 
 def test_an_answer_worse_than_its_own_bound_is_not_believed(monkeypatch):
-    some = workload((60, 4), (60, 4))
+    requests = workload((60, 4), (60, 4))
     costs = BucketCost(Bucket(1, 64, 4), 1.0, 0.1, 1.0), BucketCost(Bucket(2, 64, 4), 1.0, 0.1, 2.0)
     worse = np.array([1.0, 0.0])
     solved = optimize.milp
@@ -112,7 +112,7 @@ def test_an_answer_worse_than_its_own_bound_is_not_believed(monkeypatch):
         return answer
 
     monkeypatch.setattr(optimize, "milp", wrong)
-    choice = choose_buckets(some, costs, Limits(1))
+    choice = choose_buckets(requests, costs, Limits(1))
     assert choice.buckets == (Bucket(2, 64, 4),)
     assert choice.objective_s == pytest.approx(1.3)
     assert choice.bound_s <= choice.objective_s
@@ -127,8 +127,8 @@ def test_a_warmup_budget_that_is_no_time_is_refused(budget_s):
 @settings(deadline=None)
 @given(problems())
 def test_greedy_is_between_the_bound_and_swap_between_the_optimum_and_greedy(problem):
-    some, costs, k = problem
-    best, first, swapped = (way(some, costs, Limits(k)) for way in WAYS)
+    requests, costs, k = problem
+    best, first, swapped = (way(requests, costs, Limits(k)) for way in WAYS)
     assert first.bound_s <= best.objective_s * (1 + 1e-9)
     assert best.objective_s <= swapped.objective_s * (1 + 1e-9)
     assert swapped.objective_s <= first.objective_s * (1 + 1e-9)
@@ -137,15 +137,15 @@ def test_greedy_is_between_the_bound_and_swap_between_the_optimum_and_greedy(pro
 def test_with_many_different_answers_the_bound_stays_below_and_close():
     """Beyond a few answers of one cell, their best buckets are bounded, not tried."""
     rng = np.random.default_rng(0)
-    some = workload(*zip(rng.integers(1, 192, 3000), rng.integers(1, 1000, 3000), strict=True))
+    requests = workload(*zip(rng.integers(1, 192, 3000), rng.integers(1, 1000, 3000), strict=True))
     costs = (
         BucketCost(Bucket(1, 192, 1000), 0.1, 0.10),
         BucketCost(Bucket(4, 192, 1000), 4.0, 0.30),
         BucketCost(Bucket(8, 192, 1000), 60.0, 0.45),
     )
     limits = Limits(2)
-    choice = choose_buckets(some, costs, limits, gap=0)
-    best_s = by_trying_everything(some, costs, limits)
+    choice = choose_buckets(requests, costs, limits, gap=0)
+    best_s = by_trying_everything(requests, costs, limits)
     assert choice.objective_s == pytest.approx(best_s)
     assert 0.99 * best_s < choice.bound_s <= best_s
 
@@ -153,31 +153,31 @@ def test_with_many_different_answers_the_bound_stays_below_and_close():
 @settings(deadline=None)
 @given(problems())
 def test_no_schedule_is_faster_than_the_bound_of_its_buckets(problem):
-    some, costs, _ = problem
-    trace = simulate(some, costs)
-    assert trace.passes.batch_seconds.sum() >= shape_bound_s(some, costs) * (1 - 1e-9)
+    requests, costs, _ = problem
+    run = simulate(requests, costs)
+    assert run.passes.batch_seconds.sum() >= shape_bound_s(requests, costs) * (1 - 1e-9)
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_limits_are_kept(way):
-    some = workload((60, 8), (120, 8), (200, 30), (400, 60))
+    requests = workload((60, 8), (120, 8), (200, 30), (400, 60))
     costs = toy("4,64,8 4,128,8 2,256,32 2,448,64 1,448,64")
-    assert len(way(some, costs, Limits(2)).buckets) <= 2
-    cheap = way(some, costs, Limits(5, warmup_budget_s=29.0))
+    assert len(way(requests, costs, Limits(2)).buckets) <= 2
+    cheap = way(requests, costs, Limits(5, warmup_budget_s=29.0))
     assert cheap.compile_s == 20.0
-    small = way(some, costs, Limits(5, memory_bytes=600))
+    small = way(requests, costs, Limits(5, memory_bytes=600))
     assert max(cost.memory_bytes for cost in small.costs) <= 600
     assert Bucket(1, 448, 64) in small.buckets
 
 
 def test_by_hand_short_requests_get_a_bucket_of_their_own():
-    some = workload(*[(60, 8)] * 90, *[(400, 8)] * 10)
+    requests = workload(*[(60, 8)] * 90, *[(400, 8)] * 10)
     costs = toy("4,64,8 4,448,8")
-    alone = choose_buckets(some, costs, Limits(1))
+    alone = choose_buckets(requests, costs, Limits(1))
     assert alone.buckets == (Bucket(4, 448, 8),)
     share_s = lambda p: (0.02 + 4e-4 * p + 7 * 0.022) / 4  # noqa: E731
     assert alone.objective_s == pytest.approx(100 * share_s(448))
-    both = choose_buckets(some, costs, Limits(2))
+    both = choose_buckets(requests, costs, Limits(2))
     assert both.objective_s == pytest.approx(90 * share_s(64) + 10 * share_s(448))
     assert both.gap == pytest.approx(0, abs=1e-9)
 
@@ -205,22 +205,24 @@ def test_no_bucket_is_no_choice():
 
 
 def test_candidates_cover_everything_and_hold_the_extra_ones():
-    some = workload((60, 8), (130, 100), (700, 30))
-    found = candidates(some, (1, 4), prompt_lengths=3, new_tokens=2, extra=[Bucket(8, 1024, 128)])
+    requests = workload((60, 8), (130, 100), (700, 30))
+    found = candidates(
+        requests, (1, 4), prompt_lengths=3, new_tokens=2, extra=[Bucket(8, 1024, 128)]
+    )
     assert Bucket(8, 1024, 128) in found
     assert {bucket.batch_size for bucket in found} == {1, 4, 8}
     prompts = {bucket.prompt_length for bucket in found}
     assert prompts == {64, 192, 704, 1024}
     assert any(bucket.fits(700, 100) for bucket in found)
-    assert choose_buckets(some, price(found, TOY), Limits(3)).gap < 1e-3
+    assert choose_buckets(requests, price(found, TOY), Limits(3)).gap < 1e-3
 
 
 def test_the_same_problem_twice_has_the_same_answer():
     rng = np.random.default_rng(0)
-    some = workload(*zip(rng.integers(1, 1000, 500), rng.integers(1, 200, 500), strict=True))
-    costs = price(candidates(some, (1, 4)), TOY)
+    requests = workload(*zip(rng.integers(1, 1000, 500), rng.integers(1, 200, 500), strict=True))
+    costs = price(candidates(requests, (1, 4)), TOY)
     for way in WAYS:
-        assert way(some, costs, Limits(4)).buckets == way(some, costs, Limits(4)).buckets
+        assert way(requests, costs, Limits(4)).buckets == way(requests, costs, Limits(4)).buckets
 
 
 # --- bounds ---------------------------------------------------------------------------------------
@@ -228,9 +230,9 @@ def test_the_same_problem_twice_has_the_same_answer():
 
 def test_the_share_of_a_request_by_hand():
     costs = (BucketCost(Bucket(4, 64, 8), 2.0, 0.5), BucketCost(Bucket(1, 128, 8), 1.0, 0.5))
-    some = workload((60, 3), (60, 1), (100, 3), (300, 3))
-    assert shares_s(some, costs).tolist() == [3.0 / 4, 2.0 / 4, 2.0, np.inf]
-    assert shape_bound_s(some, costs) == 3.25, "of those that fit"
+    requests = workload((60, 3), (60, 1), (100, 3), (300, 3))
+    assert shares_s(requests, costs).tolist() == [3.0 / 4, 2.0 / 4, 2.0, np.inf]
+    assert shape_bound_s(requests, costs) == 3.25, "of those that fit"
 
 
 def test_the_work_bound_by_hand():
@@ -242,18 +244,18 @@ def test_the_work_bound_by_hand():
 
 @given(problems())
 def test_on_a_machine_of_the_form_work_bounds_shapes(problem):
-    some, costs, _ = problem
+    requests, costs, _ = problem
     machine = FittedCost((0.02, 1e-4), (0.02, 5e-4, 1e-6))
     exact = price([cost.bucket for cost in costs], machine)
-    assert work_bound_s(some, machine, 4) <= shape_bound_s(some, exact) * (1 + 1e-9)
+    assert work_bound_s(requests, machine, 4) <= shape_bound_s(requests, exact) * (1 + 1e-9)
 
 
 def test_the_shape_bound_puts_each_request_into_its_cheapest_bucket():
-    some = workload((60, 8), (60, 8), (120, 8), (300, 8), (600, 8))
+    requests = workload((60, 8), (60, 8), (120, 8), (300, 8), (600, 8))
     costs = toy("4,64,8 4,128,8 1,448,8")
-    frame = by_bucket(some, costs).set_index("bucket")
+    frame = bound_by_bucket(requests, costs).set_index("bucket")
     assert frame["share"].to_dict() == {"1,448,8": 0.25, "4,64,8": 0.5, "4,128,8": 0.25}
-    assert frame["seconds"].sum() == pytest.approx(shape_bound_s(some, costs))
+    assert frame["seconds"].sum() == pytest.approx(shape_bound_s(requests, costs))
     assert frame.loc["1,448,8", "seconds"] == pytest.approx(costs[0].batch_s(8))
     assert (frame["compile_s"] == 10.0).all()
     assert frame.loc["4,128,8", ["batch_size", "prompt_length", "new_tokens"]].tolist() == [

@@ -25,7 +25,8 @@ from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket, BucketSet
 from spyre_bench.simulate.scenario import ENGINE, Scenario
 from spyre_bench.simulate.static import simulate
-from spyre_bench.workload.workload import WORKLOADS, Workload, load_workload
+from spyre_bench.workload.source import WORKLOADS, load_workload
+from spyre_bench.workload.workload import Workload
 from tests.cost.test_cost import machine
 
 TWO = ("--bucket", "8,64,32", "--bucket", "2,1024,512")
@@ -122,7 +123,7 @@ def test_people_read_latency_waste_throughput_and_what_is_wrong(command, table, 
         "1 of 60 requests fit no bucket and are rejected",
     ):
         assert words in done.out
-    assert max(map(len, done.out.splitlines()[:18])) <= 80, "tables fit where there is no terminal"
+    assert max(map(len, done.out.splitlines()[1:18])) <= 80, "tables fit where there is no terminal"
 
 
 def test_refusals_come_first_and_nobody_served_is_a_failure(command, table, tmp_path):
@@ -131,7 +132,7 @@ def test_refusals_come_first_and_nobody_served_is_a_failure(command, table, tmp_
     run = ("simulate", "--workload", path, "--bucket", "8,64,32", "--cost", table)
     done = command(*run)
     assert done.code == 0
-    assert done.out.startswith("1 of 2 requests (50%) are REFUSED (1 prompt too long)")
+    assert done.out.startswith("REFUSED: 1 of 2 requests (1 prompt too long); figures are of")
     path.write_text("prompt_tokens,output_tokens\n5000,5\n")
     done = command(*run)
     assert done.code == 1
@@ -314,6 +315,20 @@ def on_card(command, trace, end: str, *words):
     return command(*given, "--cost", f"{CARD},end={end}", *words)
 
 
+def test_every_figure_has_an_interval_that_the_seed_repeats_and_a_point_without_one_says_so(
+    command, trace
+):
+    words = ("simulate", "--workload", trace, *TWO, "--replications", 20)
+    found = json.loads(command(*words, "--json").out)
+    low, high = found["spyre_interval"]["p5_to_p95"]["median_e2el_ms"]
+    assert low < found["median_e2el_ms"] < high
+    assert json.loads(command(*words, "--json").out)["spyre_interval"] == found["spyre_interval"]
+    assert "P5 to P95 of 20 replications: requests/s" in command(*words).out
+    of_card = ("--cost", "card:granite-3.3-8b,end=slow")
+    assert "points without an interval" in command(*words, *of_card).out
+    assert "interval" not in command(*words[:-1], 0).out
+
+
 def test_a_card_is_simulated_at_the_end_asked_for_and_shown_with_its_range(command, trace):
     slow, value, fast = (
         json.loads(on_card(command, trace, end, "--json").out) for end in ("slow", "value", "fast")
@@ -330,7 +345,7 @@ def test_a_card_is_simulated_at_the_end_asked_for_and_shown_with_its_range(comma
 def test_people_are_told_that_a_card_is_modelled_and_how_far_it_could_be_off(command, trace):
     done = on_card(command, trace, "slow")
     (line,) = [line for line in done.out.splitlines() if "modelled, not measured" in line]
-    assert "granite-3.3-8b in fp8 on 4 cards, at the slow end" in line
+    assert "granite-3.3-8b in fp8 on 4 cards, at the pessimistic end" in line
     found = json.loads(on_card(command, trace, "slow", "--json").out)["spyre_modelled"]
     slow, fast = (ms / 1e3 for ms in found["slow_to_fast"]["median_tpot_ms"])
     assert f"of median TPOT {slow:.3g} to {fast:.3g}" in line
@@ -349,7 +364,7 @@ def test_buckets_are_chosen_for_a_card_with_the_range_of_their_seconds(command, 
 
 def test_a_grid_says_how_many_of_its_rows_are_modelled(command, trace, table, tmp_path):
     grid = {"workload": str(trace), "buckets": "2,1024,64"}
-    grid["cost"] = [str(table), f"{CARD},end=slow", f"{CARD},end=fast", "card:gpt"]
+    grid["cost"] = [str(table), f"{CARD},end=pessimistic", f"{CARD},end=fast", "card:gpt"]
     (tmp_path / "grid.yaml").write_text(json.dumps(grid))
     done = command("sweep", tmp_path / "grid.yaml", "--out", tmp_path / "out.csv", "--jobs", 1)
     assert "4 rows" in done.err
@@ -549,7 +564,7 @@ BUCKETS = ("buckets", "--workload", "{trace}", "--cost", "{table}", "-k", "2")
         (("sweep", "{grid}", "--out", "{out}", "--jobs", "0"), "jobs 0 are too few"),
         ((*BUCKETS, "--batch-size", "16"), "bucket 16,.* is outside of the cost table"),
         ((*BUCKETS, "--objective", "speed"), "objective 'speed' is not known"),
-        ((*BUCKETS, "--objective", "goodput"), "goodput needs limits"),
+        ((*BUCKETS, "--objective", "goodput"), "goodput needs an SLO"),
         ((*BUCKETS, "--goodput", "e2e:9"), "no limit on 'e2e'"),
         ((*BUCKETS, "--policy", "lifo"), "policy 'lifo' is not known"),
         ((*BUCKETS, "--length-scale", "100"), "every request is beyond the cost table"),
@@ -611,6 +626,9 @@ def test_the_installed_command_is_the_same_and_shows_no_traceback(table, trace):
     assert bad.stderr == (
         "spyre-bench: policy 'lifo' is not known: use one of best_fit, skip, fcfs, length_aware\n"
     )
+    module = [sys.executable, "-m", "spyre_bench.cli.main", *plain[1:], "--json"]
+    same = subprocess.run(module, capture_output=True, text=True)
+    assert (same.returncode, json.loads(same.stdout)["completed"]) == (0, 59)
 
 
 # --- validate -------------------------------------------------------------------------------------

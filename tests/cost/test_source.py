@@ -9,7 +9,7 @@ from spyre_bench.cost.measured import SHIPPED, load_cost_table
 from spyre_bench.cost.source import load_cost
 from spyre_bench.model_sizes import PRESETS, preset
 from spyre_bench.shapes import Bucket
-from spyre_bench.workload.workload import load_workload
+from spyre_bench.workload.source import load_workload
 
 BUCKET = Bucket(4, 512, 64)
 GRANITE = preset("granite-3.3-8b")
@@ -20,17 +20,21 @@ def test_a_file_is_a_table_and_nothing_is_the_one_that_ships():
     assert load_cost(str(SHIPPED), extrapolate=True) == load_cost_table(SHIPPED, extrapolate=True)
 
 
-def test_a_card_is_one_with_the_middle_values_unless_told_otherwise():
+def test_a_card_is_one_with_the_nominal_values_unless_told_otherwise():
     assert load_cost("card:granite-3.3-8b") == SpyreCost(GRANITE)
     found = load_cost("card:granite-3.3-8b,end=slow,dtype=fp8,tp=4")
     assert found == SpyreCost(GRANITE, 4, "fp8", end="slow")
     assert found.of(BUCKET) == SpyreCost(GRANITE, 4, "fp8").at("slow", BUCKET)
-    assert found.label == "granite-3.3-8b in fp8 on 4 cards, at the slow end of the parameters"
+    assert (
+        found.label == "granite-3.3-8b in fp8 on 4 cards, at the pessimistic end of the parameters"
+    )
+    assert load_cost("card:granite-3.3-8b,end=pessimistic,dtype=fp8,tp=4") == found
+    assert load_cost("card:granite-3.3-8b,end=nominal") == load_cost("card:granite-3.3-8b")
     known = load_cost("card:granite-3.3-8b,tp=2,all_reduce_us=70")
     assert known.card == SpyreCard().fixed(all_reduce_s=70e-6)
 
 
-def test_the_range_of_a_card_is_its_slow_and_its_fast_end():
+def test_the_range_of_a_card_is_its_pessimistic_and_its_optimistic_end():
     slow, fast = load_cost("card:granite-3.3-8b,tp=2").ends
     assert slow.of(BUCKET) == SpyreCost(GRANITE, 2).range_of(BUCKET).high
     assert fast.of(BUCKET) == SpyreCost(GRANITE, 2).range_of(BUCKET).low
@@ -64,13 +68,13 @@ def test_what_is_not_known_is_refused_with_what_is():
 
 
 def test_a_source_covers_what_a_bucket_of_its_range_takes():
-    some = load_workload("azure_conv", requests=300, rng=np.random.default_rng(0))
+    requests = load_workload("azure_conv", requests=300, rng=np.random.default_rng(0))
     table = load_cost()
-    fits = (some.prompt_tokens <= 2048) & (some.max_tokens <= 1024)
+    fits = (requests.prompt_tokens <= 2048) & (requests.max_tokens <= 1024)
     assert 0 < fits.sum() < 300
-    assert table.covers(some).tolist() == fits.tolist()
-    assert load_cost(extrapolate=True).covers(some).all()
-    assert load_cost("card:granite-3.3-8b").covers(some).all()
+    assert table.covers(requests).tolist() == fits.tolist()
+    assert load_cost(extrapolate=True).covers(requests).all()
+    assert load_cost("card:granite-3.3-8b").covers(requests).all()
 
 
 def test_only_what_is_modelled_has_ends_and_no_rows():

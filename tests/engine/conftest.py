@@ -13,7 +13,8 @@ def _one_thread():
 @pytest.fixture(scope="session")
 def engine(tmp_path_factory):
     """Makes a warmed engine: engine(model_directory, "2,64,8 ...", compile_backend=...)."""
-    from spyre_bench.engine.causal_lm import EngineConfig, SpyreCausalLM
+    from spyre_bench.engine.causal_lm import SpyreCausalLM
+    from spyre_bench.engine.compiled_model import EngineConfig
     from spyre_bench.engine.warmup import warm_up
     from spyre_bench.shapes import BucketSet
 

@@ -45,7 +45,8 @@ def run_ranks(
 def _rank(model, rank, tp, point, buckets, prompts, ask, setting) -> Told:
     import torch
 
-    from spyre_bench.engine.causal_lm import EngineConfig, SpyreCausalLM
+    from spyre_bench.engine.causal_lm import SpyreCausalLM
+    from spyre_bench.engine.compiled_model import EngineConfig
     from spyre_bench.engine.parallel import Rank, join
     from spyre_bench.engine.warmup import warm_up
     from spyre_bench.shapes import BucketSet

@@ -23,7 +23,7 @@ slow = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def config(tiny_llama, tmp_path_factory):
-    from spyre_bench.engine.causal_lm import EngineConfig
+    from spyre_bench.engine.compiled_model import EngineConfig
     from spyre_bench.shapes import BucketSet
 
     return EngineConfig(

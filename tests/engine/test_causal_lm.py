@@ -116,7 +116,7 @@ def test_a_decode_takes_one_token_a_row(llama):
     ],
 )
 def test_a_setting_that_cannot_work_is_refused_with_the_remedy(tiny_llama, setting, words):
-    from spyre_bench.engine.causal_lm import EngineConfig
+    from spyre_bench.engine.compiled_model import EngineConfig
     from spyre_bench.shapes import BucketSet
 
     with pytest.raises(ValueError, match=words):

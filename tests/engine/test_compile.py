@@ -1,4 +1,4 @@
-"""Warmup compiles one prefill and one decode graph a bucket; serving compiles nothing."""
+"""Warmup compiles one prefill and one decode graph per bucket; serving compiles nothing."""
 
 import sys
 import types
@@ -14,7 +14,8 @@ BUCKETS = "1,64,4 2,128,3"
 @pytest.fixture
 def fresh(tiny_llama):
     """fresh(**setting): an engine that is not warmed, of this test alone."""
-    from spyre_bench.engine.causal_lm import EngineConfig, SpyreCausalLM
+    from spyre_bench.engine.causal_lm import SpyreCausalLM
+    from spyre_bench.engine.compiled_model import EngineConfig
     from spyre_bench.shapes import BucketSet
 
     def make(**setting):
@@ -49,7 +50,7 @@ def test_warmup_raises_the_graph_count_by_two_a_bucket_and_serving_by_none(fresh
 
 @pytest.mark.parametrize(("compile_scope", "calls"), [("layer", 2), ("model", 1)])
 def test_the_served_pass_is_the_compiled_one(fresh, monkeypatch, compile_scope, calls):
-    from spyre_bench.engine import causal_lm as module
+    from spyre_bench.engine import compiled_model as module
     from spyre_bench.engine.warmup import warm_up
 
     ran = []
@@ -197,13 +198,31 @@ def test_sendnn_refuses_a_dtype_that_the_card_does_not_run(fresh, fake_sendnn):
         fresh(compile_backend="sendnn", dtype="float32")
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 8, 9])
-@pytest.mark.parametrize("outputs", [12, 10, 7])
-def test_a_streamed_product_equals_the_librarys(rows, outputs):
+@pytest.mark.parametrize("rows", [1, 3, 8, 9])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_packed_product_equals_the_dense_one(rows, bias):
     import torch
 
-    from spyre_bench.engine.linear import streamed_product
+    from spyre_bench.engine.linear import PackedLinear
 
-    generator = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(rows, 5, generator=generator), torch.randn(outputs, 5)
-    torch.testing.assert_close(streamed_product(x, weight), x @ weight.T)
+    linear = torch.nn.Linear(40, 24, bias=bias)
+    x = torch.randn(2, rows, 40)
+    with torch.no_grad():
+        torch.testing.assert_close(PackedLinear(linear, rows)(x), linear(x))
+
+
+def test_layers_with_packed_weights_of_their_own_share_one_compiled_graph():
+    import torch
+
+    from spyre_bench.engine.compile import compile_pass, no_compile
+    from spyre_bench.engine.linear import PackedLinear
+
+    linears = [torch.nn.Linear(40, 40) for _ in range(3)]
+    layers = [PackedLinear(linear, 4) for linear in linears]
+    run = compile_pass(lambda layer, x: layer(x).relu(), "shared", "inductor")
+    x = torch.randn(4, 40)
+    with torch.no_grad():
+        run(layers[0], x)
+        with no_compile():
+            for layer, linear in zip(layers, linears, strict=True):
+                torch.testing.assert_close(run(layer, x), linear(x).relu())

@@ -29,7 +29,8 @@ def checkpoint(tmp_path_factory):
 
 
 def engine(directory: Path, backend: str, **setting):
-    from spyre_bench.engine.causal_lm import EngineConfig, SpyreCausalLM
+    from spyre_bench.engine.causal_lm import SpyreCausalLM
+    from spyre_bench.engine.compiled_model import EngineConfig
     from spyre_bench.engine.warmup import warm_up
     from spyre_bench.shapes import BucketSet
 

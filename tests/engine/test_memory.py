@@ -66,6 +66,17 @@ def test_a_rank_holds_its_share_of_the_layers_and_the_rest_whole():
     assert pass_bytes(SIZES, Bucket(5, 64, 6), "float32", tp=3) == kv + activations + rest
 
 
+def test_a_tied_head_is_held_twice_where_it_is_packed():
+    from spyre_bench.engine.memory import check_memory
+
+    def needed(tied: bool, packs: bool) -> int:
+        sizes = replace(SIZES, tied_head=tied)
+        return check_memory(sizes, BucketSet.parse("5,64,6"), "float32", 2**40, packs=packs)
+
+    assert needed(tied=True, packs=True) == needed(tied=True, packs=False) + 100 * 24 * 4
+    assert needed(tied=False, packs=True) == needed(tied=False, packs=False)
+
+
 def test_ranks_on_one_machine_share_what_it_has_free(monkeypatch):
     import psutil
 

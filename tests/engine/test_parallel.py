@@ -56,7 +56,8 @@ def test_ranks_that_never_join_are_named(tmp_path):
 
 
 def test_an_engine_of_several_ranks_wants_them_joined_first(tiny_llama):
-    from spyre_bench.engine.causal_lm import EngineConfig, SpyreCausalLM
+    from spyre_bench.engine.causal_lm import SpyreCausalLM
+    from spyre_bench.engine.compiled_model import EngineConfig
     from spyre_bench.engine.parallel import Rank
     from spyre_bench.shapes import BucketSet
 

@@ -57,7 +57,8 @@ def edit_config(directory: Path, **values) -> None:
 
 
 def serve(directory: Path):
-    from spyre_bench.engine.causal_lm import EngineConfig, SpyreCausalLM
+    from spyre_bench.engine.causal_lm import SpyreCausalLM
+    from spyre_bench.engine.compiled_model import EngineConfig
     from spyre_bench.engine.warmup import warm_up
     from spyre_bench.shapes import BucketSet
 

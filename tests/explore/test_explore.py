@@ -33,7 +33,7 @@ from spyre_bench.shapes import Bucket
 from spyre_bench.simulate.static import simulate
 from spyre_bench.studies import startup, under_load
 from spyre_bench.studies.deployments import best, capacities
-from spyre_bench.workload.workload import load_workload
+from spyre_bench.workload.source import load_workload
 from tests.cost.test_cost import CORNERS, machine
 
 
@@ -406,7 +406,7 @@ def test_every_control_of_the_start_changes_its_picture(started):
     seen = {panel.figure.value}
     for name, value in (
         ("buckets beside 4,128,32", 3),
-        ("answers [tokens]", 20),
+        ("output [tokens]", 20),
         ("start", "warm"),
     ):
         panel.controls[name].value = value
@@ -420,7 +420,7 @@ def test_the_start_is_that_of_the_buckets_that_pay_soonest(started):
     panel = parts(explore.what_warmup_costs(predicted, fallback))
     panel.controls["buckets beside 4,128,32"].value = 2
     shown = numbers(panel)
-    paid = startup.break_even(predicted, fallback, panel.controls["answers [tokens]"].value)
+    paid = startup.break_even(predicted, fallback, panel.controls["output [tokens]"].value)
     soonest = paid[paid["start"] == "cold"].nsmallest(2, "requests")
     cold = shown[shown["series"] == "cold start"]
     assert cold["y"].tolist() == soonest["bucket"].tolist()
@@ -481,12 +481,10 @@ def test_the_panel_starts_with_the_policy_and_the_timer_of_the_notebook(arriving
 def test_the_title_of_the_fill_is_that_of_the_run(arriving):
     some, capacity_rps = arriving
     rules = Policy(max_age_s=9.0)
-    trace = simulate(
-        under_load.at_rate(some, 0.2), FOUR_ROWS, Policy("length_aware", 3.0, 0.0, 9.0)
-    )
+    run = simulate(under_load.at_rate(some, 0.2), FOUR_ROWS, Policy("length_aware", 3.0, 0.0, 9.0))
     ax = fill.draw_fill(some, FOUR_ROWS, rules, capacity_rps, "length_aware", 0.2, 3.0)
     first, second = ax.get_title(loc="left").split("\n")
-    found = summary.summary(trace)
+    found = summary.summary(run)
     assert first.startswith(f"length_aware at {0.2 / capacity_rps:.0%} load: {found['fill']:.0%}")
     assert f"{found['batches']:,} batches" in first
     assert f"P95 {found['p95_e2el_ms'] / 1e3:.1f} s" in second
@@ -543,7 +541,7 @@ def test_a_model_that_does_not_split_says_so_in_the_picture(divided):
     few = functools.partial(cards.few_deployments, divided)
     ax = cards.draw_deployments(few, "smollm2-135m", 2, "fp16", "fmperf_ibm", 0.0)
     assert any("does not split over tp=2" in text.get_text() for text in ax.texts)
-    assert "2 × TP 1 serves most at the middle values" in ax.get_title(loc="left")
+    assert "2 × TP 1 serves most at the nominal values" in ax.get_title(loc="left")
     plt.close("all")
 
 
@@ -557,7 +555,7 @@ def test_the_division_shown_is_that_of_the_capacities(divided):
     ax = cards.draw_deployments(few, "granite-3.3-8b", 2, "fp16", "fmperf_ibm", 700.0)
     title = ax.get_title(loc="left")
     assert f"{tops['value']} serves most" in title
-    assert f"{tops['slow']} at the slow end, {tops['fast']} at the fast" in title
+    assert f"{tops['slow']} at the pessimistic end, {tops['fast']} at the optimistic" in title
     plt.close("all")
 
 

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spyre_bench.cost.bucket_cost import BucketCost
-from spyre_bench.metrics import summary
+from spyre_bench.metrics import latency, summary, waste
 from spyre_bench.metrics.vllm_json import bench_result
 from spyre_bench.policy.ledger import WasteLedger
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket
-from spyre_bench.simulate.result import DECODE, PREFILL, Passes, Requests, SimulatedRun
+from spyre_bench.simulate.result import DECODE, PREFILL, Passes, Requests, StaticRun
 from spyre_bench.simulate.static import simulate
 from tests.simulate.test_static import COSTS, LARGE, SMALL, runs, workload
 
@@ -41,7 +41,7 @@ def test_latency_by_hand(hand):
 
 def test_what_a_client_waits_beyond_the_engine_is_in_its_latencies_and_in_nothing_else(hand):
     seen = simulate(HAND, COSTS, client_overhead_s=0.25)
-    before, after = summary.latencies(hand), summary.latencies(seen)
+    before, after = latency.latencies(hand), latency.latencies(seen)
     for name in ("ttft", "e2el"):
         assert after[name].mean_ms == pytest.approx(before[name].mean_ms + 250)
     for name in ("queue", "tpot", "itl"):
@@ -49,27 +49,27 @@ def test_what_a_client_waits_beyond_the_engine_is_in_its_latencies_and_in_nothin
     frame = summary.requests(seen)
     assert frame["ttft_s"].tolist()[:3] == [1.25, 1.25, 6.75]
     assert summary.duration_s(seen) == summary.duration_s(hand)
-    assert summary.good_requests(seen, {"e2el": 2200}) == 0
-    assert summary.good_requests(hand, {"e2el": 2200}) == 1
+    assert latency.good_requests(seen, {"e2el": 2200}) == 0
+    assert latency.good_requests(hand, {"e2el": 2200}) == 1
 
 
 def test_batches_and_their_waste_by_hand(hand):
-    frame = summary.batches(hand)
+    frame = waste.batches(hand)
     assert frame["bucket"].tolist() == [str(SMALL), str(LARGE)]
     assert frame["seconds"].tolist() == [3.0, 4.0]
     assert frame["rows"].tolist() == [2, 1]
     first = WasteLedger(useful=38, prompt_pad=10, bucket_pad=88, decode_tail=2)
     second = WasteLedger(useful=101, batch_pad=257, bucket_pad=156)
-    assert [dict(row[list(summary.LEDGER)]) for _, row in frame.iterrows()] == [
+    assert [dict(row[list(waste.LEDGER)]) for _, row in frame.iterrows()] == [
         asdict(first),
         asdict(second),
     ]
     assert frame["computed"].tolist() == [2 * 64 + 2 * 5, 2 * 256 + 2 * 1]
-    assert summary.ledger(hand) == first + second
+    assert waste.ledger(hand) == first + second
 
 
 def test_by_bucket_sums_the_batches_of_each(hand):
-    frame = summary.by_bucket(summary.batches(hand)).set_index("bucket")
+    frame = waste.by_bucket(waste.batches(hand)).set_index("bucket")
     assert frame.loc[str(SMALL), ["batches", "rows", "useful"]].tolist() == [1, 2, 38]
     assert frame.loc[str(LARGE), "fill"] == 101 / 514
 
@@ -160,7 +160,7 @@ def test_a_run_that_serves_nothing_still_has_figures():
 
 def test_a_limit_on_something_else_is_refused(hand):
     with pytest.raises(ValueError, match="goodput has no limit on 'itl': use ttft, tpot or e2el"):
-        summary.good_requests(hand, {"itl": 5})
+        latency.good_requests(hand, {"itl": 5})
 
 
 # --- saturation -----------------------------------------------------------------------------------
@@ -186,25 +186,25 @@ def test_a_queue_that_grows_is_saturated_although_the_bound_would_allow_it():
     # answers of 2 and 40 tokens share batches, so a batch of two takes as long as the longer
     costs = (BucketCost(Bucket(2, 64, 64), 1.0, 0.1),)
     rows = [(index * 2.0, 10, 40 if index % 2 else 2) for index in range(200)]
-    trace = simulate(workload(*rows), costs)
+    run = simulate(workload(*rows), costs)
     span_s = rows[-1][0]
-    assert summary.busy_s(trace) / summary.distance_to_shape_bound(trace) < span_s
-    assert summary.saturation(trace).startswith("the queue grew: the second half of the requests")
+    assert summary.busy_s(run) / summary.distance_to_shape_bound(run) < span_s
+    assert summary.saturation(run).startswith("the queue grew: the second half of the requests")
 
 
 def test_requests_at_once_measure_the_backlog():
-    trace = simulate(workload((0.0, 10, 1), (0.0, 10, 1)), COSTS)
-    assert summary.saturation(trace).startswith("all requests came at once")
+    run = simulate(workload((0.0, 10, 1), (0.0, 10, 1)), COSTS)
+    assert summary.saturation(run).startswith("all requests came at once")
 
 
 # --- another scheduler ----------------------------------------------------------------------------
 
 
 @pytest.fixture
-def continuous() -> SimulatedRun:
+def continuous() -> StaticRun:
     """Two requests in a continuous batch: the second is prefilled in two chunks while the first
     waits for its next token, then both decode, then the first alone."""
-    some = workload((0.0, 10, 5), (1.25, 100, 2))
+    drawn = workload((0.0, 10, 5), (1.25, 100, 2))
     rows_of = zip(
         # kind, batch, start_s, seconds, count, slots, useful, rows
         (PREFILL, 0, 0.0, 1.0, 1, 65, 11, 1),
@@ -240,16 +240,16 @@ def continuous() -> SimulatedRun:
         tpot_s=np.array([1.0, 0.5]),
         rejected=np.zeros(2, int),
     )
-    return SimulatedRun(some, COSTS[:1], Policy(), 1, 0.0, 0.0, requests, passes)
+    return StaticRun(drawn, 1, 0.0, 0.0, requests, passes, Policy(), COSTS[:1])
 
 
 def test_a_token_that_waits_for_the_prefill_of_others_comes_after_a_longer_gap(continuous):
     assert bench_result(continuous, detailed=True)["itls"] == [[0.5, 0.5, 2.5, 0.5], [0.5]]
-    latency = summary.latencies(continuous, (100,))
-    assert latency["itl"].mean_ms == pytest.approx(900)
-    assert latency["itl"].percentiles_ms == {100: 2500}
-    assert latency["tpot"].mean_ms == pytest.approx(750)
-    assert latency["queue"].mean_ms == pytest.approx(375)
+    statistics = latency.latencies(continuous, (100,))
+    assert statistics["itl"].mean_ms == pytest.approx(900)
+    assert statistics["itl"].percentiles_ms == {100: 2500}
+    assert statistics["tpot"].mean_ms == pytest.approx(750)
+    assert statistics["queue"].mean_ms == pytest.approx(375)
 
 
 def test_a_run_whose_requests_join_and_leave_has_all_figures(continuous):
@@ -258,7 +258,7 @@ def test_a_run_whose_requests_join_and_leave_has_all_figures(continuous):
     assert summary.busiest_second(continuous) == (3.0, 2)
     assert "span: 5 s" in repr(continuous)
     assert "fill: 58%" in repr(continuous)
-    assert summary.batches(continuous)["passes"].tolist() == [3, 4]
+    assert waste.batches(continuous)["passes"].tolist() == [3, 4]
 
 
 # --- laws -----------------------------------------------------------------------------------------
@@ -266,32 +266,34 @@ def test_a_run_whose_requests_join_and_leave_has_all_figures(continuous):
 
 @given(runs())
 def test_useful_and_wastes_are_computed_to_the_token(run):
-    some, costs, policy, replicas = run
-    trace = simulate(some, costs, policy, **replicas)
-    frame = summary.batches(trace)
+    requests, costs, policy, replicas = run
+    simulated = simulate(requests, costs, policy, **replicas)
+    frame = waste.batches(simulated)
     for index, row in frame.iterrows():
-        members = np.flatnonzero(trace.requests.batch == index)
+        members = np.flatnonzero(simulated.requests.batch == index)
         alone = WasteLedger.of_batch(
             Bucket.parse(row["bucket"]),
-            some.prompt_tokens[members].tolist(),
-            some.output_tokens[members].tolist(),
+            requests.prompt_tokens[members].tolist(),
+            requests.output_tokens[members].tolist(),
         )
-        assert dict(row[list(summary.LEDGER)]) == asdict(alone)
+        assert dict(row[list(waste.LEDGER)]) == asdict(alone)
         assert row["computed"] == alone.computed
         assert row["fill"] == alone.fill
-    whole = summary.ledger(trace)
-    served = trace.served
-    assert whole.useful == int((some.prompt_tokens + some.output_tokens)[served].sum())
+    whole = waste.ledger(simulated)
+    served = simulated.served
+    assert whole.useful == int((requests.prompt_tokens + requests.output_tokens)[served].sum())
     assert whole.computed == frame["computed"].sum()
 
 
 @settings(deadline=None)
 @given(runs(), st.lists(st.floats(0, 100), max_size=3))
 def test_gaps_between_tokens_have_the_statistics_of_all_of_them_spelled_out(run, percentiles):
-    some, costs, policy, replicas = run
-    trace = simulate(some, costs, policy, **replicas)
-    gaps = np.repeat(trace.requests.tpot_s[trace.served], some.output_tokens[trace.served] - 1)
-    found = summary.latencies(trace, percentiles)["itl"]
+    requests, costs, policy, replicas = run
+    simulated = simulate(requests, costs, policy, **replicas)
+    gaps = np.repeat(
+        simulated.requests.tpot_s[simulated.served], requests.output_tokens[simulated.served] - 1
+    )
+    found = latency.latencies(simulated, percentiles)["itl"]
     if len(gaps):
         assert found.mean_ms == pytest.approx(1e3 * gaps.mean())
         assert found.std_ms == pytest.approx(1e3 * gaps.std(), abs=1e-6)
@@ -305,43 +307,43 @@ def test_gaps_between_tokens_have_the_statistics_of_all_of_them_spelled_out(run,
 @settings(deadline=None)
 @given(runs())
 def test_the_busiest_second_is_that_of_counting_every_token(run):
-    some, costs, policy, replicas = run
-    trace = simulate(some, costs, policy, **replicas)
-    served = np.flatnonzero(trace.served)
+    requests, costs, policy, replicas = run
+    simulated = simulate(requests, costs, policy, **replicas)
+    served = np.flatnonzero(simulated.served)
     if not len(served):
-        assert summary.busiest_second(trace) == (0.0, 0)
+        assert summary.busiest_second(simulated) == (0.0, 0)
         return
-    start_s = some.arrival_s[served[0]]
+    start_s = requests.arrival_s[served[0]]
     tokens, inside = np.zeros(10_000), np.zeros(10_000)
-    gap_s = np.nan_to_num(trace.requests.tpot_s)
+    gap_s = np.nan_to_num(simulated.requests.tpot_s)
     for row in served:
-        steps = np.arange(some.output_tokens[row])
-        at_s = trace.requests.first_token_s[row] - start_s + steps * gap_s[row]
+        steps = np.arange(requests.output_tokens[row])
+        at_s = simulated.requests.first_token_s[row] - start_s + steps * gap_s[row]
         np.add.at(tokens, at_s.astype(int), 1)
-        first = int(some.arrival_s[row] - start_s)
-        inside[first : int(trace.requests.finish_s[row] - start_s) + 1] += 1
-    found_tokens, found_requests = summary.busiest_second(trace)
+        first = int(requests.arrival_s[row] - start_s)
+        inside[first : int(simulated.requests.finish_s[row] - start_s) + 1] += 1
+    found_tokens, found_requests = summary.busiest_second(simulated)
     assert found_requests == inside.max()
     # a token on the very edge of a second may be counted on either side
-    assert abs(found_tokens - tokens.max()) <= 4 * trace.replicas
+    assert abs(found_tokens - tokens.max()) <= 4 * simulated.replicas
 
 
 def test_many_batches_are_counted_in_blocks_as_in_one_go(monkeypatch):
-    some = workload(*((index * 0.1, 10, 1 + index % 8) for index in range(300)))
-    trace = simulate(some, COSTS)
-    whole = summary.busiest_second(trace)
+    requests = workload(*((index * 0.1, 10, 1 + index % 8) for index in range(300)))
+    run = simulate(requests, COSTS)
+    whole = summary.busiest_second(run)
     monkeypatch.setattr(summary, "PASSES_AT_ONCE", 7)
-    assert summary.busiest_second(trace) == whole
+    assert summary.busiest_second(run) == whole
 
 
 @given(runs())
 def test_shares_lie_between_zero_and_one_and_nothing_beats_the_bound(run):
-    some, costs, policy, replicas = run
-    trace = simulate(some, costs, policy, **replicas)
-    if trace.served.any():
-        assert 0 < summary.ledger(trace).fill <= 1
-        assert 0 < summary.utilisation(trace) <= 1 + 1e-9
-        assert summary.distance_to_shape_bound(trace) >= 1 - 1e-9
+    requests, costs, policy, replicas = run
+    simulated = simulate(requests, costs, policy, **replicas)
+    if simulated.served.any():
+        assert 0 < waste.ledger(simulated).fill <= 1
+        assert 0 < summary.utilisation(simulated) <= 1 + 1e-9
+        assert summary.distance_to_shape_bound(simulated) >= 1 - 1e-9
 
 
 def test_the_summary_of_a_run_says_what_each_figure_says(hand):
@@ -350,13 +352,11 @@ def test_the_summary_of_a_run_says_what_each_figure_says(hand):
     # two batches of 3 and 4 s, the first at 0, the second right after it
     assert (found["duration_s"], found["busy_s"], found["utilisation"]) == (7.0, 7.0, 1.0)
     assert found["throughput_rps"] == 3 / 7
-    assert found["fill"] == summary.ledger(hand).fill
-    assert {name: found[f"{name}_tokens"] for name in summary.LEDGER} == asdict(
-        summary.ledger(hand)
-    )
+    assert found["fill"] == waste.ledger(hand).fill
+    assert {name: found[f"{name}_tokens"] for name in waste.LEDGER} == asdict(waste.ledger(hand))
     assert found["median_e2el_ms"] == 3000.0
     assert found["mean_ttft_ms"] == pytest.approx((1.0 + 1.0 + 6.5) / 3 * 1e3)
-    assert found["p99_queue_ms"] == summary.latencies(hand, (99,))["queue"].percentiles_ms[99]
+    assert found["p99_queue_ms"] == latency.latencies(hand, (99,))["queue"].percentiles_ms[99]
 
 
 def test_the_summary_of_a_run_that_served_nothing_has_no_throughput():

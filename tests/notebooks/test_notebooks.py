@@ -19,7 +19,7 @@ from spyre_bench.cost.table import write_cost_table
 from spyre_bench.review.regression import compare
 from spyre_bench.runs.execute import measures
 from spyre_bench.runs.records import Traits, matches, read_run
-from spyre_bench.workload.workload import load_workload
+from spyre_bench.workload.source import load_workload
 from tests.cost.test_cost import CORNERS, machine
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent.parent / "notebooks").glob("*.ipynb"))

@@ -317,7 +317,7 @@ def test_a_law_is_drawn_from_its_least_to_its_largest():
 
 def test_a_scheme_is_beside_its_optimum_and_what_that_needs():
     ax = plots.schemes(SCHEMES, "")
-    places = {line.get_label(): line.get_xdata().tolist() for line in ax.lines}
+    places = {line.get_label(): list(line.get_xdata()) for line in ax.lines}
     assert places["the scheme"] == [30, 90]
     assert places["that optimum, held out"] == [12, 88]
     assert texts(ax) == ["optimum needs", "3 graphs", "1 graph"]
@@ -515,3 +515,48 @@ def test_where_nothing_is_saturated_the_legend_does_not_speak_of_it():
 def test_shares_on_an_axis_read_as_per_cent():
     ax = plots.fill_under_load(LOADED, "")
     assert ax.yaxis.get_major_formatter()(0.35) == "35"
+
+
+# --- intervals ------------------------------------------------------------------------------------
+
+JUDGED = pd.DataFrame(
+    {
+        "run": ["load 1"] * 3,
+        "figure": ["median_e2el_ms", "p95_e2el_ms", "request_throughput"],
+        "low": [900.0, 1900.0, 1.8],
+        "point": [1000.0, 2000.0, 2.0],
+        "high": [1200.0, 2500.0, 2.1],
+        "measured": [1100.0, 2600.0, 2.0],
+        "state": ["inside", "outside", "disturbed"],
+    }
+)
+
+
+def test_a_prediction_is_a_bar_around_its_point_and_what_came_a_mark_that_says_how():
+    ax = plots.predictions(JUDGED, "It is so")
+    assert bars(ax) == {(0, -10, 20), (1, -5, 25), (2, -10, 5)}
+    marks = {line.get_label(): list(line.get_xdata()) for line in ax.lines}
+    assert marks["measured, inside"] == pytest.approx([10])
+    assert marks["measured, outside"] == pytest.approx([30])
+    assert marks["measured, disturbed"] == pytest.approx([0])
+    assert ax.get_yticklabels()[0].get_text() == "load 1: E2EL P50"
+
+
+def test_a_band_is_shaded_around_the_line_of_its_policy_in_every_panel():
+    policy = LOADED["policy"].iloc[0]
+    ends = {f"{end}_{name}": [1.0, 2.0] for name in plots.LATENCIES for end in ("low", "high")}
+    bands = pd.DataFrame({"policy": [policy] * 2, "load": [0.5, 1.0], **ends})
+    figure = plots.latency_under_load(LOADED, "It is so", bands).figure
+    assert [len(ax.collections) for ax in figure.axes] == [1] * len(plots.LATENCIES)
+    bare = plots.latency_under_load(LOADED, "It is so", pd.DataFrame()).figure
+    assert not any(ax.collections for ax in bare.axes)
+
+
+def test_the_intervals_of_deployments_have_a_panel_per_figure():
+    frame = pd.DataFrame(
+        [("2 × TP 1", name, 1.0, 2.0, 4.0) for name in ("goodput_rps_a_card", "p99_ttft_s")],
+        columns=["deployment", "figure", "low", "point", "high"],
+    )
+    ax = plots.intervals(frame, "It is so")
+    assert [panel.get_xlabel() for panel in ax.figure.axes] == ["goodput_rps_a_card", "p99_ttft_s"]
+    assert list(ax.lines[0].get_xdata()) == [2.0]

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from spyre_bench.engine.compile import COMPILE_BACKENDS, COMPILE_SCOPES
 from spyre_bench.plugin.config import SpyreConfig
+from spyre_bench.policy.continuous import Rules
 from spyre_bench.shapes import BucketSet
 from tests.test_shapes import bucket_sets
 
@@ -51,6 +52,66 @@ def test_with_nothing_set_upstreams_default_bucket_is_compiled():
     assert SpyreConfig.read({}, {}).buckets == BucketSet.parse("1,64,20")
 
 
+CONTINUOUS = {"batching": "continuous"}
+
+
+def test_continuous_batching_makes_its_shapes_of_vllms_own_options_where_none_are_named():
+    config = SpyreConfig.read(CONTINUOUS, {}).with_shapes(1000, rows=6, chunk=200, blocks=50)
+    assert config.prefill_shapes == "64,256 64,960 256,256 256,960"
+    assert config.decode_shapes == "2,256 2,960 3,256 3,960 6,256 6,960"
+    assert config.blocks == 50
+    assert config.rules.chunk_tokens == 200 // 64 * 64 + 64
+    assert SpyreConfig.read(config.as_settings(), {}) == config
+
+
+def test_shapes_that_are_named_win():
+    named = {"prefill_shapes": [[128, 512]], "decode_shapes": "4,512", "blocks": 20}
+    config = SpyreConfig.read(CONTINUOUS | named, {}).with_shapes(2048, 16, 64, 99)
+    assert str(config.shapes) == "prefill 128,512 decode 4,512 blocks 20"
+
+
+def test_an_existing_deployment_of_continuous_batching_is_obeyed():
+    environment = {
+        "SENDNN_INFERENCE_USE_CHUNKED_PREFILL": "1",
+        "SENDNN_INFERENCE_CP_INTERLEAVE_STEPS": "0",
+        "SENDNN_INFERENCE_LONG_OUT_PRIO": "1",
+        "SENDNN_INFERENCE_PAUSING_ENABLED": "0",
+        "VLLM_DT_CHUNK_LEN": "128",
+        "VLLM_DT_MAX_BATCH_SIZE": "4",
+        "VLLM_DT_MAX_BATCH_TKV_LIMIT": "4096",
+    }
+    config = SpyreConfig.read({}, environment).with_shapes(512, None, None, None)
+    assert config.batching == "continuous"
+    assert config.shapes is not None
+    assert (config.shapes.max_rows, config.shapes.max_chunk) == (4, 128)
+    assert config.rules == Rules(
+        chunk_tokens=128,
+        decode_between=0,
+        longest_first=True,
+        over_limit="hold",
+        max_batch_context_tokens=4096,
+    )
+    with pytest.raises(ValueError, match="VLLM_SPYRE_USE_CB=1 asks for continuous batching and"):
+        SpyreConfig.read({"buckets": [[4, 64, 32]]}, {"VLLM_SPYRE_USE_CB": "1"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"batching": "dynamic"}, "batching 'dynamic' is wrong, it is one of static, continuous"),
+        (CONTINUOUS | {"buckets": [[4, 64, 32]]}, "is a setting of static batching"),
+        ({"buckets": [[4, 64, 32]], "decode_shapes": "4,512"}, "is a setting of continuous"),
+        (CONTINUOUS | {"rules": {"admissions": "reserve"}}, "did you mean 'admission'"),
+        (CONTINUOUS | {"rules": {"admission": "all"}}, "admission 'all' is not known: use one of"),
+        (CONTINUOUS | {"decode_shapes": "4,500"}, "500 is not a positive multiple of 64: use 512"),
+        (CONTINUOUS | {"blocks": 0}, "blocks 0 is wrong, it is a whole number above 0"),
+    ],
+)
+def test_a_wrong_setting_of_continuous_batching_is_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        SpyreConfig.read(settings, {}).with_shapes(512, None, None, None)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -60,7 +121,7 @@ def test_with_nothing_set_upstreams_default_bucket_is_compiled():
         ({"buckets": 4}, "buckets 4 is wrong, it is a list of"),
         ({"bucket": []}, "unknown key 'bucket': did you mean 'buckets'"),
         ({"compile_backed": "eager"}, "did you mean 'compile_backend'"),
-        ({"xyz": 1}, "unknown key 'xyz': leave it out. Known keys: buckets,"),
+        ({"xyz": 1}, "unknown key 'xyz': leave it out. Known keys: batching, buckets,"),
         ({"compile_backend": "iductor"}, "one of eager, inductor, sendnn; did you mean 'inductor'"),
         ({"compile_scope": "block"}, "compile_scope 'block' is wrong, it is one of layer, model"),
         ({"require_precompiled": "yes"}, "require_precompiled 'yes' is wrong, it is true or false"),

@@ -32,7 +32,8 @@ def test_what_means_the_same_is_obeyed(prefix):
         "MAX_LOAD_PROCESSES": "2",
         "GLOO_TIMEOUT_MINUTES": "5",
     }
-    assert environment.keys() == OBEYED.keys()
+    of_static = {name for name, key in OBEYED.items() if key not in ("batching", "rules")}
+    assert environment.keys() == of_static  # the others: test_config
     config = SpyreConfig.read({}, {prefix + name: text for name, text in environment.items()})
     assert config == SpyreConfig(
         buckets=BucketSet.parse("4,64,32 2,256,64"),
@@ -74,7 +75,18 @@ def test_what_changes_nothing_is_warned_of(prefix, name):
 
 @pytest.mark.parametrize("name", CARD_LIMITS)
 def test_limits_of_the_cards_compiler_are_warned_of(name):
-    assert warnings({name: "512"}) == [f"{name}=512 has no effect: {CARD_LIMITS[name]}."]
+    said = f"{name}=512 has no effect: the buckets say what is compiled."
+    assert warnings({name: "512"}) == [said]
+    assert warnings({name: "512"}, "continuous") == []
+
+
+@both_spellings
+def test_a_rule_of_continuous_batching_is_warned_of_under_static_batching(prefix):
+    (sentence,) = warnings({prefix + "PAUSING_ENABLED": "1"})
+    assert sentence.endswith(
+        "PAUSING_ENABLED=1 has no effect: it is a setting of continuous batching."
+    )
+    assert warnings({prefix + "PAUSING_ENABLED": "1"}, "continuous") == []
 
 
 @pytest.mark.parametrize(

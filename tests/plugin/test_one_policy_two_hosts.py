@@ -9,13 +9,15 @@ import math
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from spyre_bench.cost.bucket_cost import BucketCost
-from spyre_bench.metrics import summary
+from spyre_bench.metrics import waste
 from spyre_bench.plugin import static_scheduler as module
 from spyre_bench.policy.static import Policy
 from spyre_bench.simulate.static import simulate
+from spyre_bench.validate.decisions import decisions
 from spyre_bench.workload.workload import Workload
 from tests.plugin.test_static_scheduler import LARGE, SMALL, Host, abort, replaced, vllm_config
 
@@ -27,9 +29,6 @@ COSTS = (
     BucketCost(SMALL, 40 * TICK_S, 5 * TICK_S),
 )
 TOKEN, STOP = 7, 8
-PASSES_OVER = "skip"
-"""The policy under which somebody who waits and never runs changes nothing for the others, so that
-the simulator, which knows no aborts, can be told of a queue without them."""
 
 
 @dataclass
@@ -40,10 +39,10 @@ class Replay:
     host: Host
     workload: Workload
     abort_s: dict[int, float]  # by request
-    abort_waiting: bool  # also those that have not run yet
     now: float = 0.0
     batches: list = field(default_factory=list)  # (start_s, bucket, requests)
     generated: dict[int, int] = field(default_factory=dict)  # tokens of each request that ran
+    log: list = field(default_factory=list)  # passes as `read_passes` has them
 
     def __post_init__(self):
         scheduler = self.host.scheduler
@@ -63,9 +62,7 @@ class Replay:
         while self._to_come and arrival_s[self._to_come[0]] <= self.now:
             self._add(self._to_come.pop(0))
         while self._to_abort and self.abort_s[self._to_abort[0]] <= self.now:
-            index = self._to_abort.pop(0)
-            if self.abort_waiting or index in self.generated:
-                abort(self.host, str(index))
+            abort(self.host, str(self._to_abort.pop(0)))
 
     def _add(self, index: int) -> None:
         from vllm import SamplingParams
@@ -92,7 +89,9 @@ class Replay:
         if output.bucket:
             self.batches.append((self.now, output.bucket, [int(name) for name in names]))
         cost = next(c for c in COSTS if c.bucket == self.batches[-1][1])
-        self.now += cost.prefill_s if output.bucket else cost.decode_s
+        seconds = cost.prefill_s if output.bucket else cost.decode_s
+        self._log(output, names, seconds)
+        self.now += seconds
         result = ModelRunnerOutput(
             req_ids=names,
             req_id_to_index={name: row for row, name in enumerate(names)},
@@ -100,6 +99,26 @@ class Replay:
         )
         self.host.scheduler.update_from_output(output, result)
         return True
+
+    def _log(self, output, names: list[str], seconds: float) -> None:
+        some, (_, bucket, members) = self.workload, self.batches[-1]
+        noted = [output.noted[name] for name in names] if output.bucket else []
+        self.log.append(
+            {
+                "kind": "prefill" if output.bucket else "decode",
+                "batch": len(self.batches),
+                "bucket": str(bucket),
+                "start_s": self.now,
+                "seconds": seconds,
+                "prompt_tokens": some.prompt_tokens[members].tolist(),
+                "running": len(names),
+                "place": [one.place for one in noted],
+                "arrival_s": [one.arrival_s for one in noted],
+                "seen_s": [one.seen_s for one in noted],
+                "max_tokens": [one.max_tokens for one in noted],
+                "left": output.left,
+            }
+        )
 
     def _token(self, index: int) -> int:
         self.generated[index] = self.generated.get(index, 0) + 1
@@ -141,17 +160,21 @@ def random_aborts(rng: np.random.Generator, workload: Workload) -> dict[int, flo
 
 
 def as_it_was(replay: Replay) -> tuple[Workload, np.ndarray]:
-    """The workload as the engine saw it in the end: who was aborted in the queue never came, whose
-    answer was cut short had a short answer. And the numbers of the requests that are left."""
-    ran = np.array(sorted(replay.generated))
-    some = replay.workload.take(ran)
-    output_tokens = np.array([replay.generated[index] for index in ran])
-    return Workload("seen", some.arrival_s, some.prompt_tokens, output_tokens, some.max_tokens), ran
+    """The workload with outputs as they were in the end, and when each request left the queue
+    without having run."""
+    some, count = replay.workload, len(replay.workload)
+    output_tokens = [replay.generated.get(index, 1) for index in range(count)]
+    leaves_s = [
+        math.inf if index in replay.generated else replay.abort_s.get(index, math.inf)
+        for index in range(count)
+    ]
+    columns = (some.arrival_s, some.prompt_tokens, np.array(output_tokens), some.max_tokens)
+    return Workload("seen", *columns), np.array(leaves_s)
 
 
 def counted_tokens(host: Host) -> dict[str, int]:
     """What the scheduler counted for the metrics, over all buckets."""
-    tokens = dict.fromkeys(summary.LEDGER, 0)
+    tokens = dict.fromkeys(waste.LEDGER, 0)
     for key, number in host.scheduler.counts.totals.items():
         if key.startswith("tokens|"):
             tokens[key.split("|")[2]] += number
@@ -174,21 +197,25 @@ def test_the_same_arrivals_give_the_same_batches(vllm_config, monkeypatch, name)
             max_wait_s=policy.max_wait_s,
             max_age_s=policy.max_age_s,
         )
-        replay = Replay(host, workload, random_aborts(rng, workload), name == PASSES_OVER)
+        replay = Replay(host, workload, random_aborts(rng, workload))
         replay.run()
         if not replay.batches:  # everybody left the queue
             continue
-        seen, ran = as_it_was(replay)
-        trace = simulate(seen, COSTS, policy)
+        seen, leaves_s = as_it_was(replay)
+        trace = simulate(seen, COSTS, policy, leaves_s=leaves_s)
         passes = trace.passes
         simulated = [
-            (passes.start_s[row], COSTS[passes.shape[row]].bucket, set(ran[passes.of_row(row)[0]]))
+            (passes.start_s[row], COSTS[passes.shape[row]].bucket, set(passes.of_row(row)[0]))
             for row in passes.first_of_batch
         ]
         real = [(start_s, bucket, set(members)) for start_s, bucket, members in replay.batches]
         assert real == simulated, f"seed {seed}"
-        assert counted_tokens(host) == asdict(summary.ledger(trace)), f"seed {seed}"
+        assert counted_tokens(host) == asdict(waste.ledger(trace)), f"seed {seed}"
+        from_its_log = decisions(pd.DataFrame(replay.log), policy, COSTS)
+        assert from_its_log.same, f"seed {seed}"
+        assert from_its_log.latest_s < 1e-4, f"seed {seed}"
+        ran = np.array(sorted(replay.generated))
         left += len(workload) - len(ran)
-        cut += int((seen.output_tokens < workload.output_tokens[ran]).sum())
-    assert left > 20 or name != PASSES_OVER, "aborted while they waited"
+        cut += int((seen.output_tokens < workload.output_tokens)[ran].sum())
+    assert left > 20, "aborted while they waited"
     assert cut > 20, "aborted while they ran"

@@ -353,5 +353,5 @@ def test_useful_and_wastes_are_the_computed_slots_to_the_token(batch):
 def test_ledgers_add_up(one, other):
     one, other = WasteLedger.of_batch(*one), WasteLedger.of_batch(*other)
     assert (one + other).computed == one.computed + other.computed
-    assert (one + other).wasted == one.wasted + other.wasted
+    assert (one + other).useful == one.useful + other.useful
     assert one + WasteLedger() == one

@@ -248,3 +248,43 @@ def test_a_browser_that_fails_is_quoted_and_an_earlier_pdf_is_gone(tmp_path, mon
     with pytest.raises(ValueError, match="left none and said: out of memory"):
         pages.print_pdf(tmp_path / "out.html", pdf)
     assert not pdf.exists()
+
+
+# --- aims -----------------------------------------------------------------------------------------
+
+
+def test_a_missed_aim_is_on_the_first_page_in_the_colour_of_a_warning(tmp_path):
+    aims = {
+        "quick": {"state": "met", "evidence": "1 s"},
+        "on time": {"state": "disturbed", "evidence": "a neighbour"},
+        "exact": {"state": "missed", "evidence": "off by 23 %"},
+    }
+    page = page_of(write(tmp_path, kept=KEPT | {"aims": aims}))
+    summary = page.find(id="summary")
+    rows = [[cell.get_text() for cell in row.find_all("td")] for row in summary.find_all("tr")[1:]]
+    assert rows == [
+        ["missed", "exact", "off by 23 %", "some"],
+        ["disturbed", "on time", "a neighbour", "some"],
+    ]
+    assert summary.find("li", class_="warn").get_text() == "1 aim missed"
+    assert summary.find("span", string="missed")["class"] == ["pill", "warn"]
+    assert "1 of 1 checks passed" in section(page, "summary"), "an aim is no check"
+
+
+def test_aims_that_were_all_met_warn_of_nothing_and_without_aims_there_is_no_word_of_them(tmp_path):
+    aims = {"quick": {"state": "met", "evidence": "1 s"}}
+    page = page_of(write(tmp_path / "a", kept=KEPT | {"aims": aims}))
+    assert "0 aims missed" in section(page, "summary")
+    assert not page.find("li", class_="warn")
+    assert not page.find("span", class_="warn")
+    assert "missed" not in section(page_of(write(tmp_path / "b")), "summary")
+
+
+def test_predictions_are_shown_with_their_interval_and_what_came(tmp_path):
+    predictions = pd.DataFrame(
+        [("load 1", "p95_e2el_ms", 900.0, 950.0, 1000.0, 1200.0, "outside", "a.json")],
+        columns=["run", "figure", "low", "point", "high", "measured", "state", "registered"],
+    )
+    page = page_of(write(tmp_path, predictions=predictions))
+    assert "outside load 1 p95_ e2el_ ms 900 950 1,000 1,200" in section(page, "accuracy")
+    assert page.find(id="accuracy").find("span", string="outside")["class"] == ["pill", "warn"]

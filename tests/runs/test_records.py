@@ -56,6 +56,11 @@ def test_an_empty_table_is_a_table(tmp_path):
     assert read_run(tmp_path)["some"].items()["tables/t"] == 0
 
 
+def test_columns_of_earlier_versions_are_read_under_their_names_of_today(tmp_path):
+    write(tmp_path, old=pd.DataFrame({"believed_decode_s": [1.5]}))
+    assert list(read_run(tmp_path)["some"].tables["old"].columns) == ["estimated_decode_s"]
+
+
 def test_a_folder_without_a_run_and_a_broken_file_are_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="no notebook was run there"):
         read_run(tmp_path)

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from spyre_bench.runs import provenance, report
+from spyre_bench.runs.records import faults
 from spyre_bench.shapes import BucketSet
 
 DECLARED = {
@@ -191,6 +192,20 @@ def test_a_failing_check_stops_the_notebook_and_stays_in_the_record(tmp_path):
         run.check("sane", 2 == 3, "2 is not 3")
     assert record(tmp_path)["checks"] == {"sane": {"ok": False, "evidence": "2 is not 3"}}
     assert record(tmp_path)["finished"] is False
+
+
+def test_a_missed_aim_stays_in_the_record_and_stops_nothing(tmp_path):
+    run = start(output_directory=str(tmp_path))
+    for name, met in (("quick", True), ("exact", False), ("on time", None)):
+        run.aim(name, met, "seen")
+    run.answer("It was.")
+    kept = record(tmp_path)
+    assert {name: aim["state"] for name, aim in kept["aims"].items()} == {
+        "quick": "met",
+        "exact": "missed",
+        "on time": "disturbed",
+    }
+    assert faults(kept) == []
 
 
 def test_the_record_names_machine_versions_and_commit():

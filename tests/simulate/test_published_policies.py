@@ -81,9 +81,11 @@ def under_load(conversations, costs, makespan_s):
     def run(share: float, policy: Policy):
         gaps = np.random.default_rng(1).exponential(1.0, REQUESTS)
         rate = share * REQUESTS / makespan_s["fcfs"]
-        some = replace(conversations, arrival_s=np.cumsum(gaps) / rate)
-        trace = simulate(some, costs, policy)
-        return trace.requests.finish_s - some.arrival_s, len(trace.passes.first_of_batch)
+        requests = replace(conversations, arrival_s=np.cumsum(gaps) / rate)
+        simulated = simulate(requests, costs, policy)
+        return simulated.requests.finish_s - requests.arrival_s, len(
+            simulated.passes.first_of_batch
+        )
 
     return run
 

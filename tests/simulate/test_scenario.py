@@ -14,7 +14,7 @@ from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import BucketSet
 from spyre_bench.simulate.scenario import KINDS, PARTS, Scenario
 from spyre_bench.simulate.static import simulate
-from spyre_bench.workload.workload import load_workload
+from spyre_bench.workload.source import load_workload
 
 TWO = "8,64,32 2,1024,512"
 SMALL = Scenario("azure_conv", TWO, requests=200, length_scale=0.25)
@@ -121,5 +121,5 @@ def test_what_it_is_made_of_prints_as_something_to_read():
     assert "buckets measured, B 1 to 8" in repr(cost)
     assert "<td>8,2048,1024</td>" in cost._repr_html_()
     assert repr(load_cost("card:granite-3.3-8b,tp=4")) == (
-        "<granite-3.3-8b in fp16 on 4 cards, at the middle values of the parameters>"
+        "<granite-3.3-8b in fp16 on 4 cards, at the nominal values of the parameters>"
     )

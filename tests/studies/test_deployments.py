@@ -13,17 +13,16 @@ from hypothesis import strategies as st
 from spyre_bench.cost.bucket_cost import BucketCost
 from spyre_bench.cost.card import SpyreCost
 from spyre_bench.cost.card_parameters import ENDS, SpyreCard
-from spyre_bench.metrics import summary
+from spyre_bench.metrics import latency, summary
 from spyre_bench.model_sizes import preset
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket
 from spyre_bench.simulate.static import simulate
-from spyre_bench.studies import deployments
+from spyre_bench.studies.capacity import STEP, Service
+from spyre_bench.studies.deployment_intervals import intervals
 from spyre_bench.studies.deployments import (
-    STEP,
     TIE,
     Deployment,
-    Service,
     all_reduce_shares,
     best,
     capacities,
@@ -31,12 +30,12 @@ from spyre_bench.studies.deployments import (
     listed,
     propose,
     replays,
-    sensitivity,
-    tornado,
     typical_bucket,
 )
+from spyre_bench.studies.sensitivity import UNTIMED, sensitivity, tornado
 from spyre_bench.studies.under_load import at_rate
-from spyre_bench.workload.workload import Workload, load_workload
+from spyre_bench.workload.source import load_workload
+from spyre_bench.workload.workload import Workload
 
 GRANITE = preset("granite-3.3-8b")
 LIMITS = {"ttft": 30_000.0, "tpot": 250.0}
@@ -45,8 +44,8 @@ BUCKETS = (Bucket(2, 512, 256), Bucket(2, 2048, 512))
 
 def drawn(requests: int, seed: int = 0) -> Workload:
     rng = np.random.default_rng(seed)
-    some = load_workload("azure_conv", requests=requests, rng=rng, arrivals="poisson:1")
-    return some.scaled(lengths=0.125)
+    asked = load_workload("azure_conv", requests=requests, rng=rng, arrivals="poisson:1")
+    return asked.scaled(lengths=0.125)
 
 
 @pytest.fixture(scope="module")
@@ -120,17 +119,17 @@ def test_engines_of_one_size_have_the_same_buckets_however_many_there_are(servic
     of_size = {tp: {it.sets for it in found if it.tp == tp} for tp in (1, 2, 4)}
     assert all(len(sets) == 1 for sets in of_size.values())
     for it in found:
-        assert [max(b.batch_size for b in some) for some in it.sets] == [1, 4]
-        for some in it.sets:
-            assert 1 <= len(some) <= 2
-            fits = np.any([service.workload.fits(bucket) for bucket in some], axis=0)
+        assert [max(b.batch_size for b in requests) for requests in it.sets] == [1, 4]
+        for requests in it.sets:
+            assert 1 <= len(requests) <= 2
+            fits = np.any([service.workload.fits(bucket) for bucket in requests], axis=0)
             assert fits.all(), "every request has a bucket"
 
 
 def test_a_deployment_has_the_capacity_of_its_best_set(service):
     (_, two) = propose(GRANITE, [2], service, k=2, batch_sizes=(1, 2, 8))
     for end in ENDS:
-        alone = [replace(two, sets=(some,)).capacity(service, end)[0] for some in two.sets]
+        alone = [replace(two, sets=(requests,)).capacity(service, end)[0] for requests in two.sets]
         rps, best_set = two.capacity(service, end)
         assert max(alone) / STEP <= rps <= max(alone)
         assert rps == alone[two.sets.index(best_set)]
@@ -147,7 +146,7 @@ def test_costs_are_those_of_the_card_model_at_each_end(given_buckets):
 
 
 def test_a_service_that_cannot_be_is_refused():
-    some = drawn(4)
+    asked = drawn(4)
     for limits, requests, share, text in (
         ({}, 1, 0.9, "a capacity needs an SLO"),
         ({"queue": 1}, 1, 0.9, "no limit on 'queue'"),
@@ -156,9 +155,9 @@ def test_a_service_that_cannot_be_is_refused():
         (LIMITS, 1, 1.1, "share 1.1 of the requests"),
     ):
         with pytest.raises(ValueError, match=text):
-            Service(some, limits, requests, share=share)
+            Service(asked, limits, requests, share=share)
     with pytest.raises(ValueError, match="has 4 requests: 8 cannot be taken"):
-        Service(some, LIMITS, 2).requests(4)
+        Service(asked, LIMITS, 2).requests(4)
 
 
 def test_more_cards_get_more_requests_that_begin_with_those_of_fewer(service):
@@ -175,8 +174,8 @@ SECOND = BucketCost(Bucket(1, 64, 2), prefill_s=0.5, decode_s=0.5)  # a request 
 def every_second(limits_ms: dict, share: float = 0.9, requests: int = 10) -> Service:
     """Equal requests at equal distances, in turn to each engine."""
     ones = np.full(requests, 2, np.int32)
-    some = Workload("equal", np.arange(1.0, requests + 1), ones, ones, ones)
-    return Service(some, limits_ms, requests, router="round_robin", share=share)
+    asked = Workload("equal", np.arange(1.0, requests + 1), ones, ones, ones)
+    return Service(asked, limits_ms, requests, router="round_robin", share=share)
 
 
 def test_an_engine_of_a_request_a_second_has_that_capacity_and_two_have_twice_that():
@@ -192,12 +191,12 @@ def test_a_limit_below_what_an_idle_engine_takes_leaves_no_capacity():
 
 def test_requests_that_no_bucket_takes_are_never_within_the_limits():
     lengths = np.array([2] * 9 + [200], np.int32)
-    some = Workload("mixed", np.arange(1.0, 11.0), lengths, np.full(10, 2), np.full(10, 200))
-    some = replace(some, max_tokens=np.full(10, 2, np.int32))
-    tolerant = Service(some, {"ttft": 600.0}, 10, share=0.9, router="round_robin")
+    requests = Workload("mixed", np.arange(1.0, 11.0), lengths, np.full(10, 2), np.full(10, 200))
+    requests = replace(requests, max_tokens=np.full(10, 2, np.int32))
+    tolerant = Service(requests, {"ttft": 600.0}, 10, share=0.9, router="round_robin")
     assert tolerant.capacity_rps(1, [SECOND], 1) > 0
     assert replace(tolerant, share=0.91).capacity_rps(1, [SECOND], 1) == 0
-    nobody = replace(tolerant, workload=replace(some, prompt_tokens=np.full(10, 200, np.int32)))
+    nobody = replace(tolerant, workload=replace(requests, prompt_tokens=np.full(10, 200, np.int32)))
     assert nobody.capacity_rps(1, [SECOND], 1) == 0
 
 
@@ -210,8 +209,8 @@ def test_at_the_capacity_the_share_is_kept_and_at_the_next_rate_it_is_not(servic
         assert rps < further <= rps * STEP * (1 + 1e-9)
         for rate, kept in ((rps, True), (further, False)):
             requests = at_rate(service.requests(it.cards), rate)
-            trace = simulate(requests, costs, replicas=it.replicas, router="least_loaded")
-            good = summary.good_requests(trace, LIMITS) / len(requests)
+            run = simulate(requests, costs, replicas=it.replicas, router="least_loaded")
+            good = latency.good_requests(run, LIMITS) / len(requests)
             assert (good >= 0.9) == kept, it.label
             assert good == service.good_share(it.cards, costs, it.replicas, rate)
 
@@ -244,8 +243,8 @@ def test_a_slower_all_reduce_never_raises_the_capacity(all_reduce_s, factor, tp)
 @given(st.floats(1.0, 5.0))
 @settings(max_examples=10, deadline=None)
 def test_a_wider_limit_never_lowers_the_capacity(factor):
-    some, costs = drawn(40), [SpyreCost(GRANITE).of(Bucket(1, 2048, 512))]
-    strict = Service(some, LIMITS, 40, Policy("fcfs"))
+    requests, costs = drawn(40), [SpyreCost(GRANITE).of(Bucket(1, 2048, 512))]
+    strict = Service(requests, LIMITS, 40, Policy("fcfs"))
     wide = replace(strict, limits_ms={name: factor * ms for name, ms in LIMITS.items()})
     assert wide.capacity_rps(1, costs, 1) >= strict.capacity_rps(1, costs, 1)
 
@@ -274,8 +273,8 @@ def test_a_replay_is_the_simulation_done_by_hand(service, given_buckets):
     frame = replays(given_buckets, service, 0.05)
     row = frame[(frame["deployment"] == "2 × TP 2") & (frame["end"] == "fast")].iloc[0]
     costs = [SpyreCost(GRANITE, 2).at("fast", bucket) for bucket in BUCKETS]
-    trace = simulate(at_rate(drawn(160), 0.2), costs, replicas=2, router="least_loaded")
-    found = summary.summary(trace)
+    run = simulate(at_rate(drawn(160), 0.2), costs, replicas=2, router="least_loaded")
+    found = summary.summary(run)
     assert row["rate_rps"] == pytest.approx(0.2)
     assert row["throughput_rps"] == found["throughput_rps"]
     assert row["utilisation"] == found["utilisation"]
@@ -284,7 +283,7 @@ def test_a_replay_is_the_simulation_done_by_hand(service, given_buckets):
             assert row[f"{of}_{name}_s"] == pytest.approx(found[f"{of}_{name}_ms"] / 1e3)
     tokens = drawn(160).output_tokens.sum()
     assert row["output_tokens_s"] == pytest.approx(tokens / found["duration_s"])
-    good = summary.good_requests(trace, LIMITS) / found["duration_s"]
+    good = latency.good_requests(run, LIMITS) / found["duration_s"]
     assert (row["goodput_rps"], row["goodput_rps_a_card"]) == (good, good / 4)
 
 
@@ -302,21 +301,21 @@ def test_goodput_is_never_above_throughput_and_busy_never_above_all_of_the_time(
 
 def test_a_typical_bucket_takes_the_median_request():
     answers = np.array([1, 7, 9])
-    some = Workload("x", np.zeros(3), np.array([10, 65, 4000]), answers, answers)
-    assert typical_bucket(some, 4) == Bucket(4, 128, 7)
+    requests = Workload("x", np.zeros(3), np.array([10, 65, 4000]), answers, answers)
+    assert typical_bucket(requests, 4) == Bucket(4, 128, 7)
 
 
 def test_all_reduces_take_a_share_of_a_pass_that_grows_with_the_cards():
     bucket = Bucket(4, 1024, 128)
     frame = all_reduce_shares([SpyreCost(GRANITE, tp) for tp in (1, 2, 4, 8)], bucket)
     assert len(frame) == 8
-    for _, some in frame.groupby("pass"):
+    for _, requests in frame.groupby("pass"):
         for column in ("low_share", "value_share", "high_share"):
-            shares = some[column].tolist()
+            shares = requests[column].tolist()
             assert shares[0] == 0, "one card has nothing to reduce"
             assert shares == sorted(shares)
-        assert (some["low_share"] <= some["value_share"]).all()
-        assert (some["value_share"] <= some["high_share"]).all()
+        assert (requests["low_share"] <= requests["value_share"]).all()
+        assert (requests["value_share"] <= requests["high_share"]).all()
     passes = SpyreCost(GRANITE, 4).passes()
     decode = frame[(frame["tp"] == 4) & (frame["pass"] == "decode")].iloc[0]
     assert decode["value_s"] == passes.decode_s(bucket)
@@ -332,7 +331,7 @@ def test_all_reduces_take_a_share_of_a_pass_that_grows_with_the_cards():
 def test_each_parameter_moves_alone(service, given_buckets):
     four = [it for it in given_buckets if it.cards == 4]
     moved = sensitivity(four, service)
-    assert set(moved["parameter"]).isdisjoint(deployments.UNTIMED)
+    assert set(moved["parameter"]).isdisjoint(UNTIMED)
     assert (moved.groupby(["parameter", "end"])["deployment"].nunique() == 3).all()
     row = moved.query("parameter == 'rest_decode_s' and end == 'slow' and tp == 2").iloc[0]
     card = SpyreCard().fixed(rest_decode_s=3.6e-3)
@@ -392,3 +391,18 @@ def test_a_lead_is_a_number_even_where_nothing_serves():
     dead = MOVED.assign(capacity_rps_a_card=0.0)
     assert not tornado(dead)["changes"].any()
     assert not tornado(dead).map(lambda v: isinstance(v, float) and math.isnan(v)).any().any()
+
+
+# --- intervals ------------------------------------------------------------------------------------
+
+
+def test_a_deployment_is_shown_from_p5_to_p95_of_what_its_card_could_be(service, given_buckets):
+    frame = intervals(given_buckets, service, 0.05, replications=20)
+    shown = {it.label for it in given_buckets if not it.refused}
+    assert set(frame["deployment"]) == shown
+    waits = frame[frame["figure"] == "median_ttft_s"]
+    assert (waits["low"] < waits["point"]).all()
+    assert (waits["point"] < waits["high"]).all()
+    nominal = replays(given_buckets, service, 0.05).query("end == 'value'")
+    both = waits.set_index("deployment")["point"], nominal.set_index("deployment")["median_ttft_s"]
+    assert both[0].to_dict() == pytest.approx(both[1].to_dict())

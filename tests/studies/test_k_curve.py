@@ -82,8 +82,8 @@ def test_on_a_convex_curve_the_knee_is_where_one_more_saves_less_than_its_compil
 
 
 def test_prompt_lengths_alone_by_hand():
-    some = workload((60, 8), (60, 8), (120, 20))
-    one, two, three = prompts_only(some, TOY, 3, batch_size=4)
+    requests = workload((60, 8), (60, 8), (120, 20))
+    one, two, three = prompts_only(requests, TOY, 3, batch_size=4)
     decode_s = (12 - 1) * (0.02 + 5e-4 * 4) / 4  # 12 tokens on average, buckets for 20
     prefill_s = {top: (0.02 + 4e-4 * top) / 4 for top in (64, 128)}
     assert one == pytest.approx(decode_s + prefill_s[128])
@@ -99,7 +99,7 @@ def test_where_a_cost_table_begins_higher_prompts_are_priced_with_its_shortest()
             assert bucket.prompt_length >= 128
             return TOY.of(bucket)
 
-    some = workload((60, 8), (200, 8))
-    found = prompts_only(some, From128(), 2, batch_size=4)
+    requests = workload((60, 8), (200, 8))
+    found = prompts_only(requests, From128(), 2, batch_size=4)
     prefill_s = [(0.02 + 4e-4 * top) / 4 for top in (128, 256)]
     assert found[1] == pytest.approx(sum(prefill_s) / 2 + 7 * 0.022 / 4)

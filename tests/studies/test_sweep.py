@@ -18,8 +18,9 @@ from spyre_bench.shapes import BucketSet
 from spyre_bench.simulate.scenario import Scenario
 from spyre_bench.simulate.static import simulate
 from spyre_bench.studies import sweep
-from spyre_bench.studies.sweep import COLUMNS, points, read_grid, run_chunk, run_sweep
-from spyre_bench.workload.workload import Workload, load_workload
+from spyre_bench.studies.sweep import COLUMNS, points, read_points, run_chunk, run_sweep
+from spyre_bench.workload.source import load_workload
+from spyre_bench.workload.workload import Workload
 from tests.cost.test_cost import CORNERS, machine
 
 SHORT, LONG = "8,64,32", "4,512,256"
@@ -54,8 +55,8 @@ def grid(table, trace) -> list[Scenario]:
     )
 
 
-def swept(some, out, **chosen) -> pd.DataFrame:
-    return run_sweep(some, out, **{"jobs": 1, "progress": False} | chosen)
+def swept(requests, out, **chosen) -> pd.DataFrame:
+    return run_sweep(requests, out, **{"jobs": 1, "progress": False} | chosen)
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_a_grid_is_read_from_yaml_with_buckets_in_any_form(tmp_path):
         extrapolate: true
         """
     )
-    found = read_grid(path)
+    found = read_points(path)
     assert [point.buckets for point in found[::2]] == [SHORT, f"{LONG} {SHORT}", f"{LONG} {SHORT}"]
     assert [point.arrivals for point in found[:2]] == ["poisson:2.5", "gamma:2.5,0.5"]
     assert (found[0].rate_scale, found[0].extrapolate) == (2.0, True)
@@ -124,7 +125,7 @@ def test_a_grid_that_makes_no_sense_is_refused_with_the_name_of_its_file(tmp_pat
     path = tmp_path / "grid.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=f"grid.yaml: .*{words}"):
-        read_grid(path)
+        read_points(path)
 
 
 # --- the rows -------------------------------------------------------------------------------------
@@ -161,7 +162,7 @@ def test_every_setting_counts(tmp_path, table):
         router="least_loaded",
         cost=table,
     )
-    some = load_workload(
+    requests = load_workload(
         point.workload,
         requests=200,
         rng=np.random.default_rng(3),
@@ -169,7 +170,7 @@ def test_every_setting_counts(tmp_path, table):
         max_tokens="multiple:2",
     ).scaled(lengths=0.1, rate=0.5)
     by_hand = simulate(
-        some,
+        requests,
         price(BucketSet.parse(point.buckets), load_cost(table)),
         Policy("length_aware", max_wait_s=0.5, gather_s=2.0, max_age_s=9.0),
         replicas=3,
@@ -183,8 +184,8 @@ def test_every_setting_counts(tmp_path, table):
 
 
 def test_a_start_and_a_client_are_settings_too_and_no_two_points_are_taken_for_one(tmp_path, grid):
-    some = [grid[0], replace(grid[0], warmup=True), replace(grid[0], client_overhead_ms=50.0)]
-    plain, cold, slow = swept(some, tmp_path / "out.csv")["mean_ttft_ms"]
+    requests = [grid[0], replace(grid[0], warmup=True), replace(grid[0], client_overhead_ms=50.0)]
+    plain, cold, slow = swept(requests, tmp_path / "out.csv")["mean_ttft_ms"]
     assert cold > plain
     assert slow == pytest.approx(plain + 50)
 
@@ -219,10 +220,10 @@ def test_an_error_of_any_kind_is_a_row(tmp_path, grid, monkeypatch):
 def test_without_a_number_a_trace_is_served_whole_and_a_name_drawn_ten_thousand_times(
     tmp_path, trace, table
 ):
-    some = points(
+    requests = points(
         {"workload": [trace, "azure_conv"], "buckets": SHORT, "requests": [0, 7], "cost": table}
     )
-    frame = swept(some, tmp_path / "out.csv")
+    frame = swept(requests, tmp_path / "out.csv")
     assert (frame["served"] + frame["rejected"]).tolist() == [30, 7, 10_000, 7]
 
 
@@ -453,4 +454,4 @@ def test_a_whole_number_beyond_64_bits_is_refused_by_its_setting(tmp_path):
     path = tmp_path / "grid.yaml"
     path.write_text(f"workload: azure_conv\nbuckets: 4,64,32\nreplicas: {10**30}\n")
     with pytest.raises(ValueError, match=r"setting replicas: 1000.*beyond 64 bits"):
-        read_grid(path)
+        read_points(path)

@@ -8,12 +8,14 @@ import pytest
 
 from spyre_bench.cost.bucket_cost import BucketCost, CostModel, price
 from spyre_bench.cost.closed_form import FittedCost
-from spyre_bench.metrics import summary
+from spyre_bench.cost.spread import Spread
+from spyre_bench.metrics import latency, waste
 from spyre_bench.policy.static import POLICIES, Policy
 from spyre_bench.shapes import Bucket, BucketSet
 from spyre_bench.simulate.static import simulate
 from spyre_bench.studies import under_load
-from spyre_bench.workload.workload import Workload, named_workload
+from spyre_bench.workload.source import named_workload
+from spyre_bench.workload.workload import Workload
 from tests.simulate.test_static import COSTS, LARGE, SMALL, workload
 
 # prefill 0.02 + 1e-4·B·P, decode 0.02 + 5e-4·B: a small batch wastes the pass over the weights
@@ -22,18 +24,18 @@ TWO = BucketSet.parse("8,256,32 2,1024,64")
 
 
 @pytest.fixture(scope="module")
-def some() -> Workload:
+def requests() -> Workload:
     """300 requests, of which the longest fit the larger of the two buckets."""
     drawn = named_workload("azure_conv", 300, np.random.default_rng(0), "poisson:1")
     return under_load.fitting(drawn.scaled(lengths=0.15), price(TWO, TOY))
 
 
 @pytest.fixture(scope="module")
-def frame(some) -> pd.DataFrame:
+def frame(requests) -> pd.DataFrame:
     costs = price(TWO, TOY)
-    capacity = under_load.capacity_rps(some, costs)
+    capacity = under_load.capacity_rps(requests, costs)
     return under_load.under_load(
-        some, costs, [Policy(name) for name in POLICIES], (0.2, 3), capacity
+        requests, costs, [Policy(name) for name in POLICIES], (0.2, 3), capacity
     )
 
 
@@ -55,8 +57,8 @@ def test_the_capacity_is_that_of_an_engine_which_is_never_short_of_company():
 
 
 def test_another_rate_keeps_the_pattern_of_the_arrivals():
-    some = workload((1.0, 10, 3), (2.0, 20, 3), (6.0, 30, 3))
-    faster = under_load.at_rate(some, 2.0)
+    requests = workload((1.0, 10, 3), (2.0, 20, 3), (6.0, 30, 3))
+    faster = under_load.at_rate(requests, 2.0)
     assert faster.requests_per_s == pytest.approx(2.0)
     assert faster.arrival_s.tolist() == pytest.approx([0.3, 0.6, 1.8])  # three in 1.5 s
     assert faster.prompt_tokens.tolist() == [10, 20, 30]
@@ -73,45 +75,45 @@ def test_a_rate_that_is_none_is_refused(rate):
         under_load.at_rate(workload((1.0, 10, 3)), rate)
 
 
-def test_every_policy_runs_at_every_load_on_the_same_requests(some, frame):
+def test_every_policy_runs_at_every_load_on_the_same_requests(requests, frame):
     assert list(zip(frame["policy"], frame["load"], strict=True)) == [
         (name, load) for name in POLICIES for load in (0.2, 3)
     ]
-    assert (frame["served"] == len(some)).all()
+    assert (frame["served"] == len(requests)).all()
     assert frame["rate_rps"].tolist() == [frame["rate_rps"][0], 15 * frame["rate_rps"][0]] * 4
-    tokens = some.prompt_tokens.sum() + some.output_tokens.sum()
+    tokens = requests.prompt_tokens.sum() + requests.output_tokens.sum()
     assert (frame["useful_tokens"] == tokens).all()
 
 
-def test_a_row_says_what_a_run_of_its_own_says(some, frame):
+def test_a_row_says_what_a_run_of_its_own_says(requests, frame):
     costs = price(TWO, TOY)
     row = frame[(frame["policy"] == "skip") & (frame["load"] == 0.2)].iloc[0]
-    trace = simulate(under_load.at_rate(some, row["rate_rps"]), costs, Policy("skip"))
-    latency = summary.latencies(trace, (95,))
-    assert row["fill"] == summary.ledger(trace).fill
-    assert row["median_ttft_s"] == latency["ttft"].median_ms / 1e3
-    assert row["p95_e2el_s"] == latency["e2el"].percentiles_ms[95] / 1e3
-    assert row["rows"] == len(some) / row["batches"]
+    run = simulate(under_load.at_rate(requests, row["rate_rps"]), costs, Policy("skip"))
+    statistics = latency.latencies(run, (95,))
+    assert row["fill"] == waste.ledger(run).fill
+    assert row["median_ttft_s"] == statistics["ttft"].median_ms / 1e3
+    assert row["p95_e2el_s"] == statistics["e2el"].percentiles_ms[95] / 1e3
+    assert row["rows"] == len(requests) / row["batches"]
 
 
 @pytest.mark.parametrize("load", [0.0, -0.5, math.inf, math.nan])
-def test_a_load_that_is_none_is_refused_before_anything_runs(some, load):
+def test_a_load_that_is_none_is_refused_before_anything_runs(requests, load):
     with pytest.raises(ValueError, match="is not a positive share of the capacity"):
-        under_load.under_load(some, price(TWO, TOY), [Policy()], [0.5, load], 1.0)
+        under_load.under_load(requests, price(TWO, TOY), [Policy()], [0.5, load], 1.0)
 
 
 def test_all_that_was_computed_is_in_the_ledger(frame):
-    tokens = frame[[f"{part}_tokens" for part in summary.LEDGER]].sum(axis=1)
+    tokens = frame[[f"{part}_tokens" for part in waste.LEDGER]].sum(axis=1)
     assert (tokens == frame["slots"]).all()
-    shares = frame[[f"{part}_share" for part in summary.LEDGER]].sum(axis=1)
+    shares = frame[[f"{part}_share" for part in waste.LEDGER]].sum(axis=1)
     np.testing.assert_allclose(shares, 1)
     np.testing.assert_allclose(frame["useful_share"], frame["fill"])
 
 
 def test_the_slots_are_counted_by_hand():
     # both in one batch of five passes, 2 rows; then a lone one in the large bucket, one pass
-    some = workload((0.0, 10, 3), (0.0, 20, 5), (9.0, 100, 1))
-    frame = under_load.under_load(some, COSTS, [Policy()], [0.5], 0.6)
+    requests = workload((0.0, 10, 3), (0.0, 20, 5), (9.0, 100, 1))
+    frame = under_load.under_load(requests, COSTS, [Policy()], [0.5], 0.6)
     assert frame["slots"][0] == 2 * (64 + 5) + 2 * (256 + 1)
 
 
@@ -136,11 +138,11 @@ def test_the_steady_load_is_the_highest_below_any_saturation(saturated, steady):
     assert under_load.steady_load(frame) == steady
 
 
-def test_a_hold_timer_saves_batches_at_a_light_load(some):
+def test_a_hold_timer_saves_batches_at_a_light_load(requests):
     costs = price(TWO, TOY)
-    capacity = under_load.capacity_rps(some, costs)
+    capacity = under_load.capacity_rps(requests, costs)
     timers = [Policy(max_wait_s=wait_s) for wait_s in (0.0, 30.0)]
-    now, held = under_load.under_load(some, costs, timers, [0.1], capacity).to_dict("records")
+    now, held = under_load.under_load(requests, costs, timers, [0.1], capacity).to_dict("records")
     assert (now["max_wait_s"], held["max_wait_s"]) == (0.0, 30.0)
     assert held["batches"] < 0.5 * now["batches"]
     assert held["utilisation"] < now["utilisation"]
@@ -148,7 +150,7 @@ def test_a_hold_timer_saves_batches_at_a_light_load(some):
 
 
 def test_the_largest_waste_is_named_for_each_load():
-    parts = [part for part in summary.LEDGER if part != "useful"]
+    parts = [part for part in waste.LEDGER if part != "useful"]
     frame = pd.DataFrame([{f"{part}_share": 0.1 for part in parts}] * 3)
     frame = frame.assign(load=[0.1, 0.1, 0.9], useful_share=0.5)
     frame["batch_pad_share"] = [0.2, 0.3, 0.0]
@@ -165,49 +167,49 @@ def test_bars_are_grouped_by_load_with_the_policies_in_their_order(frame):
 
 
 def test_the_shares_of_the_buckets_make_up_the_run():
-    trace = simulate(workload((0.0, 10, 3), (0.0, 20, 5), (9.0, 100, 1)), COSTS)
-    found = under_load.waste_by_bucket(trace).set_index("bucket")
+    run = simulate(workload((0.0, 10, 3), (0.0, 20, 5), (9.0, 100, 1)), COSTS)
+    found = under_load.waste_by_bucket(run).set_index("bucket")
     slots = 2 * (64 + 5) + 2 * (256 + 1)
     assert found.loc[str(SMALL), "useful_share"] == 38 / slots
     assert found.loc[str(LARGE), "batch_pad_share"] == 257 / slots
-    assert found[[f"{part}_share" for part in summary.LEDGER]].to_numpy().sum() == pytest.approx(1)
+    assert found[[f"{part}_share" for part in waste.LEDGER]].to_numpy().sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
-def test_every_set_of_another_stack_takes_all_requests_with_few_enough_buckets(some, k):
-    longest = (int(some.prompt_tokens.max()), int(some.max_tokens.max()))
-    for name, buckets in under_load.bucket_sets(some, (1, 2, 4, 8), k).items():
+def test_every_set_of_another_stack_takes_all_requests_with_few_enough_buckets(requests, k):
+    longest = (int(requests.prompt_tokens.max()), int(requests.max_tokens.max()))
+    for name, buckets in under_load.bucket_sets(requests, (1, 2, 4, 8), k).items():
         assert len(buckets) <= k, name
         assert BucketSet(buckets).fitting(*longest), name
 
 
-def test_on_the_diagonal_a_longer_prompt_means_a_smaller_batch(some):
-    diagonal = under_load.bucket_sets(some, (8, 1, 2, 4), 5)["powers of two, diagonal"]
+def test_on_the_diagonal_a_longer_prompt_means_a_smaller_batch(requests):
+    diagonal = under_load.bucket_sets(requests, (8, 1, 2, 4), 5)["powers of two, diagonal"]
     lengths = [bucket.prompt_length for bucket in diagonal]
     sizes = [bucket.batch_size for bucket in diagonal]
     assert lengths == sorted(set(lengths))
     assert sizes == [8, 4, 2, 1, 1][: len(sizes)]
 
 
-def test_no_bucket_of_a_set_is_below_where_the_table_begins(some):
+def test_no_bucket_of_a_set_is_below_where_the_table_begins(requests):
     short = workload((0.0, 10, 3), (0.0, 400, 3))
     for name, buckets in under_load.bucket_sets(short, (1, 4), 5, smallest=(128, 32)).items():
         assert min(bucket.prompt_length for bucket in buckets) >= 128, name
         assert {bucket.new_tokens for bucket in buckets} == {32}, name
 
 
-def test_equal_sets_appear_once(some):
-    assert list(under_load.bucket_sets(some, [4], 3)) == [
+def test_equal_sets_appear_once(requests):
+    assert list(under_load.bucket_sets(requests, [4], 3)) == [
         "powers of two, B 4",
         "percentiles, B 4",
         "one shape, B 4",
     ]
-    assert len(under_load.bucket_sets(some, [4], 1)) == 1
+    assert len(under_load.bucket_sets(requests, [4], 1)) == 1
 
 
 @pytest.fixture(scope="module")
-def contest(some):
-    return under_load.over_bucket_sets(some, TOY, TWO, (1, 2, 4, 8))
+def contest(requests):
+    return under_load.over_bucket_sets(requests, TOY, TWO, (1, 2, 4, 8))
 
 
 def test_the_proved_choice_is_no_worse_than_any_set(contest):
@@ -219,10 +221,10 @@ def test_the_proved_choice_is_no_worse_than_any_set(contest):
     assert (sets["busy_s"] >= sets["shape_bound_s"] * (1 - 1e-9)).all()
 
 
-def test_all_at_once_the_engine_never_idles(some, contest):
+def test_all_at_once_the_engine_never_idles(requests, contest):
     sets, _ = contest
     np.testing.assert_allclose(sets["busy_s"], sets["duration_s"])
-    assert (sets["served"] == len(some)).all()
+    assert (sets["served"] == len(requests)).all()
 
 
 def test_batches_of_one_row_are_fuller_and_slower(contest):
@@ -242,19 +244,45 @@ class Narrow(CostModel):
         return TOY.of(bucket)
 
 
-def test_a_set_beyond_the_cost_model_is_left_out(some):
-    sets, _ = under_load.over_bucket_sets(some, Narrow(), TWO, (1, 2, 4))
+def test_a_set_beyond_the_cost_model_is_left_out(requests):
+    sets, _ = under_load.over_bucket_sets(requests, Narrow(), TWO, (1, 2, 4))
     names = set(sets["set"])
     assert {"these buckets", "powers of two, B 1", "one shape, B 1"} <= names
     assert not names & {"powers of two, B 4", "one shape, B 4"}
 
 
-def test_given_buckets_beyond_the_cost_model_are_refused(some):
+def test_given_buckets_beyond_the_cost_model_are_refused(requests):
     with pytest.raises(ValueError, match="outside of the cost table"):
-        under_load.over_bucket_sets(some, Narrow(), BucketSet.parse("4,1024,64"), (1, 2, 4))
+        under_load.over_bucket_sets(requests, Narrow(), BucketSet.parse("4,1024,64"), (1, 2, 4))
 
 
 def test_disagreements_are_counted_over_pairs_without_ties():
     # fuller and slower: the first against the second; the third ties with the first in fill
     assert under_load.disagreements([0.5, 0.4, 0.5], [9.0, 3.0, 2.0]) == (1, 2)
     assert under_load.disagreements([0.1, 0.2, 0.3], [3.0, 2.0, 1.0]) == (0, 3)
+
+
+# --- intervals ------------------------------------------------------------------------------------
+
+
+class Uncertain(CostModel):
+    def spread(self, costs):
+        own = np.full((len(costs), 2), 0.05)
+        return Spread("made up", own, own)
+
+
+def test_bands_are_around_the_run_and_wider_near_saturation(requests):
+    costs = price(TWO, TOY)
+    loads = [0.2, 0.9]
+    capacity = under_load.capacity_rps(requests, costs, Policy())
+    shade = under_load.bands(requests, Uncertain(), costs, Policy(), loads, capacity)
+    points = under_load.under_load(requests, costs, [Policy()], loads, capacity)
+    for name in under_load.LATENCIES:
+        assert (shade[f"low_{name}"] < points[name]).all(), name
+        assert (points[name] < shade[f"high_{name}"]).all(), name
+    width = shade["high_median_e2el_s"] / shade["low_median_e2el_s"]
+    assert width[1] > width[0]
+
+
+def test_costs_without_a_spread_have_no_band(requests):
+    assert under_load.bands(requests, TOY, COSTS, Policy(), [0.5], 1.0).empty

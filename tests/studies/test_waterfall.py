@@ -36,8 +36,8 @@ def mixed(requests: int, every_s: float = 0.0) -> Workload:
 
 
 def test_the_stages_are_the_bounds_and_what_each_policy_takes_with_everybody_queued():
-    some = mixed(80)
-    frame = waterfall(some, COSTS, TOY, batch_size=4).set_index("stage")
+    requests = mixed(80)
+    frame = waterfall(requests, COSTS, TOY, batch_size=4).set_index("stage")
     seconds = frame["seconds"]
     assert list(frame.index) == [
         "work bound",
@@ -47,12 +47,12 @@ def test_the_stages_are_the_bounds_and_what_each_policy_takes_with_everybody_que
         "skip",
         "fcfs",
     ]
-    assert seconds["work bound"] == work_bound_s(some, TOY, 4)
-    assert seconds["shape bound"] == shape_bound_s(some, COSTS)
+    assert seconds["work bound"] == work_bound_s(requests, TOY, 4)
+    assert seconds["shape bound"] == shape_bound_s(requests, COSTS)
     for name in ("best_fit", "skip", "fcfs"):
-        assert seconds[name] == busy_s(simulate(some, COSTS, Policy(name)))
+        assert seconds[name] == busy_s(simulate(requests, COSTS, Policy(name)))
     unguarded = Policy("length_aware", max_age_s=float("inf"))
-    assert seconds["length_aware"] == busy_s(simulate(some, COSTS, unguarded))
+    assert seconds["length_aware"] == busy_s(simulate(requests, COSTS, unguarded))
     assert seconds.is_monotonic_increasing, "here every further rule costs something"
 
 
@@ -72,9 +72,9 @@ def test_when_they_came_does_not_matter():
 
 
 def test_requests_that_fit_no_bucket_are_in_no_stage():
-    some = [(60, 8), (200, 30), (100, 2)]
-    frame = waterfall(workload(*some, (300, 8), (60, 40)), COSTS, TOY, batch_size=4)
-    assert frame.equals(waterfall(workload(*some), COSTS, TOY, batch_size=4))
+    requests = [(60, 8), (200, 30), (100, 2)]
+    frame = waterfall(workload(*requests, (300, 8), (60, 40)), COSTS, TOY, batch_size=4)
+    assert frame.equals(waterfall(workload(*requests), COSTS, TOY, batch_size=4))
     with pytest.raises(ValueError, match="no bucket fits prompt_tokens=300"):
         waterfall(workload((300, 8)), COSTS, TOY, batch_size=4)
 
@@ -90,7 +90,7 @@ def test_under_a_table_of_any_shape_the_work_bound_stays_the_lowest(factors, see
     rng = np.random.default_rng(seed)
     table, floor = MeasuredCost(rows), FittedCost.fit(rows).below(rows)
     costs = price([Bucket(3, 1024, 512), Bucket(8, 512, 100), Bucket(5, 192, 30)], table)
-    some = workload(*zip(rng.integers(1, 1025, 20), rng.integers(1, 513, 20), strict=True))
-    seconds = waterfall(some, costs, floor, batch_size=8)["seconds"]
+    requests = workload(*zip(rng.integers(1, 1025, 20), rng.integers(1, 513, 20), strict=True))
+    seconds = waterfall(requests, costs, floor, batch_size=8)["seconds"]
     assert seconds[0] <= seconds[1] * (1 + 1e-9)
     assert (seconds[1] <= seconds[2:] * (1 + 1e-9)).all()

@@ -1,15 +1,19 @@
 """What a check of the simulator is made of; `tests/notebooks` runs one on a real server."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from spyre_bench.cost.bucket_cost import BucketCost
-from spyre_bench.metrics import summary
+from spyre_bench.metrics import waste
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket, BucketSet
 from spyre_bench.simulate.static import simulate
 from spyre_bench.validate import check
+from spyre_bench.validate.constants import Constants, pass_costs
+from spyre_bench.validate.registered import Prediction
 from spyre_bench.workload.workload import Workload
 
 SMALL = BucketCost(Bucket(4, 64, 16), 0.5, 0.04)
@@ -39,7 +43,7 @@ LOG = passes(
 
 
 def test_a_pass_lasts_until_the_next_one_of_its_batch_starts():
-    (cost,) = check.pass_costs(LOG)
+    (cost,) = pass_costs(LOG)
     assert cost.bucket == LARGE.bucket
     assert cost.prefill_s == pytest.approx(0.8)  # the median of 0.7 and 0.9
     assert cost.decode_s == pytest.approx(0.125)  # of 0.1 and 0.15
@@ -47,13 +51,13 @@ def test_a_pass_lasts_until_the_next_one_of_its_batch_starts():
 
 def test_a_bucket_without_a_decode_pass_to_time_is_named():
     with pytest.raises(ValueError, match="bucket 2,128,32 ran no batch of three passes"):
-        check.pass_costs(LOG.iloc[4:])
+        pass_costs(LOG.iloc[4:])
 
 
 def test_full_batches_fill_every_bucket_one_after_the_other():
-    some = check.full_batches(COSTS)
-    trace = simulate(some, COSTS, Policy(gather_s=0.02))
-    batches = summary.batches(trace)
+    requests = check.full_batches(COSTS)
+    run = simulate(requests, COSTS, Policy(gather_s=0.02))
+    batches = waste.batches(run)
     ran = list(batches[["bucket", "rows", "passes"]].itertuples(index=False, name=None))
     short = check.SHORT
     assert ran == [
@@ -67,44 +71,57 @@ def test_full_batches_fill_every_bucket_one_after_the_other():
 
 
 def test_everybody_of_a_queued_run_waits_while_the_first_one_runs():
-    some = check.queued(workload((0, 10, 5), (7, 20, 6), (9, 30, 7)), BUCKETS)
-    assert some.prompt_tokens.tolist() == [128, 10, 20, 30]
-    assert some.output_tokens.tolist() == [32, 5, 6, 7]
-    assert some.arrival_s[0] == 0
-    assert some.arrival_s[-1] < LARGE.batch_s(32)
-    assert (np.diff(some.arrival_s) > 0).all()
+    requests = check.queued(workload((0, 10, 5), (7, 20, 6), (9, 30, 7)), BUCKETS)
+    assert requests.prompt_tokens.tolist() == [128, 10, 20, 30]
+    assert requests.output_tokens.tolist() == [32, 5, 6, 7]
+    assert requests.arrival_s[0] == 0
+    assert requests.arrival_s[-1] < LARGE.batch_s(32)
+    assert (np.diff(requests.arrival_s) > 0).all()
 
 
 def test_only_what_a_bucket_takes_is_sent():
-    some = workload((0, 64, 16), (1, 65, 33), (2, 128, 32))
-    assert check.fitting(some, BUCKETS).prompt_tokens.tolist() == [64, 128]
+    requests = workload((0, 64, 16), (1, 65, 33), (2, 128, 32))
+    assert check.fitting(requests, BUCKETS).prompt_tokens.tolist() == [64, 128]
     with pytest.raises(ValueError, match="no request of some fits the buckets"):
         check.fitting(workload((0, 129, 1)), BUCKETS)
 
 
 def test_the_simulation_takes_the_times_of_the_clients_own_clock():
-    some = workload((0, 10, 5), (1, 20, 6), (1, 30, 7))
-    sent = check.as_sent(some, [100.0, 101.25, 101.125])
+    requests = workload((0, 10, 5), (1, 20, 6), (1, 30, 7))
+    sent = check.as_sent(requests, [100.0, 101.25, 101.125])
     assert sent.arrival_s.tolist() == [0, 1.25, 1.25]
     assert sent.prompt_tokens.tolist() == [10, 20, 30]
 
 
-def check_of(some: Workload, log: pd.DataFrame) -> check.Check:
-    constants = check.Constants(COSTS, COSTS, 0.01, Policy(), "2026-01-01T00:00:00+00:00")
-    return check.Check("a run", constants, some, {}, {}, constants.simulate(some), log)
+NOT_REGISTERED = Prediction(Path("none.json"), "", "", {}, {})
+
+
+def check_of(requests: Workload, log: pd.DataFrame) -> check.Check:
+    constants = Constants(COSTS, COSTS, 0.01, Policy(), "2026-01-01T00:00:00+00:00")
+    return check.Check(
+        "a run",
+        constants,
+        requests,
+        {},
+        {},
+        constants.simulate(requests),
+        log,
+        NOT_REGISTERED,
+        constants,
+    )
 
 
 def test_batches_agree_if_bucket_rows_and_order_do():
-    some = workload((0, 10, 5), (0, 20, 6), (0, 100, 7))
+    requests = workload((0, 10, 5), (0, 20, 6), (0, 100, 7))
     log = passes((0, "4,64,16", "prefill", 0.0), (1, "2,128,32", "prefill", 1.0))
     same = log.assign(prompt_tokens=[[20, 10], [100]])
-    assert check.simulated_batches(check_of(some, same)) == [
+    assert check.simulated_batches(check_of(requests, same)) == [
         ("4,64,16", [10, 20]),
         ("2,128,32", [100]),
     ]
-    assert check_of(some, same).batches_agree
-    assert not check_of(some, same.iloc[::-1]).batches_agree
-    assert not check_of(some, log.assign(prompt_tokens=[[10], [100, 20]])).batches_agree
+    assert check_of(requests, same).batches_agree
+    assert not check_of(requests, same.iloc[::-1]).batches_agree
+    assert not check_of(requests, log.assign(prompt_tokens=[[10], [100, 20]])).batches_agree
 
 
 def test_a_pass_is_held_against_the_constant_of_its_bucket_and_kind():
@@ -113,11 +130,11 @@ def test_a_pass_is_held_against_the_constant_of_its_bucket_and_kind():
     assert set(errors["run"]) == {"a run"}
 
 
-def test_a_server_decides_by_what_it_believes_and_takes_what_its_passes_take():
-    some = workload((0, 10, 5))
+def test_a_server_decides_by_what_it_estimates_and_takes_what_its_passes_take():
+    requests = workload((0, 10, 5))
     estimated = (BucketCost(LARGE.bucket, 0.1, 0.03), BucketCost(SMALL.bucket, 0.2, 0.04))
-    constants = check.Constants(COSTS, estimated, 0.25, Policy(), "")
-    trace = constants.simulate(some)
+    constants = Constants(COSTS, estimated, 0.25, Policy(), "")
+    trace = constants.simulate(requests)
     assert trace.costs[trace.passes.shape[0]].bucket == LARGE.bucket  # SMALL would be faster
     assert trace.passes.batch_seconds[0] == pytest.approx(0.7 + 4 * 0.03)
     assert trace.client_overhead_s == 0.25

@@ -18,7 +18,8 @@ from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket
 from spyre_bench.simulate.static import simulate
 from spyre_bench.studies import under_load
-from spyre_bench.workload.workload import Workload, load_workload
+from spyre_bench.workload.source import load_workload
+from spyre_bench.workload.workload import Workload
 
 # Seconds that a float holds exactly at any of the offsets, so that equal means equal.
 COSTS = (BucketCost(Bucket(2, 128, 16), 0.5, 0.25), BucketCost(Bucket(4, 64, 8), 0.25, 0.125))
@@ -36,21 +37,21 @@ def recordings(draw):
     return Workload("recorded", arrival_s, prompt, output, output)
 
 
-def later(some: Workload, offset_s: float) -> Workload:
-    return replace(some, arrival_s=some.arrival_s + offset_s)
+def later(requests: Workload, offset_s: float) -> Workload:
+    return replace(requests, arrival_s=requests.arrival_s + offset_s)
 
 
 @given(recordings(), OFFSETS)
-def test_rates_spans_and_parts_do_not_look_at_the_clock(some, offset_s):
-    moved = later(some, offset_s)
-    assert moved.requests_per_s == some.requests_per_s
-    assert moved.span_s == some.span_s
-    for half, same in zip(some.halves(), moved.halves(), strict=True):
+def test_rates_spans_and_parts_do_not_look_at_the_clock(requests, offset_s):
+    moved = later(requests, offset_s)
+    assert moved.requests_per_s == requests.requests_per_s
+    assert moved.span_s == requests.span_s
+    for half, same in zip(requests.halves(), moved.halves(), strict=True):
         assert half.requests_per_s == same.requests_per_s
         assert (half.arrival_s - half.start_s == same.arrival_s - same.start_s).all()
-    window, same = some.window(0, some.span_s + 1), moved.window(0, some.span_s + 1)
+    window, same = requests.window(0, requests.span_s + 1), moved.window(0, requests.span_s + 1)
     assert (window.arrival_s == same.arrival_s).all()
-    assert moved.from_zero().arrival_s.tolist() == some.from_zero().arrival_s.tolist()
+    assert moved.from_zero().arrival_s.tolist() == requests.from_zero().arrival_s.tolist()
 
 
 @settings(deadline=None)
@@ -61,36 +62,38 @@ def test_rates_spans_and_parts_do_not_look_at_the_clock(some, offset_s):
     st.sampled_from([{}, {"replicas": 2}, {"replicas": 2, "router": "least_loaded"}]),
     st.sampled_from([0.0, 4.5]),
 )
-def test_a_simulation_does_not_look_at_the_clock(some, offset_s, policy, replicas, ready_s):
+def test_a_simulation_does_not_look_at_the_clock(requests, offset_s, policy, replicas, ready_s):
     rules = Policy(policy, max_wait_s=0.5, gather_s=0.25, max_age_s=2.0)
     traces = [
         simulate(workload, COSTS, rules, ready_s=ready_s, **replicas)
-        for workload in (some, later(some, offset_s))
+        for workload in (requests, later(requests, offset_s))
     ]
-    first, second = (bench_result(trace, goodput_ms={"ttft": 700}) for trace in traces)
+    first, second = (bench_result(run, goodput_ms={"ttft": 700}) for run in traces)
     assert {**first, "date": ""} == {**second, "date": ""}
     assert summary.summary(traces[0]) == pytest.approx(summary.summary(traces[1]), nan_ok=True)
     assert summary.saturation(traces[0]) == summary.saturation(traces[1])
 
 
 @given(recordings(), OFFSETS, st.sampled_from([0.25, 0.5, 2.0]))
-def test_another_rate_does_not_look_at_the_clock(some, offset_s, rate):
-    if some.span_s == 0:
+def test_another_rate_does_not_look_at_the_clock(requests, offset_s, rate):
+    if requests.span_s == 0:
         return
-    for workload in (some, later(some, offset_s)):
+    for workload in (requests, later(requests, offset_s)):
         found = under_load.at_rate(workload, rate)
         assert found.requests_per_s == pytest.approx(rate)
         since_s = (found.arrival_s - found.start_s) * rate
-        expected_s = (some.arrival_s - some.start_s) * some.requests_per_s
+        expected_s = (requests.arrival_s - requests.start_s) * requests.requests_per_s
         assert since_s == pytest.approx(expected_s, abs=1e-4)
 
 
 @pytest.mark.parametrize("drawn", ["poisson:2", "constant:2", "gamma:2,0.5"])
 def test_a_draw_counts_its_first_gap_wherever_the_clock_stands(drawn):
-    some = load_workload("azure_conv", requests=50, rng=np.random.default_rng(0), arrivals=drawn)
-    assert some.requests_per_s == 50 / some.arrival_s[-1]
-    assert later(some, YEARS).requests_per_s == pytest.approx(some.requests_per_s, rel=1e-6)
-    assert some.take(slice(10, None)).start_s == 0.0
+    requests = load_workload(
+        "azure_conv", requests=50, rng=np.random.default_rng(0), arrivals=drawn
+    )
+    assert requests.requests_per_s == 50 / requests.arrival_s[-1]
+    assert later(requests, YEARS).requests_per_s == pytest.approx(requests.requests_per_s, rel=1e-6)
+    assert requests.take(slice(10, None)).start_s == 0.0
 
 
 def test_advice_does_not_look_at_the_clock():
@@ -98,8 +101,8 @@ def test_advice_does_not_look_at_the_clock():
     drawn = load_workload("azure_conv", requests=60, rng=rng).scaled(lengths=0.1)
     eighths = replace(drawn, arrival_s=np.round(drawn.arrival_s * 8) / 8, lead_in_s=0.0)
     first, second = (
-        advise(some, load_cost(extrapolate=True), Limits(2), batch_sizes=(1, 4)).contenders
-        for some in (eighths, later(eighths, YEARS))
+        advise(requests, load_cost(extrapolate=True), Limits(2), batch_sizes=(1, 4)).contenders
+        for requests in (eighths, later(eighths, YEARS))
     )
     assert first["buckets"].tolist() == second["buckets"].tolist()
     for name in ("fitted_busy_s", "held_out_busy_s", "fitted_p95_e2el_s", "held_out_p95_e2el_s"):
@@ -108,7 +111,7 @@ def test_advice_does_not_look_at_the_clock():
 
 def test_memory_does_not_grow_with_the_clock():
     columns = np.array([10, 10]), np.array([3, 3]), np.array([3, 3])
-    trace = simulate(Workload("a gap of ages", np.array([0.0, 1e15]), *columns), COSTS)
+    run = simulate(Workload("a gap of ages", np.array([0.0, 1e15]), *columns), COSTS)
     longest = []
     count = np.bincount
 
@@ -118,7 +121,7 @@ def test_memory_does_not_grow_with_the_clock():
         return found
 
     with patch("numpy.bincount", watched):
-        assert summary.busiest_second(trace) == (3.0, 1)
+        assert summary.busiest_second(run) == (3.0, 1)
     assert max(longest) < 100
 
 
@@ -130,6 +133,6 @@ def test_a_file_with_another_clock_is_the_same_workload(tmp_path):
             f"{round((YEARS + t) * scale) if scale > 1 else YEARS + t},{p},{o}" for t, p, o in rows
         ]
         path.write_text("created,prompt_tokens,output_tokens\n" + "\n".join(lines))
-        some = Workload.read(path)
-        assert some.arrival_s == pytest.approx([0, 0.5, 2.25], abs=1e-6)
-        assert f"in {unit} since 1970, counted from 2023-11-14 22:13:20 UTC" in str(some)
+        requests = Workload.read(path)
+        assert requests.arrival_s == pytest.approx([0, 0.5, 2.25], abs=1e-6)
+        assert f"in {unit} since 1970, counted from 2023-11-14 22:13:20 UTC" in str(requests)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from spyre_bench.workload.workload import Reading, Workload
+from spyre_bench.workload.trace_formats import Reading
+from spyre_bench.workload.workload import Workload
 
 VLLM = {
     "date": "20260101-000000",

@@ -7,13 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spyre_bench.workload.workload import Reading, Workload, load_workload
+from spyre_bench.workload.source import load_workload
+from spyre_bench.workload.trace_formats import Reading
+from spyre_bench.workload.workload import Workload
 
 LENGTHS = [(374, 44), (396, 109)]
 
 
-def rows(some: Workload) -> list[tuple]:
-    columns = some.arrival_s, some.prompt_tokens, some.output_tokens
+def rows(requests: Workload) -> list[tuple]:
+    columns = requests.arrival_s, requests.prompt_tokens, requests.output_tokens
     return [tuple(row) for row in zip(*(c.tolist() for c in columns), strict=True)]
 
 
@@ -41,9 +43,9 @@ def csv(tmp_path, name: str, *times: object, file: str = "trace.csv"):
     ],
 )
 def test_times_that_can_only_be_read_in_one_way_are_used(tmp_path, name, times, said):
-    some = Workload.read(csv(tmp_path, name, *times))
-    assert some.arrival_s.tolist() == pytest.approx([0, 0.5], abs=1e-6)
-    assert f"arrivals from {said}" in some.read_as
+    requests = Workload.read(csv(tmp_path, name, *times))
+    assert requests.arrival_s.tolist() == pytest.approx([0, 0.5], abs=1e-6)
+    assert f"arrivals from {said}" in requests.read_as
 
 
 @pytest.mark.parametrize("name", ["timestamp", "arrival_time", "created_at", "time", "t start"])
@@ -113,10 +115,10 @@ def test_columns_of_any_name_are_read_where_told(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("when;n in;n_out;limit\n5;374;44;50\n7;396;109;200\n")
     reading = Reading.parse("arrival=when,prompt=n in,output=n_out,max_tokens=limit", "s", ";")
-    some = Workload.read(path, reading)
-    assert rows(some) == [(0, 374, 44), (2, 396, 109)]
-    assert some.max_tokens.tolist() == [50, 200]
-    assert some.read_as == (
+    requests = Workload.read(path, reading)
+    assert rows(requests) == [(0, 374, 44), (2, 396, 109)]
+    assert requests.max_tokens.tolist() == [50, 200]
+    assert requests.read_as == (
         "log.csv: columns as given; arrivals from when in s, as told; lengths from n in, n_out; "
         "max_tokens from limit"
     )
@@ -248,8 +250,8 @@ ARRAYS = {
 @pytest.mark.parametrize("kind", ARRAYS)
 def test_json_is_read_in_every_shape(tmp_path, kind):
     (tmp_path / "trace.json").write_text(ARRAYS[kind])
-    some = Workload.read(tmp_path / "trace.json")
-    assert rows(some) == [(0, 374, 44), (0.5, 396, 109)]
+    requests = Workload.read(tmp_path / "trace.json")
+    assert rows(requests) == [(0, 374, 44), (0.5, 396, 109)]
 
 
 def test_a_bad_request_of_an_array_is_named_by_its_number(tmp_path):
@@ -277,12 +279,12 @@ def test_parquet_is_read_like_csv(tmp_path):
         }
     )
     frame.to_parquet(tmp_path / "trace.parquet")
-    some = Workload.read(tmp_path / "trace.parquet")
-    assert rows(some) == [(0, 374, 44), (0.5, 396, 109)]
-    assert some.extras["session_id"].tolist() == ["a", "b"]
+    requests = Workload.read(tmp_path / "trace.parquet")
+    assert rows(requests) == [(0, 374, 44), (0.5, 396, 109)]
+    assert requests.extras["session_id"].tolist() == ["a", "b"]
     ours = dict(zip(frame, ("arrival_s", "prompt_tokens", "output_tokens"), strict=False))
     frame.rename(columns=ours).to_parquet(tmp_path / "dates.parquet")
-    assert rows(Workload.read(tmp_path / "dates.parquet")) == rows(some)
+    assert rows(Workload.read(tmp_path / "dates.parquet")) == rows(requests)
     (tmp_path / "bad.parquet").write_bytes(b"no parquet")
     with pytest.raises(ValueError, match="is not a parquet file"):
         Workload.read(tmp_path / "bad.parquet")
@@ -311,13 +313,13 @@ SESSIONS = [
 
 def test_sessions_and_prefixes_stay_with_their_requests(tmp_path):
     (tmp_path / "moon.jsonl").write_text("\n".join(map(json.dumps, SESSIONS)))
-    some = Workload.read(tmp_path / "moon.jsonl")
-    assert some.extras["session_id"].tolist() == ["a", "b", "a"]
-    later = some.scaled(0.5, 2).take(slice(1, None))
+    requests = Workload.read(tmp_path / "moon.jsonl")
+    assert requests.extras["session_id"].tolist() == ["a", "b", "a"]
+    later = requests.scaled(0.5, 2).take(slice(1, None))
     assert later.extras["hash_ids"].tolist() == [[], [1, 2, 3]]
-    assert some.halves()[0].extras["session_id"].tolist() == ["a"]
+    assert requests.halves()[0].extras["session_id"].tolist() == ["a"]
     for suffix in ("jsonl", "csv"):
-        some.save(tmp_path / f"saved.{suffix}")
+        requests.save(tmp_path / f"saved.{suffix}")
         again = Workload.read(tmp_path / f"saved.{suffix}")
         assert again.extras["hash_ids"].tolist() == [[1, 2], [], [1, 2, 3]]
         assert again.extras["session_id"].tolist() == ["a", "b", "a"]
@@ -336,9 +338,9 @@ def test_a_window_is_taken_before_the_first_requests_and_before_other_arrivals(t
     path = tmp_path / "trace.csv"
     lines = [f"{50 + second},{second + 1},5\n" for second in range(10)]
     path.write_text("arrival_s,prompt_tokens,output_tokens\n" + "".join(lines))
-    some = load_workload(path, from_s=2.5, to_s=8, requests=3)
-    assert rows(some) == [(0.5, 4, 5), (1.5, 5, 5), (2.5, 6, 5)]
-    assert "those from 2.5 s to 8 s" in str(some)
+    requests = load_workload(path, from_s=2.5, to_s=8, requests=3)
+    assert rows(requests) == [(0.5, 4, 5), (1.5, 5, 5), (2.5, 6, 5)]
+    assert "those from 2.5 s to 8 s" in str(requests)
     queued = load_workload(path, from_s=2.5, to_s=5, arrivals="all")
     assert queued.prompt_tokens.tolist() == [4, 5]
 

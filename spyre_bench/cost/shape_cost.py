@@ -1,0 +1,90 @@
+"""What the passes of continuous batching cost: one compiled shape, whatever is inside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from spyre_bench.shape_set import DecodeShape, PrefillShape, ShapeSet
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillCost:
+    """What one prefill shape costs on one engine. A chunk is padded, so only what stands before it
+    in the context changes a pass of it."""
+
+    shape: PrefillShape
+    base_s: float  # a pass with nothing before the chunk
+    slot_s: float = 0.0  # more for each token before the chunk
+    compile_s: float = 0.0  # cold, once a start
+    extrapolated: bool = False  # outside of what was measured
+
+    def pass_s(self, before_tokens: int) -> float:
+        """Seconds of a chunk with so many tokens before it."""
+        return self.base_s + self.slot_s * before_tokens
+
+    @property
+    def full_s(self) -> float:
+        """Seconds of the chunk that fills the context."""
+        return self.pass_s(self.shape.context_length - self.shape.chunk_length)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeCost:
+    """What one decode shape costs on one engine. Its seconds differ with what is live in it: a row
+    or a block of padding points at the dummy block, which comes from cache."""
+
+    shape: DecodeShape
+    base_s: float  # a pass of nothing but padding
+    row_s: float = 0.0  # more for each live row
+    slot_s: float = 0.0  # more for each token of live context, summed over the rows
+    compile_s: float = 0.0  # cold, once a start
+    extrapolated: bool = False
+
+    def pass_s(self, rows: int, context_tokens: float) -> float:
+        """Seconds of a pass of so many live rows, their contexts summing to `context_tokens`."""
+        return self.base_s + self.row_s * rows + self.slot_s * context_tokens
+
+    def passes_s(self, rows: int, context_tokens: int, count: int) -> float:
+        """Seconds of `count` passes of the same rows, each a token longer with every pass, the
+        first of them with `context_tokens` in all."""
+        mean_tokens = context_tokens + rows * (count - 1) / 2
+        return count * self.pass_s(rows, mean_tokens)
+
+    @property
+    def full_s(self) -> float:
+        """Seconds of a pass whose every row fills its context."""
+        return self.pass_s(self.shape.rows, self.shape.rows * self.shape.context_length)
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeCosts:
+    """The costs of an engine's whole shape set, in its order; ties between shapes go to the
+    first."""
+
+    prefill: tuple[PrefillCost, ...]
+    decode: tuple[DecodeCost, ...]
+    blocks: int  # of the KV cache, the dummy included
+    memory_bytes: int = 0  # of the engine; 0 where nobody knows
+    # of the shapes, see ShapeSet; the policy asks for them before every pass
+    max_rows: int = field(init=False)
+    max_chunk: int = field(init=False)
+    max_model_len: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        shapes = self.shapes
+        for name in ("max_rows", "max_chunk", "max_model_len"):
+            object.__setattr__(self, name, getattr(shapes, name))
+
+    @property
+    def shapes(self) -> ShapeSet:
+        return ShapeSet(
+            tuple(cost.shape for cost in self.prefill),
+            tuple(cost.shape for cost in self.decode),
+            self.blocks,
+        )
+
+    @property
+    def warmup_s(self) -> float:
+        """Cold compile and one run of each pass, before the server is ready."""
+        prefill_s = sum(cost.compile_s + cost.full_s for cost in self.prefill)
+        return prefill_s + sum(cost.compile_s + cost.full_s for cost in self.decode)

@@ -1,0 +1,128 @@
+"""The runner of continuous batching: the scheduler names the chunk, or the rows; vLLM's sampler,
+over an `InputBatch` of those alone, chooses the tokens.
+
+A request that joins is sampled in a batch of its own, so that the decoding rows keep theirs. A row
+that sits out a pass leaves its batch and comes back with what it has put out so far.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import torch
+from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
+
+from spyre_bench.engine.paged_causal_lm import PagedCausalLM
+from spyre_bench.pass_log import PassLog, Step
+from spyre_bench.plugin.runner import SpyreModelRunner, make_input_batch, new_state
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from vllm.config import VllmConfig
+
+    from spyre_bench.plugin.continuous_scheduler import ContinuousSchedulerOutput
+
+
+class ContinuousModelRunner(SpyreModelRunner):
+    def __init__(self, vllm_config: VllmConfig, model: PagedCausalLM, pass_log: PassLog):
+        super().__init__(vllm_config, model, pass_log)
+        self.engine = model
+        self._decoding = self.input_batch
+        self._joining = make_input_batch(vllm_config)
+
+    def execute_model(self, scheduled: ContinuousSchedulerOutput) -> ModelRunnerOutput | None:
+        """One pass of the engine; None says that `sample_tokens` has its result."""
+        self._forget(scheduled.finished_req_ids)
+        self._leave(self._decoding, scheduled.preempted)
+        for request in scheduled.scheduled_new_reqs:
+            state = new_state(request, self.engine.vocab_size)
+            state.block_ids = ([],)  # tables come with every pass
+            self._requests[request.req_id] = state
+        if not scheduled.num_scheduled_tokens:
+            return EMPTY_MODEL_RUNNER_OUTPUT
+        if scheduled.chunk is None:
+            self._pending = scheduled, self._decode(scheduled)
+            return None
+        (request_id,) = scheduled.num_scheduled_tokens
+        logits = self._chunk(scheduled, request_id)
+        if scheduled.is_last:
+            self._pending = scheduled, logits
+            return None
+        return ModelRunnerOutput(
+            req_ids=[request_id], req_id_to_index={request_id: 0}, sampled_token_ids=[[]]
+        )
+
+    def _chunk(self, scheduled: ContinuousSchedulerOutput, request_id: str) -> torch.Tensor:
+        """Logits [1, V] after the chunk."""
+        chunk = scheduled.chunk
+        end = chunk.start + len(chunk.tokens)
+        written = max(chunk.start, chunk.write_from)
+        logits = self._logged(
+            scheduled,
+            "chunk",
+            lambda: self.engine.prefill(scheduled.shape, chunk),
+            requests=[request_id],
+            tokens=[end - written],
+            again_tokens=written - chunk.start,
+            context_tokens=[end],
+        )
+        if scheduled.is_last:
+            self._sample_of(self._joining, [request_id])
+        return logits
+
+    def _decode(self, scheduled: ContinuousSchedulerOutput) -> torch.Tensor:
+        """Logits [rows, V] after one token for each row."""
+        logits = self._logged(
+            scheduled,
+            "rows",
+            lambda: self.engine.decode(scheduled.shape, scheduled.rows),
+            requests=list(scheduled.row_ids),
+            tokens=[1] * len(scheduled.rows),
+            again_tokens=0,
+            context_tokens=[row.position + 1 for row in scheduled.rows],
+        )
+        self._sample_of(self._decoding, scheduled.row_ids)
+        return logits
+
+    def _sample_of(self, batch, row_ids: Sequence[str]) -> None:
+        """The batch becomes that of these requests, whose logits come in this order."""
+        self._rows = {request_id: row for row, request_id in enumerate(row_ids)}
+        self.input_batch = batch
+        if not self.samples:
+            return
+        self._leave(batch, set(batch.req_ids) - self._rows.keys())
+        for request_id in row_ids:
+            if request_id not in batch.req_id_to_index:
+                batch.add_request(self._requests[request_id])
+        self._settle()
+
+    def _forget(self, finished: Iterable[str]) -> None:
+        for batch in (self._decoding, self._joining):
+            self._leave(batch, finished)
+        for request_id in finished:
+            self._requests.pop(request_id, None)
+
+    @staticmethod
+    def _leave(batch, request_ids: Iterable[str]) -> None:
+        for request_id in request_ids:
+            batch.remove_request(request_id)
+
+    def _logged(self, scheduled: ContinuousSchedulerOutput, kind: str, run, **rows) -> torch.Tensor:
+        start_s, start = time.time(), time.perf_counter()
+        logits = run()
+        self.pass_log.write(
+            Step(
+                kind=kind,
+                shape=scheduled.shape,
+                start_s=start_s,
+                seconds=time.perf_counter() - start,
+                context=scheduled.context,
+                paused=scheduled.paused,
+                waiting=scheduled.waiting,
+                free_blocks=scheduled.free_blocks,
+                **rows,
+            )
+        )
+        return logits

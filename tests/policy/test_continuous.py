@@ -1,0 +1,285 @@
+"""Who runs next under continuous batching: the laws, and small logs by hand."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spyre_bench.policy.continuous import Decode, Prefill, Rules
+from spyre_bench.shape_set import ShapeSet, blocks_of
+from tests.policy.engine_host import Host, Request
+
+SHAPES = ShapeSet.parse("64,256 128,512", "2,512 4,256 8,128", blocks=40)
+
+
+def log_of(host: Host) -> list[str]:
+    """`p name tokens` a chunk (with ! at its end if it yields a token), `d names` a decode pass."""
+    lines = []
+    for step, _ in host.run():
+        if isinstance(step, Prefill):
+            lines.append(f"p {step.request.name} {step.tokens}{'!' if step.is_last else ''}")
+        else:
+            lines.append(f"d {''.join(row.name for row in step.rows)} {step.shape}")
+    return lines
+
+
+def test_chunks_and_decode_passes_take_turns_and_the_last_rows_go_on_alone():
+    host = Host(SHAPES)
+    host.add(Request("a", 100, 4, 4))
+    host.add(Request("b", 200, 2, 2))
+    assert log_of(host) == [
+        "p a 100!",
+        "d a 2,512",
+        "p b 128",
+        "d a 2,512",
+        "p b 72!",
+        "d ab 2,512",
+    ]
+
+
+def test_between_two_chunks_run_as_many_passes_as_asked_for():
+    host = Host(SHAPES, Rules(decode_between=3))
+    host.add(Request("a", 10, 9, 9))
+    host.add(Request("b", 140, 1, 1))
+    assert [line[0] for line in log_of(host)] == list("pdddpdddpdd")
+
+
+def test_a_reserved_block_is_nobody_elses():
+    host = Host(ShapeSet.parse("64,256", "4,256", blocks=6))
+    host.add(Request("a", 64, 70, 128))  # three blocks
+    host.add(Request("b", 64, 2, 128))  # three, and only two are left
+    host.add(Request("c", 1, 1, 1))  # would fit, but nobody overtakes
+    log = log_of(host)
+    assert log.index("p b 64!") > log.index("p a 64!") + 60
+    assert log.index("p b 64!") < log.index("p c 1!")
+
+
+def test_where_blocks_run_out_the_newest_gives_its_own_back_and_computes_again():
+    host = Host(ShapeSet.parse("64,256", "4,256", blocks=5), Rules(admission="preempt"))
+    a, b = Request("a", 64, 100, 128), Request("b", 64, 100, 128)
+    host.add(a)
+    host.add(b)
+    log_of(host)
+    assert (a.done, b.done) == (100, 100)
+    assert a.restarted == 0
+    assert b.restarted > 0
+
+
+def test_rows_over_the_cards_limit_sit_out_in_turn():
+    rules = Rules(max_batch_context_tokens=256, decode_between=0)
+    host = Host(ShapeSet.parse("128,256", "4,256", blocks=20), rules)
+    for name in "abc":
+        host.add(Request(name, 100, 4, 4))
+    passes = [line for line in log_of(host) if line.startswith("d")]
+    assert passes[0] == "d ab 4,256"
+    assert passes[1].startswith(("d ac", "d bc"))
+
+
+def test_holding_admits_nobody_who_would_exceed_the_limit_later():
+    limit = Rules(max_batch_context_tokens=256, over_limit="hold")
+    host = Host(ShapeSet.parse("64,256", "4,256", blocks=20), limit)
+    host.add(Request("a", 60, 70, 70))
+    host.add(Request("b", 60, 70, 70))  # 2 x 129 in the end
+    assert all(len(step.rows) == 1 for step, _ in host.run() if isinstance(step, Decode))
+    host = Host(ShapeSet.parse("64,256", "4,256", blocks=20), limit)
+    host.add(Request("a", 60, 69, 69))
+    host.add(Request("b", 60, 69, 69))  # 2 x 128
+    assert any(len(step.rows) == 2 for step, _ in host.run() if isinstance(step, Decode))
+
+
+def test_the_shortest_prefill_goes_first_until_the_head_is_old():
+    for max_age_s, first in ((60.0, "b"), (0.0, "a")):
+        host = Host(SHAPES, Rules(order="shortest_prefill", max_age_s=max_age_s))
+        host.add(Request("a", 200, 1, 1))
+        host.add(Request("b", 20, 1, 1))
+        assert log_of(host)[0].split()[1] == first
+
+
+def test_a_prefix_that_somebody_left_is_not_computed_again():
+    host = Host(SHAPES)
+    prefixes = ("x", "xy", "xyz")
+    host.add(Request("a", 193, 1, 1, prefixes=prefixes))
+    host.add(Request("b", 193, 1, 1, prefixes=prefixes))
+    host.add(Request("c", 192, 1, 1, prefixes=prefixes))  # its last token is always computed
+    assert log_of(host) == ["p a 128", "p a 65!", "p b 1!", "p c 64!"]
+
+
+def test_a_rectangular_chunk_is_whole_so_a_hit_inside_is_computed_again():
+    rules = Rules(layout="rectangular", chunk_tokens=128)
+    host = Host(ShapeSet.parse("128,512", "4,512", blocks=40), rules)
+    host.add(Request("a", 64, 1, 1, prefixes=("x",)))
+    host.add(Request("b", 320, 1, 1, prefixes=("x",)))
+    steps = [step for step, _ in host.run()]
+    assert [(step.tokens, step.again_tokens) for step in steps] == [(64, 0), (128, 0), (128, 0)]
+    host = Host(ShapeSet.parse("128,512", "4,512", blocks=40), rules)
+    host.add(Request("a", 64, 1, 1, prefixes=("x",)))
+    host.add(Request("b", 256, 1, 1, prefixes=("x",)))
+    steps = [step for step, _ in host.run()]
+    assert [(step.tokens, step.again_tokens) for step in steps] == [(64, 0), (64, 64), (128, 0)]
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        (Request("a", 500, 20, 20), "longer than the 512 tokens"),
+        (Request("a", 200, 200, 200), "needs 7 blocks of 64 and an idle engine has 4"),
+    ],
+)
+def test_what_can_never_run_is_refused_with_a_sentence(request_, said):
+    shapes = replace(SHAPES, blocks=9)
+    host = Host(shapes)
+    host.pool.take(host.pool.free_blocks - 4)
+    host.add(request_)
+    with pytest.raises(ValueError, match=said):
+        host.step()
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"order": "fifo"}, "order 'fifo' is not known: use one of arrival"),
+        ({"chunk_tokens": 100}, "chunk_tokens 100 is not a positive multiple of 64: use 128"),
+        ({"decode_between": -1}, "decode_between -1 is below 0"),
+        ({"max_batch_context_tokens": 0}, "max_batch_context_tokens 0 is below 1"),
+    ],
+)
+def test_rules_that_cannot_be_are_refused(setting, said):
+    with pytest.raises(ValueError, match=said):
+        Rules(**setting)
+
+
+requests = st.lists(
+    st.tuples(
+        st.integers(1, 250),  # prompt
+        st.integers(1, 150),  # outputs
+        st.integers(0, 100),  # what max_tokens is beyond
+        st.integers(0, 60),  # arrival
+        st.integers(0, 3),  # blocks of a prefix that it shares
+    ),
+    min_size=1,
+    max_size=12,
+)
+rules = st.builds(
+    Rules,
+    decode_between=st.integers(0, 3),
+    order=st.sampled_from(["arrival", "shortest_prefill"]),
+    admission=st.sampled_from(["reserve", "preempt"]),
+    layout=st.sampled_from(["ragged", "rectangular"]),
+    over_limit=st.sampled_from(["pause", "hold"]),
+    max_batch_context_tokens=st.sampled_from([None, 640, 1024]),
+    max_raise_tokens=st.sampled_from([None, 0, 64]),
+    min_free_blocks=st.integers(0, 3),
+    longest_first=st.booleans(),
+)
+
+
+def load(drawn) -> list[Request]:
+    return [
+        Request(
+            str(place),
+            prompt,
+            outputs,
+            outputs + beyond,
+            arrival,
+            prefixes=[("shared", index) for index in range(min(shared, prompt // 64))],
+        )
+        for place, (prompt, outputs, beyond, arrival, shared) in enumerate(drawn)
+    ]
+
+
+def play(host: Host, drawn) -> list[tuple]:
+    """Serves a load as it arrives, and looks at every law at every step."""
+    to_come = sorted(load(drawn), key=lambda request: request.arrival_s)
+    everybody = list(to_come)
+    log = []
+    while to_come or host.waiting or host.running:
+        while to_come and to_come[0].arrival_s <= host.steps:
+            host.add(to_come.pop(0))
+        step, _ = host.step()
+        if step is not None:
+            log.append(describe(step))
+            look_at(host, step)
+        assert host.steps < 20_000, "somebody starves"
+    assert [request.done for request in everybody] == [request.outputs for request in everybody]
+    assert host.pool.free_blocks == host.costs.blocks - 1
+    return log
+
+
+def describe(step: Prefill | Decode) -> tuple:
+    if isinstance(step, Prefill):
+        return "p", step.request.name, step.tokens, step.again_tokens, step.shape
+    return "d", tuple(row.name for row in step.rows), step.shape, step.context_tokens
+
+
+def look_at(host: Host, step: Prefill | Decode) -> None:
+    reserved = sum(request.reserved_blocks for request in host.running)
+    if host.rules.admission == "reserve":
+        assert reserved <= host.pool.free_blocks
+    if isinstance(step, Prefill):
+        assert step.shape.covers(step.tokens + step.again_tokens, step.request.computed_tokens)
+    else:
+        assert step.shape.covers(len(step.rows), step.context_tokens)
+        limit = host.rules.max_batch_context_tokens
+        assert limit is None or len(step.rows) * step.context_tokens <= limit
+        assert all(row.computed_tokens <= step.context_tokens for row in step.rows)
+    for request in host.running:
+        assert request.paused_for < host.costs.max_rows
+        assert len(request.table) >= blocks_of(request.computed_tokens)
+
+
+@settings(max_examples=150, deadline=None)
+@given(requests, rules)
+def test_nobody_starves_no_token_is_lost_and_no_shape_pool_or_limit_is_exceeded(drawn, rules):
+    play(Host(SHAPES, rules), drawn)
+
+
+@settings(max_examples=100, deadline=None)
+@given(requests, rules)
+def test_a_decision_stays_right_for_as_long_as_it_says(drawn, rules):
+    """`stable_for` passes in a row are what asking at each of them gives."""
+    host = Host(SHAPES, rules)
+    for request in load(drawn):
+        host.add(request)
+    promised: list[tuple] = []
+    while host.waiting or host.running:
+        step, ended = host.step()
+        if promised and not isinstance(step, Decode):
+            raise AssertionError(f"promised {promised[0]}, got {describe(step)}")
+        if promised:
+            assert (describe(step)[1], step.shape) == promised.pop(0)
+        elif isinstance(step, Decode):
+            promised = [(describe(step)[1], step.shape)] * (min(step.stable_for, 1000) - 1)
+        if ended:
+            promised = []
+
+
+@settings(max_examples=50, deadline=None)
+@given(requests, rules.filter(lambda rules: rules.order == "arrival"))
+def test_equals_are_admitted_in_the_order_of_their_arrival(drawn, rules):
+    host = Host(SHAPES, rules)
+    log = play(host, drawn)
+    arrivals = {request.name: request.arrival_s for request in load(drawn)}
+    first = [name for kind, name, *_ in log if kind == "p"]
+    admitted = list(dict.fromkeys(first))
+    assert [arrivals[name] for name in admitted] == sorted(arrivals.values())
+
+
+def test_a_pass_costs_the_same_time_however_many_wait():
+    """Of a thousand waiting requests one is looked at."""
+    host = Host(SHAPES)
+    host.add(Request("a", 10, 5, 5))
+    host.step()
+    looked = itertools.count()
+
+    def waiting():
+        for request in [Request(str(i), 10, 5, 5) for i in range(1000)]:
+            next(looked)
+            request.pool = host.pool
+            yield request
+
+    host.waiting = waiting()
+    host.decodes_since_chunk = 5
+    host.decide()
+    assert next(looked) == 1

@@ -1,0 +1,132 @@
+"""`make trust`: does the interval that is registered before a run hold, and does the simulator
+decide as the server?
+
+Checks of one server over workloads, loads and seeds; then runs whose clients hang up, which only
+decisions are asked of. Every check is printed, as a row of a table for docs/LOG.md, and kept as CSV
+with all predictions in the folder. The last lines are the aims. Exit code 1 where one is missed.
+Nothing else should be running.
+"""
+
+import argparse
+import itertools
+import math
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from spyre_bench.checkpoints.find import model_directory
+from spyre_bench.pass_log import count_passes, read_passes
+from spyre_bench.policy.static import Policy
+from spyre_bench.shapes import BucketSet
+from spyre_bench.studies.under_load import at_rate, capacity_rps
+from spyre_bench.validate.check import Check, Checks, LiveHost, fitting
+from spyre_bench.validate.coverage import aims
+from spyre_bench.validate.decisions import Decisions, decisions
+from spyre_bench.validate.server import Server, replay_with_aborts, serve
+from spyre_bench.workload.source import load_workload
+from spyre_bench.workload.workload import Workload
+
+BUCKETS = BucketSet.parse("4,64,16 2,128,32")
+WORKLOADS = (("azure_conv", 0.06), ("burstgpt", 0.1))  # and the factor on its lengths
+LOADS = (0.4, 0.7, 0.9, 1.0)  # 1: the simulated capacity
+ABORTS = 0.3  # of the clients hang up, within so many seconds:
+PATIENCE_S = 3.0
+
+
+def planned(requests: int, costs, policy: Policy) -> Iterator[tuple[str, Workload, int]]:
+    """Name, requests and seed of one check after the other, without end: all loads of all
+    workloads, then those of the next seed."""
+    for seed in itertools.count():
+        for (name, lengths), load in itertools.product(WORKLOADS, LOADS):
+            rng = np.random.default_rng([seed, round(100 * load)])
+            drawn = load_workload(name, requests=8 * requests, rng=rng).scaled(lengths)
+            few = fitting(drawn, BUCKETS).head(requests).with_arrivals("poisson:1", rng)
+            rps = load * capacity_rps(few, costs, policy)
+            yield f"{name} load {load:g} seed {seed}", at_rate(few, rps), seed
+
+
+def with_aborts(
+    server: Server, workload: Workload, seed: int, estimated, policy: Policy
+) -> tuple[int, Decisions]:
+    """How many clients hung up, and whether the simulator decided as the server did."""
+    rng = np.random.default_rng(seed)
+    patience_s = rng.uniform(0, PATIENCE_S, len(workload))
+    leaves_s = np.where(rng.random(len(workload)) < ABORTS, patience_s, math.inf)
+    before = count_passes(server.pass_log)
+    hung_up = replay_with_aborts(server, workload, workload.arrival_s + leaves_s)
+    passes = read_passes(server.pass_log, waits=True).iloc[before:]
+    return hung_up, decisions(passes.reset_index(drop=True), policy, estimated)
+
+
+def row(check: Check) -> str:
+    """Of a table in docs/LOG.md."""
+    cells = [check.name]
+    for figure in check.judged().itertuples():
+        scale = 1e-3 if figure.figure.endswith("_ms") else 1
+        low, high, measured = (x * scale for x in (figure.low, figure.high, figure.measured))
+        mark = {"inside": "", "outside": " **out**", "disturbed": ""}[figure.state]
+        cells.append(f"{measured:.3g} in {low:.3g} to {high:.3g}{mark}")
+    told = check.told_apart()
+    decided = "all" if told["decisions_agree"] else "**no**"
+    cells += [f"{decided}, {told['latest_ms']:.1f} ms", f"{told['cost_bias']:+.1%}"]
+    cells += [f"{told['cost_drift']:+.1%}", f"{told['amplification']:.1f}"]
+    changed = f"{told['change_of_pace']:+.1%} of {told['allowed_change']:.1%}"
+    changed += f", {told['others_cores']:.1f} cores"
+    cells.append(f"{changed}{' **disturbed**' if told['disturbed'] else ''}")
+    return f"| {' | '.join(cells)} |"
+
+
+COLUMNS = "check, E2EL P50 [s], E2EL P95 [s], requests/s, decisions, bias, drift, load, pace"
+HEADER = f"| {COLUMNS.replace(', ', ' | ')} |\n|{'---|' * len(COLUMNS.split(', '))}"
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--checks", type=int, default=24)
+    options.add_argument("--aborts", type=int, default=3, help="runs whose clients hang up")
+    options.add_argument("--requests", type=int, default=32, help="of each check")
+    options.add_argument("--model", default="smollm2")
+    options.add_argument("--backend", default="inductor")
+    options.add_argument("--gather", type=float, default=0.02, help="more for a tiny model")
+    options.add_argument("--out", type=Path, default=Path("reports/trust"))
+    given = options.parse_args()
+    out: Path = given.out
+    load = os.getloadavg()[0]
+    print(f"load of the machine before: {load:.1f}", flush=True)
+    policy = Policy("best_fit", gather_s=given.gather)
+    setting = {"policy": policy.name, "gather_s": policy.gather_s}
+    setting["compile_backend"] = given.backend
+    done: list[Check] = []
+    with serve(model_directory(given.model), BUCKETS, out, threads=1, **setting) as server:
+        checks = Checks(LiveHost(server, out), BUCKETS, policy, out)
+        plan = planned(given.requests, checks.constants.costs, policy)
+        print(HEADER)
+        for name, workload, seed in itertools.islice(plan, given.checks):
+            done.append(checks.check(name, workload, seed=seed))
+            print(row(done[-1]), flush=True)
+        agree = True
+        for seed, (name, workload, _) in enumerate(itertools.islice(plan, given.aborts)):
+            hung_up, decided = with_aborts(
+                server, workload, seed, checks.constants.estimated, policy
+            )
+            agree &= decided.agree
+            print(f"{name}, {hung_up} of {len(workload)} clients hung up: {decided}", flush=True)
+    judged = pd.concat(check.judged() for check in done)
+    told_apart = pd.DataFrame([check.told_apart() for check in done])
+    errors = pd.concat(check.by_quantity() for check in done)
+    for name, frame in (("predictions", judged), ("told_apart", told_apart), ("errors", errors)):
+        frame.to_csv(out / f"{name}.csv", index=False)
+    met = [agree]
+    for aim in aims(judged, told_apart, errors):
+        met.append(aim.met is not False)
+        state = "disturbed" if aim.met is None else "met" if aim.met else "MISSED"
+        print(f"{state}: {aim.name} ({aim.evidence})")
+    return 0 if all(met) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
