@@ -422,10 +422,8 @@ def _in_turn(decoding: Sequence[R], costs: ShapeCosts, rules: Rules) -> list[R]:
     """The rows of this pass where not all are covered: who paused longest first, then who has the
     fewest outputs, of equals the newest, as long as what is taken stays covered."""
     sign = -1 if rules.longest_first else 1
-    queue = sorted(
-        reversed(decoding),
-        key=lambda row: (-row.paused_for, sign * (row.computed_tokens - row.prompt_tokens)),
-    )
+    queue = list(reversed(decoding))
+    queue.sort(key=lambda row: (-row.paused_for, sign * (row.computed_tokens - row.prompt_tokens)))
     taken: list[R] = []
     for row in queue:
         rows = [*taken, row]

@@ -10,23 +10,23 @@ that are not paused; outputs who got a token; then the blocks that somebody hold
 later. Names are in the order of admission, - is nobody, ? is not published.
 
 Where we differ, on purpose:
-- A prefix hit inside of a chunk: theirs takes the blocks of a whole chunk behind the hit, ours those
-  up to the end of the chunk that is computed. Used and reserved add up to the same. Two lines differ.
-- Which block is taken: theirs was written with a vLLM that took blocks without a prefix last, ours
-  is vLLM 0.32, which takes them first (step 9 of a full batch: theirs 3 and 4, ours 2 and 1).
+- A prefix hit inside of a chunk: theirs takes the blocks of a whole chunk behind the hit, ours
+  those of the chunk that is computed. Used and reserved add up to the same.
+- Which block is taken: theirs was written with a vLLM that took the blocks longest free, ours is
+  vLLM 0.32, which takes those without a prefix first (step 9 of a full batch: theirs 3 and 4, ours
+  2 and 1).
 - tkv of a chunk: two lines of theirs have an earlier meaning, in which it counted the other rows:
-  256 at step 68 (ours 193), and 64 at the first chunk of the last table of hits (ours 320).
+  256 at step 68 (ours 193), and 64 at the first chunk of a padded hit (ours 320).
 - Under `hold` a request that must wait is overtaken at theirs by later ones that may join. Ours
   waits at the head of the queue, so that it cannot starve.
 - Under `hold` theirs goes by the tkv of the pass before, with rows that ended in it. Ours goes by
   the rows that are left.
-- Of rows that paused equally long and have equally many outputs, theirs takes first whom its list
-  of running requests has first: the newest, but for rows that paused. Ours takes the newest.
+- Of rows that paused equally long and have equally many outputs, theirs takes who stands first in
+  its list of running requests: the newest, but for rows that paused. Ours takes the newest.
 - Theirs refuses a request whose prompt, rounded up to blocks, and max_tokens exceed the length of
   the model. Ours does not round. Contexts are whole blocks here: 514 and 124 became 576 and 128.
-- An earlier version held a request whose padding would have pushed another row over the length of
-  the model. A row's padding ends where it begins a block, so theirs gave that up, and ours never had
-  it. Of the drafts that let the limit be exceeded (step 10 of the holdback table) the same is true.
+- Not here are tables of an earlier version, which held a request whose padding would have pushed
+  another row over the length of the model, and a draft that exceeds the limit (holdback, step 10).
 """
 
 from dataclasses import dataclass, replace
