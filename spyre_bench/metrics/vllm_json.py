@@ -102,8 +102,9 @@ def _itls(run: SimulatedRun) -> list[list[float]]:
     """Seconds between the tokens of each request."""
     gaps_s: list[list[float]] = [[] for _ in run.served]
     passes = run.passes
-    goes_on = passes.sum_over_members(passes.waited_s > 0) > 0  # after a preemption
-    for row in np.flatnonzero((passes.kind == DECODE) | goes_on):
+    yields = passes.kind == DECODE
+    yields[np.searchsorted(passes.first_member, passes.resumed, side="right") - 1] = True
+    for row in np.flatnonzero(yields):
         seconds, got = float(passes.seconds[row]), passes.of_row(row)
         for member, tokens, waited_s in zip(*(column.tolist() for column in got), strict=True):
             if tokens:

@@ -98,6 +98,14 @@ class Passes:
         """The members of all passes of a kind, row by row."""
         return self.members[np.repeat(self.kind == KINDS.index(kind), self.rows)]
 
+    @cached_property
+    def resumed(self) -> np.ndarray:
+        """int64, the memberships whose prefill yields a later token than the request's first: after
+        a preemption."""
+        yields = np.flatnonzero(np.repeat(self.kind == PREFILL, self.rows) & (self.tokens > 0))
+        _, first = np.unique(self.members[yields], return_index=True)
+        return np.delete(yields, first)
+
     def sum_over_members(self, values: np.ndarray) -> np.ndarray:
         """[m] -> [p]"""
         return sums(values, self.first_member)

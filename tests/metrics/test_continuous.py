@@ -93,3 +93,11 @@ def test_a_preempted_requests_wait_is_a_gap_between_its_tokens():
     assert [len(each) for each in gaps] == [119, 119]
     assert max(gaps[1]) * 1e3 == pytest.approx(latencies(run, (100,))["itl"].percentiles_ms[100])
     assert ledger(run).again > 0
+
+
+def test_a_gap_counts_though_the_preempted_was_admitted_again_at_once():
+    load = workload((0, 121, 9), (0, 121, 9))
+    rules = Rules(admission="preempt", decode_between=0)
+    run = simulate(load, costs(blocks=6, slot_s=1 / 64), rules, prefixes=[["a"], ["b"]])
+    assert len(run.passes.resumed)
+    assert [len(each) for each in bench_result(run, detailed=True)["itls"]] == [8, 8]
