@@ -10,7 +10,7 @@ import typer
 
 from spyre_bench.cli import tables
 from spyre_bench.cli.options import Json, with_options
-from spyre_bench.simulate.scenario import ENGINE, Scenario
+from spyre_bench.simulate.scenario import CONTINUOUS, ENGINE, Scenario
 
 if TYPE_CHECKING:
     from spyre_bench.cost.bucket_cost import CostModel
@@ -80,7 +80,7 @@ def simulate(
         tables.print_result(result)
 
 
-@with_options(Scenario, without=[ENGINE])
+@with_options(Scenario, without=[ENGINE, CONTINUOUS])
 def buckets(
     scenario: Scenario,
     k: Annotated[int, typer.Option("-k", help="buckets, at most")] = 5,

@@ -67,7 +67,7 @@ class MeasuredCost(CostModel):
         return BucketCost(bucket, **values, extrapolated=outside)
 
     def of_shapes(self, shapes: ShapeSet) -> ShapeCosts:
-        """By the closed form of its static passes, marked `extrapolated`: no paged pass is in it."""
+        """By the closed form of its static passes, marked: no paged pass was measured."""
         return self._fitted.of_shapes(shapes)
 
     @property

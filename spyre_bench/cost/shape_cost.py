@@ -87,7 +87,13 @@ class ShapeCosts:
         )
 
     @property
+    def compile_s(self) -> float:
+        """Cold, of all passes."""
+        prefill_s = sum(cost.compile_s for cost in self.prefill)
+        return prefill_s + sum(cost.compile_s for cost in self.decode)
+
+    @property
     def warmup_s(self) -> float:
         """Cold compile and one run of each pass, before the server is ready."""
-        prefill_s = sum(cost.compile_s + cost.full_s for cost in self.prefill)
-        return prefill_s + sum(cost.compile_s + cost.full_s for cost in self.decode)
+        prefill_s = sum(cost.full_s for cost in self.prefill)
+        return self.compile_s + prefill_s + sum(cost.full_s for cost in self.decode)

@@ -35,7 +35,14 @@ class PassLog:
         self.width = array("i")  # tokens of the longest context; of a chunk: those computed again
         self.rows, self.members = array("i"), array("i")
         self.hit_row, self.hit_tokens = array("i"), array("i")
-        columns = (self.flags, self.shape, self.start_s, self.seconds, self.number, self.before)
+        columns: tuple[array[Any], ...] = (
+            self.flags,
+            self.shape,
+            self.start_s,
+            self.seconds,
+            self.number,
+            self.before,
+        )
         self._add = tuple(column.append for column in (*columns, self.width, self.rows))
 
     def chunk(
