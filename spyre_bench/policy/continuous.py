@@ -263,7 +263,8 @@ def _admit(
         if raised > rules.max_raise_tokens:
             return None
     chunk = _chunk(request, request.hit_blocks * BLOCK_TOKENS, costs, rules)
-    if chunk.is_last and not _may_join(request, decoding, costs, rules):
+    in_a_row = not rules.decode_between  # then the last chunk must not have to wait
+    if (chunk.is_last or in_a_row) and not _may_join(request, decoding, costs, rules):
         return None
     return chunk
 
@@ -427,13 +428,12 @@ def _decode(
 
 
 def _in_turn(decoding: Sequence[R], costs: ShapeCosts, rules: Rules) -> tuple[list[R], DecodeShape]:
-    """The rows of this pass where not all are covered: who paused longest first, then who has
-    the fewest outputs, as long as what is taken stays covered; and their shape."""
+    """The rows of this pass where not all are covered: who paused longest first, then who has the
+    fewest outputs, of equals the newest, as long as what is taken stays covered; and their
+    shape."""
     sign = -1 if rules.longest_first else 1
-    queue = sorted(
-        decoding,
-        key=lambda row: (-row.paused_for, sign * (row.computed_tokens - row.prompt_tokens)),
-    )
+    queue = list(reversed(decoding))
+    queue.sort(key=lambda row: (-row.paused_for, sign * (row.computed_tokens - row.prompt_tokens)))
     taken: list[R] = []
     of_taken: DecodeShape | None = None
     for row in queue:
