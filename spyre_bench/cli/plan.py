@@ -32,7 +32,7 @@ def simulate(
 ) -> None:
     """Serve a workload in simulation, by static batches in buckets or by continuous batching on
     paged shapes: latency, throughput, fill and waste, each as a point and, where the costs have a
-    spread, from P5 to P95."""
+    spread, from P5 to P95. Exit code 1 where nobody is served."""
     from spyre_bench.choose.lint import lint
     from spyre_bench.files import replace_text
     from spyre_bench.metrics.intervals import replicate
@@ -78,6 +78,8 @@ def simulate(
     else:
         _say_what_was_read(loaded)
         tables.print_result(result)
+    if not result["completed"]:
+        raise typer.Exit(1)
 
 
 @with_options(Scenario, without=[ENGINE, CONTINUOUS])
