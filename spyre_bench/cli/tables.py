@@ -74,10 +74,11 @@ def print_result(result: dict[str, Any]) -> None:
     console.print(_latency_table(result))
     if result["spyre_waste"]["computed"]:
         console.print(_waste_table(result["spyre_waste"]))
-    batches = f"{result['spyre_batches']:,} batches"
+    batches, compiled = f"{result['spyre_batches']:,} batches", "buckets"
     if paid := result.get("spyre_paid"):
         console.print(_paid_table(paid))
         batches = " and ".join(f"{n:,} × {name}" for name, n in result["spyre_shape_hits"].items())
+        compiled = "shapes"
     typer.echo(
         f"{result['completed']:,} of {result['num_prompts']:,} requests served in "
         f"{result['duration']:,.1f} s by {batches}: "
@@ -87,7 +88,7 @@ def print_result(result: dict[str, Any]) -> None:
     if result["request_goodput"] is not None:
         typer.echo(f"goodput {result['request_goodput']:.3f} requests/s")
     if bound := result["spyre_busy_over_shape_bound"]:
-        typer.echo(f"busy {bound:.2f} times the shape bound of what is compiled")
+        typer.echo(f"busy {bound:.2f} times the shape bound of these {compiled}")
     if result["spyre_saturated"]:
         typer.echo(f"saturated: {result['spyre_saturation']}")
     for sentence in result["spyre_lint"]:
