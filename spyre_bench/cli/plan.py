@@ -29,7 +29,7 @@ def simulate(
     as_json: Json = False,
 ) -> None:
     """Serve a workload on buckets, in simulation: latency, throughput, fill and waste, each as a
-    point and, where the costs have a spread, from P5 to P95."""
+    point and, where the costs have a spread, from P5 to P95. Exit code 1 where nobody is served."""
     from spyre_bench.choose.lint import lint
     from spyre_bench.files import replace_text
     from spyre_bench.metrics.intervals import replicate
@@ -74,6 +74,8 @@ def simulate(
     else:
         _say_what_was_read(loaded)
         tables.print_result(result)
+    if not result["completed"]:
+        raise typer.Exit(1)
 
 
 @with_options(Scenario, without=[ENGINE])

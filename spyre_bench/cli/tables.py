@@ -68,8 +68,12 @@ def narrow(*columns: str) -> Table:
 def print_result(result: dict[str, Any]) -> None:
     from rich.console import Console
 
+    if result["failed"]:
+        typer.echo(_refused_sentence(result))
     console = Console()
-    console.print(_latency_table(result), _waste_table(result["spyre_waste"]))
+    console.print(_latency_table(result))
+    if result["spyre_waste"]["computed"]:
+        console.print(_waste_table(result["spyre_waste"]))
     typer.echo(
         f"{result['completed']:,} of {result['num_prompts']:,} requests served in "
         f"{result['duration']:,.1f} s by {result['spyre_batches']:,} batches: "
@@ -92,6 +96,20 @@ def print_result(result: dict[str, Any]) -> None:
         typer.echo(f"extrapolated: {', '.join(result['spyre_extrapolated'])}")
 
 
+def _refused_sentence(result: dict[str, Any]) -> str:
+    """Before any latency, which those who were refused have none of."""
+    reasons = ", ".join(
+        f"{count:,} {reason.replace('_', ' ')}"
+        for reason, count in result["spyre_rejected"].items()
+        if count
+    )
+    served = f"figures are of the {result['completed']:,} served"
+    return (
+        f"REFUSED: {result['failed']:,} of {result['num_prompts']:,} requests ({reasons}); "
+        f"{served if result['completed'] else 'nobody was served'}"
+    )
+
+
 def _interval_sentence(said: Mapping[str, Any] | None) -> str:
     if said is None:
         return "points without an interval: nothing says how far passes are from their costs"
@@ -111,7 +129,9 @@ def _latency_table(result: dict[str, Any]) -> Table:
     names = {"spyre_queue": "queue", "ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2EL"}
     for metric, label in names.items():
         seconds = (result[f"{of}_{metric}_ms"] / 1e3 for of in ("mean", "median", "p90", "p99"))
-        table.add_row(label, *(f"{value:,.3f}" for value in seconds))
+        # vLLM's results have a 0 where nothing was measured; every request waits for its tokens
+        measured = result["completed"] and (metric == "spyre_queue" or result[f"mean_{metric}_ms"])
+        table.add_row(label, *(f"{value:,.3f}" if measured else "-" for value in seconds))
     return table
 
 

@@ -133,6 +133,13 @@ class PagedCausalLM(CompiledModel):
         table: Tensor,
         slots: Tensor,
     ) -> Tensor:
+        closed = shape in self._warmed
+        if self.keeps_caches:
+            attention = _of_the_card(seen, table, slots)
+            logits, self._pools = self._run(
+                shape, closed, tokens, positions, self._pools, attention
+            )
+            return logits.float()
         attention = {
             "attn_name": SPYRE_PAGED,
             "prefills": isinstance(shape, PrefillShape),
@@ -140,13 +147,13 @@ class PagedCausalLM(CompiledModel):
             "table": table,
             "slots": slots,
         }
-        closed = shape in self._warmed
         return self._run(shape, closed, tokens, positions, self._pools, attention).float()
 
     def _allocate(self) -> list[tuple[Tensor, Tensor]]:
-        """Key and value pools [blocks, H, 64, D] a layer."""
+        """Key and value pools [blocks, H, 64, D] a layer; [blocks, 64, H, D] for the card's ops."""
         heads = self.sizes.card_kv_heads(self.config.rank.tp)
-        size = (self.shapes.blocks, heads, BLOCK_TOKENS, self.sizes.head_dim)
+        slots = (BLOCK_TOKENS, heads) if self.keeps_caches else (heads, BLOCK_TOKENS)
+        size = (self.shapes.blocks, *slots, self.sizes.head_dim)
         return [
             (torch.zeros(size, dtype=self.dtype), torch.zeros(size, dtype=self.dtype))
             for _ in range(self.sizes.layers)
@@ -176,3 +183,18 @@ class PagedCausalLM(CompiledModel):
         entries = (places // BLOCK_TOKENS)[:, None]
         block = table.gather(1, entries)[:, 0] * stored
         return torch.stack([block, places % BLOCK_TOKENS])
+
+
+def _of_the_card(seen: Tensor, table: Tensor, slots: Tensor) -> dict[str, object]:
+    """What FMS's own paged ops take: a slot for each token [B, Q], and of each row its blocks, its
+    length and where it begins, which is at its first block."""
+    rows = table.shape[0]
+    block, place = slots
+    return {
+        "attn_name": "spyre_paged_attn",
+        "slot_mapping": (block * BLOCK_TOKENS + place).view(rows, -1),
+        "block_table": table,
+        "current_tkv_mask": seen.flatten(1).view(rows, -1, seen.shape[-1])[:, -1].sum(-1),
+        "left_padded_prompt_mask": torch.zeros(rows, dtype=torch.long),
+        "mask": None,
+    }

@@ -25,7 +25,7 @@ from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket, BucketSet
 from spyre_bench.simulate.scenario import ENGINE, Scenario
 from spyre_bench.simulate.static import simulate
-from spyre_bench.workload.source import load_workload
+from spyre_bench.workload.source import WORKLOADS, load_workload
 from spyre_bench.workload.workload import Workload
 from tests.cost.test_cost import machine
 
@@ -123,7 +123,38 @@ def test_people_read_latency_waste_throughput_and_what_is_wrong(command, table, 
         "1 of 60 requests fit no bucket and are rejected",
     ):
         assert words in done.out
-    assert max(map(len, done.out.splitlines()[:18])) <= 80, "tables fit where there is no terminal"
+    assert max(map(len, done.out.splitlines()[1:18])) <= 80, "tables fit where there is no terminal"
+
+
+def test_refusals_come_first_and_nobody_served_is_a_failure(command, table, tmp_path):
+    path = tmp_path / "trace.csv"
+    path.write_text("prompt_tokens,output_tokens\n10,5\n5000,5\n")
+    run = ("simulate", "--workload", path, "--bucket", "8,64,32", "--cost", table)
+    done = command(*run)
+    assert done.code == 0
+    assert done.out.startswith("REFUSED: 1 of 2 requests (1 prompt too long); figures are of")
+    path.write_text("prompt_tokens,output_tokens\n5000,5\n")
+    done = command(*run)
+    assert done.code == 1
+    assert "nobody was served" in done.out
+    assert re.search(r"TTFT +- +- +- +-", done.out)
+    assert command(*run, "--json").code == 1
+
+
+def test_workloads_are_listed_and_a_file_is_explained_and_saved(command, tmp_path):
+    listed = command("workloads").out
+    assert all(name in listed for name in WORKLOADS)
+    path = tmp_path / "log.csv"
+    path.write_text("prompt;completion\n374;44\n396;109\n")
+    done = command("workloads", path, "--out", tmp_path / "trace.csv")
+    assert done.code == 0
+    assert "lengths from prompt, completion" in done.out
+    assert re.search(r"prompt +374 +374 +396 +396 +396", done.out)
+    assert Workload.read(tmp_path / "trace.csv").output_tokens.tolist() == [44, 109]
+
+
+def test_the_version_is_an_option_too(command):
+    assert command("--version").out == command("version").out
 
 
 def test_json_is_all_that_is_printed_where_it_is_asked_for(command, table, trace):

@@ -30,7 +30,8 @@ def run_ranks(
     ask: Callable | None = None,
     **setting,
 ) -> list[Told]:
-    """What `ask(engine, prompts)` says on every rank; by default greedy tokens of every bucket."""
+    """What `ask(engine, prompts)` says on every rank; by default greedy tokens of every bucket.
+    `buckets` may be shapes, "64,256|2,256"."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     with TemporaryDirectory() as meeting, ProcessPoolExecutor(tp, context) as pool:
@@ -47,16 +48,21 @@ def _rank(model, rank, tp, point, buckets, prompts, ask, setting) -> Told:
 
     from spyre_bench.engine.causal_lm import SpyreCausalLM
     from spyre_bench.engine.compiled_model import EngineConfig
+    from spyre_bench.engine.paged_causal_lm import PagedCausalLM
     from spyre_bench.engine.parallel import Rank, join
     from spyre_bench.engine.warmup import warm_up
+    from spyre_bench.shape_set import ShapeSet
     from spyre_bench.shapes import BucketSet
 
     torch.set_num_threads(1)
     join(Rank(rank, tp), point, 60)
-    engine = SpyreCausalLM(
-        EngineConfig(
-            model_directory=model, buckets=BucketSet.parse(buckets), rank=Rank(rank, tp), **setting
-        )
+    prefill, paged, decode = buckets.partition("|")
+    if paged:
+        setting["shapes"] = ShapeSet.parse(prefill, decode, 40)
+    else:
+        setting["buckets"] = BucketSet.parse(buckets)
+    engine = (PagedCausalLM if paged else SpyreCausalLM)(
+        EngineConfig(model_directory=model, rank=Rank(rank, tp), **setting)
     )
     rows = warm_up(engine, progress=False)
     return Told(
@@ -76,3 +82,10 @@ def greedy(engine, prompts: list[list[int]]) -> list[list[list[int]]]:
         for _ in range(bucket.new_tokens - 1):
             tokens[-1].append(engine.decode(tokens[-1][-1]).argmax(-1).tolist())
     return tokens
+
+
+def continuous(engine, prompts: list[list[int]]) -> list[list[int]]:
+    """Greedy tokens of requests that come a step apart."""
+    from tests.engine.paged_host import PagedHost, outputs_of
+
+    return outputs_of(PagedHost(engine), [(step, prompt, 6) for step, prompt in enumerate(prompts)])
