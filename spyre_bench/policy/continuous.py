@@ -328,9 +328,7 @@ def _chunk(
 
 
 def _may_join(request: Request, decoding: Sequence[R], costs: ShapeCosts, rules: Rules) -> bool:
-    """Whether a request whose prompt ends now finds a row, and every pass to come a shape."""
-    if len(decoding) >= costs.max_rows:
-        return False
+    """Whether every pass to come is covered with a request whose prompt ends now."""
     if rules.over_limit == "pause" or not decoding:
         return True
     if rules.layout == "rectangular":
