@@ -93,6 +93,8 @@ class CompiledModel:
     """A language model that runs compiled passes; what they share of attention and cache is its
     subclasses' business."""
 
+    returns_caches = False  # a pass returns its caches instead of writing in place
+
     def __init__(self, config: EngineConfig):
         self.config = config
         longest = config.compiled.max_context_length
@@ -118,7 +120,7 @@ class CompiledModel:
         self.load_s = time.perf_counter() - started
         self._passes: dict[Hashable, Callable] = {}
         self._warmed: set[Hashable] = set()
-        self._layer_pass: Callable = _run_layer
+        self._layer_pass: Callable = _run_layer  # of the compiled pass that the engine is in
         if config.compile_scope == "layer":
             layers = self._model.base_model.layers
             for index, layer in enumerate(layers):
@@ -134,7 +136,8 @@ class CompiledModel:
 
     def _compile(self, shape: Hashable, name: str) -> None:
         """Readies a pass under a name; it compiles when it first runs (see `warmup`)."""
-        function = _run_layer if self.config.compile_scope == "layer" else _run_model
+        by_layer = self.config.compile_scope == "layer"
+        function = self._one_layer if by_layer else self._whole_model
         self._passes[shape] = compile_pass(function, name, self.config.compile_backend)
 
     def _require_warmed(self, kind: str, shape: Hashable, compiled: Hashable) -> None:
@@ -153,8 +156,9 @@ class CompiledModel:
         positions: Tensor,
         caches: Sequence[tuple[Tensor, Tensor]],
         attention: Mapping[str, Any],
-    ) -> Tensor:
-        """One compiled pass: tokens and positions [B, Q] in, logits [B, V] of the last out."""
+    ) -> Any:
+        """One compiled pass: tokens and positions [B, Q] in, logits [B, V] of the last out; and the
+        caches with them where passes return those."""
         arguments = (tokens, positions, caches, attention)
         if self.config.compile_backend == "sendnn":
             _mark_static(arguments)
@@ -163,11 +167,19 @@ class CompiledModel:
                 return self._call(self._passes[compiled], arguments)
         return self._call(self._passes[compiled], arguments)
 
-    def _call(self, compiled: Callable, arguments: tuple) -> Tensor:
+    def _call(self, compiled: Callable, arguments: tuple) -> Any:
         if self.config.compile_scope == "model":
             return compiled(self._model, *arguments)
         self._layer_pass = compiled
-        return _run_model(self._model, *arguments)
+        return self._whole_model(self._model, *arguments)
+
+    @property
+    def _one_layer(self) -> Callable:
+        return _run_layer_and_cache if self.returns_caches else _run_layer
+
+    @property
+    def _whole_model(self) -> Callable:
+        return _run_model_and_caches if self.returns_caches else _run_model
 
     def _additive(self, seen: Tensor) -> Tensor:
         """A mask to be added to attention weights: 0 where something is seen, else -inf."""
@@ -183,21 +195,28 @@ class _SwitchedLayer(nn.Module):
         self.engine = engine
 
     def forward(self, x, *, position_ids, past_key_value_state, use_cache, **attention):
-        x = self.engine._layer_pass(self.layer, x, position_ids, past_key_value_state, attention)
-        return x, past_key_value_state
+        out = self.engine._layer_pass(self.layer, x, position_ids, past_key_value_state, attention)
+        return out if self.engine.returns_caches else (out, past_key_value_state)
 
 
 def _run_layer(layer, x, positions, cache, attention):
     """One decoder layer over its (keys, values) cache: hidden states in, hidden states out."""
-    x, _ = layer(
+    return _run_layer_and_cache(layer, x, positions, cache, attention)[0]
+
+
+def _run_layer_and_cache(layer, x, positions, cache, attention):
+    return layer(
         x=x, position_ids=positions, past_key_value_state=cache, use_cache=True, **attention
     )
-    return x
 
 
 def _run_model(model, tokens, positions, caches, attention):
     """The whole model: tokens [B, Q] in, logits [B, V] of the last column out."""
-    logits, _ = model(
+    return _run_model_and_caches(model, tokens, positions, caches, attention)[0]
+
+
+def _run_model_and_caches(model, tokens, positions, caches, attention):
+    logits, caches = model(
         tokens,
         position_ids=positions,
         past_key_value_states=caches,
@@ -205,7 +224,7 @@ def _run_model(model, tokens, positions, caches, attention):
         last_n_tokens=1,
         **attention,
     )
-    return logits[:, -1]
+    return logits[:, -1], caches
 
 
 def _mark_static(arguments: tuple) -> None:

@@ -63,3 +63,8 @@ def outputs_of(host: PagedHost, requests: list[tuple[int, list[int], int]]) -> l
     assert host.pool.free_blocks == host.costs.blocks - 1, "blocks leaked"
     lengths = [len(prompt) for _, prompt, _ in requests]
     return [host.tokens[name][length:] for name, length in zip(names, lengths, strict=True)]
+
+
+def greedy(engine: PagedCausalLM, requests: list[tuple[int, list[int], int]]) -> list[list[int]]:
+    """`outputs_of` under the default rules; what a rank is asked."""
+    return outputs_of(PagedHost(engine), requests)

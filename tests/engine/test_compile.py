@@ -1,7 +1,5 @@
 """Warmup compiles one prefill and one decode graph per bucket; serving compiles nothing."""
 
-import sys
-import types
 from contextlib import contextmanager
 
 import pytest
@@ -120,40 +118,6 @@ def test_others_may_compile_between_our_passes(fresh):
 
     assert others(torch.zeros(1)).item() == 1
     model.decode([6])
-
-
-@pytest.fixture
-def fake_sendnn(monkeypatch):
-    """A `torch_sendnn` that records its warmup phases and how many compiles fall in each."""
-    import torch
-
-    log = []
-
-    @contextmanager
-    def warmup_mode():
-        log.append("enter")
-        yield
-        log.append("exit")
-
-    def sendnn(graph, inputs):
-        log.append("compile")
-        for tensor in inputs:
-            dims = getattr(tensor, "_dynamo_static_indices", None)
-            if isinstance(tensor, torch.Tensor) and dims is not None:
-                log.append("static")
-
-        def run(*args):
-            log.append("run")
-            return graph(*args)
-
-        return run
-
-    module = types.SimpleNamespace(warmup_mode=warmup_mode)
-    monkeypatch.setitem(sys.modules, "torch_sendnn", module)
-    torch._dynamo.register_backend(sendnn, name="sendnn")
-    yield log
-    torch._dynamo.backends.registry._COMPILER_FNS.pop("sendnn")
-    torch._dynamo.backends.registry._BACKENDS.pop("sendnn", None)
 
 
 def test_sendnn_compiles_inside_its_warmup_mode_and_deploys_outside_in_fp16(fresh, fake_sendnn):
