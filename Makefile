@@ -29,7 +29,8 @@ test-faults: setup ## ranks of an engine killed, stopped, out of memory; prints 
 	@$(BIN)/python -m pytest -m faults -s --durations=0
 
 test-models: setup ## every model that runs, each value of its config, against transformers; a line each
-	@$(BIN)/python -m pytest tests/engine/test_matrix.py -m "models or not models" -v --durations=0
+	@$(BIN)/python -m pytest tests/engine/test_matrix.py tests/engine/test_paged_causal_lm.py \
+	    -m "models or not models" -v --durations=0
 
 test-ranks: setup ## several ranks through vLLM, most with compiled code: minutes
 	@$(BIN)/python -m pytest -m ranks

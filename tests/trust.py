@@ -33,12 +33,11 @@ from spyre_bench.workload.workload import Workload
 BUCKETS = BucketSet.parse("4,64,16 2,128,32")
 WORKLOADS = (("azure_conv", 0.06), ("burstgpt", 0.1))  # and the factor on its lengths
 LOADS = (0.4, 0.7, 0.9, 1.0)  # 1: the simulated capacity
-POLICY = Policy("best_fit", gather_s=0.02)
 ABORTS = 0.3  # of the clients hang up, within so many seconds:
 PATIENCE_S = 3.0
 
 
-def planned(requests: int, costs) -> Iterator[tuple[str, Workload, int]]:
+def planned(requests: int, costs, policy: Policy) -> Iterator[tuple[str, Workload, int]]:
     """Name, requests and seed of one check after the other, without end: all loads of all
     workloads, then those of the next seed."""
     for seed in itertools.count():
@@ -46,11 +45,13 @@ def planned(requests: int, costs) -> Iterator[tuple[str, Workload, int]]:
             rng = np.random.default_rng([seed, round(100 * load)])
             drawn = load_workload(name, requests=8 * requests, rng=rng).scaled(lengths)
             few = fitting(drawn, BUCKETS).head(requests).with_arrivals("poisson:1", rng)
-            rps = load * capacity_rps(few, costs, POLICY)
+            rps = load * capacity_rps(few, costs, policy)
             yield f"{name} load {load:g} seed {seed}", at_rate(few, rps), seed
 
 
-def with_aborts(server: Server, workload: Workload, seed: int, estimated) -> tuple[int, Decisions]:
+def with_aborts(
+    server: Server, workload: Workload, seed: int, estimated, policy: Policy
+) -> tuple[int, Decisions]:
     """How many clients hung up, and whether the simulator decided as the server did."""
     rng = np.random.default_rng(seed)
     patience_s = rng.uniform(0, PATIENCE_S, len(workload))
@@ -58,7 +59,7 @@ def with_aborts(server: Server, workload: Workload, seed: int, estimated) -> tup
     before = count_passes(server.pass_log)
     hung_up = replay_with_aborts(server, workload, workload.arrival_s + leaves_s)
     passes = read_passes(server.pass_log, waits=True).iloc[before:]
-    return hung_up, decisions(passes.reset_index(drop=True), POLICY, estimated)
+    return hung_up, decisions(passes.reset_index(drop=True), policy, estimated)
 
 
 def row(check: Check) -> str:
@@ -74,6 +75,7 @@ def row(check: Check) -> str:
     cells += [f"{decided}, {told['latest_ms']:.1f} ms", f"{told['cost_bias']:+.1%}"]
     cells += [f"{told['cost_drift']:+.1%}", f"{told['amplification']:.1f}"]
     changed = f"{told['change_of_pace']:+.1%} of {told['allowed_change']:.1%}"
+    changed += f", {told['others_cores']:.1f} cores"
     cells.append(f"{changed}{' **disturbed**' if told['disturbed'] else ''}")
     return f"| {' | '.join(cells)} |"
 
@@ -89,24 +91,28 @@ def main() -> int:
     options.add_argument("--requests", type=int, default=32, help="of each check")
     options.add_argument("--model", default="smollm2")
     options.add_argument("--backend", default="inductor")
+    options.add_argument("--gather", type=float, default=0.02, help="more for a tiny model")
     options.add_argument("--out", type=Path, default=Path("reports/trust"))
     given = options.parse_args()
     out: Path = given.out
     load = os.getloadavg()[0]
     print(f"load of the machine before: {load:.1f}", flush=True)
-    setting = {"policy": POLICY.name, "gather_s": POLICY.gather_s}
+    policy = Policy("best_fit", gather_s=given.gather)
+    setting = {"policy": policy.name, "gather_s": policy.gather_s}
     setting["compile_backend"] = given.backend
     done: list[Check] = []
     with serve(model_directory(given.model), BUCKETS, out, threads=1, **setting) as server:
-        checks = Checks(LiveHost(server, out), BUCKETS, POLICY, out)
-        plan = planned(given.requests, checks.constants.costs)
+        checks = Checks(LiveHost(server, out), BUCKETS, policy, out)
+        plan = planned(given.requests, checks.constants.costs, policy)
         print(HEADER)
         for name, workload, seed in itertools.islice(plan, given.checks):
             done.append(checks.check(name, workload, seed=seed))
             print(row(done[-1]), flush=True)
         agree = True
         for seed, (name, workload, _) in enumerate(itertools.islice(plan, given.aborts)):
-            hung_up, decided = with_aborts(server, workload, seed, checks.constants.estimated)
+            hung_up, decided = with_aborts(
+                server, workload, seed, checks.constants.estimated, policy
+            )
             agree &= decided.agree
             print(f"{name}, {hung_up} of {len(workload)} clients hung up: {decided}", flush=True)
     judged = pd.concat(check.judged() for check in done)

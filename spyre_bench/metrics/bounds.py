@@ -1,4 +1,4 @@
-"""Seconds of device time that no scheduler can go below, for requests on given buckets."""
+"""Seconds of device time that no scheduler can go below, for requests on given shapes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import pandas as pd
 
 from spyre_bench.cost.bucket_cost import BucketCost
 from spyre_bench.cost.closed_form import FittedCost
+from spyre_bench.cost.shape_cost import DecodeCost, PrefillCost, ShapeCosts
+from spyre_bench.shape_set import BLOCK_TOKENS
+from spyre_bench.simulate.result import ContinuousRun, SimulatedRun, StaticRun
 from spyre_bench.workload.workload import Workload
 
 
@@ -56,6 +59,65 @@ def shape_bound_s(workload: Workload, costs: Sequence[BucketCost]) -> float:
     """
     shares = shares_s(workload, costs)
     return float(shares[np.isfinite(shares)].sum())
+
+
+def bound_s(run: SimulatedRun) -> float:
+    """L1 of the served requests, whichever way they were batched. What a prefix cache had counts as
+    never computed."""
+    if isinstance(run, StaticRun):
+        return shape_bound_s(run.workload, run.costs)
+    assert isinstance(run, ContinuousRun)
+    shares = step_shares_s(run.workload, run.costs, run.hit_tokens)
+    return float(shares[np.isfinite(shares)].sum())
+
+
+def step_shares_s(
+    workload: Workload, costs: ShapeCosts, hit_tokens: np.ndarray | None = None
+) -> np.ndarray:
+    """The least seconds of paged passes that each request can be, under any batching: float64
+    [requests], infinite where it is longer than the shapes take.
+
+    Chunks, which nobody shares: the cheapest shapes that hold the tokens that were in no cache,
+    and for each token the seconds of what stands before any chunk that holds it. Decode passes:
+    for each output token but the first, a row's part of a full pass where that is least,
+    `min over shapes with T >= context of base/B + row + slot·context`.
+    """
+    prompt, output = (c.astype(int) for c in (workload.prompt_tokens, workload.output_tokens))
+    hit = np.zeros(len(workload), dtype=int) if hit_tokens is None else hit_tokens
+    fits = prompt + workload.max_tokens <= costs.max_model_len
+    prompt, output, hit = (np.where(fits, c, 1) for c in (prompt, output, np.minimum(hit, prompt)))
+    least = np.cumsum(np.append(0.0, least_row_s(costs.decode)))
+    decode_s = least[prompt + output - 1] - least[prompt]
+    blocks = -(-(prompt - hit) // BLOCK_TOKENS)
+    chunk_s = _least_chunks_s(costs.prefill, int(blocks.max()))[blocks]
+    before = np.arange(int(prompt.max())) + 1 - costs.max_chunk
+    slots = np.cumsum(np.append(0.0, np.maximum(before, 0)))
+    slot_s = min(cost.slot_s for cost in costs.prefill) / costs.max_chunk
+    chunk_s += slot_s * (slots[prompt] - slots[hit])
+    return np.where(fits, chunk_s + decode_s, np.inf)
+
+
+def least_row_s(decode: Sequence[DecodeCost]) -> np.ndarray:
+    """A row's part of a full pass in the shape where that is least, float64 [longest context]; the
+    first for a context of one token."""
+    context = np.arange(1, max(cost.shape.context_length for cost in decode) + 1)
+    least = np.full(len(context), np.inf)
+    for cost in decode:
+        part_s = cost.base_s / cost.shape.rows + cost.row_s + cost.slot_s * context
+        least = np.minimum(least, np.where(context <= cost.shape.context_length, part_s, np.inf))
+    return least
+
+
+def _least_chunks_s(prefill: Sequence[PrefillCost], blocks: int) -> np.ndarray:
+    """The least seconds of chunks that hold so many blocks, float64 [blocks + 1]."""
+    least = [0.0]
+    for held in range(1, blocks + 1):
+        ways = [
+            cost.base_s + least[max(0, held - cost.shape.chunk_length // BLOCK_TOKENS)]
+            for cost in prefill
+        ]
+        least.append(min(ways))
+    return np.array(least)
 
 
 def work_bound_s(workload: Workload, machine: FittedCost, batch_size: int) -> float:

@@ -82,13 +82,17 @@ def _gaps(run: SimulatedRun) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Seconds between two tokens of a request, of which shape, and how often. Spelled out they
     would be the largest array of all: most are one of a row of equal passes."""
     passes = run.passes
-    late = np.flatnonzero((passes.waited_s > 0) & (passes.tokens > 0))
+    waited = (passes.waited_s > 0) & (passes.tokens > 0)
+    waited[passes.resumed] = True
+    late = np.flatnonzero(waited)
     row = np.searchsorted(passes.first_member, late, side="right") - 1
-    counts = np.where(passes.kind == DECODE, passes.outputs, 0)
+    decode = passes.kind == DECODE
+    counts = np.where(decode, passes.outputs, 0)
+    among = np.bincount(row[decode[row]], minlength=len(passes))  # a chunk after a preemption adds
     return (
         np.concatenate([passes.seconds, passes.waited_s[late] + passes.seconds[row]]),
         np.concatenate([passes.shape, passes.shape[row]]),
-        np.concatenate([counts - np.bincount(row, minlength=len(passes)), np.ones_like(late)]),
+        np.concatenate([counts - among, np.ones_like(late)]),
     )
 
 

@@ -7,10 +7,10 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 
-from spyre_bench.metrics.bounds import shape_bound_s
+from spyre_bench.metrics.bounds import bound_s
 from spyre_bench.metrics.latency import latencies
-from spyre_bench.metrics.waste import ledger
-from spyre_bench.simulate.result import UNSERVED, SimulatedRun
+from spyre_bench.metrics.waste import ledger, paid
+from spyre_bench.simulate.result import UNSERVED, ContinuousRun, SimulatedRun
 
 GROWING = 1.5  # queue of the second half over that of the first, beyond which it grows
 PASSES_AT_ONCE = 2**14  # rows of a temporary array: it stays in the processor's cache
@@ -32,10 +32,10 @@ def requests(run: SimulatedRun) -> pd.DataFrame:
 
 def duration_s(run: SimulatedRun) -> float:
     """From the first arrival to the last token; 0 where nothing was served."""
-    if not len(run.passes):
+    passes = run.passes
+    if not len(passes):
         return 0.0
-    start_s = run.passes.start_s[run.passes.first_of_batch]
-    end_s = (start_s + run.passes.batch_seconds).max()
+    end_s = (passes.start_s[passes.first_of_batch] + passes.batch_seconds).max()
     return float(end_s - run.workload.arrival_s[0])
 
 
@@ -55,13 +55,14 @@ def distance_to_shape_bound(run: SimulatedRun) -> float:
     takes: 1 is perfect. nan where nothing was served."""
     if not len(run.passes):
         return float("nan")
-    return busy_s(run) / shape_bound_s(run.workload, run.costs)
+    return busy_s(run) / bound_s(run)
 
 
 def summary(run: SimulatedRun) -> dict[str, float]:
     """The run in one row: served, rejected, batches, duration_s, busy_s, throughput_rps,
     utilisation, busy_over_shape_bound, fill, the ledger as `<part>_tokens`, and mean, median, p95
-    and p99 of queue, ttft, tpot and e2el as `p95_ttft_ms`."""
+    and p99 of queue, ttft, tpot and e2el as `p95_ttft_ms`. Under continuous batching also what the
+    busy seconds were paid for, as `paid_<part>_s`, and hit_tokens."""
     seconds, served, tokens = duration_s(run), int(run.served.sum()), ledger(run)
     latency = latencies(run, (95, 99))
     return {
@@ -75,6 +76,7 @@ def summary(run: SimulatedRun) -> dict[str, float]:
         "busy_over_shape_bound": distance_to_shape_bound(run),
         "fill": tokens.fill,
         **{f"{name}_tokens": count for name, count in asdict(tokens).items()},
+        **_of_continuous(run),
         **{
             f"{of}_{name}_ms": value
             for name in ("queue", "ttft", "tpot", "e2el")
@@ -85,6 +87,13 @@ def summary(run: SimulatedRun) -> dict[str, float]:
             }.items()
         },
     }
+
+
+def _of_continuous(run: SimulatedRun) -> dict[str, float]:
+    if not isinstance(run, ContinuousRun):
+        return {}
+    seconds = {f"paid_{name}": value for name, value in asdict(paid(run)).items()}
+    return seconds | {"hit_tokens": int(run.hit_tokens.sum())}
 
 
 def saturation(run: SimulatedRun) -> str:
@@ -101,7 +110,7 @@ def saturation(run: SimulatedRun) -> str:
     span_s = float(arrival_s[-1] - arrival_s[0])
     if span_s == 0:
         return "all requests came at once: their latency is that of the backlog"
-    least_s = shape_bound_s(run.workload, run.costs) / run.replicas
+    least_s = bound_s(run) / run.replicas
     if least_s > span_s:
         return (
             f"the requests came in {span_s:.0f} s and are at least {least_s:.0f} s of work for "

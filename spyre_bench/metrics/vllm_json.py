@@ -13,7 +13,7 @@ import numpy as np
 
 from spyre_bench.metrics import latency, summary, waste
 from spyre_bench.shapes import REJECTIONS
-from spyre_bench.simulate.result import DECODE, SimulatedRun
+from spyre_bench.simulate.result import DECODE, ContinuousRun, SimulatedRun
 
 
 def bench_result(
@@ -102,7 +102,9 @@ def _itls(run: SimulatedRun) -> list[list[float]]:
     """Seconds between the tokens of each request."""
     gaps_s: list[list[float]] = [[] for _ in run.served]
     passes = run.passes
-    for row in np.flatnonzero(passes.kind == DECODE):
+    yields = passes.kind == DECODE
+    yields[np.searchsorted(passes.first_member, passes.resumed, side="right") - 1] = True
+    for row in np.flatnonzero(yields):
         seconds, got = float(passes.seconds[row]), passes.of_row(row)
         for member, tokens, waited_s in zip(*(column.tolist() for column in got), strict=True):
             if tokens:
@@ -144,15 +146,15 @@ def _named(metric: str, statistics: latency.Statistics) -> dict[str, float]:
 def _extras(run: SimulatedRun) -> dict[str, Any]:
     ledger = waste.ledger(run)
     reason = summary.saturation(run)
-    shapes = run.passes.shape[run.passes.first_of_batch]
-    hits = np.bincount(shapes, minlength=len(run.costs)).tolist()
-    names = [str(cost.bucket) for cost in run.costs]
+    names = list(run.shapes)
+    batches = len(run.passes.first_of_batch)
     unserved = np.bincount(run.requests.rejected, minlength=len(REJECTIONS) + 1)
     rejected = unserved[1 : len(REJECTIONS) + 1].tolist()
     bound = summary.distance_to_shape_bound(run)
     return {
         "spyre_workload": run.workload.name,
         "spyre_buckets": names,
+        **_of_kind(run, names),
         "spyre_policy": {
             name: "inf" if value == math.inf else value  # JSON has no infinity
             for name, value in asdict(run.policy).items()
@@ -160,8 +162,7 @@ def _extras(run: SimulatedRun) -> dict[str, Any]:
         "spyre_replicas": run.replicas,
         "spyre_fill": ledger.fill,
         "spyre_waste": asdict(ledger) | {"computed": ledger.computed},
-        "spyre_batches": len(shapes),
-        "spyre_shape_hits": dict(zip(names, hits, strict=True)),
+        "spyre_batches": batches,
         "spyre_rejected": dict(zip(REJECTIONS, rejected, strict=True)),
         "spyre_busy_s": summary.busy_s(run),
         "spyre_utilisation": summary.utilisation(run),
@@ -170,6 +171,22 @@ def _extras(run: SimulatedRun) -> dict[str, Any]:
         "spyre_saturation": reason,
         "spyre_ready_s": run.ready_s,
         "spyre_client_overhead_s": run.client_overhead_s,
-        "spyre_warmup_s": sum(cost.warmup_s for cost in run.costs),
-        "spyre_extrapolated": [str(c.bucket) for c in run.costs if c.extrapolated],
+        "spyre_warmup_s": run.warmup_s,
+        "spyre_extrapolated": list(run.extrapolated),
+    }
+
+
+def _of_kind(run: SimulatedRun, names: list[str]) -> dict[str, Any]:
+    """What ran in each shape: batches of static batching, passes of continuous batching."""
+    passes = run.passes
+    if not isinstance(run, ContinuousRun):
+        hits = np.bincount(passes.shape[passes.first_of_batch], minlength=len(names))
+        return {"spyre_shape_hits": dict(zip(names, hits.tolist(), strict=True))}
+    hits = np.bincount(passes.shape, weights=passes.count, minlength=len(names)).astype(int)
+    return {
+        "spyre_batching": "continuous",
+        "spyre_blocks": run.costs.blocks,
+        "spyre_shape_hits": dict(zip(names, hits.tolist(), strict=True)),
+        "spyre_paid": asdict(waste.paid(run)),
+        "spyre_hit_tokens": int(run.hit_tokens.sum()),
     }

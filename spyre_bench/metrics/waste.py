@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from spyre_bench.policy.ledger import WasteLedger
+from spyre_bench.metrics.bounds import least_row_s
+from spyre_bench.policy.ledger import Ledger, PaidLedger, StepLedger, WasteLedger
 from spyre_bench.shapes import Bucket
-from spyre_bench.simulate.result import PREFILL, SimulatedRun
+from spyre_bench.simulate.result import PREFILL, ContinuousRun, SimulatedRun, StaticRun
 
 LEDGER = tuple(field.name for field in fields(WasteLedger))
 WASTES = tuple(name for name in LEDGER if name != "useful")
 
 
-def batches(run: SimulatedRun) -> pd.DataFrame:
+def batches(run: StaticRun) -> pd.DataFrame:
     """One row per batch: batch, replica, bucket, start_s, seconds, rows, passes, the waste ledger
     in token slots (see `policy.ledger.WasteLedger`), computed and fill."""
     names = np.array([str(cost.bucket) for cost in run.costs])
@@ -37,9 +38,57 @@ def batches(run: SimulatedRun) -> pd.DataFrame:
     return frame.assign(computed=computed, fill=frame["useful"] / computed)
 
 
-def ledger(run: SimulatedRun) -> WasteLedger:
-    """The waste ledger of the whole run."""
-    return WasteLedger(**{name: int(tokens.sum()) for name, tokens in _of_passes(run).items()})
+def ledger(run: SimulatedRun) -> Ledger:
+    """The waste ledger of the whole run, in token slots: of its kind of batching."""
+    if isinstance(run, StaticRun):
+        return WasteLedger(**{name: int(tokens.sum()) for name, tokens in _of_passes(run).items()})
+    assert isinstance(run, ContinuousRun)
+    return StepLedger(**{name: int(tokens.sum()) for name, tokens in _of_steps(run).items()})
+
+
+def _of_steps(run: ContinuousRun) -> dict[str, np.ndarray]:
+    """Each part of `StepLedger` for each row of passes, int64 [p]."""
+    passes = run.passes
+    pad = passes.slots * passes.count - passes.useful - passes.again
+    prefill = passes.kind == PREFILL
+    return {
+        "useful": passes.useful,
+        "chunk_pad": np.where(prefill, pad, 0),
+        "again": passes.again,
+        "row_pad": np.where(prefill, 0, pad),
+    }
+
+
+def paid(run: ContinuousRun) -> PaidLedger:
+    """What the busy seconds of a run were paid for. Seconds of a chunk are divided by its slots,
+    what a decode pass takes without anybody by its rows."""
+    passes, costs = run.passes, run.costs
+    steps, seconds = _of_steps(run), passes.seconds * passes.count
+    chunk = passes.kind == PREFILL
+    slot_s = np.where(chunk, seconds / passes.slots, 0.0)
+    base_s = np.array([0.0] * len(costs.prefill) + [cost.base_s for cost in costs.decode])
+    empty_s = np.where(chunk, 0.0, base_s[passes.shape] * passes.count)
+    row_s = empty_s / passes.slots  # a row's part
+    least_s = passes.rows * np.where(chunk, 0.0, _least_empty_s(run))
+    parts = {
+        "useful_s": slot_s * steps["useful"] + np.where(chunk, 0.0, seconds - empty_s + least_s),
+        "chunk_pad_s": slot_s * steps["chunk_pad"],
+        "again_s": slot_s * steps["again"],
+        "row_pad_s": row_s * (passes.slots - passes.rows),
+        "shape_pad_s": passes.rows * row_s - least_s,
+    }
+    return PaidLedger(**{name: float(part.sum()) for name, part in parts.items()})
+
+
+def _least_empty_s(run: ContinuousRun) -> np.ndarray:
+    """Of each row of decode passes: a row's part of what they take without anybody, in the shape
+    where that is least, float64 [p]."""
+    passes = run.passes
+    bare = [replace(cost, row_s=0.0, slot_s=0.0) for cost in run.costs.decode]
+    least = np.cumsum(np.append(0.0, least_row_s(bare)))
+    first = np.maximum(passes.width, 1)
+    last = np.minimum(first + passes.count - 1, len(least) - 1)
+    return np.asarray(least[last] - least[first - 1])
 
 
 def by_bucket(batches: pd.DataFrame) -> pd.DataFrame:
@@ -50,7 +99,7 @@ def by_bucket(batches: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(fill=frame["useful"] / frame["computed"]).reset_index()
 
 
-def _of_passes(run: SimulatedRun) -> dict[str, np.ndarray]:
+def _of_passes(run: StaticRun) -> dict[str, np.ndarray]:
     """Each part of `WasteLedger.of_batch` for each row of passes of a static batch, int64 [p]."""
     passes = run.passes
     if not len(passes):

@@ -212,13 +212,18 @@ class SpyreConfig:
         )
 
     def require_context(self, context_length: int) -> None:
-        """Raises ValueError for a bucket longer than the model's context, in tokens."""
-        for bucket in self.buckets or ():
-            if bucket.context_length > context_length:
+        """Raises ValueError for a bucket or shape longer than the model's context, in tokens."""
+        for compiled in self.compiled:
+            if compiled.context_length > context_length:
+                what, lower = (
+                    ("bucket", "its prompt length or new tokens")
+                    if self.batching == "static"
+                    else ("shape", "it")
+                )
                 raise ValueError(
-                    f"bucket {bucket} needs a context of {bucket.context_length} tokens, but the "
-                    f"model (or --max-model-len) allows {context_length}: lower its prompt length "
-                    f"or new tokens, or raise --max-model-len as far as the model goes"
+                    f"{what} {compiled} needs a context of {compiled.context_length} tokens, but "
+                    f"the model (or --max-model-len) allows {context_length}: lower {lower}, or "
+                    f"raise --max-model-len as far as the model goes"
                 )
 
 

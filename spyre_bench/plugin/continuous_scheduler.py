@@ -103,7 +103,7 @@ class ContinuousScheduler(BaseScheduler):
     def schedule(self, throttle_prefills: bool = False) -> ContinuousSchedulerOutput:
         """The next pass: a chunk of one request, or a token for each row whose turn it is."""
         preempted: list[str] = []
-        step = self._decide() if self._pause_state == PauseState.UNPAUSED else None
+        step = self._decide()
         while isinstance(step, Preempt):
             victim = step.request.request
             self.running.remove(victim)
@@ -113,6 +113,7 @@ class ContinuousScheduler(BaseScheduler):
             step = self._decide()
         output = self._narrowed(step, throttle_prefills)
         ran = bool(output.num_scheduled_tokens)
+        assert ran == (step is not None), f"vLLM ran {output.num_scheduled_tokens} of {step}"
         values = {one.name: getattr(output, one.name) for one in fields(SchedulerOutput)}
         if ran and isinstance(step, Prefill):
             pass_ = self._chunk(step)
@@ -131,10 +132,13 @@ class ContinuousScheduler(BaseScheduler):
         )
 
     def _decide(self) -> Prefill | Decode | Preempt | None:
-        """What runs next; the queue is as before."""
+        """What runs next; the queue is as before. Of a paused engine nobody is admitted, and with
+        `PAUSED_ALL` nothing runs."""
+        if self._pause_state == PauseState.PAUSED_ALL:
+            return None
         read: list[Request] = []
         step = next_step(
-            self._waiting(read),
+            self._waiting(read) if self._pause_state == PauseState.UNPAUSED else (),
             [self._running(request) for request in self.running],
             self._free_blocks_now(),
             self.costs,
@@ -194,11 +198,7 @@ class ContinuousScheduler(BaseScheduler):
     def _rows(self, step: Decode) -> dict:
         """What the engine needs of a decode pass that was scheduled."""
         rows = [row.request for row in step.rows]
-        decoding = [
-            request
-            for request in self.running
-            if request in set(rows) or self._has_decoded(request)
-        ]
+        decoding = [request for request in self.running if self._has_decoded(request)]
         self._pauses.count(decoding, rows)
         self.decodes_since_chunk += 1
         self.counts.add_rows(step.shape, [row.num_computed_tokens for row in rows])

@@ -48,8 +48,8 @@ BY_VALUE = _names(
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "scheduler_cls": ((), "leave it out, policy says who runs together"),
     "worker_cls": (("auto",), "leave it out, the backend has its own"),
-    "kv_offloading_size": ((), "leave it out, a batch keeps its cache in its bucket"),
-    "kv_events_config": ((), "leave it out, no blocks are cached"),
+    "kv_offloading_size": ((), "leave it out, the cache stays with its engine"),
+    "kv_events_config": ((), "leave it out, nobody is told of cached blocks"),
     "enable_sleep_mode": ((), "leave it out and stop the server instead"),
     "profiler_config": ((), "leave it out, pass_log has the seconds of each pass"),
     "weight_transfer_config": ((), "leave it out, compiled passes keep their weights"),
@@ -62,10 +62,11 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 """Name -> values that are no wish for it, and what to do. All others are refused."""
 
+BUCKETS_SAY, SHAPES_SAY = "the buckets say it", "the shapes and rules say it"
 WITHOUT_EFFECT: dict[str, frozenset[str]] = {
     why: _names(names)
     for why, names in {
-        "the buckets say it": """
+        BUCKETS_SAY: """
             max_num_seqs max_num_batched_tokens max_num_scheduled_tokens max_num_active_seqs
             block_size num_gpu_blocks_override gpu_memory_utilization kv_cache_memory_bytes
             enable_prefix_caching prefix_caching_hash_algo prefix_cache_retention_interval
@@ -134,7 +135,7 @@ WITHOUT_EFFECT: dict[str, frozenset[str]] = {
 CONTINUOUS = _names(
     """
     max_num_seqs max_num_batched_tokens num_gpu_blocks_override enable_prefix_caching
-    prefix_caching_hash_algo
+    prefix_caching_hash_algo enable_chunked_prefill
     """
 )
 """Of those without effect the ones that continuous batching obeys."""
@@ -158,7 +159,10 @@ def without_effect(arguments: EngineArgs, batching: str = "static") -> str | Non
         for why, names in WITHOUT_EFFECT.items()
         if names & asked.keys()
     ]
-    return f"Without effect on the spyre backend: {'; '.join(reasons)}." if reasons else None
+    if not reasons:
+        return None
+    sentence = f"Without effect on the spyre backend: {'; '.join(reasons)}."
+    return sentence.replace(BUCKETS_SAY, SHAPES_SAY) if batching == "continuous" else sentence
 
 
 def _asked(arguments: EngineArgs) -> dict[str, Any]:

@@ -194,6 +194,12 @@ class SpyrePlatform(Platform):
         tokens = max(shapes.max_model_len, shapes.max_rows)
         scheduler.max_num_batched_tokens = scheduler.max_num_scheduled_tokens = tokens
         scheduler.long_prefill_token_threshold = 0
+        if not scheduler.enable_chunked_prefill and shapes.max_chunk < shapes.max_model_len:
+            raise ValueError(
+                f"chunked prefill is off and the longest chunk has {shapes.max_chunk} of "
+                f"{shapes.max_model_len} tokens: leave out --no-enable-chunked-prefill, or compile "
+                f"a prefill shape {shapes.max_model_len},{shapes.max_model_len}"
+            )
         scheduler.enable_chunked_prefill = True
         cache = vllm_config.cache_config
         cache.block_size, cache.user_specified_block_size = BLOCK_TOKENS, True

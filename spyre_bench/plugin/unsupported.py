@@ -89,7 +89,7 @@ def _of_engine(vllm_config: VllmConfig) -> list[tuple[bool, str, str]]:
         (
             vllm_config.kv_transfer_config is not None,
             "KV connectors",
-            "leave out --kv-transfer-config, a batch keeps its cache in its bucket",
+            "leave out --kv-transfer-config, the cache stays with its engine",
         ),
         (
             vllm_config.ec_transfer_config is not None,

@@ -173,8 +173,8 @@ def next_step(
 ) -> Step[W, R] | None:
     """What the engine runs next; None where nobody waits or runs.
 
-    `waiting` is in the order of service and read lazily; `running` in the order of admission, at
-    most one of them in prefill. `free_blocks` counts those that nobody holds, cached ones too.
+    `waiting` is in the order of service and read lazily; `running` in the order of admission, so
+    only the last may be in prefill. `free_blocks` counts those that nobody holds, cached ones too.
 
     A chunk goes before a decode pass, unless rows are paused or fewer than `decode_between` passes
     ran since the last chunk; an ongoing prefill goes before a new one. What cannot be prefilled now
@@ -183,29 +183,33 @@ def next_step(
     Raises ValueError for a request that no shape or pool takes: it must be refused before.
     """
     prefilling: R | None = None
-    decoding: list[R] = []
-    reserved, paused = 0, False
-    for row in running:
-        reserved += row.reserved_blocks
-        if row.computed_tokens < row.prompt_tokens:
-            prefilling = row
-        else:
-            decoding.append(row)
-            paused = paused or row.paused_for > 0
+    decoding = running
+    if running and running[-1].computed_tokens < running[-1].prompt_tokens:
+        prefilling, decoding = running[-1], running[:-1]
+    for row in decoding:
+        if row.paused_for:
+            return _decode(running, decoding, free_blocks, costs, rules, 1)
     stable_for = NEVER
-    if decoding and (paused or decodes_since_chunk < rules.decode_between):
-        stable_for = 1 if paused else rules.decode_between - decodes_since_chunk
-    elif prefilling is not None:
-        if (step := _go_on(prefilling, running, decoding, free_blocks, costs, rules)) is not None:
-            return step
-        stable_for = 1 if _can_clear(rules) else NEVER
-    else:
+    if prefilling is not None:
+        if decoding and decodes_since_chunk < rules.decode_between:
+            stable_for = rules.decode_between - decodes_since_chunk
+        else:
+            step = _go_on(prefilling, running, decoding, free_blocks, costs, rules)
+            if step is not None:
+                return step
+            stable_for = 1 if _can_clear(rules) else NEVER
+    elif len(running) < costs.max_rows:
         request = _first(waiting, rules, now)
         if request is None:
             if not decoding:
                 return None
-        elif len(running) < costs.max_rows:
-            available = free_blocks - reserved if rules.admission == "reserve" else free_blocks
+        elif decoding and decodes_since_chunk < rules.decode_between:
+            stable_for = rules.decode_between - decodes_since_chunk
+        else:
+            available = free_blocks
+            if rules.admission == "reserve":
+                for row in running:
+                    available -= row.reserved_blocks
             chunk = _admit(request, decoding, available, costs, rules)
             if chunk is not None:
                 return chunk
@@ -259,7 +263,8 @@ def _admit(
         if raised > rules.max_raise_tokens:
             return None
     chunk = _chunk(request, request.hit_blocks * BLOCK_TOKENS, costs, rules)
-    if chunk.is_last and not _may_join(request, decoding, costs, rules):
+    in_a_row = not rules.decode_between  # then the last chunk must not have to wait
+    if (chunk.is_last or in_a_row) and not _may_join(request, decoding, costs, rules):
         return None
     return chunk
 
@@ -414,13 +419,11 @@ def _decode(
 
 
 def _in_turn(decoding: Sequence[R], costs: ShapeCosts, rules: Rules) -> list[R]:
-    """The rows of this pass where not all are covered: who paused longest first, then who has
-    the fewest outputs, as long as what is taken stays covered."""
+    """The rows of this pass where not all are covered: who paused longest first, then who has the
+    fewest outputs, of equals the newest, as long as what is taken stays covered."""
     sign = -1 if rules.longest_first else 1
-    queue = sorted(
-        decoding,
-        key=lambda row: (-row.paused_for, sign * (row.computed_tokens - row.prompt_tokens)),
-    )
+    queue = list(reversed(decoding))
+    queue.sort(key=lambda row: (-row.paused_for, sign * (row.computed_tokens - row.prompt_tokens)))
     taken: list[R] = []
     for row in queue:
         rows = [*taken, row]

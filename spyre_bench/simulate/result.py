@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 
 import numpy as np
 import pandas as pd
 
 from spyre_bench.cost.bucket_cost import BucketCost
+from spyre_bench.cost.shape_cost import ShapeCosts
+from spyre_bench.policy.continuous import Rules
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import REJECTIONS
 from spyre_bench.workload.workload import Workload
@@ -54,7 +57,7 @@ class Passes:
     batch: np.ndarray  # int32 [p], ascending from 0
     replica: np.ndarray  # int16 [p]
     start_s: np.ndarray  # float64 [p], of the first of them
-    seconds: np.ndarray  # float64 [p], of one of them
+    seconds: np.ndarray  # float64 [p], of one of them; their mean where they differ
     count: np.ndarray  # int32 [p]
     slots: np.ndarray  # int64 [p], tokens that one of them computes, padding included
     useful: np.ndarray  # int64 [p], tokens of prompts and outputs among the slots of all of them
@@ -95,6 +98,14 @@ class Passes:
         """The members of all passes of a kind, row by row."""
         return self.members[np.repeat(self.kind == KINDS.index(kind), self.rows)]
 
+    @cached_property
+    def resumed(self) -> np.ndarray:
+        """int64, the memberships whose prefill yields a later token than the request's first: after
+        a preemption."""
+        yields = np.flatnonzero(np.repeat(self.kind == PREFILL, self.rows) & (self.tokens > 0))
+        _, first = np.unique(self.members[yields], return_index=True)
+        return np.delete(yields, first)
+
     def sum_over_members(self, values: np.ndarray) -> np.ndarray:
         """[m] -> [p]"""
         return sums(values, self.first_member)
@@ -104,18 +115,41 @@ class Passes:
         return sums(values, self.first_of_batch)
 
 
+@dataclass(frozen=True, eq=False)
+class PagedPasses(Passes):
+    """Chunks of prompts, and decode passes of rows whose contexts differ."""
+
+    again: np.ndarray  # int64 [p], tokens among the slots that had been computed before
+    before: np.ndarray  # int64 [p], tokens in the cache before the first, summed over the rows
+    width: np.ndarray  # int32 [p], tokens of the longest row's context in the first, padding too
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class SimulatedRun:
     """A workload served by simulated engines: its requests, and the passes that served them."""
 
     workload: Workload
-    costs: tuple[BucketCost, ...]
-    policy: Policy
     replicas: int
     ready_s: float
     client_overhead_s: float  # what a client waits beyond the engine's times
     requests: Requests
     passes: Passes
+    policy: Policy | Rules
+
+    @property
+    def shapes(self) -> tuple[str, ...]:
+        """What `passes.shape` counts, as text."""
+        raise NotImplementedError
+
+    @property
+    def extrapolated(self) -> tuple[str, ...]:
+        """The shapes whose costs are outside of what was measured."""
+        raise NotImplementedError
+
+    @property
+    def warmup_s(self) -> float:
+        """A cold start of one engine."""
+        raise NotImplementedError
 
     @property
     def served(self) -> np.ndarray:
@@ -133,7 +167,9 @@ class SimulatedRun:
         return self.requests.finish_s - self.workload.arrival_s + self.client_overhead_s
 
     def __repr__(self) -> str:
-        return f"SimulatedRun({', '.join(f'{k}: {v}' for k, v in self._in_short().items())})"
+        return (
+            f"{type(self).__name__}({', '.join(f'{k}: {v}' for k, v in self._in_short().items())})"
+        )
 
     def _repr_html_(self) -> str:
         return str(pd.Series(self._in_short()).to_frame(self.workload.name).to_html())
@@ -155,6 +191,51 @@ class SimulatedRun:
             **short,
             "fill": f"{fill:.0%}",
         }
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class StaticRun(SimulatedRun):
+    """By batches in buckets."""
+
+    policy: Policy
+    costs: tuple[BucketCost, ...]
+
+    @property
+    def shapes(self) -> tuple[str, ...]:
+        return tuple(str(cost.bucket) for cost in self.costs)
+
+    @property
+    def extrapolated(self) -> tuple[str, ...]:
+        return tuple(str(cost.bucket) for cost in self.costs if cost.extrapolated)
+
+    @property
+    def warmup_s(self) -> float:
+        return sum(cost.warmup_s for cost in self.costs)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ContinuousRun(SimulatedRun):
+    """By chunks and decode passes of paged shapes, prefill shapes first."""
+
+    passes: PagedPasses
+    policy: Rules
+    costs: ShapeCosts
+    hit_tokens: np.ndarray  # int64 [n], prompt tokens that the prefix cache had
+
+    @property
+    def shapes(self) -> tuple[str, ...]:
+        prefill = [f"prefill {cost.shape}" for cost in self.costs.prefill]
+        return (*prefill, *[f"decode {cost.shape}" for cost in self.costs.decode])
+
+    @property
+    def extrapolated(self) -> tuple[str, ...]:
+        outside = [cost.extrapolated for cost in self.costs.prefill]
+        outside += [cost.extrapolated for cost in self.costs.decode]
+        return tuple(compress(self.shapes, outside))
+
+    @property
+    def warmup_s(self) -> float:
+        return self.costs.warmup_s
 
 
 def sums(values: np.ndarray, first: np.ndarray) -> np.ndarray:

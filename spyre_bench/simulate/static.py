@@ -19,6 +19,7 @@ import numpy as np
 from spyre_bench.cost.bucket_cost import BucketCost
 from spyre_bench.cost.spread import Pace, steady
 from spyre_bench.policy.static import Batch, Hold, Policy, Step, next_batch
+from spyre_bench.simulate.replicas import CHUNK, ranges, require, require_replicas, serve
 from spyre_bench.simulate.result import (
     DECODE,
     LEFT,
@@ -26,14 +27,10 @@ from spyre_bench.simulate.result import (
     UNSERVED,
     Passes,
     Requests,
-    SimulatedRun,
+    StaticRun,
     sums,
 )
 from spyre_bench.workload.workload import Workload
-
-MOST = 10_000  # replicas; more is a slip
-ROUTERS = ("round_robin", "least_loaded")
-CHUNK = 8192  # requests that exist as Python objects at a time
 
 
 class Request(NamedTuple):
@@ -62,7 +59,7 @@ def simulate(
     pace: Pace = steady,
     seen_s: np.ndarray | None = None,
     leaves_s: np.ndarray | None = None,
-) -> SimulatedRun:
+) -> StaticRun:
     """Serves the workload on engines that have the buckets of `costs` compiled.
 
     Every replica starts its first batch `ready_s` after the workload's start at the earliest (a
@@ -82,17 +79,10 @@ def simulate(
     Raises ValueError for no bucket, a replica count below 1, an unknown router, a negative time.
     """
     costs = tuple(costs)
-    _require(len(costs) > 0, "costs is empty: price at least one bucket")
-    _require(replicas >= 1, f"replicas {replicas} is below 1: use 1 or more")
-    _require(replicas <= MOST, f"replicas {replicas} is above {MOST:,}: use fewer")
-    _require(router in ROUTERS, f"router {router!r} is not known: use one of {', '.join(ROUTERS)}")
-    _require(ready_s >= 0, f"ready_s {ready_s} is negative: use 0 for a ready engine")
-    _require(
-        0 <= client_overhead_s < math.inf,
-        f"client_overhead_s {client_overhead_s} is negative or endless: use 0",
-    )
+    require(len(costs) > 0, "costs is empty: price at least one bucket")
+    require_replicas(replicas, router, ready_s, client_overhead_s)
     estimated = costs if estimated is None else tuple(estimated)
-    _require(
+    require(
         [cost.bucket for cost in estimated] == [cost.bucket for cost in costs],
         "estimated costs are of other buckets than costs: give one for each, in the same order",
     )
@@ -103,15 +93,11 @@ def simulate(
     seen_s = workload.arrival_s if seen_s is None else seen_s
     leaves_s = np.full(len(workload), math.inf) if leaves_s is None else leaves_s
     engines = [_Engine(costs, estimated, policy, first_s, pace) for _ in range(replicas)]
-    if router == "least_loaded" and replicas > 1:
-        _route_to_the_least_loaded(engines, _requests(workload, seen_s, leaves_s, rows))
-    else:
-        for index, engine in enumerate(engines):
-            engine.serve(_requests(workload, seen_s, leaves_s, rows[index::replicas]))
+    serve(engines, router, rows, lambda some: _requests(workload, seen_s, leaves_s, some))
     passes = _passes(workload, costs, engines)
     requests = _served(workload, rejected, passes)
-    return SimulatedRun(
-        workload, costs, policy, replicas, ready_s, client_overhead_s, requests, passes
+    return StaticRun(
+        workload, replicas, ready_s, client_overhead_s, requests, passes, policy, costs
     )
 
 
@@ -229,15 +215,6 @@ class _Engine:
         return True
 
 
-def _route_to_the_least_loaded(engines: Sequence[_Engine], requests: Iterator[Request]) -> None:
-    for request in requests:
-        for engine in engines:
-            engine.advance(request.arrival_s)
-        min(engines, key=lambda engine: engine.unfinished(request.arrival_s)).push(request)
-    for engine in engines:
-        engine.advance(math.inf)
-
-
 def _rejections(workload: Workload, costs: Sequence[BucketCost]) -> np.ndarray:
     """int8 [n], why no bucket takes each request: 0 where one does."""
     prompt_tokens, max_tokens = workload.prompt_tokens, workload.max_tokens
@@ -283,7 +260,7 @@ def _passes(workload: Workload, costs: Sequence[BucketCost], engines: Sequence[_
     shape = joined(lambda engine: engine.bucket, np.int16)[logged]
     rows = joined(lambda engine: engine.rows, np.int32)
     first, rows = (np.cumsum(rows) - rows)[logged], rows[logged]
-    members = joined(lambda engine: engine.members, np.int32)[_ranges(first, rows)]
+    members = joined(lambda engine: engine.members, np.int32)[ranges(first, rows)]
     of_decode = np.repeat(decode, rows)
     tokens = np.where(of_decode, workload.output_tokens[members] - 1, np.int32(1))
     useful = tokens + np.where(of_decode, np.int32(0), workload.prompt_tokens[members])
@@ -333,15 +310,3 @@ def _served(workload: Workload, rejected: np.ndarray, passes: Passes) -> Request
         tpot_s=np.where(further > 0, decode_s, np.nan),
         rejected=np.where((batch < 0) & (rejected == 0), left, rejected),
     )
-
-
-def _ranges(first: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """int32, `first[0]`, `first[0] + 1`, ... as many as `lengths[0]`, then those of the next."""
-    last = np.cumsum(lengths)
-    offset = np.repeat((first - last + lengths).astype(np.int32), lengths)
-    return np.arange(len(offset), dtype=np.int32) + offset
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)

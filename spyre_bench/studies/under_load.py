@@ -25,7 +25,7 @@ from spyre_bench.metrics.bounds import shape_bound_s, shares_s
 from spyre_bench.metrics.intervals import replicate
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import STICK_TOKENS, Bucket, BucketSet
-from spyre_bench.simulate.result import SimulatedRun
+from spyre_bench.simulate.result import SimulatedRun, StaticRun
 from spyre_bench.simulate.static import simulate
 from spyre_bench.workload.workload import Workload
 
@@ -181,7 +181,7 @@ def bars(frame: pd.DataFrame, loads: Sequence[float]) -> pd.DataFrame:
     return rows.assign(group=[f"load {load:g}" for load in rows["load"]], label=rows["policy"])
 
 
-def waste_by_bucket(run: SimulatedRun) -> pd.DataFrame:
+def waste_by_bucket(run: StaticRun) -> pd.DataFrame:
     """What `metrics.waste.by_bucket` gives, and the ledger as shares of what the whole run
     computed."""
     frame = waste.by_bucket(waste.batches(run))

@@ -7,6 +7,7 @@ simulator's decisions, the passes' costs, and what the load makes of them.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -39,11 +40,14 @@ from spyre_bench.validate.constants import (
 )
 from spyre_bench.validate.decisions import Decisions, decisions
 from spyre_bench.validate.errors import Amplification, CostErrors, amplification, cost_errors
+from spyre_bench.validate.others import CpuTimes
 from spyre_bench.validate.registered import Prediction, register
 from spyre_bench.workload.workload import Workload
 
 SHORT = 3  # calibration batches of each bucket with one decode pass only, beside one full one
 PAUSE_S = 0.3  # between the end of one and the next, and after the first of a queued run
+OTHERS = 0.25  # cores; a quiet machine has less than a twentieth
+TRIES = 3  # at a calibration
 APART_S = 0.01  # of requests that queue up, so that they keep their order on the way
 
 
@@ -52,6 +56,7 @@ class Served(NamedTuple):
 
     result: dict[str, Any]  # of the client, in vLLM's form with all arrays
     passes: pd.DataFrame  # of the engine, with what the scheduler knew
+    others: float = 0.0  # cores that other processes kept busy meanwhile
 
 
 class Host(Protocol):
@@ -74,10 +79,11 @@ class LiveHost:
     directory: Path
 
     def serve(self, workload: Workload, name: str) -> Served:
-        before = count_passes(self.server.pass_log)
+        before, times = count_passes(self.server.pass_log), CpuTimes.now(self.server.session)
         result = serving.replay(self.server, workload, self.directory, name)
+        others = CpuTimes.now(self.server.session).others_since(times)
         passes = read_passes(self.server.pass_log, waits=True).iloc[before:]
-        return Served(result, passes.reset_index(drop=True))
+        return Served(result, passes.reset_index(drop=True), others)
 
     def estimated(self, buckets: BucketSet) -> tuple[BucketCost, ...]:
         """The seconds of its warmup."""
@@ -101,6 +107,7 @@ class Check:
     passes: pd.DataFrame  # with what the scheduler knew
     prediction: Prediction
     after: Constants
+    others: float = 0.0  # cores that other processes kept busy during it
 
     def by_quantity(self) -> pd.DataFrame:
         """See `compare.by_quantity`, with the name of the run."""
@@ -137,8 +144,9 @@ class Check:
     @property
     def disturbed(self) -> bool:
         """Whether the machine changed, from the calibration before to the one after, by more than
-        the spread allows. What the check itself measured has no say in it."""
-        return abs(self.change) > self.constants.allowed_change()
+        the spread allows, or others kept more of it busy than OTHERS. What the check itself
+        measured has no say in it."""
+        return self.others > OTHERS or abs(self.change) > self.constants.allowed_change()
 
     def judged(self) -> pd.DataFrame:
         """One row per figure that was predicted: run, figure, low, point, high, measured, state
@@ -170,6 +178,7 @@ class Check:
             "amplification": load.per_cent_per_per_cent,
             "change_of_pace": math.expm1(self.change),
             "allowed_change": math.expm1(self.constants.allowed_change()),
+            "others_cores": self.others,
             "disturbed": self.disturbed,
         }
 
@@ -207,6 +216,10 @@ class Checks:
         return done
 
     def _calibrate(self, name: str) -> Constants:
+        """Again where simultaneous requests came so far apart that they shared no batch."""
+        for _ in range(TRIES - 1):
+            with contextlib.suppress(ValueError):
+                return calibrate(self.host, self.buckets, self.policy, self.directory, name)
         return calibrate(self.host, self.buckets, self.policy, self.directory, name)
 
 
@@ -229,7 +242,10 @@ def compared(
         "spyre_prediction": {"file": prediction.name, "sha256": prediction.digest},
     }
     simulated = bench_result(run, detailed=True)
-    return Check(name, constants, sent, measured, simulated, run, served.passes, prediction, after)
+    return Check(
+        *(name, constants, sent, measured, simulated, run, served.passes, prediction, after),
+        others=served.others,
+    )
 
 
 def measured_figures(measured: dict[str, Any]) -> dict[str, float]:
@@ -257,7 +273,7 @@ def calibrate(
     """
     estimated = host.estimated(buckets)
     workload = full_batches(estimated)
-    result, passes = host.serve(workload, f"{name}-calibration")
+    result, passes, _ = host.serve(workload, f"{name}-calibration")
     costs = pass_costs(passes)
     if missing := sorted(set(buckets) - {cost.bucket for cost in costs}):
         raise ValueError(

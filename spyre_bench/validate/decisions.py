@@ -73,7 +73,7 @@ def _replay(
     """The simulator's run on the requests of a pass log, with every batch as long as it was."""
     workload = Workload(
         "pass log",
-        np.maximum.accumulate(server.arrival_s[order]),
+        np.maximum.accumulate(_noticed(server, policy)[order]),
         server.prompt_tokens[order],
         server.output_tokens[order],
         server.max_tokens[order],
@@ -86,6 +86,18 @@ def _replay(
         seen_s=server.seen_s[order],
         leaves_s=server.leaves_s[order],
     )
+
+
+def _noticed(server: _Server, policy: Policy) -> np.ndarray:
+    """Arrivals with which a hold ends when the server's loop noticed that it was over, and not a
+    step before: in between, somebody else may have been seen."""
+    arrival_s, last = server.arrival_s.copy(), np.cumsum(server.members)
+    for start_s, first, end in zip(server.start_s, last - server.members, last, strict=True):
+        members = slice(first, end)
+        for hold_s in filter(None, {policy.gather_s, policy.max_wait_s}):
+            if 0 < start_s - (arrival_s[members].min() + hold_s) < NEAR_S:
+                arrival_s[members] = np.maximum(arrival_s[members], start_s - hold_s)
+    return arrival_s
 
 
 @dataclass(frozen=True)

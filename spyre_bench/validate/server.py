@@ -40,6 +40,7 @@ class Server:
     url: str
     model_directory: Path
     pass_log: Path
+    session: int  # of all its processes
 
 
 @contextlib.contextmanager
@@ -82,7 +83,7 @@ def serve(
         )
     try:
         _wait_until_ready(process, f"http://127.0.0.1:{port}/health", log)
-        yield Server(f"http://127.0.0.1:{port}", model_directory, pass_log)
+        yield Server(f"http://127.0.0.1:{port}", model_directory, pass_log, process.pid)
     finally:
         _stop(process)
 

@@ -16,8 +16,8 @@ PREFILL, DECODE = "64,256 128,320", "2,320 4,128 8,64"
 LENGTHS = (1, 63, 64, 65, 127, 128, 200)
 COMPILED = [
     ("tiny_llama", "eager", "layer"),
-    ("tiny_llama", "inductor", "model"),
     ("tiny_granite", "inductor", "layer"),
+    pytest.param(("tiny_llama", "inductor", "model"), marks=pytest.mark.models),
 ]
 
 
@@ -91,7 +91,7 @@ def mixed(count: int, seed: int = 0) -> list[tuple[int, list[int], int]]:
     return requests
 
 
-@pytest.fixture(params=COMPILED, ids="-".join)
+@pytest.fixture(params=COMPILED, ids=["eager-layer", "inductor-layer", "inductor-model"])
 def compiled(request):
     name, backend, scope = request.param
     directory = request.getfixturevalue(name)

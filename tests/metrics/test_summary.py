@@ -14,7 +14,7 @@ from spyre_bench.metrics.vllm_json import bench_result
 from spyre_bench.policy.ledger import WasteLedger
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket
-from spyre_bench.simulate.result import DECODE, PREFILL, Passes, Requests, SimulatedRun
+from spyre_bench.simulate.result import DECODE, PREFILL, Passes, Requests, StaticRun
 from spyre_bench.simulate.static import simulate
 from tests.simulate.test_static import COSTS, LARGE, SMALL, runs, workload
 
@@ -201,7 +201,7 @@ def test_requests_at_once_measure_the_backlog():
 
 
 @pytest.fixture
-def continuous() -> SimulatedRun:
+def continuous() -> StaticRun:
     """Two requests in a continuous batch: the second is prefilled in two chunks while the first
     waits for its next token, then both decode, then the first alone."""
     drawn = workload((0.0, 10, 5), (1.25, 100, 2))
@@ -240,7 +240,7 @@ def continuous() -> SimulatedRun:
         tpot_s=np.array([1.0, 0.5]),
         rejected=np.zeros(2, int),
     )
-    return SimulatedRun(drawn, COSTS[:1], Policy(), 1, 0.0, 0.0, requests, passes)
+    return StaticRun(drawn, 1, 0.0, 0.0, requests, passes, Policy(), COSTS[:1])
 
 
 def test_a_token_that_waits_for_the_prefill_of_others_comes_after_a_longer_gap(continuous):

@@ -101,7 +101,7 @@ def test_an_existing_deployment_of_continuous_batching_is_obeyed():
         ({"batching": "dynamic"}, "batching 'dynamic' is wrong, it is one of static, continuous"),
         (CONTINUOUS | {"buckets": [[4, 64, 32]]}, "is a setting of static batching"),
         ({"buckets": [[4, 64, 32]], "decode_shapes": "4,512"}, "is a setting of continuous"),
-        (CONTINUOUS | {"rules": {"admision": "reserve"}}, "did you mean 'admission'"),
+        (CONTINUOUS | {"rules": {"admissions": "reserve"}}, "did you mean 'admission'"),
         (CONTINUOUS | {"rules": {"admission": "all"}}, "admission 'all' is not known: use one of"),
         (CONTINUOUS | {"decode_shapes": "4,500"}, "500 is not a positive multiple of 64: use 512"),
         (CONTINUOUS | {"blocks": 0}, "blocks 0 is wrong, it is a whole number above 0"),

@@ -82,6 +82,14 @@ def test_options_without_effect_are_named_in_one_sentence():
     assert "dtype" not in sentence
 
 
+def test_continuous_batching_obeys_some_of_them_and_blames_shapes_for_the_others():
+    given = arguments(max_num_batched_tokens=2048, num_gpu_blocks_override=40, block_size=32)
+    expected = "block_size=32 (the shapes and rules say it)"
+    assert without_effect(given, "continuous") == (
+        f"Without effect on the spyre backend: {expected}."
+    )
+
+
 def test_the_defaults_of_the_command_line_and_of_a_script_are_no_wishes():
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -118,5 +126,5 @@ def test_an_engine_says_once_what_is_without_effect(tiny_llama, monkeypatch):
 def test_a_refused_option_ends_the_start(tiny_llama):
     from vllm.engine.arg_utils import EngineArgs
 
-    with pytest.raises(ValueError, match=r"kv_offloading_size=4\.0: leave it out, a batch keeps"):
+    with pytest.raises(ValueError, match=r"kv_offloading_size=4\.0: leave it out, the cache"):
         EngineArgs(str(tiny_llama), kv_offloading_size=4.0).create_engine_config()

@@ -41,6 +41,52 @@ def test_vllms_scheduler_and_cache_follow_the_buckets(configure):
     assert config.cache_config.block_size == 320
 
 
+CONTINUOUS = {"batching": "continuous"}
+
+
+def test_vllms_scheduler_and_cache_follow_the_shapes(configure):
+    shapes = {"prefill_shapes": "64,256 128,512", "decode_shapes": [[4, 256], [2, 384]]}
+    config = configure(spyre=CONTINUOUS | shapes | {"blocks": 30})
+    assert config.model_config.max_model_len == 384
+    assert config.scheduler_config.max_num_seqs == 4
+    assert config.scheduler_config.enable_chunked_prefill
+    assert not config.scheduler_config.async_scheduling
+    assert config.cache_config.block_size == 64
+    assert config.cache_config.num_gpu_blocks_override == 30
+    assert config.cache_config.enable_prefix_caching
+
+
+def test_vllms_own_options_make_the_shapes_where_none_are_named(configure):
+    config = configure(
+        spyre=CONTINUOUS,
+        max_model_len=400,
+        max_num_seqs=4,
+        max_num_batched_tokens=128,
+        num_gpu_blocks_override=20,
+        enable_prefix_caching=False,
+    )
+    made = config.additional_config["spyre"]
+    assert made["decode_shapes"] == "1,128 1,384 2,128 2,384 4,128 4,384"
+    assert made["prefill_shapes"] == "64,128 64,384 128,128 128,384"
+    assert (made["blocks"], made["rules"]["chunk_tokens"]) == (20, 128)
+    assert config.model_config.max_model_len == 384
+    assert not config.cache_config.enable_prefix_caching
+
+
+def test_a_shape_beyond_the_models_context_is_refused(configure):
+    spyre = CONTINUOUS | {"decode_shapes": "4,512"}
+    with pytest.raises(ValueError, match=r"shape 4,512 needs a context of 512 .* allows 256"):
+        configure(spyre=spyre, max_model_len=256)
+
+
+def test_prompts_in_one_piece_need_a_chunk_that_takes_them(configure):
+    whole = CONTINUOUS | {"prefill_shapes": "512,512"}
+    one_piece = {"enable_chunked_prefill": False, "max_num_batched_tokens": 512}
+    assert configure(spyre=whole, **one_piece).model_config.max_model_len == 512
+    with pytest.raises(ValueError, match=r"longest chunk has 128 of 512 .*prefill shape 512,512"):
+        configure(spyre=CONTINUOUS | {"prefill_shapes": "128,512"}, **one_piece)
+
+
 @pytest.mark.parametrize(
     ("tp", "executor"), [(1, "SpyreExecutor"), (2, "MultiprocessingSpyreExecutor")]
 )

@@ -69,13 +69,13 @@ def test_a_batch_is_a_row_for_its_prefill_and_one_for_all_its_decode_passes():
 def test_a_run_prints_what_was_asked_what_was_served_and_how_well():
     run = simulate(workload((0.0, 10, 3), (0.0, 20, 5), (9.0, 999, 1)), COSTS)
     assert repr(run) == (
-        "SimulatedRun(requests: 3, served: 2, span: 3 s, P50/P95 TTFT: 1 / 1 s, "
+        "StaticRun(requests: 3, served: 2, span: 3 s, P50/P95 TTFT: 1 / 1 s, "
         "P50/P95 E2EL: 2.5 / 2.95 s, fill: 28%)"
     )
     assert "<th>by hand</th>" in run._repr_html_()
     assert "28%" in run._repr_html_()
     nothing = simulate(workload((0.0, 999, 1)), COSTS)
-    assert repr(nothing) == "SimulatedRun(requests: 1, served: 0)"
+    assert repr(nothing) == "StaticRun(requests: 1, served: 0)"
 
 
 def test_an_answer_of_one_token_needs_no_decode_pass():

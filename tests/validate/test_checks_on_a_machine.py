@@ -126,6 +126,15 @@ def test_a_machine_that_changes_more_than_the_spread_allows_disturbs_its_check(t
     assert coverage(disturbed.judged()).judged == 0
 
 
+def test_neighbours_that_keep_a_core_busy_disturb_a_check_whatever_it_measured(tmp_path):
+    machine = Machine(COSTS, POLICY, drift=0, batch=0)
+    serve = machine.serve
+    machine.serve = lambda workload, name: serve(workload, name)._replace(others=0.3)
+    check = checks_of(machine, tmp_path).check("a run", requests(np.random.default_rng(0), 1.0))
+    assert check.disturbed
+    assert check.told_apart()["others_cores"] == 0.3
+
+
 def test_a_quiet_machine_narrows_the_next_intervals_and_a_restless_one_widens_them(tmp_path):
     paces = []
     for drift in (0.0, 0.08):
@@ -134,6 +143,25 @@ def test_a_quiet_machine_narrows_the_next_intervals_and_a_restless_one_widens_th
             last = checks.check(f"check {place}", requests(np.random.default_rng(place), 1.0))
         paces.append(last.constants.spread.pace)
     assert paces[0] < DRIFT < paces[1]
+
+
+def test_a_calibration_whose_requests_shared_no_batch_is_taken_again_and_then_given_up(tmp_path):
+    machine = Machine(COSTS, POLICY)
+    serve, failing = machine.serve, [1]
+
+    def split(workload, name):
+        served = serve(workload, name)
+        if failing[0] <= 0:
+            return served
+        failing[0] -= 1
+        prefills = served.passes[served.passes["kind"] == "prefill"]
+        return served._replace(passes=prefills.reset_index(drop=True))
+
+    machine.serve = split
+    assert checks_of(machine, tmp_path).constants.costs
+    failing[0] = 9
+    with pytest.raises(ValueError, match="ran no batch of three passes"):
+        _ = checks_of(machine, tmp_path).constants
 
 
 def test_a_prediction_is_on_disk_before_the_first_request_and_the_result_names_it(tmp_path):

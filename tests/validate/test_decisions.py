@@ -32,8 +32,8 @@ def prefill(batch: int, start_s: float, seen_s: list[float], place: list[int], *
     return row | more
 
 
-def decided(*rows: dict):
-    return decisions(pd.DataFrame(rows), POLICY, COSTS)
+def decided(*rows: dict, policy: Policy = POLICY):
+    return decisions(pd.DataFrame(rows), policy, COSTS)
 
 
 def test_the_same_batches_at_their_times_agree_whatever_passes_took():
@@ -81,3 +81,11 @@ def test_a_log_of_an_older_server_is_refused():
     old = prefill(0, 0.0, [0.0], [1]) | {"seen_s": [], "arrival_s": [], "max_tokens": []}
     with pytest.raises(ValueError, match="an older server wrote it"):
         decided(old)
+
+
+def test_a_hold_ends_with_the_step_of_the_server_that_notices_it():
+    held = Policy("fcfs", gather_s=0.5)
+    late = prefill(0, 0.503, [0.0, 0.502], [1, 2])  # seen 2 ms after the hold, in the same step
+    assert decided(late, policy=held).agree
+    too_late = prefill(0, 0.7, [0.0, 0.502], [1, 2])
+    assert not decided(too_late, policy=held).agree

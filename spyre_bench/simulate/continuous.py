@@ -1,0 +1,386 @@
+"""What an engine of continuous batching would do with a workload: exact event times, no randomness.
+
+Before every pass the engine asks `policy.continuous.next_step` what runs, as vLLM's scheduler does.
+Decode passes that nothing can interrupt are one stretch: until the answer may change, the next true
+end, or the pass in which somebody arrives who could be admitted. At equal times arrivals come
+before decisions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Hashable, Iterator, Sequence
+
+import numpy as np
+
+from spyre_bench.cost.shape_cost import DecodeCost, ShapeCosts
+from spyre_bench.policy.blocks import BlockPool
+from spyre_bench.policy.continuous import NEVER, RULES, Decode, Preempt, Prefill, Rules, next_step
+from spyre_bench.shape_set import BLOCK_TOKENS, blocks_of
+from spyre_bench.simulate.paged_log import PassLog, paged_run
+from spyre_bench.simulate.replicas import CHUNK, require, require_replicas, serve
+from spyre_bench.simulate.result import ContinuousRun
+from spyre_bench.workload.workload import Workload
+
+Prefixes = Sequence[Sequence[Hashable]]
+"""For each request: a name for each whole block of its prompt, or for the first of them. Two that
+are equal stand for equal tokens up to the block's end."""
+
+
+class Request:
+    """A request on an engine that only counts blocks. With admission by reservation all that it
+    may ever need are as good as taken when it is admitted."""
+
+    __slots__ = (
+        "arrival_s",
+        "computed_tokens",
+        "end_tokens",
+        "held_blocks",
+        "highest_tokens",
+        "max_tokens",
+        "paused_for",
+        "prompt_tokens",
+        "row",
+    )
+    hit_blocks = shared_blocks = reserved_blocks = 0
+
+    def __init__(
+        self, arrival_s: float, prompt_tokens: int, max_tokens: int, output_tokens: int, row: int
+    ):
+        self.arrival_s, self.row = arrival_s, row
+        self.prompt_tokens, self.max_tokens = prompt_tokens, max_tokens
+        self.end_tokens = prompt_tokens + output_tokens - 1  # computed when the last token comes
+        self.computed_tokens = self.highest_tokens = self.held_blocks = self.paused_for = 0
+
+
+class Named(Request):
+    """A request on an engine with a prefix cache: its blocks have names."""
+
+    __slots__ = ("kept", "pool", "prefixes", "table")
+    pool: BlockPool  # of the engine that it came to
+    prefixes: Sequence[Hashable]
+    table: list[int]
+    kept: int  # blocks of its table that keep a prefix
+
+    @property
+    def reserved_blocks(self) -> int:  # type: ignore[override]
+        return blocks_of(self.prompt_tokens + self.max_tokens) - len(self.table)
+
+    def hit(self) -> list[int]:
+        """The blocks of its prompt that are cached; the last token is always computed."""
+        most = (self.prompt_tokens - 1) // BLOCK_TOKENS
+        named = self.pool.hit(self.prefixes[:most])
+        if len(named) < min(most, len(self.prefixes)):
+            return named
+        return named + self.pool.hit([(self.row, at) for at in range(len(named), most)])
+
+    @property
+    def hit_blocks(self) -> int:  # type: ignore[override]
+        return len(self.hit())
+
+    @property
+    def shared_blocks(self) -> int:  # type: ignore[override]
+        return self.pool.held(self.hit())
+
+    def prefix(self, at: int) -> Hashable:
+        return self.prefixes[at] if at < len(self.prefixes) else (self.row, at)
+
+
+def simulate(
+    workload: Workload,
+    costs: ShapeCosts,
+    rules: Rules = RULES,
+    *,
+    prefixes: Prefixes | None = None,
+    replicas: int = 1,
+    router: str = "round_robin",
+    ready_s: float = 0.0,
+    client_overhead_s: float = 0.0,
+) -> ContinuousRun:
+    """Serves the workload on engines that have the shapes of `costs` compiled.
+
+    With `prefixes` the engines have a prefix cache; without, blocks are counted and not named. The
+    rest is as in `simulate.static`. A request longer than the shapes take is rejected.
+
+    Raises ValueError for a replica count below 1, an unknown router, a negative time, prefixes of
+    another number of requests, and for a request that the rules never let run.
+    """
+    require_replicas(replicas, router, ready_s, client_overhead_s)
+    require(
+        prefixes is None or len(prefixes) == len(workload),
+        f"prefixes are of {0 if prefixes is None else len(prefixes)} requests and the workload has "
+        f"{len(workload)}: give one list for each",
+    )
+    too_long = workload.prompt_tokens >= costs.max_model_len
+    too_large = workload.prompt_tokens + workload.max_tokens.astype(int) > costs.max_model_len
+    rejected = np.select([too_long, too_large], [1, 2], 0).astype(np.int8)
+    kind = _Engine if prefixes is None else _CachingEngine
+    engines = [kind(costs, rules, workload.start_s + ready_s) for _ in range(replicas)]
+
+    def requests(rows: np.ndarray) -> Iterator[Request]:
+        return _requests(workload, rows, prefixes)
+
+    serve(engines, router, np.flatnonzero(rejected == 0), requests)
+    logs = [engine.log for engine in engines]
+    return paged_run(workload, costs, rules, logs, rejected, ready_s, client_overhead_s)
+
+
+def _requests(workload: Workload, rows: np.ndarray, prefixes: Prefixes | None) -> Iterator[Request]:
+    """The rows of the workload one by one, turned into Python's numbers a chunk at a time."""
+    kind = Request if prefixes is None else Named
+    columns = (
+        workload.arrival_s,
+        workload.prompt_tokens,
+        workload.max_tokens,
+        workload.output_tokens,
+    )
+    for first in range(0, len(rows), CHUNK):
+        some = rows[first : first + CHUNK]
+        for request in map(kind, *(column[some].tolist() for column in columns), some.tolist()):
+            if isinstance(request, Named) and prefixes is not None:
+                whole = request.prompt_tokens // BLOCK_TOKENS
+                request.prefixes = prefixes[request.row][:whole]
+                request.table, request.kept = [], 0
+            yield request
+
+
+class _Engine:
+    """One replica: its queue, its clock and the log of its passes."""
+
+    def __init__(self, costs: ShapeCosts, rules: Rules, first_s: float):
+        self.costs, self.rules = costs, rules
+        self.now = first_s  # the running pass ends
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+        self.free_blocks = costs.blocks - 1
+        self.log = PassLog()
+        self._coming: deque[Request] = deque()
+        self._upcoming: Iterator[Request] = iter(())
+        self._next_s = math.inf  # somebody arrives
+        self._decodes_since_chunk = NEVER
+        self._has_paused = False
+        self._ended = 0  # with the last pass
+        self._reserves = rules.admission == "reserve"
+        shapes = [id(cost.shape) for cost in costs.prefill]
+        shapes += [id(cost.shape) for cost in costs.decode]
+        self._index = {shape: index for index, shape in enumerate(shapes)}
+        self._prefill = {id(cost.shape): cost for cost in costs.prefill}
+        self._decode = {id(cost.shape): cost for cost in costs.decode}
+
+    def serve(self, requests: Iterator[Request]) -> None:
+        """Runs everything, with few of the requests in memory at a time."""
+        self._upcoming = requests
+        self._read()
+        self.advance(math.inf)
+
+    def push(self, request: Request) -> None:
+        """Takes a request at its arrival; the clock must have been advanced to there."""
+        self._coming.append(request)
+        self._next_s = self._coming[0].arrival_s
+
+    def advance(self, until_s: float) -> None:
+        """Starts every pass that starts before `until_s`."""
+        waiting, running = self.waiting, self.running
+        while True:
+            while self._next_s <= self.now:
+                self._arrive(self._coming.popleft())
+                self._read()
+            if not waiting and not running:
+                if self._next_s >= until_s:
+                    return
+                self.now = self._next_s
+            elif self.now >= until_s:
+                return
+            else:
+                self._step(until_s)
+
+    def unfinished(self, now: float) -> int:
+        """Requests here that have not got their last token by `now`."""
+        ending = self._ended if self.now > now else 0
+        return len(self._coming) + len(self.waiting) + len(self.running) + ending
+
+    def _read(self) -> None:
+        """Fetches a request to come, if there is one."""
+        if not self._coming:
+            request = next(self._upcoming, None)
+            if request is None:
+                self._next_s = math.inf
+                return
+            self._coming.append(request)
+        self._next_s = self._coming[0].arrival_s
+
+    def _arrive(self, request: Request) -> None:
+        self.waiting.append(request)
+
+    def _step(self, until_s: float) -> None:
+        """The next pass, or stretch of passes."""
+        step = next_step(
+            self.waiting,
+            self.running,
+            self.free_blocks,
+            self.costs,
+            self.rules,
+            self._decodes_since_chunk,
+            self.now,
+        )
+        if isinstance(step, Decode):
+            self._run_decode(step, min(until_s, self._next_s))
+        elif isinstance(step, Prefill):
+            self._run_prefill(step)
+        else:
+            assert isinstance(step, Preempt), "somebody waits or runs, so there is a step"
+            self._preempt(step.request)
+
+    def _run_prefill(self, step: Prefill[Request]) -> None:
+        request = step.request
+        if step.is_first:
+            if request is self.waiting[0]:
+                self.waiting.popleft()
+            else:
+                self.waiting.remove(request)
+            self.running.append(request)
+            self._admit(request)
+        before = request.computed_tokens
+        seconds = self._prefill[id(step.shape)].pass_s(before - step.again_tokens)
+        self._store(request, step.tokens)
+        fresh = max(0, min(step.tokens, request.computed_tokens - request.highest_tokens))
+        self.log.chunk(step, self._index[id(step.shape)], self.now, seconds, before, fresh)
+        self.now += seconds
+        self._decodes_since_chunk = 0
+        self._ended = 0
+        if step.is_last and request.computed_tokens == request.end_tokens:
+            self._end([request])
+
+    def _run_decode(self, step: Decode[Request], next_s: float) -> None:
+        rows = step.rows
+        cost = self._decode[id(step.shape)]
+        stored = [row.computed_tokens for row in rows]
+        context = sum(stored) + len(rows)
+        count = min(step.stable_for, min([row.end_tokens - row.computed_tokens for row in rows]))
+        if count > 1 and not self.waiting and next_s < math.inf and self._could_admit():
+            count = _passes_until(next_s - self.now, cost, len(rows), context, count)
+        seconds = cost.passes_s(len(rows), context, count)
+        self.log.decode(step, self._index[id(step.shape)], self.now, seconds, count, context)
+        self.now += seconds
+        self._decodes_since_chunk += count
+        self._take_turns(rows)
+        ended = []
+        for row in rows:
+            self._store(row, count)
+            if row.computed_tokens == row.end_tokens:
+                ended.append(row)
+        self._ended = len(ended)
+        if ended:
+            self._end(ended)
+
+    def _could_admit(self) -> bool:
+        """Whether a request that arrives now could be admitted before somebody ends."""
+        if len(self.running) >= self.costs.max_rows:
+            return False
+        return self.running[-1].computed_tokens >= self.running[-1].prompt_tokens
+
+    def _take_turns(self, rows: Sequence[Request]) -> None:
+        """Who sits passes out, and who has to wait no more."""
+        prefilling = self.running[-1].computed_tokens < self.running[-1].prompt_tokens
+        pauses = len(rows) < len(self.running) - prefilling
+        if pauses or self._has_paused:
+            for row in self.running[: len(self.running) - prefilling]:
+                row.paused_for += 1
+            for row in rows:
+                row.paused_for = 0
+        self._has_paused = pauses
+
+    def _preempt(self, request: Request) -> None:
+        request.highest_tokens = max(request.highest_tokens, request.computed_tokens)
+        done = max(0, request.computed_tokens + 1 - request.prompt_tokens)
+        self.running.remove(request)
+        self._give_back(request)
+        request.prompt_tokens += done
+        request.max_tokens -= done
+        request.computed_tokens = request.paused_for = 0
+        self.waiting.appendleft(request)
+
+    def _end(self, requests: Sequence[Request]) -> None:
+        self._ended = len(requests)
+        for request in requests:
+            self.running.remove(request)
+            self._give_back(request)
+
+    # --- blocks, counted
+
+    def _admit(self, request: Request) -> None:
+        if self._reserves:
+            request.held_blocks = blocks_of(request.prompt_tokens + request.max_tokens)
+            self.free_blocks -= request.held_blocks
+
+    def _store(self, request: Request, tokens: int) -> None:
+        request.computed_tokens += tokens
+        if not self._reserves:
+            missing = blocks_of(request.computed_tokens) - request.held_blocks
+            request.held_blocks += missing
+            self.free_blocks -= missing
+
+    def _give_back(self, request: Request) -> None:
+        self.free_blocks += request.held_blocks
+        request.held_blocks = 0
+
+
+class _CachingEngine(_Engine):
+    """One replica with a prefix cache: its blocks, and what they keep, are named."""
+
+    def __init__(self, costs: ShapeCosts, rules: Rules, first_s: float):
+        super().__init__(costs, rules, first_s)
+        self.pool = BlockPool(costs.blocks)
+
+    def _arrive(self, request: Request) -> None:
+        assert isinstance(request, Named)
+        request.pool = self.pool
+        super()._arrive(request)
+
+    def _step(self, until_s: float) -> None:
+        self.free_blocks = self.pool.free_blocks
+        super()._step(until_s)
+
+    def _admit(self, request: Request) -> None:
+        assert isinstance(request, Named)
+        request.table = request.hit()
+        self.pool.hold(request.table)
+        request.kept = request.held_blocks = len(request.table)
+        request.computed_tokens = request.kept * BLOCK_TOKENS
+        request.highest_tokens = max(request.highest_tokens, request.computed_tokens)
+        self.log.hit(request.row, request.computed_tokens)
+
+    def _store(self, request: Request, tokens: int) -> None:
+        assert isinstance(request, Named)
+        request.computed_tokens += tokens
+        missing = blocks_of(request.computed_tokens) - request.held_blocks
+        if missing > 0:
+            request.table += self.pool.take(missing)
+            request.held_blocks += missing
+        while request.kept < request.computed_tokens // BLOCK_TOKENS:
+            self.pool.keep(request.table[request.kept], request.prefix(request.kept))
+            request.kept += 1
+
+    def _give_back(self, request: Request) -> None:
+        assert isinstance(request, Named)
+        self.pool.give_back(request.table)
+        request.table, request.kept, request.held_blocks = [], 0, 0
+
+
+def _passes_until(
+    seconds: float, cost: DecodeCost, rows: int, context_tokens: int, most: int
+) -> int:
+    """After how many of at most so many passes the seconds have passed; at least one."""
+    first_s, growth_s = cost.pass_s(rows, context_tokens), cost.slot_s * rows
+    # count · first + growth · count · (count - 1) / 2 = seconds, without cancellation
+    linear_s = first_s - growth_s / 2
+    root = math.sqrt(max(0.0, linear_s * linear_s + 2 * growth_s * seconds)) + linear_s
+    if root <= 0 or 2 * seconds >= root * most:
+        return most
+    count = max(1, math.ceil(2 * seconds / root))
+    while count > 1 and cost.passes_s(rows, context_tokens, count - 1) >= seconds:
+        count -= 1
+    while count < most and cost.passes_s(rows, context_tokens, count) < seconds:
+        count += 1
+    return count
