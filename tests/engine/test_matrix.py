@@ -1,6 +1,6 @@
-"""What `engine/carried.py` claims: every value that it carries gives transformers' tokens,
-by buckets and in blocks, every other one a sentence. `make test-models` runs all of it; here
-all of it eager by buckets, and one case of each architecture compiled, on two ranks and in blocks."""
+"""What `engine/carried.py` claims: every value that it carries gives the tokens of transformers, by
+buckets and in blocks, every other one a sentence. `make test-models` runs all of it; here all of it
+eager by buckets, and one case of each architecture compiled, on two ranks and in blocks."""
 
 from pathlib import Path
 
