@@ -283,6 +283,22 @@ def test_what_does_not_fit_is_an_error_that_names_it(paged, tiny_llama):
         model.decode(DecodeShape(3, 64), [DecodeRow(5, 0, [1])])
 
 
+def test_a_rank_has_room_for_the_blocks_that_its_bytes_leave(tiny_llama):
+    from spyre_bench.checkpoints.weight_files import WeightFiles
+    from spyre_bench.engine.carried import read_config
+    from spyre_bench.engine.memory import blocks_that_fit, check_pool, pool_bytes, sizes_of
+
+    sizes = sizes_of(read_config(tiny_llama), WeightFiles(tiny_llama))
+    for tp in (1, 2):
+        shapes = ShapeSet.parse(PREFILL, DECODE, 33)
+        needed = check_pool(sizes, shapes, "float32", 2**40, tp)
+        block, _ = pool_bytes(sizes, shapes, "float32", tp)
+        assert block == 64 * 2 * sizes.layers * sizes.card_kv_heads(tp) * sizes.head_dim * 4
+        assert blocks_that_fit(sizes, shapes, "float32", needed, tp) == 33
+        assert blocks_that_fit(sizes, shapes, "float32", needed - 1, tp) == 32
+        assert blocks_that_fit(sizes, shapes, "float32", 1, tp) == 0
+
+
 def test_too_many_blocks_are_refused_with_how_many_would_fit(tiny_llama):
     from spyre_bench.engine.compiled_model import EngineConfig
     from spyre_bench.engine.paged_causal_lm import PagedCausalLM
