@@ -131,8 +131,8 @@ def test_so_do_the_cards_own_operations_in_fp16(
     [
         (2, "eager", "model"),
         (3, "eager", "layer"),
-        pytest.param(2, "inductor", "layer", marks=pytest.mark.slow),
-        pytest.param(3, "inductor", "model", marks=pytest.mark.slow),
+        pytest.param(2, "inductor", "layer", marks=pytest.mark.ranks),
+        pytest.param(3, "inductor", "model", marks=pytest.mark.ranks),
     ],
 )
 def test_so_do_ranks(tp, compile_backend, compile_scope, greedy, tiny_llama):
