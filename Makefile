@@ -33,7 +33,7 @@ test-models: setup ## every model that runs, each value of its config, against t
 	@$(BIN)/python -m pytest tests/engine/test_matrix.py tests/engine/test_paged_causal_lm.py \
 	    -m "models or not models" -v --durations=0
 
-test-ranks: setup ## several ranks through vLLM, most with compiled code: minutes
+test-ranks: setup ## several ranks, through vLLM or with compiled code: minutes
 	@$(BIN)/python -m pytest -m ranks
 
 # Chromium is a package of the system: installed here as root on Debian, otherwise asked for.
