@@ -41,7 +41,7 @@ CONTINUOUS = {
     "batching": "continuous",
     "prefill_shapes": "64,320 128,320",
     "decode_shapes": "4,320 8,192",
-    "blocks": 22,  # so few that requests run out of them, and prefixes of them
+    "blocks": 14,  # so few that requests run out of them, and prefixes of them
     "rules": {"admission": "preempt"},
 }
 PREFIXES = [[30 + number] * 128 for number in range(3)]
