@@ -99,7 +99,7 @@ def buckets(
     from spyre_bench.metrics.bounds import shape_bound_s
     from spyre_bench.metrics.latency import require_limits
 
-    limits = Limits(k, warmup_budget, _memory_bytes(memory_gib))
+    limits = Limits(k, warmup_budget, memory_bytes(memory_gib))
     goodput_ms, rules = scenario.limits_ms(), scenario.rules()
     require_limits(goodput_ms)
     source = scenario.load_cost()
@@ -194,7 +194,7 @@ def _say_what_was_read(loaded: Workload) -> None:
         typer.echo(str(loaded), err=True)
 
 
-def _memory_bytes(memory_gib: float | None) -> int | None:
+def memory_bytes(memory_gib: float | None) -> int | None:
     if memory_gib is None:
         return None
     if not 0 < memory_gib < LARGEST_GIB:
