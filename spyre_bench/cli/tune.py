@@ -39,6 +39,10 @@ def tune(
         list[str] | None,
         typer.Option(help="of today, each or @shapes.json; a pass log says them itself"),
     ] = None,
+    lengths: Annotated[
+        str | None,
+        typer.Option(help="of requests, where LOG is lines of a log: a workload or a trace"),
+    ] = None,
     k: Annotated[
         int | None, typer.Option("-k", help="buckets, at most; default: as many as today, or 5")
     ] = None,
@@ -62,7 +66,7 @@ def tune(
     """From a log to better buckets: what today's cost, what others save, and how sure that is.
 
     LOG is a pass log of our server, a result of `vllm bench serve --save-detailed`, guidellm or
-    AIPerf, or any trace.
+    AIPerf, any trace, the log of a vLLM server, or a scrape of its /metrics.
     """
     from spyre_bench.choose.optimize import Limits
     from spyre_bench.cli.plan import memory_bytes, require_other
@@ -73,7 +77,7 @@ def tune(
     scenario = replace(
         scenario, gather_s=gather_s, max_wait_s=max_wait_s, buckets=" ".join(bucket or ())
     )
-    log = _read(scenario)
+    log = _read(scenario, lengths)
     tuning = study.tune(
         log.workload,
         log.model,
@@ -107,7 +111,7 @@ def tune(
 # --- the log --------------------------------------------------------------------------------------
 
 
-def _read(scenario: Scenario) -> Log:
+def _read(scenario: Scenario, lengths: str | None) -> Log:
     """A pass log with its own buckets and costs, or requests with the buckets that were named."""
     path = Path(scenario.workload)
     kind = _kind(path)
@@ -117,10 +121,32 @@ def _read(scenario: Scenario) -> Log:
         )
     if kind in PASSES or kind == WARMUP:
         return _of_passes(path, scenario)
-    base, loaded = scenario.load_cost(), scenario.read_workload()
+    base, loaded = scenario.load_cost(), _requests(path, scenario, lengths)
     workload, said = _covered(scenario.scaled(loaded), base)
     current = scenario.costs(base) if scenario.buckets else ()
     return Log(workload, base, current, None, [str(loaded), *said])
+
+
+def _requests(path: Path, scenario: Scenario, lengths: str | None) -> Workload:
+    """Of a trace or a tool's result; made up where a server's log or metrics say no more."""
+    import numpy as np
+
+    from spyre_bench.workload.server_log import METRICS, from_lines, from_metrics, kind_of
+
+    kind = kind_of(path) if path.is_file() else None
+    if kind is None:
+        return scenario.read_workload()
+    rng = np.random.default_rng(scenario.seed)
+    if kind == METRICS:
+        found = from_metrics(path, rng)
+    elif lengths is None:
+        raise ValueError(
+            f"{path} says how many tokens there were, not how long requests are: say --lengths, a "
+            f"workload (spyre-bench workloads lists them) or a trace like theirs"
+        )
+    else:
+        found = from_lines(path, replace(scenario, workload=lengths).read_workload(), rng)
+    return found.with_max_tokens(scenario.max_tokens) if scenario.max_tokens else found
 
 
 def _of_passes(path: Path, scenario: Scenario) -> Log:
