@@ -304,6 +304,11 @@ def _from_environment(environment: Mapping[str, str], without: Mapping[str, Any]
     found = obeyed(environment)
     values = _continuous_from_environment(found, environment, without)
     continuous = (values | dict(without)).get("batching") == "continuous"
+    if continuous and environment.get(SHAPES_FILE, "").strip():
+        raise ValueError(
+            f"{SHAPES_FILE} names buckets, which are of static batching, and batching is "
+            f"continuous: unset one of them"
+        )
     if not continuous and "buckets" not in without:
         values["buckets"] = _buckets_from(environment, found)
     for name, (full, text) in found.items():

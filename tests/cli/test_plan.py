@@ -153,6 +153,42 @@ def test_workloads_are_listed_and_a_file_is_explained_and_saved(command, tmp_pat
     assert Workload.read(tmp_path / "trace.csv").output_tokens.tolist() == [44, 109]
 
 
+def test_a_trace_is_tuned_and_its_file_is_what_simulate_takes(command, table, trace, tmp_path):
+    shapes = tmp_path / "shapes.json"
+    words = ("tune", trace, "--bucket", "8,2048,1024", "--cost", table, "-k", 2)
+    done = command(*words, "--replications", 20, "--out", shapes)
+    assert done.code == 0, done.err
+    assert re.search(r"^change: device seconds fall by \d", done.out, re.MULTILINE)
+    told = json.loads(shapes.read_text())
+    assert told["tuned"]["log"] == str(trace)
+    assert len(told["tuned"]["log_sha256"]) == 64
+    again = command("simulate", "--workload", trace, "--bucket", f"@{shapes}", "--cost", table)
+    assert again.code == 0
+    assert command(*words, "--json", "--replications", 0).code == 0
+
+
+def test_without_todays_buckets_there_is_advice_and_no_saving(command, table, trace):
+    done = command("tune", trace, "--cost", table)
+    assert done.code == 0
+    assert "no buckets of today to compare with" in done.out
+    assert "saving" not in done.out
+
+
+def test_a_log_of_lines_needs_lengths_and_then_serves(command, table, tmp_path):
+    path = tmp_path / "server.log"
+    line = (
+        "INFO 11-26 13:0{}:10 [loggers.py:271] Engine 000: Avg prompt throughput: 900.0 tokens/s, "
+        "Avg generation throughput: 90.0 tokens/s, Running: 3 reqs, Waiting: 0 reqs\n"
+    )
+    path.write_text("".join(line.format(minute) for minute in range(9)))
+    done = command("tune", path, "--cost", table)
+    assert done.code == 1
+    assert "say --lengths" in done.err
+    done = command("tune", path, "--cost", table, "--lengths", "azure_conv", "--extrapolate")
+    assert done.code == 0, done.err
+    assert "9 lines of a vLLM log" in done.err
+
+
 def test_the_version_is_an_option_too(command):
     assert command("--version").out == command("version").out
 
