@@ -53,10 +53,10 @@ def serve(
     tp: int = 1,
     **setting: Any,
 ) -> Iterator[Server]:
-    """`vllm serve` with these buckets (as text, the server reads them: "@shapes.json") over `tp` ranks of so many threads until the block ends;
-    `setting` are further keys of `additional_config["spyre"]`. Log and pass log go into the
-    directory. Raises ValueError with the end of the log where the server ends or is not ready
-    within a quarter of an hour."""
+    """`vllm serve` with these buckets over `tp` ranks of so many threads until the block ends. As
+    text ("@shapes.json") the server itself reads them. `setting` are further keys of
+    `additional_config["spyre"]`. Log and pass log go into the directory. Raises ValueError with the
+    end of the log where the server ends or is not ready within a quarter of an hour."""
     directory.mkdir(parents=True, exist_ok=True)
     pass_log = directory / "passes.jsonl"
     asked = buckets

@@ -63,7 +63,7 @@ def test_one_source_of_buckets_in_the_environment_is_enough(tmp_path):
     path = tmp_path / "shapes.json"
     path.write_text("[[1, 64, 2]]")
     both = LISTS | {"SPYRE_BENCH_SHAPES": str(path)}
-    with pytest.raises(ValueError, match="SPYRE_BENCH_SHAPES=.* and VLLM_SPYRE_WARMUP_.* both"):
+    with pytest.raises(ValueError, match=r"SPYRE_BENCH_SHAPES=.* and VLLM_SPYRE_WARMUP_.* both"):
         SpyreConfig.read({}, both)
     assert SpyreConfig.read({"buckets": [[4, 64, 32]]}, both).buckets == BucketSet.parse("4,64,32")
     with pytest.raises(ValueError, match="batching is continuous: unset one of them"):

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import nbformat
 import pytest
@@ -160,6 +161,34 @@ def test_a_dying_kernel_is_an_error_and_keeps_what_ran(tmp_path):
     assert code == 1
     assert re.search(r"bad.ipynb: DeadKernelError", said)
     assert (report / "bad" / "report.html").exists()
+
+
+def test_a_cell_that_hangs_is_named_and_the_next_notebook_runs(tmp_path):
+    slow = "import time\ntime.sleep(60)"
+    bad = notebook(tmp_path / "bad.ipynb", slow, says={"cell_timeout_s": 2})
+    code, said, report = spyre_bench_run(tmp_path, bad, notebook(tmp_path / "good.ipynb"))
+    assert code == 1
+    words = r"bad.ipynb: cell In \[3\] \(import time\) has not ended after 2 s and was given up"
+    assert re.search(words, said)
+    assert (report / "bad" / "report.html").exists()
+    assert (report / "good" / "results.json").exists()
+    cases = ElementTree.parse(report / "junit.xml").getroot()
+    assert cases.get("tests") == "2"
+    assert [case.get("name") for case in cases if case.find("failure") is not None] == ["bad"]
+    assert "import time" in cases.find("testcase[@name='bad']/failure").get("message")
+
+
+def test_a_typo_leaves_the_latest_run_alone(tmp_path):
+    good = notebook(tmp_path / "03_good.ipynb")
+    _, _, report = spyre_bench_run(tmp_path, good)
+    latest = report.resolve()
+    (tmp_path / "notebooks").mkdir()
+    good.rename(tmp_path / "notebooks" / good.name)
+    code, said, report = spyre_bench_run(tmp_path, "03")
+    assert code == 1
+    assert "03: there is no such notebook: did you mean notebooks/03_good.ipynb?" in said
+    assert report.resolve() == latest
+    assert len(list((tmp_path / "out").iterdir())) == 2
 
 
 def test_one_failing_notebook_does_not_stop_the_others(tmp_path):
