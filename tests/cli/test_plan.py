@@ -189,6 +189,33 @@ def test_a_log_of_lines_needs_lengths_and_then_serves(command, table, tmp_path):
     assert "9 lines of a vLLM log" in done.err
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.svg"])
+def test_every_command_that_calculates_draws_its_result(command, table, trace, tmp_path, name):
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / name
+    asked = ("--cost", table, "--plot", picture)
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(
+        f"workload: {trace}\nbuckets: ['8,64,32 2,1024,512']\npolicy: [skip, fcfs]\n"
+        f"max_wait_s: [0, 1]\ncost: {table}\n"
+    )
+    for words in (
+        ("simulate", "--workload", trace, *TWO, *asked),
+        ("buckets", "--workload", trace, *asked),
+        ("sweep", grid, "--out", tmp_path / "sweep.csv", "--jobs", 1, "--plot", picture),
+    ):
+        done = command(*words)
+        assert done.code == 0, done.err
+        assert picture.stat().st_size > 5000
+        picture.unlink()
+
+
+def test_what_is_no_picture_is_refused_before_anything_is_calculated(command, trace):
+    done = command("buckets", "--workload", trace, "--plot", "a.txt")
+    assert done.code == 1
+    assert "is no picture: name a file in .png, .svg, .pdf" in done.err
+
+
 def test_the_version_is_an_option_too(command):
     assert command("--version").out == command("version").out
 
