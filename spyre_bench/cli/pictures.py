@@ -1,4 +1,4 @@
-"""What `--plot FILE` draws for the commands that only calculate; the file's suffix says the format."""
+"""What `--plot FILE` draws for the commands that only calculate."""
 
 from __future__ import annotations
 
