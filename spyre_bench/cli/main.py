@@ -164,6 +164,18 @@ def run(
         raise typer.Exit(1)
 
 
+@app.command()
+def new(
+    name: Annotated[Path, typer.Argument(help="of the notebook, such as notebooks/06_my_question")],
+    question: Annotated[str, typer.Option(help="its title")] = "Which policy is fastest for me?",
+) -> None:
+    """Write a notebook to begin a study of your own with: it runs as it is."""
+    from spyre_bench.runs.new import write_notebook
+
+    path = write_notebook(name, question)
+    typer.echo(f"{path}: run it with spyre-bench run {path}, or open it with jupyter lab {path}")
+
+
 @app.command("report")
 def design_review(
     run: Annotated[Path, typer.Argument(help="folder of a run")],

@@ -11,6 +11,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from spyre_bench.runs.new import write_notebook
+
 COMMAND = (sys.executable, "-c", "from spyre_bench.cli.main import main; main()", "run")
 PARAMETERS = 'threads: int = 2  # threads\nname: str = "x"\noutput_directory: str = ""'
 START = """from spyre_bench.runs import report
@@ -176,6 +178,21 @@ def test_a_cell_that_hangs_is_named_and_the_next_notebook_runs(tmp_path):
     assert cases.get("tests") == "2"
     assert [case.get("name") for case in cases if case.find("failure") is not None] == ["bad"]
     assert "import time" in cases.find("testcase[@name='bad']/failure").get("message")
+
+
+def test_a_new_notebook_runs_as_it_is_and_takes_nobodys_place(tmp_path):
+    path = write_notebook(tmp_path / "06_mine", 'Is "it" fast?')
+    assert path.name == "06_mine.ipynb"
+    document = nbformat.read(path, as_version=4)
+    assert document.cells[0].source.startswith("# Is 'it' fast?")
+    assert all(not cell.get("outputs") for cell in document.cells)
+    document.metadata.kernelspec = {"name": "python3", "display_name": "python3"}
+    nbformat.write(document, path)
+    code, said, report = spyre_bench_run(tmp_path, path, "-p", "requests", "60")
+    assert code == 0, said
+    assert "P95" in results(report / "06_mine")["answer"]
+    with pytest.raises(ValueError, match="is there already: name another"):
+        write_notebook(path, "Again?")
 
 
 def test_a_typo_leaves_the_latest_run_alone(tmp_path):
