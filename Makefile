@@ -51,7 +51,7 @@ lint: setup ## ruff, types of the core, spelling; notebooks hold no outputs
 	@$(BIN)/nbstripout --verify --extra-keys "metadata.papermill cell.metadata.papermill" $(wildcard notebooks/*.ipynb)
 
 lab: setup ## JupyterLab on the notebooks, kernel registered
-	@$(BIN)/jupyter lab notebooks --ContentsManager.pre_save_hook=spyre_bench.runs.saved.without_outputs $(if $(filter 0,$(shell id -u)),--allow-root)
+	@$(BIN)/jupyter lab notebooks --config=tools/jupyter_lab_config.py $(if $(filter 0,$(shell id -u)),--allow-root)
 
 fuzz: setup ## a thousand damaged files, options and parameters: none may end in a traceback
 	@$(BIN)/python -m tests.fuzz
