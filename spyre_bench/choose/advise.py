@@ -54,8 +54,8 @@ class Advice:
         frame = self.contenders.set_index("name")
         advised = str(frame.index[frame["advised"]][0])
         said = [_against(frame, advised)]
-        after_s = per_request(self).set_index("name")["held_out_busy_s"]
-        less = 1 - after_s.min() / after_s[advised]
+        after_s = per_request(self).set_index("name")["held_out_busy_s"].astype(float)
+        less = 1 - float(after_s.min()) / float(after_s[advised])
         if less > TIE:
             said.append(
                 f"on the second half {after_s.idxmin()} takes {less:.0%} less, so the requests are "
@@ -159,20 +159,21 @@ def _best(contenders: pd.DataFrame, limits: Limits, objective: str) -> Any:
 def _against(frame: pd.DataFrame, advised: str) -> str:
     """The advised set beside the one with the fewest device seconds on the first half, or beside
     the best of the other stacks' schemes where it is that one itself."""
-    busy_s = frame["fitted_busy_s"]
-    least = str(busy_s.idxmin())
+    busy_s, compile_s = frame["fitted_busy_s"].to_dict(), frame["compile_s"].to_dict()
+    least = min(busy_s, key=lambda name: float(busy_s[name]))
     more = busy_s[advised] / busy_s[least] - 1
-    less_s = frame.at[least, "compile_s"] - frame.at[advised, "compile_s"]
+    less_s = compile_s[least] - compile_s[advised]
     if advised != least:
         tie = f"{advised} is within {more:.1%} of {least} and compiles {less_s:,.0f} s less"
         shapes = ": at this load shapes hardly matter" if advised == "one shape" else ", a tie"
         return tie + shapes if 0 <= more <= TIE else f"{advised} takes {more:.1%} more than {least}"
-    schemes_s = busy_s[frame["kind"] == "baseline"].drop(advised, errors="ignore")
-    if schemes_s.empty:
+    schemes = [name for name in frame.index[frame["kind"] == "baseline"] if name != advised]
+    if not schemes:
         return f"{advised} takes the fewest device seconds on the first half"
+    scheme = min(schemes, key=lambda name: float(busy_s[name]))
     return (
-        f"{advised} takes {1 - busy_s[advised] / schemes_s.min():.0%} fewer device seconds on the "
-        f"first half than {schemes_s.idxmin()}, the next scheme of another stack"
+        f"{advised} takes {1 - busy_s[advised] / busy_s[scheme]:.0%} fewer device seconds on the "
+        f"first half than {scheme}, the next scheme of another stack"
     )
 
 

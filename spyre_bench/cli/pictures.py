@@ -27,11 +27,13 @@ SWEPT = {
 }
 
 
-def require_drawable(path: Path | None) -> None:
-    """Before anything is calculated: ValueError for a suffix that is no picture's, or where nothing
-    is there to draw with."""
+def require_drawable(path: Path | None, *, continuous: bool = False) -> None:
+    """Before anything is calculated: ValueError for a suffix that is no picture's, where nothing is
+    there to draw with, and for continuous batching, of which there is no picture."""
     if path is None:
         return
+    if continuous:
+        raise ValueError("--plot draws the buckets of static batching: leave it out")
     if path.suffix not in FORMATS:
         raise ValueError(f"--plot {path} is no picture: name a file in {', '.join(FORMATS)}")
     try:

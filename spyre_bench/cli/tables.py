@@ -74,16 +74,21 @@ def print_result(result: dict[str, Any]) -> None:
     console.print(_latency_table(result))
     if result["spyre_waste"]["computed"]:
         console.print(_waste_table(result["spyre_waste"]))
+    batches, compiled = f"{result['spyre_batches']:,} batches", "buckets"
+    if paid := result.get("spyre_paid"):
+        console.print(_paid_table(paid))
+        batches = " and ".join(f"{n:,} × {name}" for name, n in result["spyre_shape_hits"].items())
+        compiled = "shapes"
     typer.echo(
         f"{result['completed']:,} of {result['num_prompts']:,} requests served in "
-        f"{result['duration']:,.1f} s by {result['spyre_batches']:,} batches: "
+        f"{result['duration']:,.1f} s by {batches}: "
         f"{result['request_throughput']:.3f} requests/s, {result['output_throughput']:,.1f} output "
         f"tokens/s, {result['spyre_utilisation']:.0%} busy"
     )
     if result["request_goodput"] is not None:
         typer.echo(f"goodput {result['request_goodput']:.3f} requests/s")
     if bound := result["spyre_busy_over_shape_bound"]:
-        typer.echo(f"busy {bound:.2f} times the shape bound of these buckets")
+        typer.echo(f"busy {bound:.2f} times the shape bound of these {compiled}")
     if result["spyre_saturated"]:
         typer.echo(f"saturated: {result['spyre_saturation']}")
     for sentence in result["spyre_lint"]:
@@ -140,6 +145,16 @@ def _waste_table(waste: dict[str, int]) -> Table:
     for name, tokens in waste.items():
         if name != "computed":
             table.add_row(name.replace("_", " "), f"{tokens / max(1, waste['computed']):.1%}")
+    return table
+
+
+def _paid_table(paid: dict[str, float]) -> Table:
+    table = narrow("of the seconds paid", "share")
+    busy_s = sum(paid.values())
+    for name, seconds in paid.items():
+        table.add_row(
+            name.removesuffix("_s").replace("_", " "), f"{max(0.0, seconds) / (busy_s or 1):.1%}"
+        )
     return table
 
 

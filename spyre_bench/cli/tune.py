@@ -13,7 +13,7 @@ import typer
 from spyre_bench.cli import tables
 from spyre_bench.cli.options import Json, with_options
 from spyre_bench.pass_log import KINDS, PASSES, SHAPE_WARMUP, STEPS, WARMUP
-from spyre_bench.simulate.scenario import ENGINE, Scenario
+from spyre_bench.simulate.scenario import CONTINUOUS, ENGINE, Scenario
 
 if TYPE_CHECKING:
     from spyre_bench.cost.bucket_cost import BucketCost, CostModel
@@ -32,7 +32,7 @@ class Log:
     said: list[str]
 
 
-@with_options(Scenario, without=[ENGINE], positional="workload")
+@with_options(Scenario, without=[ENGINE, CONTINUOUS], positional="workload")
 def tune(
     scenario: Scenario,
     bucket: Annotated[

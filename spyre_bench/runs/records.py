@@ -68,7 +68,8 @@ class Traits:
             raise ValueError(
                 f"metadata spyre_bench has {unknown[0]!r}: there are {', '.join(known)}"
             )
-        said = {entry.name: entry.default for entry in fields(cls)} | dict(metadata)
+        defaults: dict[str, Any] = {entry.name: entry.default for entry in fields(cls)}
+        said = defaults | dict(metadata)
         timeout_s = said["cell_timeout_s"]
         if type(timeout_s) not in (int, float) or not 0 < timeout_s < math.inf:
             raise ValueError(f"cell_timeout_s {timeout_s!r} is not a number of seconds above 0")

@@ -104,9 +104,11 @@ class Tuning:
         refused = self.current.rejected - self.new.rejected
         admits = f"; {refused:,} requests more are served" if refused else ""
         if self.keeps:
+            unsure = self.saving is None or self.saving.low is None
+            why = "but the costs have no spread to say how sure that is" if unsure else "not surely"
             return (
-                f"keep your buckets: the others would save {self.saving} of device seconds, which "
-                f"is not sure; {start}"
+                f"keep your buckets: others would save {self.saving} of device seconds, {why}; "
+                f"{start}"
             )
         return f"change: device seconds fall by {self.saving}; {start}{admits}"
 
@@ -183,13 +185,14 @@ def tune(
     spread = None
     if old_run:
         fixed = measured_busy_s is not None
-        spread = model.spread(new if fixed else (*today, *new))
+        drawn = new if fixed else tuple(dict.fromkeys((*today, *new)))
+        spread = model.spread(drawn)
         pairs = []
         for draw in spread.draws(replications, seed) if spread and replications else ():
             if fixed:
                 pairs.append((old_run, run(new, workload, draw)))
             else:
-                old_draw, new_draw = _parted(draw, len(today))
+                old_draw, new_draw = (_of(draw, drawn, costs) for costs in (today, new))
                 pairs.append((run(today, workload, old_draw), run(new, workload, new_draw)))
         savings = _savings(old_run, new_run, pairs)
     return Tuning(
@@ -208,12 +211,9 @@ def tune(
     )
 
 
-def _parted(draw: Draw, first: int) -> tuple[Draw, Draw]:
-    """The draw of the first shapes, and that of the others."""
-    return (
-        replace(draw, factors=draw.factors[:first]),
-        replace(draw, factors=draw.factors[first:]),
-    )
+def _of(draw: Draw, drawn: Sequence[BucketCost], costs: Sequence[BucketCost]) -> Draw:
+    """What was drawn for some of the shapes."""
+    return replace(draw, factors=draw.factors[[drawn.index(cost) for cost in costs]])
 
 
 def _measures(run: SimulatedRun) -> dict[str, float]:

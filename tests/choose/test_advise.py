@@ -79,7 +79,8 @@ def test_no_set_is_better_in_everything_than_the_advised_one(advice):
 
 def test_buckets_that_hardly_help_are_not_paid_for():
     alike = workload(*[(5.0 * n, 60 + n % 2 * 10, 2) for n in range(240)])
-    found = advise(alike, TOY, Limits(3), batch_sizes=(1,))
+    flat = FittedCost((0.02, 1e-7), (0.02, 5e-4, 0.0), (10.0, 0.0), (0.0, 1.0, 0.0))
+    found = advise(alike, flat, Limits(3), batch_sizes=(1,))
     frame = found.contenders
     assert frame["graphs"].max() > 1, "there was a choice"
     assert frame.loc[frame["advised"], "graphs"].item() == frame["graphs"].min()

@@ -23,7 +23,7 @@ from spyre_bench.metrics.vllm_json import bench_result
 from spyre_bench.model_sizes import preset
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket, BucketSet
-from spyre_bench.simulate.scenario import ENGINE, Scenario
+from spyre_bench.simulate.scenario import CONTINUOUS, ENGINE, Scenario
 from spyre_bench.simulate.static import simulate
 from spyre_bench.workload.source import WORKLOADS, load_workload
 from spyre_bench.workload.workload import Workload
@@ -155,15 +155,17 @@ def test_workloads_are_listed_and_a_file_is_explained_and_saved(command, tmp_pat
 
 def test_a_trace_is_tuned_and_its_file_is_what_simulate_takes(command, table, trace, tmp_path):
     shapes = tmp_path / "shapes.json"
-    words = ("tune", trace, "--bucket", "8,2048,1024", "--cost", table, "-k", 2)
+    words = ("tune", trace, "--bucket", "8,2048,1024", "-k", 2)
     done = command(*words, "--replications", 20, "--out", shapes)
     assert done.code == 0, done.err
     assert re.search(r"^change: device seconds fall by \d", done.out, re.MULTILINE)
     told = json.loads(shapes.read_text())
     assert told["tuned"]["log"] == str(trace)
     assert len(told["tuned"]["log_sha256"]) == 64
-    again = command("simulate", "--workload", trace, "--bucket", f"@{shapes}", "--cost", table)
+    again = command("simulate", "--workload", trace, "--bucket", f"@{shapes}")
     assert again.code == 0
+    point = command(*words, "--cost", table)
+    assert "but the costs have no spread to say how sure that is" in point.out
     assert command(*words, "--json", "--replications", 0).code == 0
 
 
@@ -229,6 +231,21 @@ def test_a_package_that_is_not_installed_is_named_with_what_installs_it(command,
 
 def test_the_version_is_an_option_too(command):
     assert command("--version").out == command("version").out
+
+
+def test_continuous_batching_is_simulated_on_shapes_and_says_what_ran_in_each(command, trace):
+    words = ("--batching", "continuous", "--prefill-shape", "64,512", "--decode-shape", "4,512")
+    code, out, _ = command("simulate", "--workload", trace, *words)
+    assert code == 0
+    assert "× prefill 64,512 and" in out
+    assert "of the seconds paid" in out
+    code, out, _ = command("simulate", "--workload", trace, *words, "--blocks", "9", "--json")
+    result = json.loads(out)
+    assert result["spyre_batching"] == "continuous"
+    assert result["spyre_blocks"] == 9
+    code, _, err = command("simulate", "--workload", trace)
+    assert code == 1
+    assert "no bucket given: write, for example, --bucket 4,64,32, or --batching continuous" in err
 
 
 def test_json_is_all_that_is_printed_where_it_is_asked_for(command, table, trace):
@@ -378,7 +395,8 @@ def test_every_setting_of_a_scenario_is_an_option_with_its_own_help_text():
     for it in fields(Scenario):
         flag = it.metadata.get("flag", f"--{it.name.replace('_', '-')}")
         assert simulated[flag] == it.metadata["help"]
-        assert (flag in chosen) == (it.metadata["part"] != ENGINE), "what it would not use"
+        of_engine = it.metadata["part"] in (ENGINE, CONTINUOUS)
+        assert (flag in chosen) != of_engine, "what it would not use"
 
 
 CARD = "card:granite-3.3-8b,tp=4,dtype=fp8"
