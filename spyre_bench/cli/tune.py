@@ -13,12 +13,14 @@ import typer
 from spyre_bench.cli import tables
 from spyre_bench.cli.options import Json, with_options
 from spyre_bench.pass_log import KINDS, PASSES, SHAPE_WARMUP, STEPS, WARMUP
-from spyre_bench.simulate.scenario import CONTINUOUS, ENGINE, Scenario
+from spyre_bench.simulate.scenario import CONTINUOUS, ENGINE, Scenario, setting
 
 if TYPE_CHECKING:
     from spyre_bench.cost.bucket_cost import BucketCost, CostModel
     from spyre_bench.studies.tune import Figures, Tuning
     from spyre_bench.workload.workload import Workload
+
+TODAY, BUDGET = "Today", "Budget"  # panels of --help
 
 
 @dataclass(frozen=True)
@@ -32,29 +34,41 @@ class Log:
     said: list[str]
 
 
+@dataclass(frozen=True)
+class Today:
+    """The deployment as it runs, where its log does not say it."""
+
+    bucket: str = setting(
+        TODAY, "each of today's, or @shapes.json; a pass log says them itself", "", many=True
+    )
+    gather_s: float = setting(TODAY, "the server's hold of a first request", 0.02)
+    max_wait_s: float = setting(TODAY, "the server's hold of free rows", 0.0)
+    lengths: str | None = setting(
+        TODAY, "of requests, where LOG is lines of a log: a workload or a trace", None
+    )
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What others may take."""
+
+    k: int | None = setting(
+        BUDGET, "buckets, at most; default: as many as today, or 5", None, flag="-k"
+    )
+    warmup_budget: float | None = setting(BUDGET, "seconds of cold compile, in all", None)
+    memory_gib: float | None = setting(BUDGET, "of weights, cache and logits", None)
+
+
 @with_options(Scenario, without=[ENGINE, CONTINUOUS], positional="workload")
+@with_options(Today)
+@with_options(Allowed)
 def tune(
     scenario: Scenario,
-    bucket: Annotated[
-        list[str] | None,
-        typer.Option(help="of today, each or @shapes.json; a pass log says them itself"),
-    ] = None,
-    lengths: Annotated[
-        str | None,
-        typer.Option(help="of requests, where LOG is lines of a log: a workload or a trace"),
-    ] = None,
-    k: Annotated[
-        int | None, typer.Option("-k", help="buckets, at most; default: as many as today, or 5")
-    ] = None,
-    warmup_budget: Annotated[
-        float | None, typer.Option(help="seconds of cold compile, in all")
-    ] = None,
-    memory_gib: Annotated[float | None, typer.Option(help="of weights, cache and logits")] = None,
+    today: Today,
+    allowed: Allowed,
     batch_size: Annotated[
         list[int] | None, typer.Option(help="to consider; default: those of the cost table")
     ] = None,
-    gather_s: Annotated[float, typer.Option(help="the server's hold of a first request")] = 0.02,
-    max_wait_s: Annotated[float, typer.Option(help="the server's hold of free rows")] = 0.0,
     replications: Annotated[
         int, typer.Option(help="behind the interval of the saving; 0: a point only")
     ] = 100,
@@ -75,14 +89,21 @@ def tune(
 
     require_other(out, log=scenario.workload, cost=scenario.cost)
     scenario = replace(
-        scenario, gather_s=gather_s, max_wait_s=max_wait_s, buckets=" ".join(bucket or ())
+        scenario,
+        gather_s=today.gather_s,
+        max_wait_s=today.max_wait_s,
+        buckets=today.bucket,
     )
-    log = _read(scenario, lengths)
+    log = _read(scenario, today.lengths)
     tuning = study.tune(
         log.workload,
         log.model,
         log.current,
-        Limits(k or len(log.current) or 5, warmup_budget, memory_bytes(memory_gib)),
+        Limits(
+            allowed.k or len(log.current) or 5,
+            allowed.warmup_budget,
+            memory_bytes(allowed.memory_gib),
+        ),
         batch_sizes=batch_size or log.model.batch_sizes,
         policy=scenario.rules(),
         measured_busy_s=log.measured_busy_s,
