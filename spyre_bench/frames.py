@@ -14,7 +14,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import numpy as np
 import pandas as pd
@@ -23,10 +23,26 @@ Choose = Callable[[Sequence[str]], Iterable[str]]
 SEPARATORS = {";": "semicolon", "\t": "tab", "|": "pipe", ",": "comma"}  # and their names
 
 
+class Unfold(Protocol):
+    """Objects of a JSON file that are more than one row each, or rows within rows."""
+
+    def knows(self, value: dict[str, Any]) -> bool: ...
+
+    def rows(self, value: dict[str, Any]) -> list[dict[str, Any]]:
+        """Of an object of a file whose first object it knows."""
+        ...
+
+
 def read_frame(
-    path: Path, choose: Choose, separator: str | None = None, as_text: Iterable[str] = ()
+    path: Path,
+    choose: Choose,
+    separator: str | None = None,
+    as_text: Iterable[str] = (),
+    unfold: Unfold | None = None,
 ) -> pd.DataFrame:
-    """The columns that `choose` keeps, those of `as_text` as they are spelled in a CSV file.
+    """The columns that `choose` keeps, those of `as_text` as they are spelled in a CSV file. An
+    object of a JSON file is a row, or the rows that `unfold` makes of it. What separates a CSV
+    file is in `attrs["separator"]` where it was found and not told.
 
     Raises ValueError with the file, and the line where there is one, for bytes that are no table.
     """
@@ -35,7 +51,7 @@ def read_frame(
     try:
         with open_text(path) as file:
             if is_jsonl(path):
-                return _read_json(path, file, choose)
+                return _read_json(path, file, choose, unfold)
             return read_csv(path, file, separator, as_text)
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(
@@ -61,10 +77,10 @@ def open_text(path: Path) -> TextIO:
 def read_csv(
     path: Path, file: TextIO, separator: str | None = None, as_text: Iterable[str] | None = ()
 ) -> pd.DataFrame:
-    """All columns of a CSV file; every cell as text where `as_text` is None."""
-    default = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
+    """All columns of a CSV file; every cell as text where `as_text` is None. Where nobody says what
+    separates them, it is what stands in the first line; a semicolon brings decimal commas."""
     by_name = {name: character for character, name in SEPARATORS.items()} | {"\\t": "\t"}
-    sep = default if separator is None else by_name.get(separator, separator)
+    sep = _sniffed(path, file) if separator is None else by_name.get(separator, separator)
     if len(sep) != 1:
         raise ValueError(f"separator {separator!r} is not one character: write, for example, tab")
     try:
@@ -73,6 +89,7 @@ def read_csv(
             frame = pd.read_csv(
                 file,
                 sep=sep,
+                decimal="," if sep == ";" else ".",  # a number with a point stays text, and is read
                 dtype=str if as_text is None else dict.fromkeys(as_text, str),
                 index_col=False,
                 keep_default_na=False,
@@ -88,6 +105,8 @@ def read_csv(
             f"are column names: look for a comma too many, or for another separator"
         ) from error
     frame.columns = [str(name).strip() for name in frame.columns]
+    if separator is None and sep != _default(path):
+        frame.attrs["separator"] = SEPARATORS[sep]
     if len(frame.columns) == 1 and (other := [s for s in SEPARATORS if s in frame.columns[0]]):
         raise ValueError(
             f"{path} line 1 has no {SEPARATORS.get(sep, sep)} between its column names, but "
@@ -99,24 +118,47 @@ def read_csv(
     return frame.dropna(how="all").drop(columns=[n for n in unnamed if frame[n].isna().all()])
 
 
+def _default(path: Path) -> str:
+    return "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
+
+
+def _sniffed(path: Path, file: TextIO) -> str:
+    """What the name of the file says, unless the first line has other separators only."""
+    first, default = file.readline(), _default(path)
+    file.seek(0)
+    others = [character for character in SEPARATORS if character in first]
+    return others[0] if others and default not in first else default
+
+
 # --- JSON -----------------------------------------------------------------------------------------
 
 
-def _read_json(path: Path, file: TextIO, choose: Choose) -> pd.DataFrame:
+def _read_json(path: Path, file: TextIO, choose: Choose, unfold: Unfold | None) -> pd.DataFrame:
     """One object per line, an array of objects, or an object that holds one array of objects.
     Objects within objects are flattened: the inner names count."""
     lines = ((number, text) for number, text in enumerate(file, start=1) if text.strip())
     first = next(lines, None)
     if first is None:
         raise ValueError(f"{path} is empty: it needs one JSON object per line, or an array of them")
-    whole = _whole(path, first, lines)
+    whole = _whole(path, first, lines, unfold)
     if whole is None:
-        records = ((n, _object(path, n, text)) for n, text in itertools.chain([first], lines))
-        return _frame(path, "line", records, choose)
-    return _frame(path, "request", _numbered(path, whole), choose)
+        place, objects = "line", _each_line(path, itertools.chain([first], lines))
+    else:
+        place, objects = "request", _numbered(path, whole)
+    head = list(itertools.islice(objects, 1))
+    objects = itertools.chain(head, objects)
+    if unfold and head and unfold.knows(head[0][1]):
+        rows = itertools.chain.from_iterable(unfold.rows(value) for _, value in objects)
+        return _frame(path, "request", enumerate(rows, start=1), choose)
+    return _frame(path, place, ((number, _flat(value)) for number, value in objects), choose)
 
 
-def _whole(path: Path, first: tuple[int, str], lines: Iterator[tuple[int, str]]) -> Any:
+def _whole(
+    path: Path,
+    first: tuple[int, str],
+    lines: Iterator[tuple[int, str]],
+    unfold: Unfold | None,
+) -> Any:
     """The requests of a file that is one JSON value; None where each line is one, of which only the
     first has been looked at."""
     number, text = first
@@ -138,7 +180,7 @@ def _whole(path: Path, first: tuple[int, str], lines: Iterator[tuple[int, str]])
         return value
     if isinstance(value, dict):
         arrays = [some for some in value.values() if _is_array_of_objects(some)]
-        if len(arrays) == 1:
+        if len(arrays) == 1 and not (unfold and unfold.knows(value)):
             return arrays[0]
         if start == "[":
             return [value]
@@ -153,17 +195,22 @@ def _numbered(path: Path, values: Sequence[Any]) -> Iterator[tuple[int, dict[str
     for number, value in enumerate(values, start=1):
         if not isinstance(value, dict):
             raise ValueError(f"{path} request {number} is not a JSON object")
-        yield number, _flat(value)
+        yield number, value
 
 
-def _object(path: Path, line: int, text: str) -> dict[str, Any]:
-    try:
-        record = _loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path} line {line} is not JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{path} line {line} is not a JSON object: write one object per line")
-    return _flat(record)
+def _each_line(
+    path: Path, lines: Iterable[tuple[int, str]]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, text in lines:
+        try:
+            record = _loads(text)
+        except ValueError as error:
+            raise ValueError(f"{path} line {number} is not JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise ValueError(
+                f"{path} line {number} is not a JSON object: write one object per line"
+            )
+        yield number, record
 
 
 def _loads(text: str) -> Any:

@@ -2,8 +2,8 @@
 
 `python -m tests.bench [NAME ...]` runs some of them: decode, generate, overhead, compile, paged and
 shapes of the engine; simulate, simulate_many, optimize_1d, optimize_joint and sweep of the core,
-without torch; scheduler and serve of the server; tensor_parallel and dead_rank of its ranks; panels
-of notebooks.
+without torch; scheduler, continuous_scheduler and serve of the server; tensor_parallel and
+dead_rank of its ranks; panels of notebooks.
 Every measurement has a process of its own, with its threads pinned; nothing else should be running.
 """
 
@@ -547,6 +547,56 @@ def scheduler() -> Iterator[dict]:
                 }
 
 
+def continuous_scheduler() -> Iterator[dict]:
+    """Milliseconds of vLLM's scheduler under continuous batching, a pass, sixteen rows decoding
+    while many wait: of `schedule`, and of what follows the pass with its statistics."""
+    import tempfile
+    from pathlib import Path
+
+    from vllm.engine.arg_utils import EngineArgs
+
+    from spyre_bench.policy.continuous import Rules
+    from spyre_bench.shape_set import ShapeSet
+    from tests.plugin.test_continuous_hosts import VllmHost
+    from tests.tiny_models import tiny_model
+
+    prefill, decode = "64,512 256,512", "4,512 16,512"
+    spyre = {"batching": "continuous", "prefill_shapes": prefill, "decode_shapes": decode}
+    with tempfile.TemporaryDirectory() as directory:
+        config = EngineArgs(
+            model=str(tiny_model(Path(directory) / "model", "llama")),
+            additional_config={"spyre": spyre},
+        ).create_engine_config()
+        for waiting in (1_000, 100_000):
+            for order in ("arrival", "shortest_prefill"):
+                host = VllmHost(config, ShapeSet.parse(prefill, decode, 140), Rules(order=order))
+                scheduler = host.scheduler
+                scheduler.log_stats = True
+                scheduler.kv_cache_manager.make_prefix_cache_stats = object
+                for number in range(waiting):
+                    host.add(str(number), [5 + number % 50] * (200 + number % 50), 200, 200)
+                for _ in range(100):  # until all rows decode
+                    host.step()
+                seconds_of = {"schedule": [], "update_from_output": []}
+                for name, found in seconds_of.items():
+                    method = getattr(scheduler, name)
+
+                    def timed(*arguments, method=method, found=found):
+                        started = time.perf_counter()
+                        result = method(*arguments)
+                        found.append(time.perf_counter() - started)
+                        return result
+
+                    setattr(scheduler, name, timed)
+                for _ in range(300):
+                    host.step()
+                yield {
+                    "order": order,
+                    "waiting": len(scheduler.waiting),
+                    "rows": len(scheduler.running),
+                } | {f"{name}_ms": statistics.median(s) * 1e3 for name, s in seconds_of.items()}
+
+
 def tensor_parallel() -> Iterator[dict]:
     """Ranks of one thread each: gains over one rank, the share of a pass in all-reduces, start-up.
     A tiny model, where all is overhead, and one of SmolLM2's sizes with heads that divide."""
@@ -703,6 +753,7 @@ CORE = {
     "optimize_joint": optimize_joint,
     "sweep": sweep,
     "scheduler": scheduler,
+    "continuous_scheduler": continuous_scheduler,
     "serve": serve,
     "tensor_parallel": tensor_parallel,
     "dead_rank": dead_rank,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperCommand
 
-from spyre_bench.cli import gate, plan, shapes
+from spyre_bench.cli import gate, plan, requests, shapes
 from spyre_bench.cli.options import Engine, with_options
 from spyre_bench.errors import sentence, unexpected
 
@@ -36,9 +36,18 @@ def main() -> None:
         sys.exit(1)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        version()
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option(DEBUG, help="an error with its traceback")] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True)
+    ] = False,
 ) -> None:
     """What serving a language model from precompiled static shapes costs."""
 
@@ -48,6 +57,7 @@ app.command()(plan.buckets)
 app.command()(plan.sweep)
 app.command()(shapes.export)
 app.command()(plan.validate)
+app.command()(requests.workloads)
 app.command()(gate.compare)
 
 baseline = typer.Typer(help="What the notebooks that only calculate are known to give.")

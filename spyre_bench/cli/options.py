@@ -47,7 +47,7 @@ def _option(it: Field, hint: Any) -> inspect.Parameter:
     if told.get("many"):
         hint = list[str] if told.get("required") else list[str] | None
     needed = it.default is MISSING or told.get("required")
-    default = inspect.Parameter.empty if needed else it.default
+    default = inspect.Parameter.empty if needed else None if told.get("many") else it.default
     annotation = Annotated[hint, option]
     return inspect.Parameter(
         it.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation

@@ -10,9 +10,11 @@ import typer
 
 from spyre_bench.cli import tables
 from spyre_bench.cli.options import Json, with_options
-from spyre_bench.simulate.scenario import ENGINE, Scenario
+from spyre_bench.simulate.scenario import CONTINUOUS, ENGINE, Scenario
 
 if TYPE_CHECKING:
+    from spyre_bench.cost.bucket_cost import CostModel
+    from spyre_bench.simulate.result import SimulatedRun
     from spyre_bench.workload.workload import Workload
 
 LARGEST_GIB = 2**30  # more is a slip, and its bytes are a number that no array holds
@@ -28,8 +30,9 @@ def simulate(
     ] = 100,
     as_json: Json = False,
 ) -> None:
-    """Serve a workload on buckets, in simulation: latency, throughput, fill and waste, each as a
-    point and, where the costs have a spread, from P5 to P95."""
+    """Serve a workload in simulation, by static batches in buckets or by continuous batching on
+    paged shapes: latency, throughput, fill and waste, each as a point and, where the costs have a
+    spread, from P5 to P95. Exit code 1 where nobody is served."""
     from spyre_bench.choose.lint import lint
     from spyre_bench.files import replace_text
     from spyre_bench.metrics.intervals import replicate
@@ -40,20 +43,21 @@ def simulate(
     limits = scenario.limits_ms()
     require_limits(limits)
     source = scenario.load_cost()
-    costs = scenario.costs(source)
     loaded = scenario.read_workload()
     workload = scenario.scaled(loaded)
+
+    def served(at: CostModel) -> SimulatedRun:
+        if scenario.is_continuous:
+            return scenario.run_continuous(workload, at)
+        return scenario.run(workload, scenario.costs(at))
+
     result = bench_result(
-        scenario.run(workload, costs),
-        goodput_ms=limits,
-        detailed=detailed,
-        model=source.model_name,
-    ) | {
-        "spyre_seed": scenario.seed,
-        "spyre_read_as": str(loaded),
-        "spyre_lint": lint(workload, costs, source).sentences(),
-    }
-    if replications:
+        served(source), goodput_ms=limits, detailed=detailed, model=source.model_name
+    ) | {"spyre_seed": scenario.seed, "spyre_read_as": str(loaded), "spyre_lint": []}
+    if not scenario.is_continuous:
+        costs = scenario.costs(source)
+        result["spyre_lint"] = lint(workload, costs, source).sentences()
+    if replications and not scenario.is_continuous:
         spread = source.spread(costs)
         result["spyre_interval"] = (
             spread
@@ -65,7 +69,7 @@ def simulate(
             ).said()
         )
     if source.ends:
-        ends = [bench_result(scenario.run(workload, scenario.costs(at))) for at in source.ends]
+        ends = [bench_result(served(at)) for at in source.ends]
         result["spyre_modelled"] = tables.modelled(source.label, tables.RANGED, ends)
     if out:
         replace_text(out, json.dumps(result, indent=1, allow_nan=False) + "\n")
@@ -74,9 +78,11 @@ def simulate(
     else:
         _say_what_was_read(loaded)
         tables.print_result(result)
+    if not result["completed"]:
+        raise typer.Exit(1)
 
 
-@with_options(Scenario, without=[ENGINE])
+@with_options(Scenario, without=[ENGINE, CONTINUOUS])
 def buckets(
     scenario: Scenario,
     k: Annotated[int, typer.Option("-k", help="buckets, at most")] = 5,

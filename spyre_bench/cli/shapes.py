@@ -11,7 +11,7 @@ import typer
 
 from spyre_bench.cli import tables
 from spyre_bench.cli.options import Json, with_options
-from spyre_bench.simulate.scenario import COSTS, ENGINE, SCHEDULING, Scenario, setting
+from spyre_bench.simulate.scenario import CONTINUOUS, COSTS, ENGINE, SCHEDULING, Scenario, setting
 
 if TYPE_CHECKING:
     from spyre_bench.choose.export import Export, HeldOut, Needs
@@ -79,7 +79,7 @@ class Allowance:
         return {name.strip(): _whole(value, "--graphs") for name, _, value in pairs}
 
 
-@with_options(Scenario, without=[ENGINE, COSTS, SCHEDULING])
+@with_options(Scenario, without=[ENGINE, CONTINUOUS, COSTS, SCHEDULING])
 @with_options(Server)
 @with_options(Allowance)
 def export(

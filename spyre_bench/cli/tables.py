@@ -68,18 +68,27 @@ def narrow(*columns: str) -> Table:
 def print_result(result: dict[str, Any]) -> None:
     from rich.console import Console
 
+    if result["failed"]:
+        typer.echo(_refused_sentence(result))
     console = Console()
-    console.print(_latency_table(result), _waste_table(result["spyre_waste"]))
+    console.print(_latency_table(result))
+    if result["spyre_waste"]["computed"]:
+        console.print(_waste_table(result["spyre_waste"]))
+    batches, compiled = f"{result['spyre_batches']:,} batches", "buckets"
+    if paid := result.get("spyre_paid"):
+        console.print(_paid_table(paid))
+        batches = " and ".join(f"{n:,} × {name}" for name, n in result["spyre_shape_hits"].items())
+        compiled = "shapes"
     typer.echo(
         f"{result['completed']:,} of {result['num_prompts']:,} requests served in "
-        f"{result['duration']:,.1f} s by {result['spyre_batches']:,} batches: "
+        f"{result['duration']:,.1f} s by {batches}: "
         f"{result['request_throughput']:.3f} requests/s, {result['output_throughput']:,.1f} output "
         f"tokens/s, {result['spyre_utilisation']:.0%} busy"
     )
     if result["request_goodput"] is not None:
         typer.echo(f"goodput {result['request_goodput']:.3f} requests/s")
     if bound := result["spyre_busy_over_shape_bound"]:
-        typer.echo(f"busy {bound:.2f} times the shape bound of these buckets")
+        typer.echo(f"busy {bound:.2f} times the shape bound of these {compiled}")
     if result["spyre_saturated"]:
         typer.echo(f"saturated: {result['spyre_saturation']}")
     for sentence in result["spyre_lint"]:
@@ -90,6 +99,20 @@ def print_result(result: dict[str, Any]) -> None:
         typer.echo(modelled_sentence(result["spyre_modelled"], RANGED))
     elif result["spyre_extrapolated"]:
         typer.echo(f"extrapolated: {', '.join(result['spyre_extrapolated'])}")
+
+
+def _refused_sentence(result: dict[str, Any]) -> str:
+    """Before any latency, which those who were refused have none of."""
+    reasons = ", ".join(
+        f"{count:,} {reason.replace('_', ' ')}"
+        for reason, count in result["spyre_rejected"].items()
+        if count
+    )
+    served = f"figures are of the {result['completed']:,} served"
+    return (
+        f"REFUSED: {result['failed']:,} of {result['num_prompts']:,} requests ({reasons}); "
+        f"{served if result['completed'] else 'nobody was served'}"
+    )
 
 
 def _interval_sentence(said: Mapping[str, Any] | None) -> str:
@@ -111,7 +134,9 @@ def _latency_table(result: dict[str, Any]) -> Table:
     names = {"spyre_queue": "queue", "ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2EL"}
     for metric, label in names.items():
         seconds = (result[f"{of}_{metric}_ms"] / 1e3 for of in ("mean", "median", "p90", "p99"))
-        table.add_row(label, *(f"{value:,.3f}" for value in seconds))
+        # vLLM's results have a 0 where nothing was measured; every request waits for its tokens
+        measured = result["completed"] and (metric == "spyre_queue" or result[f"mean_{metric}_ms"])
+        table.add_row(label, *(f"{value:,.3f}" if measured else "-" for value in seconds))
     return table
 
 
@@ -120,6 +145,16 @@ def _waste_table(waste: dict[str, int]) -> Table:
     for name, tokens in waste.items():
         if name != "computed":
             table.add_row(name.replace("_", " "), f"{tokens / max(1, waste['computed']):.1%}")
+    return table
+
+
+def _paid_table(paid: dict[str, float]) -> Table:
+    table = narrow("of the seconds paid", "share")
+    busy_s = sum(paid.values())
+    for name, seconds in paid.items():
+        table.add_row(
+            name.removesuffix("_s").replace("_", " "), f"{max(0.0, seconds) / (busy_s or 1):.1%}"
+        )
     return table
 
 

@@ -8,7 +8,9 @@ from typing import Protocol
 
 import numpy as np
 
+from spyre_bench.cost.shape_cost import ShapeCosts
 from spyre_bench.cost.spread import Spread
+from spyre_bench.shape_set import ShapeSet
 from spyre_bench.shapes import STICK_TOKENS, Bucket
 
 SMALLEST = (1, STICK_TOKENS, 2)  # B, P and N of the smallest bucket there can be
@@ -57,6 +59,16 @@ class CostModel(Protocol):
     def of(self, bucket: Bucket) -> BucketCost:
         """Raises ValueError for a bucket that it has no figure for."""
         ...
+
+    def of_shapes(self, shapes: ShapeSet) -> ShapeCosts:
+        """What the paged passes of continuous batching cost. Raises ValueError where it has no
+        figure for them."""
+        raise ValueError(f"{self.label} has no figure for paged shapes: use another source")
+
+    @property
+    def batch_tokens(self) -> int | None:
+        """The largest batch × context, in tokens; None where no limit is known."""
+        return None
 
     @property
     def label(self) -> str:

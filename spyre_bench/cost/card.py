@@ -17,6 +17,7 @@ import numpy as np
 
 from spyre_bench.cost.bucket_cost import BucketCost, CostModel
 from spyre_bench.cost.card_parameters import ENDS, WORDS, CardAt, SpyreCard
+from spyre_bench.cost.shape_cost import DecodeCost, PrefillCost, ShapeCosts
 from spyre_bench.cost.spread import Spread, Z
 from spyre_bench.cost.table import CostRow
 from spyre_bench.model_sizes import (
@@ -27,6 +28,7 @@ from spyre_bench.model_sizes import (
     ModelSizes,
     require_dtype,
 )
+from spyre_bench.shape_set import BLOCK_TOKENS, DecodeShape, PrefillShape, ShapeSet
 from spyre_bench.shapes import Bucket
 
 REFERENCE_ELEMENTS = 512 * 4096
@@ -102,6 +104,26 @@ class SpyreCost(CostModel):
     def of(self, bucket: Bucket) -> BucketCost:
         """At its end of the parameters. Show `range_of` beside it."""
         return self.at(self.end, bucket)
+
+    def of_shapes(self, shapes: ShapeSet) -> ShapeCosts:
+        """Paged passes at its end of the parameters. A shape with steps is priced at its smallest
+        and its largest program, and between them by a line over live rows and context."""
+        passes = self.passes(self.end)
+        for shape in shapes:
+            if shape.context_length > self.model.context_length:
+                raise ValueError(
+                    f"shape {shape} is beyond the {self.model.context_length} tokens of "
+                    f"{self.model.name}: lower its context"
+                )
+        self.require_slots(shapes.blocks * BLOCK_TOKENS, f"a pool of {shapes.blocks} blocks")
+        bytes_ = self.model.weight_bytes(self.dtype, self.tp)
+        bytes_ += self.kv_bytes(shapes.blocks * BLOCK_TOKENS)
+        if self.end != "fast":
+            chunks = [Bucket(1, shape.chunk_length, 2) for shape in shapes.prefill]
+            bytes_ += max(self.model.prefill_bytes(chunk, self.tp) for chunk in chunks)
+        prefill = tuple(passes.prefill_cost(shape) for shape in shapes.prefill)
+        decode = tuple(passes.decode_cost(shape) for shape in shapes.decode)
+        return ShapeCosts(prefill, decode, shapes.blocks, bytes_)
 
     def range_of(self, bucket: Bucket) -> CostRange:
         return CostRange(*(self.at(end, bucket) for end in ENDS))
@@ -200,6 +222,43 @@ class Passes:
     dtype: str
     card: CardAt
 
+    def prefill_cost(self, shape: PrefillShape) -> PrefillCost:
+        chunk, longest = shape.chunk_length, shape.context_length
+        _, shortest = shape.padded(chunk, chunk)
+        base_s = self.chunk_s(chunk, shortest)
+        grows_s = self.chunk_s(chunk, longest) - base_s
+        slot_s = grows_s / (longest - shortest) if longest > shortest else 0.0
+        return PrefillCost(shape, base_s, slot_s, self.card.compile_s / 2, extrapolated=True)
+
+    def decode_cost(self, shape: DecodeShape) -> DecodeCost:
+        rows, context = shape.rows, shape.context_length
+        few, short = shape.rows_step, shape.context_step
+        row_s = slot_s = 0.0
+        if short < context:
+            grows_s = self.step_s(rows, context) - self.step_s(rows, short)
+            slot_s = grows_s / (rows * (context - short))
+        if few < rows:
+            more_s = self.step_s(rows, short) - self.step_s(few, short)
+            row_s = max(0.0, more_s / (rows - few) - slot_s * short)
+        base_s = self.step_s(few, short) - few * (row_s + slot_s * short)
+        return DecodeCost(
+            shape, max(0.0, base_s), row_s, slot_s, self.card.compile_s / 2, extrapolated=True
+        )
+
+    def chunk_s(self, chunk: int, context: int) -> float:
+        """A chunk of one request over so many slots, its own among them."""
+        rest = max(1.0, chunk * self.model.hidden_size / REFERENCE_ELEMENTS)
+        attention = self.model.attention_operations(1, chunk, context, self.tp)
+        layer = self.linears_s(chunk) + self._attention_s(attention)
+        layer += self.card.rest_prefill_s * rest + self.reduces_s(chunk)
+        return self.model.layers * layer + self.head_s(1)
+
+    def step_s(self, rows: int, context: int) -> float:
+        """A decode pass of rows that all have so many slots."""
+        layer = self.linears_s(rows) + self.decode_attention_s(rows, context)
+        layer += self.card.rest_decode_s + self.reduces_s(rows)
+        return self.model.layers * layer + self.head_s(rows)
+
     def prefill_s(self, bucket: Bucket) -> float:
         rows = bucket.batch_size * bucket.prompt_length
         rest = self.card.rest_prefill_s * max(
@@ -209,10 +268,7 @@ class Passes:
         return self.model.layers * (layer + self.reduces_s(rows)) + self.head_s(bucket.batch_size)
 
     def decode_s(self, bucket: Bucket) -> float:
-        rows = bucket.batch_size
-        attention = self.decode_attention_s(rows, bucket.context_length)
-        layer = self.linears_s(rows) + attention + self.card.rest_decode_s
-        return self.model.layers * (layer + self.reduces_s(rows)) + self.head_s(rows)
+        return self.step_s(bucket.batch_size, bucket.context_length)
 
     def linears_s(self, rows: int) -> float:
         """A layer's products with weights."""

@@ -11,7 +11,9 @@ import pandas as pd
 from scipy.optimize import nnls
 
 from spyre_bench.cost.bucket_cost import BucketCost, CostModel
+from spyre_bench.cost.shape_cost import DecodeCost, PrefillCost, ShapeCosts
 from spyre_bench.cost.table import CostRow
+from spyre_bench.shape_set import BLOCK_TOKENS, ShapeSet
 from spyre_bench.shapes import Bucket
 
 FEWEST = 3  # buckets behind a fit
@@ -52,6 +54,31 @@ class FittedCost(CostModel):
     def of(self, bucket: Bucket) -> BucketCost:
         values: dict[str, Any] = {name: self._value(name, bucket) for name in FORMS}
         return BucketCost(bucket, **values | {"memory_bytes": round(values["memory_bytes"])})
+
+    def of_shapes(self, shapes: ShapeSet) -> ShapeCosts:
+        """Paged passes as if they were static ones of the same size, padding paid in full: a chunk
+        is a prompt, a decode pass one of B rows and T slots. Marked `extrapolated`."""
+        a0, a1 = self.prefill_s
+        d0, d1, d2 = self.decode_s
+        c0, c1 = self.compile_s
+        m0, m1, _ = self.memory_bytes
+        prefill = [
+            PrefillCost(it, a0 + a1 * it.chunk_length, 0.0, (c0 + c1 * it.chunk_length) / 2, True)
+            for it in shapes.prefill
+        ]
+        decode = [
+            DecodeCost(
+                it,
+                d0 + it.rows * (d1 + d2 * it.context_length),
+                0.0,
+                0.0,
+                c0 / 2,
+                extrapolated=True,
+            )
+            for it in shapes.decode
+        ]
+        memory_bytes = round(m0 + m1 * shapes.blocks * BLOCK_TOKENS)
+        return ShapeCosts(tuple(prefill), tuple(decode), shapes.blocks, memory_bytes)
 
     def below(self, rows: Iterable[CostRow]) -> FittedCost:
         """The same form, its prefill and its decode scaled until no row was measured faster: a

@@ -15,8 +15,10 @@ from scipy.spatial import QhullError
 
 from spyre_bench.cost.bucket_cost import SMALLEST, BucketCost, CostModel, Lengths
 from spyre_bench.cost.closed_form import FEWEST, FORMS, FittedCost, error_table, ratio_of, sizes_of
+from spyre_bench.cost.shape_cost import ShapeCosts
 from spyre_bench.cost.spread import IQR, Spread
 from spyre_bench.cost.table import CostRow, read_cost_table
+from spyre_bench.shape_set import ShapeSet
 from spyre_bench.shapes import Bucket
 
 SHIPPED = Path(__file__).parents[1] / "data" / "cost.csv"
@@ -63,6 +65,10 @@ class MeasuredCost(CostModel):
         values = {name: getattr(fitted, name) * ratio for name, ratio in ratios.items()}
         values["memory_bytes"] = round(values["memory_bytes"])
         return BucketCost(bucket, **values, extrapolated=outside)
+
+    def of_shapes(self, shapes: ShapeSet) -> ShapeCosts:
+        """By the closed form of its static passes, marked: no paged pass was measured."""
+        return self._fitted.of_shapes(shapes)
 
     @property
     def label(self) -> str:

@@ -69,11 +69,14 @@ class ShapeCosts:
     max_rows: int = field(init=False)
     max_chunk: int = field(init=False)
     max_model_len: int = field(init=False)
+    cheapest_decode: tuple[DecodeShape, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         shapes = self.shapes
         for name in ("max_rows", "max_chunk", "max_model_len"):
             object.__setattr__(self, name, getattr(shapes, name))
+        ascending = sorted(self.decode, key=lambda cost: cost.full_s)
+        object.__setattr__(self, "cheapest_decode", tuple(cost.shape for cost in ascending))
 
     @property
     def shapes(self) -> ShapeSet:
@@ -84,7 +87,13 @@ class ShapeCosts:
         )
 
     @property
+    def compile_s(self) -> float:
+        """Cold, of all passes."""
+        prefill_s = sum(cost.compile_s for cost in self.prefill)
+        return prefill_s + sum(cost.compile_s for cost in self.decode)
+
+    @property
     def warmup_s(self) -> float:
         """Cold compile and one run of each pass, before the server is ready."""
-        prefill_s = sum(cost.compile_s + cost.full_s for cost in self.prefill)
-        return prefill_s + sum(cost.compile_s + cost.full_s for cost in self.decode)
+        prefill_s = sum(cost.full_s for cost in self.prefill)
+        return self.compile_s + prefill_s + sum(cost.full_s for cost in self.decode)

@@ -14,6 +14,8 @@ from spyre_bench.shapes import Bucket
 from spyre_bench.simulate.result import PREFILL, ContinuousRun, SimulatedRun, StaticRun
 
 LEDGER = tuple(field.name for field in fields(WasteLedger))
+STEP_LEDGER = tuple(field.name for field in fields(StepLedger))
+PAID_LEDGER = tuple(field.name for field in fields(PaidLedger))
 WASTES = tuple(name for name in LEDGER if name != "useful")
 
 
@@ -68,13 +70,15 @@ def paid(run: ContinuousRun) -> PaidLedger:
     slot_s = np.where(chunk, seconds / passes.slots, 0.0)
     base_s = np.array([0.0] * len(costs.prefill) + [cost.base_s for cost in costs.decode])
     empty_s = np.where(chunk, 0.0, base_s[passes.shape] * passes.count)
-    row_s = empty_s / passes.slots  # a row's part
+    most = np.array([1] * len(costs.prefill) + [cost.shape.rows for cost in costs.decode])
+    most = most[passes.shape]
+    row_s = empty_s / most  # a row's part
     least_s = passes.rows * np.where(chunk, 0.0, _least_empty_s(run))
     parts = {
         "useful_s": slot_s * steps["useful"] + np.where(chunk, 0.0, seconds - empty_s + least_s),
         "chunk_pad_s": slot_s * steps["chunk_pad"],
         "again_s": slot_s * steps["again"],
-        "row_pad_s": row_s * (passes.slots - passes.rows),
+        "row_pad_s": row_s * (most - passes.rows),
         "shape_pad_s": passes.rows * row_s - least_s,
     }
     return PaidLedger(**{name: float(part.sum()) for name, part in parts.items()})

@@ -30,6 +30,9 @@ from spyre_bench.shape_set import (
     blocks_of,
 )
 
+COUNTED = 100
+"""Requests of the queue that the statistics of a step may count."""
+
 
 @dataclass
 class ContinuousSchedulerOutput(SchedulerOutput):
@@ -97,6 +100,7 @@ class ContinuousScheduler(BaseScheduler):
         self.counts = StepCounts(warmup)
         self.decodes_since_chunk = NEVER
         self._pauses = Pauses()
+        self._queued_tokens = 0
         # tokens that a running request had to prefill when it was admitted
         self._to_prefill: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
 
@@ -226,12 +230,15 @@ class ContinuousScheduler(BaseScheduler):
         stats = super().make_stats(*args, **kwargs)
         if stats is not None:
             pool = self.kv_cache_manager.block_pool
-            prefilling = [r for r in self.running if not self._has_decoded(r)]
-            to_come = [*self.waiting, *prefilling]
+            # a long queue is counted once in many steps: `COUNTED` requests of it in each
+            if self.current_step % (len(self.waiting) // COUNTED + 1) == 0:
+                prefilling = [r for r in self.running if not self._has_decoded(r)]
+                to_come = [*self.waiting, *prefilling]
+                self._queued_tokens = sum(r.num_tokens - r.num_computed_tokens for r in to_come)
             self.counts.note(
                 used=pool.num_gpu_blocks - 1 - pool.get_num_free_blocks(),
                 cached=len(pool.cached_block_hash_to_block),
-                chunk_tokens=sum(r.num_tokens - r.num_computed_tokens for r in to_come),
+                chunk_tokens=self._queued_tokens,
                 paused=sum(self._pauses.of(request) > 0 for request in self.running),
             )
             self.counts.attach(stats, self._oldest_wait_s())

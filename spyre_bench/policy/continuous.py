@@ -201,7 +201,7 @@ def next_step(
     elif len(running) < costs.max_rows:
         request = _first(waiting, rules, now)
         if request is None:
-            if not decoding:
+            if not running:
                 return None
         elif decoding and decodes_since_chunk < rules.decode_between:
             stable_for = rules.decode_between - decodes_since_chunk
@@ -299,9 +299,17 @@ def _chunk(
         begin = (before + computed) // most * most - before
         start, tokens = max(0, begin), min(begin + most, prompt) - computed
     else:
+        left = min(most, prompt - computed)
         for cost in costs.prefill:
-            room = min(cost.shape.chunk_length, cost.shape.context_length - computed)
-            tokens = max(tokens, min(room, most, prompt - computed))
+            shape = cost.shape
+            room = shape.context_length - computed
+            if room > shape.chunk_length:
+                room = shape.chunk_length
+            if room >= left:
+                tokens = left
+                break
+            if room > tokens:
+                tokens = room
     again, end = computed - start, computed + tokens
     cheapest: PrefillShape | None = None
     least_s = math.inf
@@ -320,9 +328,7 @@ def _chunk(
 
 
 def _may_join(request: Request, decoding: Sequence[R], costs: ShapeCosts, rules: Rules) -> bool:
-    """Whether a request whose prompt ends now finds a row, and every pass to come a shape."""
-    if len(decoding) >= costs.max_rows:
-        return False
+    """Whether every pass to come is covered with a request whose prompt ends now."""
     if rules.over_limit == "pause" or not decoding:
         return True
     if rules.layout == "rectangular":
@@ -331,7 +337,7 @@ def _may_join(request: Request, decoding: Sequence[R], costs: ShapeCosts, rules:
     rows = [(_still(row), row.computed_tokens) for row in decoding] + [newcomer]
     for still, _ in rows:  # just before somebody ends, the context is the longest of so many rows
         left = [stored + still for remaining, stored in rows if remaining >= still]
-        if still > 0 and not _covered(len(left), max(left), costs, rules):
+        if still > 0 and _covered(len(left), max(left), costs, rules) is None:
             return False
     return True
 
@@ -377,11 +383,15 @@ def _context(rows: Sequence[R], rules: Rules) -> int:
     return max([row.computed_tokens for row in rows]) + 1
 
 
-def _covered(rows: int, context: int, costs: ShapeCosts, rules: Rules) -> bool:
+def _covered(rows: int, context: int, costs: ShapeCosts, rules: Rules) -> DecodeShape | None:
+    """The cheapest shape of such a pass; None where there is none, or the limit is below."""
     limit = rules.max_batch_context_tokens
     if limit is not None and rows * context > limit:
-        return False
-    return any(cost.shape.covers(rows, context) for cost in costs.decode)
+        return None
+    for shape in costs.cheapest_decode:
+        if rows <= shape.rows and context <= shape.context_length:
+            return shape
+    return None
 
 
 def _decode(
@@ -393,50 +403,50 @@ def _decode(
     stable_for: int,
 ) -> Decode[R] | Preempt[R]:
     """A pass of all rows, or of those whose turn it is, in the cheapest shape that covers them."""
-    context = _context(decoding, rules)
-    if not _covered(len(decoding), context, costs, rules):
-        decoding = _in_turn(decoding, costs, rules)
-        context, stable_for = _context(decoding, rules), 1
-    rows = len(decoding)
-    starting = sum([row.computed_tokens >= row.held_blocks * BLOCK_TOKENS for row in decoding])
-    if starting > free_blocks:
-        return _newest(running)
-    shape = min(
-        [cost for cost in costs.decode if cost.shape.covers(rows, context)],
-        key=lambda cost: cost.full_s,
-    ).shape
-    stable_for = min(stable_for, shape.context_length - context + 1)
+    rows, context = len(decoding), _context(decoding, rules)
+    shape = _covered(rows, context, costs, rules)
+    if shape is None:
+        decoding, shape = _in_turn(decoding, costs, rules)
+        rows, context, stable_for = len(decoding), _context(decoding, rules), 1
+    if rules.admission == "preempt":
+        starting = [row.computed_tokens >= row.held_blocks * BLOCK_TOKENS for row in decoding]
+        if sum(starting) > free_blocks:
+            return _newest(running)
+        spare = free_blocks // rows
+        stable_for = min(stable_for, spare * BLOCK_TOKENS if spare else 1)
+    if stable_for > shape.context_length - context:
+        stable_for = shape.context_length - context + 1
     if rules.max_batch_context_tokens is not None:
         stable_for = min(stable_for, rules.max_batch_context_tokens // rows - context + 1)
     if rules.layout == "rectangular":  # until a row begins a block, and all are aligned anew
         stable_for = min(
             [stable_for, *(BLOCK_TOKENS - row.computed_tokens % BLOCK_TOKENS for row in decoding)]
         )
-    if rules.admission == "preempt":
-        spare = free_blocks // rows
-        stable_for = min(stable_for, spare * BLOCK_TOKENS if spare else 1)
     return Decode(tuple(decoding), shape, context, stable_for)
 
 
-def _in_turn(decoding: Sequence[R], costs: ShapeCosts, rules: Rules) -> list[R]:
+def _in_turn(decoding: Sequence[R], costs: ShapeCosts, rules: Rules) -> tuple[list[R], DecodeShape]:
     """The rows of this pass where not all are covered: who paused longest first, then who has the
-    fewest outputs, of equals the newest, as long as what is taken stays covered."""
+    fewest outputs, of equals the newest, as long as what is taken stays covered; and their
+    shape."""
     sign = -1 if rules.longest_first else 1
     queue = list(reversed(decoding))
     queue.sort(key=lambda row: (-row.paused_for, sign * (row.computed_tokens - row.prompt_tokens)))
     taken: list[R] = []
+    of_taken: DecodeShape | None = None
     for row in queue:
         rows = [*taken, row]
-        if _covered(len(rows), _context(rows, rules), costs, rules):
-            taken = rows
-    if not taken:
+        shape = _covered(len(rows), _context(rows, rules), costs, rules)
+        if shape is not None:
+            taken, of_taken = rows, shape
+    if of_taken is None:
         limit = rules.max_batch_context_tokens
         raise ValueError(
             f"a row with a context of {_context(queue[:1], rules)} tokens is above what one row "
             f"may have (max_batch_context_tokens {limit}): raise it, or serve shorter contexts"
         )
     chosen = {id(row) for row in taken}
-    return [row for row in decoding if id(row) in chosen]
+    return [row for row in decoding if id(row) in chosen], of_taken
 
 
 def _newest(running: Sequence[R]) -> Preempt[R]:

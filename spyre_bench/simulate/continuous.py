@@ -162,11 +162,10 @@ class _Engine:
         self._has_paused = False
         self._ended = 0  # with the last pass
         self._reserves = rules.admission == "reserve"
-        shapes = [id(cost.shape) for cost in costs.prefill]
-        shapes += [id(cost.shape) for cost in costs.decode]
-        self._index = {shape: index for index, shape in enumerate(shapes)}
-        self._prefill = {id(cost.shape): cost for cost in costs.prefill}
-        self._decode = {id(cost.shape): cost for cost in costs.decode}
+        # where each shape is among the costs, by identity: the policy gives back what it was given
+        self._prefill = {id(cost.shape): (at, cost) for at, cost in enumerate(costs.prefill)}
+        after = len(costs.prefill)
+        self._decode = {id(cost.shape): (at, cost) for at, cost in enumerate(costs.decode, after)}
 
     def serve(self, requests: Iterator[Request]) -> None:
         """Runs everything, with few of the requests in memory at a time."""
@@ -242,10 +241,13 @@ class _Engine:
             self.running.append(request)
             self._admit(request)
         before = request.computed_tokens
-        seconds = self._prefill[id(step.shape)].pass_s(before - step.again_tokens)
-        self._store(request, step.tokens)
-        fresh = max(0, min(step.tokens, request.computed_tokens - request.highest_tokens))
-        self.log.chunk(step, self._index[id(step.shape)], self.now, seconds, before, fresh)
+        index, cost = self._prefill[id(step.shape)]
+        seconds = cost.pass_s(before - step.again_tokens)
+        self._store((request,), step.tokens)
+        fresh = step.tokens
+        if request.highest_tokens > before:  # it was preempted
+            fresh = max(0, request.computed_tokens - request.highest_tokens)
+        self.log.chunk(step, index, self.now, seconds, before, fresh)
         self.now += seconds
         self._decodes_since_chunk = 0
         self._ended = 0
@@ -253,23 +255,24 @@ class _Engine:
             self._end([request])
 
     def _run_decode(self, step: Decode[Request], next_s: float) -> None:
-        rows = step.rows
-        cost = self._decode[id(step.shape)]
-        stored = [row.computed_tokens for row in rows]
-        context = sum(stored) + len(rows)
-        count = min(step.stable_for, min([row.end_tokens - row.computed_tokens for row in rows]))
+        rows, shape, _, count = step
+        context = size = len(rows)
+        for row in rows:
+            context += row.computed_tokens
+            left = row.end_tokens - row.computed_tokens
+            if left < count:
+                count = left
+        index, cost = self._decode[id(shape)]
         if count > 1 and not self.waiting and next_s < math.inf and self._could_admit():
-            count = _passes_until(next_s - self.now, cost, len(rows), context, count)
-        seconds = cost.passes_s(len(rows), context, count)
-        self.log.decode(step, self._index[id(step.shape)], self.now, seconds, count, context)
+            count = _passes_until(next_s - self.now, cost, size, context, count)
+        seconds = cost.passes_s(size, context, count)
+        self.log.decode(step, index, self.now, seconds, count, context)
         self.now += seconds
         self._decodes_since_chunk += count
-        self._take_turns(rows)
-        ended = []
-        for row in rows:
-            self._store(row, count)
-            if row.computed_tokens == row.end_tokens:
-                ended.append(row)
+        self._store(rows, count)
+        if self._has_paused or size < len(self.running):
+            self._take_turns(rows)
+        ended = [row for row in rows if row.computed_tokens == row.end_tokens]
         self._ended = len(ended)
         if ended:
             self._end(ended)
@@ -314,12 +317,15 @@ class _Engine:
             request.held_blocks = blocks_of(request.prompt_tokens + request.max_tokens)
             self.free_blocks -= request.held_blocks
 
-    def _store(self, request: Request, tokens: int) -> None:
-        request.computed_tokens += tokens
+    def _store(self, rows: Sequence[Request], tokens: int) -> None:
+        """So many tokens more of each."""
+        for row in rows:
+            row.computed_tokens += tokens
         if not self._reserves:
-            missing = blocks_of(request.computed_tokens) - request.held_blocks
-            request.held_blocks += missing
-            self.free_blocks -= missing
+            for row in rows:
+                missing = blocks_of(row.computed_tokens) - row.held_blocks
+                row.held_blocks += missing
+                self.free_blocks -= missing
 
     def _give_back(self, request: Request) -> None:
         self.free_blocks += request.held_blocks
@@ -351,16 +357,17 @@ class _CachingEngine(_Engine):
         request.highest_tokens = max(request.highest_tokens, request.computed_tokens)
         self.log.hit(request.row, request.computed_tokens)
 
-    def _store(self, request: Request, tokens: int) -> None:
-        assert isinstance(request, Named)
-        request.computed_tokens += tokens
-        missing = blocks_of(request.computed_tokens) - request.held_blocks
-        if missing > 0:
-            request.table += self.pool.take(missing)
-            request.held_blocks += missing
-        while request.kept < request.computed_tokens // BLOCK_TOKENS:
-            self.pool.keep(request.table[request.kept], request.prefix(request.kept))
-            request.kept += 1
+    def _store(self, rows: Sequence[Request], tokens: int) -> None:
+        for row in rows:
+            assert isinstance(row, Named)
+            row.computed_tokens += tokens
+            missing = blocks_of(row.computed_tokens) - row.held_blocks
+            if missing > 0:
+                row.table += self.pool.take(missing)
+                row.held_blocks += missing
+            while row.kept < row.computed_tokens // BLOCK_TOKENS:
+                self.pool.keep(row.table[row.kept], row.prefix(row.kept))
+                row.kept += 1
 
     def _give_back(self, request: Request) -> None:
         assert isinstance(request, Named)

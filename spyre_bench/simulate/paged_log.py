@@ -21,66 +21,66 @@ from spyre_bench.simulate.result import (
 )
 from spyre_bench.workload.workload import Workload
 
+CHUNK, ADMITS, YIELDS = 1, 2, 4  # flags of a row of the log; 0: decode passes
+
 
 class PassLog:
     """The passes of one engine: columns, one element a pass or stretch, and their members."""
 
     def __init__(self) -> None:
-        self.shape, self.start_s, self.seconds = array("h"), array("d"), array("d")
-        self.count = array("i")  # decode passes; 0 of a chunk
-        self.yields = array("i")  # tokens that each member got
-        self.before, self.width = array("q"), array("i")
-        self.useful, self.again = array("i"), array("i")
-        self.joins = array("b")  # a chunk that admits its request
+        self.flags, self.shape = array("b"), array("h")
+        self.start_s, self.seconds = array("d"), array("d")
+        self.number = array("i")  # decode passes; of a chunk: tokens never computed before
+        self.before = array("q")  # tokens in the cache, of all members
+        self.width = array("i")  # tokens of the longest context; of a chunk: those computed again
         self.rows, self.members = array("i"), array("i")
         self.hit_row, self.hit_tokens = array("i"), array("i")
+        columns: tuple[array[Any], ...] = (
+            self.flags,
+            self.shape,
+            self.start_s,
+            self.seconds,
+            self.number,
+            self.before,
+        )
+        self._add = tuple(column.append for column in (*columns, self.width, self.rows))
 
     def chunk(
         self, step: Prefill[Any], shape: int, now: float, seconds: float, before: int, fresh: int
     ) -> None:
         """A chunk behind `before` tokens, of which `fresh` were never computed."""
-        again = step.tokens + step.again_tokens - fresh
-        self._add(shape, now, seconds, 0, step.is_last, before - step.again_tokens, 0)
-        self.useful.append(fresh)
-        self.again.append(again)
-        self.joins.append(step.is_first)
-        self.rows.append(1)
+        flags = CHUNK + ADMITS * step.is_first + YIELDS * step.is_last
+        flag, of, at, took, number, there, width, rows = self._add
+        flag(flags)
+        of(shape)
+        at(now)
+        took(seconds)
+        number(fresh)
+        there(before - step.again_tokens)
+        width(step.tokens + step.again_tokens - fresh)
+        rows(1)
         self.members.append(step.request.row)
 
     def decode(
         self, step: Decode[Any], shape: int, now: float, seconds: float, count: int, context: int
     ) -> None:
         """Passes of the same rows, whose contexts sum to `context` in the first."""
-        rows = len(step.rows)
-        self._add(shape, now, seconds, count, count, context - rows, step.context_tokens)
-        self.useful.append(rows * count)
-        self.again.append(0)
-        self.joins.append(0)
-        self.rows.append(rows)
-        self.members.extend([row.row for row in step.rows])
+        members = [row.row for row in step.rows]
+        flag, of, at, took, number, there, width, rows = self._add
+        flag(0)
+        of(shape)
+        at(now)
+        took(seconds)
+        number(count)
+        there(context - len(members))
+        width(step.context_tokens)
+        rows(len(members))
+        self.members.extend(members)
 
     def hit(self, row: int, tokens: int) -> None:
         """A request was admitted with so many tokens in the prefix cache."""
         self.hit_row.append(row)
         self.hit_tokens.append(tokens)
-
-    def _add(
-        self,
-        shape: int,
-        now: float,
-        seconds: float,
-        count: int,
-        yields: int,
-        before: int,
-        width: int,
-    ) -> None:
-        self.shape.append(shape)
-        self.start_s.append(now)
-        self.seconds.append(seconds)
-        self.count.append(count)
-        self.yields.append(yields)
-        self.before.append(before)
-        self.width.append(width)
 
 
 def paged_run(
@@ -97,10 +97,11 @@ def paged_run(
     def joined(of: Callable[[PassLog], array[Any]], dtype: type) -> np.ndarray:
         return np.concatenate([np.array(of(log), dtype) for log in logs])
 
-    joins = joined(lambda log: log.joins, np.bool_)
+    flags = joined(lambda log: log.flags, np.int8)
+    joins = flags & ADMITS > 0
     start_s = joined(lambda log: log.start_s, np.float64)
-    replica = np.repeat(np.arange(len(logs), dtype=np.int16), [len(log.joins) for log in logs])
-    order = np.arange(len(joins))
+    replica = np.repeat(np.arange(len(logs), dtype=np.int16), [len(log.flags) for log in logs])
+    order = np.arange(len(flags))
     if len(logs) > 1:  # by the start of the batch, which is the last join on the replica
         batch_s = start_s[joins][np.cumsum(joins) - 1]
         order = np.lexsort((replica, batch_s))
@@ -112,16 +113,17 @@ def paged_run(
     members = joined(lambda log: log.members, np.int32)
     if len(logs) > 1:
         members = members[ranges((np.cumsum(rows) - rows)[order], rows[order])]
-    joins, start_s, replica, rows = joins[order], start_s[order], replica[order], rows[order]
+    flags, joins, start_s = flags[order], joins[order], start_s[order]
+    replica, rows = replica[order], rows[order]
     shape = sorted_(lambda log: log.shape, np.int16)
-    count = sorted_(lambda log: log.count, np.int32)
-    yields = sorted_(lambda log: log.yields, np.int32)
+    number = sorted_(lambda log: log.number, np.int32)
     width = sorted_(lambda log: log.width, np.int32)
-    useful = sorted_(lambda log: log.useful, np.int64)
-    again = sorted_(lambda log: log.again, np.int64)
     total_s = sorted_(lambda log: log.seconds, np.float64)
-    is_decode = count > 0
-    count = np.maximum(count, 1)
+    is_chunk = flags > 0
+    count = np.where(is_chunk, np.int32(1), number)
+    yields = np.where(is_chunk, (flags & YIELDS > 0).astype(np.int32), number)
+    useful = np.where(is_chunk, number, rows.astype(np.int64) * number)
+    again = np.where(is_chunk, width, 0).astype(np.int64)
     ends_s = start_s + total_s
     row = np.repeat(np.arange(len(rows), dtype=np.int32), rows)
     tokens = yields[row]
@@ -131,7 +133,7 @@ def paged_run(
     later, earlier = following[1:][same], following[:-1][same]
     waited_s[later] = start_s[row[later]] - ends_s[row[earlier]]
     passes = PagedPasses(
-        kind=np.where(is_decode, np.int8(DECODE), np.int8(PREFILL)),
+        kind=np.where(is_chunk, np.int8(PREFILL), np.int8(DECODE)),
         shape=shape,
         batch=(np.cumsum(joins) - 1).astype(np.int32),
         replica=replica,
@@ -146,7 +148,7 @@ def paged_run(
         waited_s=waited_s,
         again=again,
         before=sorted_(lambda log: log.before, np.int64),
-        width=width,
+        width=np.where(is_chunk, np.int32(0), width),
     )
     requests = _requests(workload, passes, joins, following, row, ends_s, rejected)
     hit_tokens = np.zeros(len(workload), dtype=np.int64)

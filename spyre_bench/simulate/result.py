@@ -147,6 +147,11 @@ class SimulatedRun:
         raise NotImplementedError
 
     @property
+    def compile_s(self) -> float:
+        """Of one engine, cold."""
+        raise NotImplementedError
+
+    @property
     def warmup_s(self) -> float:
         """A cold start of one engine."""
         raise NotImplementedError
@@ -209,6 +214,10 @@ class StaticRun(SimulatedRun):
         return tuple(str(cost.bucket) for cost in self.costs if cost.extrapolated)
 
     @property
+    def compile_s(self) -> float:
+        return sum(cost.compile_s for cost in self.costs)
+
+    @property
     def warmup_s(self) -> float:
         return sum(cost.warmup_s for cost in self.costs)
 
@@ -232,6 +241,10 @@ class ContinuousRun(SimulatedRun):
         outside = [cost.extrapolated for cost in self.costs.prefill]
         outside += [cost.extrapolated for cost in self.costs.decode]
         return tuple(compress(self.shapes, outside))
+
+    @property
+    def compile_s(self) -> float:
+        return self.costs.compile_s
 
     @property
     def warmup_s(self) -> float:

@@ -16,17 +16,21 @@ from spyre_bench.shapes import BucketSet
 
 if TYPE_CHECKING:
     from spyre_bench.cost.bucket_cost import BucketCost, CostModel
+    from spyre_bench.cost.shape_cost import ShapeCosts
     from spyre_bench.cost.spread import Draw
+    from spyre_bench.policy.continuous import Rules
     from spyre_bench.policy.static import Policy
-    from spyre_bench.simulate.result import SimulatedRun
+    from spyre_bench.shape_set import ShapeSet
+    from spyre_bench.simulate.result import ContinuousRun, SimulatedRun
     from spyre_bench.workload.workload import Workload
 
-WORKLOAD, TRACE_FILE, COSTS, SCHEDULING, ENGINE = PARTS = (
+WORKLOAD, TRACE_FILE, COSTS, SCHEDULING, ENGINE, CONTINUOUS = PARTS = (
     "Workload",
     "Trace file",
     "Costs",
     "Scheduling",
     "Engine",
+    "Continuous batching",
 )
 
 
@@ -49,7 +53,7 @@ class Scenario:
 
     workload: str = setting(WORKLOAD, "azure_conv, burstgpt, ..., or a trace file")
     buckets: str = setting(
-        ENGINE, "batch_size,prompt_length,new_tokens", "", flag="--bucket", many=True, required=True
+        ENGINE, "batch_size,prompt_length,new_tokens", "", flag="--bucket", many=True
     )
     requests: int | None = setting(
         WORKLOAD, "how many; default: 10,000, or the whole file", None, max=10**9
@@ -105,6 +109,25 @@ class Scenario:
         metavar="METRIC:MS",
         many=True,
     )
+    batching: str = setting(ENGINE, "static or continuous", "static")
+    prefill_shapes: str = setting(
+        CONTINUOUS, "chunk,context", "", flag="--prefill-shape", many=True
+    )
+    decode_shapes: str = setting(CONTINUOUS, "rows,context", "", flag="--decode-shape", many=True)
+    blocks: int | None = setting(
+        CONTINUOUS, "of the KV cache; default: what fills the largest decode shape", None, max=10**9
+    )
+    prefix_cache: str = setting(CONTINUOUS, "off, trace (its hash_ids), share:0.3", "off")
+    chunk_tokens: int | None = setting(CONTINUOUS, "the most of a chunk; default: a shape's", None)
+    decode_between: int = setting(CONTINUOUS, "decode passes between two chunks", 1)
+    order: str = setting(CONTINUOUS, "arrival or shortest_prefill", "arrival")
+    admission: str = setting(CONTINUOUS, "reserve or preempt", "reserve")
+    layout: str = setting(CONTINUOUS, "ragged or rectangular", "ragged")
+    over_limit: str = setting(CONTINUOUS, "pause or hold", "pause")
+    max_batch_context_tokens: int | None = setting(
+        CONTINUOUS, "limit on rows × context; default: the card's", None
+    )
+    min_free_blocks: int = setting(CONTINUOUS, "that admission leaves free", 0)
 
     def __post_init__(self) -> None:
         buckets = str(BucketSet.parse(self.buckets)) if self.buckets else ""
@@ -147,8 +170,53 @@ class Scenario:
 
         return load_cost(self.cost, extrapolate=self.extrapolate)
 
+    @property
+    def is_continuous(self) -> bool:
+        """Raises ValueError for a kind of batching that there is not."""
+        if self.batching not in ("static", "continuous"):
+            raise ValueError(f"batching {self.batching!r} is not known: use static or continuous")
+        return self.batching == "continuous"
+
+    def shapes(self) -> ShapeSet:
+        """The shapes of continuous batching."""
+        from spyre_bench.shape_set import ShapeSet
+
+        return ShapeSet.parse(self.prefill_shapes, self.decode_shapes, self.blocks)
+
+    def shape_costs(self, source: CostModel | None = None) -> ShapeCosts:
+        """What the shapes of continuous batching cost, by its own source or another one."""
+        source = source or self.load_cost()
+        if self.warmup:
+            source.require_known("compile_s", "a warmup (--warmup)")
+        return source.of_shapes(self.shapes())
+
+    def step_rules(self, source: CostModel | None = None) -> Rules:
+        """How requests join and leave under continuous batching; the limit on rows × context is the
+        source's where none is set."""
+        from spyre_bench.policy.continuous import Rules
+
+        limit = self.max_batch_context_tokens
+        if limit is None and source is not None:
+            limit = source.batch_tokens
+        return Rules(
+            chunk_tokens=self.chunk_tokens,
+            decode_between=self.decode_between,
+            order=self.order,
+            max_age_s=self.max_age_s,
+            admission=self.admission,
+            layout=self.layout,
+            over_limit=self.over_limit,
+            max_batch_context_tokens=limit,
+            min_free_blocks=self.min_free_blocks,
+        )
+
     def costs(self, source: CostModel | None = None) -> tuple[BucketCost, ...]:
         """What the buckets cost, by its own source or another one."""
+        if not self.buckets:
+            raise ValueError(
+                "no bucket given: write, for example, --bucket 4,64,32, or --batching continuous "
+                "with --prefill-shape 256,2048 --decode-shape 8,2048"
+            )
         from spyre_bench.cost.bucket_cost import price
 
         source = source or self.load_cost()
@@ -199,6 +267,33 @@ class Scenario:
             client_overhead_s=self.client_overhead_ms / 1e3,
             estimated=costs,
             pace=draw.pace if draw else steady,
+        )
+
+    def run_continuous(
+        self, workload: Workload | None = None, source: CostModel | None = None
+    ) -> ContinuousRun:
+        """Simulates continuous batching; on another workload or at other costs where these are
+        given."""
+        from spyre_bench.simulate import continuous
+        from spyre_bench.simulate.prefixes import TRACE, prefixes_of
+
+        source = source or self.load_cost()
+        costs = self.shape_costs(source)
+        workload = self.load_workload() if workload is None else workload
+        if self.prefix_cache == TRACE and self.length_scale != 1:
+            raise ValueError(
+                f"length_scale {self.length_scale} and prefix_cache trace: hash_ids stand for the "
+                f"trace's own lengths; use one of them"
+            )
+        return continuous.simulate(
+            workload,
+            costs,
+            self.step_rules(source),
+            prefixes=prefixes_of(workload, self.prefix_cache),
+            replicas=self.replicas,
+            router=self.router,
+            ready_s=costs.warmup_s if self.warmup else 0.0,
+            client_overhead_s=self.client_overhead_ms / 1e3,
         )
 
     def _chosen(self) -> dict[str, Any]:

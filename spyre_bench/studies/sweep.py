@@ -28,6 +28,7 @@ from spyre_bench.cost.source import load_cost
 from spyre_bench.errors import sentence
 from spyre_bench.metrics import summary, waste
 from spyre_bench.shapes import BucketSet
+from spyre_bench.simulate.result import SimulatedRun
 from spyre_bench.simulate.scenario import KINDS, TRACE_FILE, WORKLOAD, Scenario
 from spyre_bench.workload.workload import Workload
 
@@ -166,18 +167,26 @@ def _settings(point: Scenario) -> dict[str, Any]:
 
 
 def _simulate(point: Scenario, basis: str) -> dict[str, Any]:
-    costs = point.costs(_cost(point.cost, point.extrapolate, basis))
+    source = _cost(point.cost, point.extrapolate, basis)
     asked = Scenario(**{name: getattr(point, name) for name in OF_WORKLOAD})
-    run = point.run(_workload(asked, basis), costs)
+    workload = _workload(asked, basis)
+    run: SimulatedRun
+    if point.is_continuous:
+        run = point.run_continuous(workload, source)
+    else:
+        run = point.run(workload, point.costs(source))
     return {
+        **dict.fromkeys(FIGURES),
         **summary.summary(run),
-        "compile_s": sum(cost.compile_s for cost in costs),
-        "extrapolated": sum(cost.extrapolated for cost in costs),
+        "compile_s": run.compile_s,
+        "extrapolated": len(run.extrapolated),
         "saturated": bool(summary.saturation(run)),
         "error": "",
     }
 
 
+# of both kinds of batching; a part that the other kind does not have is empty
+LEDGERS = (*waste.LEDGER, *(name for name in waste.STEP_LEDGER if name != "useful"), "hit")
 FIGURES = (
     "served",
     "rejected",
@@ -188,12 +197,13 @@ FIGURES = (
     "utilisation",
     "busy_over_shape_bound",
     "fill",
-    *(f"{name}_tokens" for name in waste.LEDGER),
+    *(f"{name}_tokens" for name in LEDGERS),
     *(
         f"{of}_{name}_ms"
         for name in ("queue", "ttft", "tpot", "e2el")
         for of in ("mean", "median", "p95", "p99")
     ),
+    *(f"paid_{name}" for name in waste.PAID_LEDGER),
     "compile_s",
     "extrapolated",
     "saturated",
@@ -204,7 +214,7 @@ COUNTS = (
     "served",
     "rejected",
     "batches",
-    *(f"{name}_tokens" for name in waste.LEDGER),
+    *(f"{name}_tokens" for name in LEDGERS),
     "extrapolated",
 )
 # A whole number, or nothing where the point did not run.

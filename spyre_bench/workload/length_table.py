@@ -193,6 +193,15 @@ def shipped_table(name: str) -> LengthTable:
     return LengthTable.read(FOLDER / f"{name}.csv")
 
 
+def attributions() -> dict[str, str]:
+    """Where each shipped table comes from, and under which licence: a line to print beside it."""
+    with open(FOLDER / "sources.csv", encoding="utf-8", newline="") as file:
+        return {
+            row["name"]: f"{row['what']}; {row['source']}, {row['licence']}"
+            for row in csv.DictReader(file)
+        }
+
+
 def main(arguments: list[str]) -> None:
     if len(arguments) != 2:
         sys.exit("usage: python -m spyre_bench.workload.length_table TRACE OUT.csv")

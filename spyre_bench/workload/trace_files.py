@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from spyre_bench.frames import read_frame
+from spyre_bench.workload.tool_results import Unfold
 from spyre_bench.workload.trace_formats import AS_TEXT, EXTRAS, Format, Reading, match_format
 from spyre_bench.workload.trace_times import arrivals, coerced, looks_like_times, numbers, refuse
 
@@ -42,7 +43,7 @@ class Columns(NamedTuple):
 
 def read_trace(path: str | Path, reading: Reading | None = None) -> Columns:
     """Reads `.csv`, `.tsv`, `.jsonl` and `.json`, plain or `.gz`, and `.parquet`, in any of
-    `FORMATS`, or with the columns and the unit that `reading` says.
+    `FORMATS`, by other spellings of their columns, or with those and the unit that `reading` says.
 
     Raises ValueError with the file and the line, counted as an editor does, for what cannot be a
     trace: unknown columns, lengths that are not whole numbers of 1 or more, times that are
@@ -52,16 +53,21 @@ def read_trace(path: str | Path, reading: Reading | None = None) -> Columns:
 
     def kept(names: Sequence[str]) -> list[str]:
         form = match_format(path, names, reading)
-        wanted = {*form.columns, form.max_tokens, *EXTRAS, *filter(looks_like_times, names)}
+        wanted = {*form.columns, form.max_tokens, *form.also, *EXTRAS}
+        wanted.update(filter(looks_like_times, names))
         return [name for name in names if name in wanted]
 
-    frame = read_frame(path, kept, reading.separator, AS_TEXT)
+    unfold = Unfold(path, reading.tokenizer)
+    frame = read_frame(path, kept, reading.separator, AS_TEXT, unfold)
     if frame.empty and not len(frame.columns):
         raise ValueError(f"{path} holds no requests: it needs at least one of them")
     form = match_format(path, frame.columns, reading)
     if frame.empty:
         raise ValueError(f"{path} holds no requests: it needs at least one line of values")
-    return _columns(path, frame, form, reading)
+    columns = _columns(path, frame, form, reading)
+    separator = frame.attrs.get("separator")
+    notes = ([f"{separator}s between columns"] if separator else []) + unfold.notes
+    return columns._replace(read_as="; ".join([columns.read_as, *notes]))
 
 
 # --- frames to columns ----------------------------------------------------------------------------
@@ -73,6 +79,8 @@ def _columns(path: Path, frame: pd.DataFrame, form: Format, reading: Reading) ->
         frame = frame[coerced(frame[form.output]) != 0]
         if frame.empty:
             raise ValueError(f"{path}: all {everyone} requests failed ({form.output} is 0)")
+    if form.any_order and form.arrival in frame:
+        frame = frame.sort_values(form.arrival, kind="stable")
     prompt_tokens = _tokens(path, frame[form.prompt])
     output_tokens = _tokens(path, frame[form.output])
     max_tokens = _max_tokens(path, frame, form, output_tokens)

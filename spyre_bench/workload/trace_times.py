@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from spyre_bench.frames import is_jsonl
-from spyre_bench.workload.trace_formats import EXTRAS, UNITS_S, Format, Reading
+from spyre_bench.workload.trace_formats import EXTRAS, UNITS_S, Format, Reading, words
 
 # Words of a column that holds times of day or of a run; of one that holds how long something took;
 # and of one that holds the time since another request.
@@ -44,7 +44,7 @@ def looks_like_times(name: str) -> bool:
 
 
 def _has(some: re.Pattern[str], name: str) -> bool:
-    return any(some.fullmatch(word) for word in _words(name))
+    return any(some.fullmatch(word) for word in words(name))
 
 
 def arrivals(
@@ -61,7 +61,7 @@ def arrivals(
             return None, "no times: all arrive at 0"
         form = other
     column = frame[form.arrival]
-    only_dates = form.dates and not (reading.time_unit and column.dtype.kind in "iuf")
+    only_dates = form.dates and column.dtype.kind not in "iuf"
     read = None if only_dates else _seconds_of_numbers(path, column, form, reading)
     if read is None:
         if reading.time_unit:
@@ -80,11 +80,6 @@ def arrivals(
         arrival_s = arrival_s - arrival_s[0]
     refuse(path, column, arrival_s < 0, "times count from 0")
     return arrival_s, f"arrivals from {column.name} in {unit}"
-
-
-def _words(name: str) -> list[str]:
-    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
-    return re.findall(r"[a-z0-9]+", apart.lower())
 
 
 def _left_over(path: Path, frame: pd.DataFrame, form: Format, reading: Reading) -> Format | None:
@@ -116,7 +111,7 @@ def _left_over(path: Path, frame: pd.DataFrame, form: Format, reading: Reading) 
 
 def _unit_of(column: pd.Series) -> str:
     """The unit that a column's name or its values give away, or "dates"; empty where neither."""
-    *others, last = _words(str(column.name))
+    *others, last = words(str(column.name))
     if others and (named := [unit for unit, words in ENDINGS.items() if last in words.split()]):
         return named[0]
     first = math.nan if column.dtype.kind == "M" else coerced(column)[0]
@@ -137,7 +132,7 @@ def _seconds_of_numbers(
     """Seconds, their unit in words, and whether they count from the first; None for dates."""
     told = reading.time_unit
     unit = told or form.unit or _unit_of(column)
-    if unit == "dates" or column.dtype.kind == "M" or (told and _are_dates_in_text(column)):
+    if unit == "dates" or column.dtype.kind == "M" or _are_dates_in_text(column):
         return None
     values = numbers(path, column)
     if not np.isfinite(values).all():

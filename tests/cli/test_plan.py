@@ -23,9 +23,9 @@ from spyre_bench.metrics.vllm_json import bench_result
 from spyre_bench.model_sizes import preset
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket, BucketSet
-from spyre_bench.simulate.scenario import ENGINE, Scenario
+from spyre_bench.simulate.scenario import CONTINUOUS, ENGINE, Scenario
 from spyre_bench.simulate.static import simulate
-from spyre_bench.workload.source import load_workload
+from spyre_bench.workload.source import WORKLOADS, load_workload
 from spyre_bench.workload.workload import Workload
 from tests.cost.test_cost import machine
 
@@ -123,7 +123,53 @@ def test_people_read_latency_waste_throughput_and_what_is_wrong(command, table, 
         "1 of 60 requests fit no bucket and are rejected",
     ):
         assert words in done.out
-    assert max(map(len, done.out.splitlines()[:18])) <= 80, "tables fit where there is no terminal"
+    assert max(map(len, done.out.splitlines()[1:18])) <= 80, "tables fit where there is no terminal"
+
+
+def test_refusals_come_first_and_nobody_served_is_a_failure(command, table, tmp_path):
+    path = tmp_path / "trace.csv"
+    path.write_text("prompt_tokens,output_tokens\n10,5\n5000,5\n")
+    run = ("simulate", "--workload", path, "--bucket", "8,64,32", "--cost", table)
+    done = command(*run)
+    assert done.code == 0
+    assert done.out.startswith("REFUSED: 1 of 2 requests (1 prompt too long); figures are of")
+    path.write_text("prompt_tokens,output_tokens\n5000,5\n")
+    done = command(*run)
+    assert done.code == 1
+    assert "nobody was served" in done.out
+    assert re.search(r"TTFT +- +- +- +-", done.out)
+    assert command(*run, "--json").code == 1
+
+
+def test_workloads_are_listed_and_a_file_is_explained_and_saved(command, tmp_path):
+    listed = command("workloads").out
+    assert all(name in listed for name in WORKLOADS)
+    path = tmp_path / "log.csv"
+    path.write_text("prompt;completion\n374;44\n396;109\n")
+    done = command("workloads", path, "--out", tmp_path / "trace.csv")
+    assert done.code == 0
+    assert "lengths from prompt, completion" in done.out
+    assert re.search(r"prompt +374 +374 +396 +396 +396", done.out)
+    assert Workload.read(tmp_path / "trace.csv").output_tokens.tolist() == [44, 109]
+
+
+def test_the_version_is_an_option_too(command):
+    assert command("--version").out == command("version").out
+
+
+def test_continuous_batching_is_simulated_on_shapes_and_says_what_ran_in_each(command, trace):
+    words = ("--batching", "continuous", "--prefill-shape", "64,512", "--decode-shape", "4,512")
+    code, out, _ = command("simulate", "--workload", trace, *words)
+    assert code == 0
+    assert "× prefill 64,512 and" in out
+    assert "of the seconds paid" in out
+    code, out, _ = command("simulate", "--workload", trace, *words, "--blocks", "9", "--json")
+    result = json.loads(out)
+    assert result["spyre_batching"] == "continuous"
+    assert result["spyre_blocks"] == 9
+    code, _, err = command("simulate", "--workload", trace)
+    assert code == 1
+    assert "no bucket given: write, for example, --bucket 4,64,32, or --batching continuous" in err
 
 
 def test_json_is_all_that_is_printed_where_it_is_asked_for(command, table, trace):
@@ -273,7 +319,8 @@ def test_every_setting_of_a_scenario_is_an_option_with_its_own_help_text():
     for it in fields(Scenario):
         flag = it.metadata.get("flag", f"--{it.name.replace('_', '-')}")
         assert simulated[flag] == it.metadata["help"]
-        assert (flag in chosen) == (it.metadata["part"] != ENGINE), "what it would not use"
+        of_engine = it.metadata["part"] in (ENGINE, CONTINUOUS)
+        assert (flag in chosen) != of_engine, "what it would not use"
 
 
 CARD = "card:granite-3.3-8b,tp=4,dtype=fp8"

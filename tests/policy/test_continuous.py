@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spyre_bench.policy.continuous import Decode, Prefill, Rules
+from spyre_bench.policy.continuous import LOOK_AHEAD, Decode, Prefill, Rules
 from spyre_bench.shape_set import ShapeSet, blocks_of
 from tests.policy.engine_host import Host, Request
 
@@ -67,6 +67,15 @@ def test_where_blocks_run_out_the_newest_gives_its_own_back_and_computes_again()
     assert b.restarted > 0
 
 
+def test_a_prefill_that_runs_out_of_blocks_gives_its_own_back():
+    host = Host(ShapeSet.parse("64,256", "4,256", blocks=6), Rules(admission="preempt"))
+    host.add(Request("a", 63, 20, 20))  # takes its second block while b is prefilled
+    host.add(Request("b", 255, 1, 1))
+    log = log_of(host)
+    assert [line for line in log if line[:3] == "p b"] == ["p b 64"] * 3 + ["p b 63!"]
+    assert log[-2:] == ["d a 4,256", "p b 63!"]  # what it had stored is still cached
+
+
 def test_rows_over_the_cards_limit_sit_out_in_turn():
     rules = Rules(max_batch_context_tokens=256, decode_between=0)
     host = Host(ShapeSet.parse("128,256", "4,256", blocks=20), rules)
@@ -95,6 +104,40 @@ def test_the_shortest_prefill_goes_first_until_the_head_is_old():
         host.add(Request("a", 200, 1, 1))
         host.add(Request("b", 20, 1, 1))
         assert log_of(host)[0].split()[1] == first
+
+
+def test_the_shortest_prefill_is_found_among_so_many():
+    for ahead, first in ((LOOK_AHEAD - 1, "short"), (LOOK_AHEAD, "0")):
+        host = Host(SHAPES, Rules(order="shortest_prefill"))
+        for name in range(ahead):
+            host.add(Request(str(name), 200, 1, 1))
+        host.add(Request("short", 20, 1, 1))
+        assert host.decide().request.name == first
+
+
+def test_who_would_raise_the_common_context_too_far_waits_for_those_who_decode():
+    for most, joins in ((64, True), (63, False)):
+        host = Host(SHAPES, Rules(layout="rectangular", max_raise_tokens=most))
+        host.add(Request("a", 50, 4, 4))
+        host.add(Request("b", 64, 4, 4))  # its first pass needs a second block
+        log = log_of(host)
+        assert any(line.startswith("d ab") for line in log) == joins
+
+
+def test_blocks_that_admission_leaves_free_are_left_while_anybody_decodes():
+    for least, joins in ((1, True), (2, False)):
+        host = Host(ShapeSet.parse("64,256", "4,256", blocks=6), Rules(min_free_blocks=least))
+        host.add(Request("a", 64, 4, 64))  # two of five blocks
+        host.add(Request("b", 64, 4, 64))
+        log = log_of(host)
+        assert any(line.startswith("d ab") for line in log) == joins
+
+
+def test_a_chunk_that_no_shape_takes_is_refused_with_a_sentence():
+    host = Host(SHAPES, Rules(layout="rectangular", chunk_tokens=256))
+    host.add(Request("a", 256, 1, 1))
+    with pytest.raises(ValueError, match="no prefill shape takes 256 tokens behind 0: compile a"):
+        host.step()
 
 
 def test_a_prefix_that_somebody_left_is_not_computed_again():
@@ -230,9 +273,11 @@ def look_at(host: Host, step: Prefill | Decode) -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(requests, rules)
-def test_nobody_starves_no_token_is_lost_and_no_shape_pool_or_limit_is_exceeded(drawn, rules):
-    play(Host(SHAPES, rules), drawn)
+@given(requests, rules, st.sampled_from([9, 14, 40]))
+def test_nobody_starves_no_token_is_lost_and_no_shape_pool_or_limit_is_exceeded(
+    drawn, rules, blocks
+):
+    play(Host(replace(SHAPES, blocks=blocks), rules), drawn)
 
 
 @settings(max_examples=100, deadline=None)
@@ -243,14 +288,18 @@ def test_a_decision_stays_right_for_as_long_as_it_says(drawn, rules):
     for request in load(drawn):
         host.add(request)
     promised: list[tuple] = []
+    context = 0
     while host.waiting or host.running:
         step, ended = host.step()
         if promised and not isinstance(step, Decode):
             raise AssertionError(f"promised {promised[0]}, got {describe(step)}")
         if promised:
+            context += 1
             assert (describe(step)[1], step.shape) == promised.pop(0)
+            assert step.context_tokens == context
         elif isinstance(step, Decode):
             promised = [(describe(step)[1], step.shape)] * (min(step.stable_for, 1000) - 1)
+            context = step.context_tokens
         if ended:
             promised = []
 

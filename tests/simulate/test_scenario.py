@@ -123,3 +123,29 @@ def test_what_it_is_made_of_prints_as_something_to_read():
     assert repr(load_cost("card:granite-3.3-8b,tp=4")) == (
         "<granite-3.3-8b in fp16 on 4 cards, at the nominal values of the parameters>"
     )
+
+
+def test_a_scenario_of_continuous_batching_runs_on_shapes_at_its_rules():
+    scenario = Scenario(
+        "azure_conv",
+        requests=50,
+        batching="continuous",
+        prefill_shapes="256,2048",
+        decode_shapes="4,2048",
+        decode_between=2,
+        prefix_cache="share:0.5",
+    )
+    run = scenario.run_continuous()
+    assert run.policy.decode_between == 2
+    assert run.costs.blocks == 4 * 32 + 1
+    assert run.hit_tokens.sum() > 0
+    assert run.shapes == ("prefill 256,2048", "decode 4,2048")
+    with pytest.raises(ValueError, match="batching 'both' is not known"):
+        _ = Scenario("azure_conv", batching="both").is_continuous
+
+
+def test_the_cards_limit_is_the_rules_where_none_is_set():
+    scenario = Scenario("azure_conv", cost="card:granite-3.3-8b,tp=4")
+    source = scenario.load_cost()
+    assert scenario.step_rules(source).max_batch_context_tokens == source.batch_tokens
+    assert scenario.step_rules().max_batch_context_tokens is None

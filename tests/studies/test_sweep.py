@@ -455,3 +455,26 @@ def test_a_whole_number_beyond_64_bits_is_refused_by_its_setting(tmp_path):
     path.write_text(f"workload: azure_conv\nbuckets: 4,64,32\nreplicas: {10**30}\n")
     with pytest.raises(ValueError, match=r"setting replicas: 1000.*beyond 64 bits"):
         read_points(path)
+
+
+def test_a_grid_holds_both_kinds_of_batching_side_by_side(table, trace, tmp_path):
+    both = points(
+        {
+            "workload": trace,
+            "buckets": f"{SHORT} {LONG}",
+            "batching": ["static", "continuous"],
+            "prefill_shapes": "64,1024",
+            "decode_shapes": "8,1024",
+            "cost": table,
+        }
+    )
+    frame = swept(both, tmp_path / "both.csv").set_index("batching")
+    static, continuous = frame.loc["static"], frame.loc["continuous"]
+    assert static["error"] == continuous["error"] == ""
+    assert static["served"] == continuous["served"] == 30
+    assert pd.isna(continuous["decode_tail_tokens"])
+    assert pd.isna(static["row_pad_tokens"])
+    assert continuous["row_pad_tokens"] > 0
+    assert static["batch_pad_tokens"] >= 0
+    paid = [name for name in COLUMNS if name.startswith("paid_")]
+    assert continuous[paid].sum() == pytest.approx(continuous["busy_s"])

@@ -141,13 +141,90 @@ def test_options_that_cannot_be_are_refused(tmp_path, settings, words):
 
 
 @pytest.mark.parametrize(("separator", "name"), [(";", "semicolon"), ("\t", "tab"), ("|", "pipe")])
-def test_another_separator_is_named_as_the_cause(tmp_path, separator, name):
+def test_another_separator_is_found_and_said(tmp_path, separator, name):
     path = csv(tmp_path, "arrival_s", 0, 1)
     path.write_text(path.read_text().replace(",", separator))
+    assert f"; {name}s between columns" in Workload.read(path).read_as
+    for told in (name, separator):
+        assert "between columns" not in Workload.read(path, Reading(separator=told)).read_as
     with pytest.raises(ValueError, match=f"has no comma .* say --separator {name}"):
+        Workload.read(path, Reading(separator="comma"))
+
+
+def test_a_spreadsheet_of_a_country_with_decimal_commas_is_read(tmp_path):
+    path = tmp_path / "excel.csv"
+    path.write_text("arrival_s;prompt;completion\n0,5;374;44\n1,25;396;109\n", "utf-8-sig")
+    assert rows(Workload.read(path)) == [(0, 374, 44), (0.75, 396, 109)]
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "prompt,completion",
+        "input_length,output_length",
+        "InputTokens,OutputTokens",
+        "num_prompt_tokens,num_generation_tokens",
+        "n_in,n_out",
+        "isl,osl",
+        "Request Token Count,Response Token Count",
+    ],
+)
+def test_other_spellings_are_guessed_and_the_guess_is_said(tmp_path, names):
+    path = tmp_path / "log.csv"
+    path.write_text(f"user,{names},max_new_tokens\nann,374,44,50\nbob,396,109,200\n")
+    some = Workload.read(path)
+    assert [row[1:] for row in rows(some)] == LENGTHS
+    assert some.max_tokens.tolist() == [50, 200]
+    prompt, output = names.split(",")
+    assert "guessed from its columns' names" in some.read_as
+    assert f"lengths from {prompt}, {output}; max_tokens from max_new_tokens" in some.read_as
+
+
+def test_a_column_that_counts_goes_before_one_that_holds_the_text(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("prompt,input_tokens,completion,completion_tokens\nHello,374,Hi,44\n")
+    assert [row[1:] for row in rows(Workload.read(path))] == LENGTHS[:1]
+    path.write_text("prompt,completion\nHello,Hi\n")
+    with pytest.raises(ValueError, match=r"log\.csv line 2: prompt Hello is wrong: a length is"):
         Workload.read(path)
-    assert len(Workload.read(path, Reading(separator=name))) == 2
-    assert len(Workload.read(path, Reading(separator=separator))) == 2
+
+
+def test_two_columns_of_prompts_are_not_chosen_between(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("prompt_tokens,input_tokens,completion\n374,400,44\n")
+    with pytest.raises(ValueError, match=r"may each be the prompt tokens: say --columns prompt="):
+        Workload.read(path)
+    for part in ("prompt", "prompt_tokens"):
+        told = Workload.read(path, Reading.parse(f"{part}=input_tokens,output=completion"))
+        assert told.prompt_tokens.tolist() == [400]
+
+
+@pytest.mark.parametrize(
+    ("times", "said"),
+    [
+        (("2024-05-10 00:00:00.500000+02:00", "2024-05-10 00:00:01+02:00"), "dates"),
+        (("2024-05-09T22:00:00.5Z", "2024-05-10T00:00:01+02:00"), "dates"),
+        ((1700000000.25, 1700000000.75), "s since 1970"),
+        ((1700000000250, 1700000000750), "ms since 1970"),
+    ],
+)
+def test_azures_times_are_read_with_zones_and_as_numbers(tmp_path, times, said):
+    path = tmp_path / "azure.csv"
+    lines = [f"{t},{p},{o}" for t, (p, o) in zip(times, LENGTHS, strict=True)]
+    path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "\n".join(lines))
+    some = Workload.read(path)
+    assert some.arrival_s.tolist() == pytest.approx([0, 0.5], abs=1e-6)
+    assert f"arrivals from TIMESTAMP in {said}" in some.read_as
+
+
+def test_azures_column_with_numbers_of_no_epoch_is_asked_for_its_unit(tmp_path):
+    path = tmp_path / "azure.csv"
+    path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n1000,374,44\n1500,396,109\n")
+    with pytest.raises(ValueError, match="nothing says in which unit TIMESTAMP is"):
+        Workload.read(path)
 
 
 # --- doors ----------------------------------------------------------------------------------------

@@ -275,7 +275,7 @@ AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
         (OURS, "holds no requests"),
         (OURS + "\n\n", "holds no requests"),
         ("a,b\n1,2\n", "columns a, b, of no known.*TIMESTAMP, ContextTokens.*input_length"),
-        ("ContextTokens,GeneratedTokens\n1,2\n", "of no known trace format"),
+        ("TIMESTAMP,ContextTokens\n1,2\n", "of no known trace format"),
         (OURS + "0,5,5\n1,-5,5\n", "line 3: prompt_tokens -5 is wrong: .*1 or more"),
         (OURS + "0,5,5\n1,5,0\n", "line 3: output_tokens 0 is wrong"),
         (OURS + "0,5,5\n\n1,5,0\n", "line 4: output_tokens 0 is wrong"),
@@ -295,7 +295,7 @@ AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
         ("prompt_tokens,output_tokens,max_tokens\n5,5,4\n", "line 2: max_tokens 4 is wrong"),
         ("prompt_tokens,output_tokens,max_tokens\n5,5,9\n5,5,\n", "line 3: max_tokens is empty"),
         (AZURE + "2023-11-16 18:15:46,5,5\nyesterday,5,5\n", "line 3: TIMESTAMP yesterday .*date"),
-        (AZURE + "12,5,5\n", "line 2: TIMESTAMP 12 is wrong: it must be a date"),
+        (AZURE + "12,5,5\n", "nothing says in which unit TIMESTAMP is"),
         (AZURE + ",5,5\n", "TIMESTAMP is empty in every line"),
         (
             AZURE + "2023-11-16 18:15:47,5,5\n2023-11-16 18:15:46,5,5\n",
