@@ -233,8 +233,7 @@ class ContinuousRun(SimulatedRun):
 
     @property
     def shapes(self) -> tuple[str, ...]:
-        prefill = [f"prefill {cost.shape}" for cost in self.costs.prefill]
-        return (*prefill, *[f"decode {cost.shape}" for cost in self.costs.decode])
+        return tuple(cost.shape.name for cost in (*self.costs.prefill, *self.costs.decode))
 
     @property
     def extrapolated(self) -> tuple[str, ...]:
