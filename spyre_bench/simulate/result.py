@@ -233,7 +233,8 @@ class ContinuousRun(SimulatedRun):
 
     @property
     def shapes(self) -> tuple[str, ...]:
-        return tuple(cost.shape.name for cost in (*self.costs.prefill, *self.costs.decode))
+        prefill = [f"prefill {cost.shape}" for cost in self.costs.prefill]
+        return (*prefill, *[f"decode {cost.shape}" for cost in self.costs.decode])
 
     @property
     def extrapolated(self) -> tuple[str, ...]:

@@ -108,23 +108,42 @@ def test_requests_that_join_and_leave_say_what_hugging_face_says(compiled, paged
     assert said == [greedy(directory, prompt, count) for _, prompt, count in requests]
 
 
+@pytest.mark.parametrize("compile_scope", ["layer", "model"])
+def test_so_do_the_cards_own_operations_in_fp16(
+    compile_scope, fake_sendnn, paged, greedy, tiny_llama
+):
+    from tests.engine.paged_host import PagedHost, outputs_of
+
+    setting = {"compile_backend": "sendnn", "compile_scope": compile_scope, "dtype": "float16"}
+    engine = paged(tiny_llama, **setting)
+    shapes = len(engine.shapes)
+    warmup = [word for word in fake_sendnn if word not in ("run", "static")]
+    assert warmup == ["enter", "compile", "exit"] * shapes
+    fake_sendnn.clear()
+    requests = mixed(7)
+    said = outputs_of(PagedHost(engine), requests)
+    assert said == [greedy(tiny_llama, prompt, count) for _, prompt, count in requests]
+    assert set(fake_sendnn) == {"run"}
+
+
 @pytest.mark.parametrize(
-    ("name", "tp", "compile_backend", "compile_scope"),
+    ("tp", "compile_backend", "compile_scope"),
     [
-        ("tiny_llama", 2, "eager", "model"),
-        ("tiny_granite", 3, "eager", "layer"),
-        pytest.param("tiny_llama", 2, "inductor", "layer", marks=pytest.mark.slow),
-        pytest.param("tiny_llama", 3, "inductor", "model", marks=pytest.mark.slow),
+        (2, "eager", "model"),
+        (3, "eager", "layer"),
+        pytest.param(2, "inductor", "layer", marks=pytest.mark.ranks),
+        pytest.param(3, "inductor", "model", marks=pytest.mark.ranks),
     ],
 )
-def test_so_do_ranks(name, tp, compile_backend, compile_scope, greedy, request):
-    from tests.engine.paged_host import greedy as served
+def test_so_do_ranks(tp, compile_backend, compile_scope, greedy, tiny_llama):
+    from tests.engine import paged_host
     from tests.engine.ranks import run_ranks
 
-    directory, requests = request.getfixturevalue(name), mixed(14)
+    requests = mixed(14)
     setting = {"compile_backend": compile_backend, "compile_scope": compile_scope}
-    ranks = run_ranks(directory, tp, f"{PREFILL}|{DECODE}", requests, served, **setting)
-    expected = [greedy(directory, prompt, count) for _, prompt, count in requests]
+    shapes = ShapeSet.parse(PREFILL, DECODE, 60)
+    ranks = run_ranks(tiny_llama, tp, shapes, requests, paged_host.greedy, **setting)
+    expected = [greedy(tiny_llama, prompt, count) for _, prompt, count in requests]
     assert [rank.tokens for rank in ranks] == [expected] * tp
     assert all(rank.weight_bytes == rank.predicted_bytes for rank in ranks)
 
