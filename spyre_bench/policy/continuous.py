@@ -75,7 +75,8 @@ class Decode(NamedTuple, Generic[R]):
     rows: tuple[R, ...]
     shape: DecodeShape
     context_tokens: int  # of the pass, its padding to a rectangle included
-    stable_for: int  # passes for which this stays the answer unless somebody arrives or ends
+    stable_for: int  # passes for which this stays the answer unless somebody arrives or ends, or
+    # an output completes a block that the prefix cache would give to somebody who waits
 
 
 class Preempt(NamedTuple, Generic[R]):
@@ -111,8 +112,10 @@ class Rules:
       first, not the one with the fewest.
 
     Nobody starves. Under `arrival` a request is admitted after all before it and before all behind
-    it. A row is paused for fewer passes than there are rows when it begins to pause: of those that
-    paused longest the first always runs. Preempted is the newest, so the oldest always goes on.
+    it; nor is the first overtaken once it has waited `max_age_s`. It then waits at most until all
+    that run have ended. A row is paused for fewer passes than there are rows when it begins to
+    pause: of those that paused longest the first always runs. Preempted is the newest, never before
+    the first decode pass behind its admission, so the oldest always goes on.
     """
 
     chunk_tokens: int | None = None
