@@ -20,7 +20,7 @@ def identity(config) -> Identity:
     compiler, cpu_features = compiler_target()
     return {
         "model": hashlib.sha256(text).hexdigest()[:16],
-        "compiled": str(config.compiled),
+        "buckets" if config.shapes is None else "shapes": str(config.compiled),
         "tp": config.rank.tp,
         "rank": config.rank.rank,
         "dtype": config.dtype,
