@@ -4,6 +4,7 @@ VENV      ?= .venv
 # Another torch build: make setup TORCH_INDEX=<address of a pip index that has it>
 TORCH_INDEX ?=
 REPORTS   ?= reports
+BATCHING  ?= static
 BIN       := $(VENV)/bin
 STAMPS    := $(VENV)/.stamps
 PIP        = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
@@ -32,7 +33,7 @@ test-models: setup ## every model that runs, each value of its config, against t
 	@$(BIN)/python -m pytest tests/engine/test_matrix.py tests/engine/test_paged_causal_lm.py \
 	    -m "models or not models" -v --durations=0
 
-test-ranks: setup ## several ranks through vLLM, most with compiled code: minutes
+test-ranks: setup ## several ranks, through vLLM or with compiled code: minutes
 	@$(BIN)/python -m pytest -m ranks
 
 # Chromium is a package of the system: installed here as root on Debian, otherwise asked for.
@@ -57,10 +58,10 @@ bench: setup ## measured figures as JSON lines
 	@$(BIN)/python -m tests.bench
 
 # guidellm wants older versions of two libraries than vLLM: an environment of its own.
-soak: setup ## a server under 20 minutes of mixed traffic; the last line is JSON
+soak: setup ## a server under 20 minutes of mixed traffic (BATCHING=continuous too); the last line is JSON
 	@test -x .venv-guidellm/bin/guidellm || { $(PYTHON) -m venv .venv-guidellm && \
 	    .venv-guidellm/bin/python -m pip install --quiet torch==2.13.0 guidellm==0.8.1; }
-	@$(BIN)/python -m tests.soak --guidellm .venv-guidellm/bin/guidellm
+	@$(BIN)/python -m tests.soak --guidellm .venv-guidellm/bin/guidellm --batching $(BATCHING)
 
 trust: setup ## predictions against a real server: 24 checks and aborts, twenty minutes, quiet
 	@$(BIN)/python -m tests.trust --out $(REPORTS)/trust

@@ -1,9 +1,9 @@
 """`make bench`: figures of this machine as JSON lines, one a measurement, medians of several.
 
-`python -m tests.bench [NAME ...]` runs some of them: decode, generate, overhead and compile of the
-engine; simulate, simulate_many, optimize_1d, optimize_joint and sweep of the core, without torch;
-scheduler, continuous_scheduler and serve of the server; tensor_parallel and dead_rank of its ranks;
-panels of notebooks.
+`python -m tests.bench [NAME ...]` runs some of them: decode, generate, overhead, compile, paged and
+shapes of the engine; simulate, simulate_many, optimize_1d, optimize_joint and sweep of the core,
+without torch; scheduler, continuous_scheduler and serve of the server; tensor_parallel and
+dead_rank of its ranks; panels of notebooks.
 Every measurement has a process of its own, with its threads pinned; nothing else should be running.
 """
 
@@ -35,19 +35,17 @@ def seconds(run) -> float:
     return time.perf_counter() - started
 
 
-def warmed(batch_size: int, **setting):
-    """A warmed SmolLM2 engine with one bucket."""
+def warmed(batch_size: int, prompt_length: int = PROMPT_LENGTH, new_tokens: int = NEW_TOKENS):
+    """A warmed SmolLM2 engine with one bucket, and that."""
     from spyre_bench.checkpoints.find import model_directory
     from spyre_bench.engine.causal_lm import SpyreCausalLM
     from spyre_bench.engine.compiled_model import EngineConfig
     from spyre_bench.engine.warmup import warm_up
     from spyre_bench.shapes import Bucket, BucketSet
 
-    bucket = Bucket(batch_size, PROMPT_LENGTH, NEW_TOKENS)
+    bucket = Bucket(batch_size, prompt_length, new_tokens)
     model = SpyreCausalLM(
-        EngineConfig(
-            model_directory=model_directory("smollm2"), buckets=BucketSet((bucket,)), **setting
-        )
+        EngineConfig(model_directory=model_directory("smollm2"), buckets=BucketSet((bucket,)))
     )
     warm_up(model, progress=False)
     return model, bucket
@@ -145,6 +143,94 @@ def overhead(threads: int, batch_size: int) -> dict:
         "step_ms": statistics.median(p["seconds"] for p in decodes) * 1e3,
         "steps": len(gaps),
     }
+
+
+def paged_over_static(threads: int, rows: int, context_length: int) -> dict:
+    """The price of blocks: a decode step of a shape with full contexts, over one of the static
+    bucket of as many rows and slots, in turn in one process; both over the memory floor."""
+    from spyre_bench.checkpoints.find import model_directory
+    from spyre_bench.engine.compiled_model import EngineConfig
+    from spyre_bench.engine.paged_causal_lm import PagedCausalLM
+    from spyre_bench.engine.warmup import run_full, warm_up
+    from spyre_bench.shape_set import ShapeSet
+
+    length, new_tokens = 64, context_length - 64
+    static, bucket = warmed(rows, length, new_tokens)
+    shapes = ShapeSet.parse(f"64,{context_length}", f"{rows},{context_length}")
+    model = model_directory("smollm2")
+    paged = PagedCausalLM(EngineConfig(model_directory=model, shapes=shapes))
+    warm_up(paged, progress=False)
+    bandwidth = read_bandwidth()
+    static.prefill(bucket, [[5] * length] * rows)
+    (wide,) = shapes.decode
+    pairs = [
+        (seconds(lambda: static.decode([5] * rows)), seconds(lambda: run_full(paged, wide)))
+        for _ in range(min(120, new_tokens - 1))
+    ]
+    static_s, paged_s = (statistics.median(column) for column in zip(*pairs, strict=True))
+    cache = sum(part.nbytes for pair in static._caches[bucket] for part in pair)
+    floor_s = (static.sizes.weight_bytes("float32") + cache) / bandwidth
+    return {
+        "shape": [rows, context_length],
+        "steps": len(pairs),
+        "static_ms": static_s * 1e3,
+        "paged_ms": paged_s * 1e3,
+        "paged_over_static": paged_s / static_s,
+        "aim": 1.05,
+        "at_most": 1.10,
+        "floor_ms": floor_s * 1e3,
+        "bandwidth_gb_s": bandwidth / 1e9,
+        "static_over_floor": static_s / floor_s,
+        "paged_over_floor": paged_s / floor_s,
+    }
+
+
+def shape_starts() -> Iterator[dict]:
+    """Warmup of every shape, cold and then from the artefact, each start in a fresh process."""
+    import tempfile
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    with tempfile.TemporaryDirectory() as artefacts:
+        for start in ("cold", "warm"):
+            with ProcessPoolExecutor(1, get_context("spawn")) as process:
+                for line in process.submit(shape_start, artefacts).result():
+                    yield {"start": start} | line
+
+
+def shape_start(artefacts: str) -> list[dict]:
+    from pathlib import Path
+
+    import torch
+
+    from spyre_bench.checkpoints.find import model_directory
+    from spyre_bench.engine.compiled_model import EngineConfig
+    from spyre_bench.engine.paged_causal_lm import PagedCausalLM
+    from spyre_bench.engine.warmup import warm_up
+    from spyre_bench.shape_set import DecodeShape, shapes_for
+
+    torch.set_num_threads(1)
+    config = EngineConfig(
+        model_directory=model_directory("smollm2"),
+        shapes=shapes_for(1024),
+        artefact_directory=Path(artefacts),
+    )
+    started = time.perf_counter()
+    rows = warm_up(PagedCausalLM(config), progress=False)
+    lines = [
+        {
+            "kind": "decode" if isinstance(row.shape, DecodeShape) else "prefill",
+            "shape": str(row.shape),
+            "compile_s": row.compile_s,
+            "full_ms": row.full_s * 1e3,
+            "empty_ms": row.empty_s * 1e3,
+            "graphs": row.graphs,
+            "was_warm": row.was_warm,
+        }
+        for row in rows
+    ]
+    graphs = sum(row.graphs for row in rows)
+    return [*lines, {"shapes": len(rows), "graphs": graphs, "s": time.perf_counter() - started}]
 
 
 def compile_times(threads: int, batch_size: int) -> dict:
@@ -329,6 +415,7 @@ ENGINE = {
     "generate": (generate_against_hugging_face, [(1, 4), (2, 4)]),
     "overhead": (overhead, [(1, 4), (2, 4)]),
     "compile": (compile_times, [(2, 4)]),
+    "paged": (paged_over_static, [(1, 4, 256), (1, 8, 512), (1, 8, 1024)]),
 }
 
 
@@ -659,6 +746,7 @@ def panels() -> Iterator[dict]:
 
 
 CORE = {
+    "shapes": shape_starts,
     "simulate": simulate,
     "simulate_many": simulate_many,
     "optimize_1d": optimize_1d,
@@ -672,27 +760,29 @@ CORE = {
     "panels": panels,
 }
 BENCHES = {name: [[]] for name in CORE} | {name: sizes for name, (_, sizes) in ENGINE.items()}
-"""Name -> the arguments of each of its processes: threads and batch size, or none."""
+"""Name -> the arguments of each of its processes: threads and sizes, or none."""
 
 
 def child(name: str, arguments: Sequence[int]) -> None:
     where = {"bench": name, "load_before": os.getloadavg()[0], "at": now()}
-    lines = CORE[name]() if name in CORE else engine(name, *arguments)
+    lines = CORE[name]() if name in CORE else engine(name, arguments)
     for line in lines:
         rounded = {k: round(v, 3) if isinstance(v, float) else v for k, v in line.items()}
         print(json.dumps(where | rounded), flush=True)
 
 
-def engine(name: str, threads: int, batch_size: int) -> Iterator[dict]:
+def engine(name: str, arguments: Sequence[int]) -> Iterator[dict]:
     import torch
 
+    run, threads = ENGINE[name][0], arguments[0]
     torch.set_num_threads(threads)
+    bucket = {} if name == "paged" else {"bucket": [arguments[1], PROMPT_LENGTH, NEW_TOKENS]}
     yield {
-        "bucket": [batch_size, PROMPT_LENGTH, NEW_TOKENS],
+        **bucket,
         "threads": threads,
         "mkl_cbwr": os.environ.get("MKL_CBWR", "unset"),
         "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
-        **ENGINE[name][0](threads, batch_size),
+        **run(*arguments),
     }
 
 

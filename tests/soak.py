@@ -1,9 +1,10 @@
 """`make soak`: a server under mixed traffic of real clients for a while, and what must hold after.
 
 `vllm bench serve` and, where it is installed, guidellm send requests in rounds; meanwhile clients
-leave in the middle, send what fits no bucket, and come in bursts. At the end nothing is lost or
-doubled, the memory is flat, no pass has failed (one that would compile raises), and fixed prompts
-are answered as at the start.
+leave in the middle, send what fits no bucket, and come in bursts; under continuous batching some
+share prefixes too. At the end nothing is lost or doubled, the memory is flat, no pass has failed
+(one that would compile raises), fixed prompts are answered as at the start, and no block of a cache
+in blocks is held.
 The last line is one JSON object.
 """
 
@@ -27,7 +28,7 @@ import psutil
 import typer
 
 from spyre_bench.checkpoints.find import model_directory
-from spyre_bench.pass_log import read_passes
+from spyre_bench.pass_log import read_passes, read_steps
 from tests.plugin.servers import Server
 
 BUCKETS = [[4, 64, 32], [4, 128, 16], [2, 256, 64]]
@@ -36,6 +37,14 @@ FIXED = {  # prompts of which each can run in one bucket only
     "4,128,16": ([12] * 100, 10),
     "2,256,64": ([13] * 200, 50),
 }
+CONTINUOUS = {
+    "batching": "continuous",
+    "prefill_shapes": "64,320 128,320",
+    "decode_shapes": "4,320 8,192",
+    "blocks": 22,  # so few that requests run out of them, and prefixes of them
+    "rules": {"admission": "preempt"},
+}
+PREFIXES = [[30 + number] * 128 for number in range(3)]
 SAMPLE_S = 5
 SETTLED = 0.3  # share of the time after which memory is looked at
 
@@ -44,18 +53,26 @@ class Soak:
     """The server, its clients' own counts, and the samples of its memory."""
 
     def __init__(
-        self, directory: Path, seconds: float, guidellm: Path | None, most_mb_a_minute: float
+        self,
+        directory: Path,
+        seconds: float,
+        guidellm: Path | None,
+        most_mb_a_minute: float,
+        batching: str,
     ):
+        self.is_continuous = batching == "continuous"
         self.most_mb_a_minute = most_mb_a_minute
         self.directory, self.seconds, self.end = directory, seconds, 0.0
         self.guidellm = guidellm
         self.pass_log = directory / "passes.jsonl"
         self.model = model_directory("smollm2")
-        settings = {"buckets": BUCKETS, "pass_log": str(self.pass_log)}
+        settings = CONTINUOUS if self.is_continuous else {"buckets": BUCKETS}
+        settings = settings | {"pass_log": str(self.pass_log)}
         self.server = Server(self.model, settings, directory / "server.log")
         self.sent: Counter[str] = Counter()  # by client
         self.answered: Counter[str] = Counter()
         self.problems: list[str] = []
+        self.figures: dict[str, float] = {}
         self.memory: list[tuple[float, float]] = []  # minutes since the start, MB
         self._lock = threading.Lock()
 
@@ -169,11 +186,33 @@ class Soak:
                     self.count("leavers", 0, 1)
             time.sleep(rng.uniform(0, 2))
 
+    def sharers(self) -> None:
+        """Four at a time ask about one of a few long texts, so that prefixes come and go."""
+        rng, client = random.Random(2), self.client()
+
+        def ask(number: int) -> None:
+            prompt = PREFIXES[number % len(PREFIXES)] + [number] * (number % 60 + 1)
+            answer = client.completions.create(
+                model=self.server.model,
+                prompt=prompt,
+                max_tokens=number % 40 + 1,
+                temperature=0,
+                extra_body={"ignore_eos": True},
+            )
+            short = answer.usage.completion_tokens != number % 40 + 1
+            self.count("sharers", 1, 1, f"{number}: {answer.usage}" if short else "")
+
+        with ThreadPoolExecutor(4) as pool:
+            while self.is_continuous and self.going_on():
+                list(pool.map(ask, rng.sample(range(900), 4)))
+                time.sleep(rng.uniform(0, 3))
+
     def misfits(self) -> None:
         client = self.client()
+        prompt = [7] * (320 if self.is_continuous else 257)
         while self.going_on():
             try:
-                client.completions.create(model=self.server.model, prompt=[7] * 257, max_tokens=1)
+                client.completions.create(model=self.server.model, prompt=prompt, max_tokens=1)
                 self.count("misfits", problem="a prompt that fits no bucket was answered")
             except openai.BadRequestError:
                 self.count("misfits")
@@ -213,6 +252,7 @@ class Soak:
             self.vllm_rounds,
             self.guidellm_rounds,
             self.leavers,
+            self.sharers,
             self.misfits,
             self.watch_memory,
         )
@@ -239,16 +279,13 @@ class Soak:
         ended = sum(
             now.get(f"vllm:request_success_total|{reason}", 0) for reason in ("stop", "length")
         )
-        rows = sum(now[f"spyre:batch_rows_total|{bucket}"] for bucket in FIXED)
-        passes = read_passes(self.pass_log)
-        logged = int(passes.loc[passes["kind"] == "prefill", "prompt_tokens"].map(len).sum())
         slope = _slope(self.memory)
         # Somebody may leave at the very moment of the last token: ended here, not answered there.
         left = self.sent["leavers"] - self.answered["leavers"]
         unanswered = ended - sum(self.answered.values())
         checks = {
             "every answer reached its client once": 0 <= unanswered <= left,
-            "every row of the metrics is in the pass log": rows == logged,
+            **(self._of_blocks(now) if self.is_continuous else self._of_batches(now)),
             "nobody but those who left got less": not self.problems,
             "every misfit was refused": now["spyre:rejected_requests_total|prompt_too_long"]
             == self.sent["misfits"],
@@ -262,13 +299,46 @@ class Soak:
             "sent": dict(self.sent),
             "answered": dict(self.answered),
             "ended_in_server": ended,
-            "batches": int(passes["batch"].nunique()),
-            "rows": logged,
-            "longest_pass_s": float(passes["seconds"].max()),
+            **self.figures,
             "memory_mb": self.memory[-1][1],
             "memory_slope_mb_a_minute": slope,
             "problems": self.problems[:5],
         }
+
+    def _of_batches(self, now: dict[str, float]) -> dict[str, bool]:
+        """What must hold of static batches; notes their figures."""
+        passes = read_passes(self.pass_log)
+        rows = sum(now[f"spyre:batch_rows_total|{bucket}"] for bucket in FIXED)
+        logged = int(passes.loc[passes["kind"] == "prefill", "prompt_tokens"].map(len).sum())
+        self.figures = {
+            "batches": int(passes["batch"].nunique()),
+            "rows": logged,
+            "longest_pass_s": float(passes["seconds"].max()),
+        }
+        return {"every row of the metrics is in the pass log": rows == logged}
+
+    def _of_blocks(self, now: dict[str, float]) -> dict[str, bool]:
+        """What must hold of continuous batching; notes its figures."""
+        steps = read_steps(self.pass_log)
+        passes = _sum(now, "spyre:passes_total")
+        hits = now["vllm:prefix_cache_hits_total"]
+        self.figures = {
+            "passes": len(steps),
+            "rows": _sum(now, "spyre:decode_rows_total"),
+            "longest_pass_s": float(steps["seconds"].max()),
+            "prefix_hit_tokens": hits,
+            "preemptions": now["spyre:preemptions_total"],
+            "least_free_blocks": int(steps["free_blocks"].min()),
+        }
+        return {
+            "every pass of the metrics is in the pass log": passes == len(steps),
+            "no block is held": now["spyre:blocks_used"] == 0,
+            "prefixes were hit": hits > 0,
+        }
+
+
+def _sum(now: dict[str, float], name: str) -> float:
+    return sum(value for key, value in now.items() if key.split("|")[0] == name)
 
 
 def _slope(memory: list[tuple[float, float]]) -> float:
@@ -290,10 +360,11 @@ def main(
     guidellm: Annotated[Path | None, typer.Option(help="its executable, the second client")] = None,
     directory: Annotated[Path | None, typer.Option(help="takes the logs")] = None,
     most_mb_a_minute: Annotated[float, typer.Option(help="that memory may grow by")] = 1.0,
+    batching: Annotated[str, typer.Option(help="static or continuous")] = "static",
 ) -> None:
     directory = directory or Path(tempfile.mkdtemp(prefix="spyre-soak-"))
     directory.mkdir(parents=True, exist_ok=True)
-    soak = Soak(directory, minutes * 60, guidellm, most_mb_a_minute)
+    soak = Soak(directory, minutes * 60, guidellm, most_mb_a_minute, batching)
     try:
         report = soak.run()
     finally:

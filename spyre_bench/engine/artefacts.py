@@ -20,11 +20,13 @@ import os
 import shutil
 import tarfile
 import tempfile
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from torch._dynamo.exc import BackendCompilerFailed
 from torch._inductor import config as inductor_config
 from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
 
@@ -74,7 +76,7 @@ class UnusableArtefact(Exception):
 
 
 class DiscardedArtefact(Exception):
-    """A warmup failed with an artefact's code, which is gone now: it may be the code's fault."""
+    """A warmup failed by the code of an artefact, which is gone now."""
 
 
 @dataclass(frozen=True)
@@ -172,8 +174,11 @@ def code_cache(config) -> Iterator[CodeCache]:
             try:
                 yield cache
             except Exception as error:
-                if found and not config.require_precompiled and not lacks_space(error):
-                    _discard(artefact, error)
+                if found and not lacks_space(error):
+                    if not _is_the_codes_fault(error, directory):
+                        error.add_note(f"The code that ran is of artefact {artefact.path}.")
+                    elif not config.require_precompiled:
+                        _discard(artefact, error)
                 raise
         work = cache.work() - before
         if work.is_none:
@@ -214,6 +219,18 @@ def _unpack(artefact: Artefact, into: Path, require_precompiled: bool) -> bool:
     if problem:
         log.warning("%s; the code is compiled again", problem)
     return False
+
+
+def _is_the_codes_fault(error: Exception, directory: Path) -> bool:
+    """Whether an artefact may be to blame for an error of its warmup: what was unpacked could not
+    be loaded, or is Python that cannot run. An operation that fails in the middle of it (no memory,
+    a lost rank) would fail in new code too."""
+    if isinstance(error, BackendCompilerFailed):
+        return not isinstance(error.inner_exception, MemoryError)
+    if isinstance(error, (RuntimeError, MemoryError, OSError)):
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return Path(frame.f_code.co_filename).is_relative_to(directory)
 
 
 def _discard(artefact: Artefact, error: Exception) -> None:

@@ -32,7 +32,7 @@ class Question:
 
     value: Any
     config: PretrainedConfig
-    context_length: int  # of the longest bucket, in tokens
+    context_length: int  # of the longest bucket or shape, in tokens
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,12 @@ EVEN = Field(
 )
 FLAG = Field("true or false")
 WINDOW = Field(
-    "null, or at least as long as the longest bucket", _is_wide, "attention over the whole context"
+    "null, or at least as long as the longest bucket or shape",
+    _is_wide,
+    "attention over the whole context",
 )
 LAYER_TYPES = Field(
-    "attention over the whole context, or a window as long as the longest bucket",
+    "attention over the whole context, or a window as long as the longest bucket or shape",
     _all_attend,
     "attention over the whole context in every layer",
 )
@@ -219,7 +221,8 @@ def require_carried(config: PretrainedConfig, context_length: int) -> None:
     """Raises ValueError for a model of which FMS would compute something else, naming the field,
     its value, what would run instead, and what is allowed.
 
-    `context_length` is the longest bucket's, in tokens: a window that is longer changes nothing.
+    `context_length` is the longest bucket's or shape's, in tokens: a window that is longer changes
+    nothing.
     """
     architecture = (getattr(config, "architectures", None) or ["none"])[0]
     _require_architecture(architecture)
@@ -326,7 +329,7 @@ PAGE_HEAD = """# Models that run
 Written from the engine's table by `python -m spyre_bench.engine.carried`; a test holds this page to
 it, and `make test-models` holds the table to transformers: for every architecture and value here a
 checkpoint of random weights answers prompts of 3, 40, 64 and 120 tokens with the same 24 greedy
-tokens.
+tokens, in static and in continuous batching.
 
 A model whose config.json says anything else that could change what it computes is refused at start,
 in a sentence with the field, its value and what is carried. Weights are float32 (`sendnn`:

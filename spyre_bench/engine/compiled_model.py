@@ -93,6 +93,8 @@ class CompiledModel:
     """A language model that runs compiled passes; what they share of attention and cache is its
     subclasses' business."""
 
+    returns_caches = False  # a pass returns its caches instead of writing in place
+
     def __init__(self, config: EngineConfig):
         self.config = config
         longest = config.compiled.max_context_length
@@ -118,9 +120,7 @@ class CompiledModel:
         self.load_s = time.perf_counter() - started
         self._passes: dict[Hashable, Callable] = {}
         self._warmed: set[Hashable] = set()
-        # the card's own attention gives new caches back, which then are the caches
-        self.keeps_caches = config.compile_backend == "sendnn" and config.shapes is not None
-        self._layer_pass: Callable = _run_layer
+        self._layer_pass: Callable = _run_layer  # of the compiled pass that the engine is in
         if config.compile_scope == "layer":
             layers = self._model.base_model.layers
             for index, layer in enumerate(layers):
@@ -136,11 +136,8 @@ class CompiledModel:
 
     def _compile(self, shape: Hashable, name: str) -> None:
         """Readies a pass under a name; it compiles when it first runs (see `warmup`)."""
-        layer = self.config.compile_scope == "layer"
-        if self.keeps_caches:
-            function = _run_layer_and_cache if layer else _run_model_and_caches
-        else:
-            function = _run_layer if layer else _run_model
+        by_layer = self.config.compile_scope == "layer"
+        function = self._one_layer if by_layer else self._whole_model
         self._passes[shape] = compile_pass(function, name, self.config.compile_backend)
 
     def _require_warmed(self, kind: str, shape: Hashable, compiled: Hashable) -> None:
@@ -160,8 +157,8 @@ class CompiledModel:
         caches: Sequence[tuple[Tensor, Tensor]],
         attention: Mapping[str, Any],
     ) -> Any:
-        """One compiled pass: tokens and positions [B, Q] in, logits [B, V] of the last out, with
-        the new caches where it `keeps_caches`."""
+        """One compiled pass: tokens and positions [B, Q] in, logits [B, V] of the last out; and the
+        caches with them where passes return those."""
         arguments = (tokens, positions, caches, attention)
         if self.config.compile_backend == "sendnn":
             _mark_static(arguments)
@@ -174,8 +171,15 @@ class CompiledModel:
         if self.config.compile_scope == "model":
             return compiled(self._model, *arguments)
         self._layer_pass = compiled
-        run = _run_model_and_caches if self.keeps_caches else _run_model
-        return run(self._model, *arguments)
+        return self._whole_model(self._model, *arguments)
+
+    @property
+    def _one_layer(self) -> Callable:
+        return _run_layer_and_cache if self.returns_caches else _run_layer
+
+    @property
+    def _whole_model(self) -> Callable:
+        return _run_model_and_caches if self.returns_caches else _run_model
 
     def _additive(self, seen: Tensor) -> Tensor:
         """A mask to be added to attention weights: 0 where something is seen, else -inf."""
@@ -191,10 +195,8 @@ class _SwitchedLayer(nn.Module):
         self.engine = engine
 
     def forward(self, x, *, position_ids, past_key_value_state, use_cache, **attention):
-        arguments = (self.layer, x, position_ids, past_key_value_state, attention)
-        if self.engine.keeps_caches:
-            return self.engine._layer_pass(*arguments)
-        return self.engine._layer_pass(*arguments), past_key_value_state
+        out = self.engine._layer_pass(self.layer, x, position_ids, past_key_value_state, attention)
+        return out if self.engine.returns_caches else (out, past_key_value_state)
 
 
 def _run_layer(layer, x, positions, cache, attention):
@@ -203,7 +205,6 @@ def _run_layer(layer, x, positions, cache, attention):
 
 
 def _run_layer_and_cache(layer, x, positions, cache, attention):
-    """The same, and the cache after it."""
     return layer(
         x=x, position_ids=positions, past_key_value_state=cache, use_cache=True, **attention
     )
@@ -215,7 +216,6 @@ def _run_model(model, tokens, positions, caches, attention):
 
 
 def _run_model_and_caches(model, tokens, positions, caches, attention):
-    """The same, and the layers' caches after it."""
     logits, caches = model(
         tokens,
         position_ids=positions,

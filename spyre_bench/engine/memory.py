@@ -57,7 +57,7 @@ def check_memory(
     `packs` its weights holds a tied head twice: as the embedding, and packed. Raises ValueError
     with the bytes needed, the bytes there, and the largest batch that would fit.
     """
-    there = _there(limit, tp)
+    there = memory_there(limit, tp)
     worst = max(buckets, key=lambda bucket: pass_bytes(sizes, bucket, dtype, tp))
     weights = _held_weights(sizes, dtype, tp, packs)
     needed = weights + pass_bytes(sizes, worst, dtype, tp)
@@ -78,17 +78,36 @@ def check_memory(
 
 
 def pool_bytes(sizes: ModelSizes, shapes: ShapeSet, dtype: str, tp: int = 1) -> tuple[int, int]:
-    """Bytes a rank of one block of the KV cache, and of what passes need beside the cache: mask,
-    activations of one layer, context as the chunk gathers it, logits."""
+    """Bytes a rank of one block of the KV cache, and of what the largest pass needs beside the
+    cache: mask, activations of one layer, contexts as that layer gathers them, logits."""
     item = ITEM_BYTES[dtype]
-    block = BLOCK_TOKENS * sizes.kv_bytes_per_token(tp, item)
+    token = sizes.kv_bytes_per_token(tp, item)
+    block = BLOCK_TOKENS * token
     chunks = [
         sizes.prefill_bytes(Bucket(1, shape.chunk_length, 2), tp, item, LOGIT_BYTES)
         + (shape.chunk_length + 4 * sizes.hidden_size // tp) * shape.context_length * item
         for shape in shapes.prefill
     ]
+    wides = [
+        shape.rows * shape.context_length * (token // sizes.layers + item)
+        for shape in shapes.decode
+    ]
     logits = shapes.max_rows * sizes.vocab_size * LOGIT_BYTES
-    return block, max(chunks) + logits
+    return block, max(chunks + wides) + logits
+
+
+def blocks_that_fit(
+    sizes: ModelSizes,
+    shapes: ShapeSet,
+    dtype: str,
+    limit: int,
+    tp: int = 1,
+    packs: bool = False,
+) -> int:
+    """Blocks of the KV cache for which a rank of `limit` bytes has room beside its weights and its
+    passes, however many the shapes ask for."""
+    block, passes = pool_bytes(sizes, shapes, dtype, tp)
+    return max(0, limit - passes - _held_weights(sizes, dtype, tp, packs)) // block
 
 
 def check_pool(
@@ -101,13 +120,12 @@ def check_pool(
 ) -> int:
     """Bytes that each rank of an engine of continuous batching needs; limit and `packs` as in
     `check_memory`. Raises ValueError with how many blocks would fit and what holds the rest."""
-    there = _there(limit, tp)
+    there = memory_there(limit, tp)
+    fit = blocks_that_fit(sizes, shapes, dtype, there, tp, packs)
     block, passes = pool_bytes(sizes, shapes, dtype, tp)
     weights = _held_weights(sizes, dtype, tp, packs)
-    needed = weights + passes + shapes.blocks * block
-    if needed <= there:
-        return needed
-    fit = max(0, there - weights - passes) // block
+    if shapes.blocks <= fit:
+        return weights + passes + shapes.blocks * block
     least = shapes.least_blocks
     remedy = (
         f"{fit} blocks would fit: set num_gpu_blocks_override to {fit} or less"
@@ -123,7 +141,8 @@ def check_pool(
     )
 
 
-def _there(limit: int | None, tp: int) -> int:
+def memory_there(limit: int | None, tp: int) -> int:
+    """Bytes of one of `tp` ranks: its limit, else its share of what the machine has free now."""
     return psutil.virtual_memory().available // tp if limit is None else limit
 
 

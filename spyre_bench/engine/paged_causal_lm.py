@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spyre_bench.engine.card_attention import card_arguments
 from spyre_bench.engine.compiled_model import CompiledModel, EngineConfig
 from spyre_bench.engine.memory import check_pool
 from spyre_bench.engine.paged_attention import SPYRE_PAGED
@@ -45,6 +46,7 @@ class PagedCausalLM(CompiledModel):
     def __init__(self, config: EngineConfig):
         assert config.shapes is not None, "an engine of buckets is a SpyreCausalLM"
         self.shapes = config.shapes
+        self.returns_caches = config.compile_backend == "sendnn"  # as the card's own ops do
         super().__init__(config)
         self._pools = self._allocate()
 
@@ -86,9 +88,7 @@ class PagedCausalLM(CompiledModel):
         table = self._table([chunk.table], [end], shape.blocks)
         stored = torch.arange(shape.chunk_length) >= pad + max(0, chunk.write_from - chunk.start)
         slots = self._slots(table.expand(shape.chunk_length, -1), places, stored)
-        seen = torch.arange(shape.context_length) <= places[:, None]
-        seen[:pad] = torch.arange(shape.context_length) < 1  # something, to stay finite
-        return self._pass(shape, tokens, places[None], seen[None, None], table, slots)
+        return self._pass(shape, tokens, places[None], table, slots)
 
     @torch.no_grad()
     def decode(self, shape: DecodeShape, rows: Sequence[DecodeRow]) -> Tensor:
@@ -111,11 +111,7 @@ class PagedCausalLM(CompiledModel):
         lengths = [row.position + 1 for row in rows] + [0] * dummies
         table = self._table(tables, lengths, shape.blocks)
         slots = self._slots(table, places, torch.ones(shape.rows, dtype=torch.bool))
-        seen = torch.arange(shape.context_length) <= places[:, None]
-        logits = self._pass(
-            shape, tokens[:, None], places[:, None], seen[:, None, None], table, slots
-        )
-        return logits[: len(rows)]
+        return self._pass(shape, tokens[:, None], places[:, None], table, slots)[: len(rows)]
 
     def compile(self, shape: PrefillShape | DecodeShape) -> None:
         """Readies the pass of a shape; it compiles when it first runs (see `warmup`)."""
@@ -128,32 +124,32 @@ class PagedCausalLM(CompiledModel):
         self,
         shape: PrefillShape | DecodeShape,
         tokens: Tensor,
-        positions: Tensor,
-        seen: Tensor,
+        places: Tensor,
         table: Tensor,
         slots: Tensor,
     ) -> Tensor:
-        closed = shape in self._warmed
-        if self.keeps_caches:
-            attention = _of_the_card(seen, table, slots)
-            logits, self._pools = self._run(
-                shape, closed, tokens, positions, self._pools, attention
-            )
-            return logits.float()
-        attention = {
-            "attn_name": SPYRE_PAGED,
-            "prefills": isinstance(shape, PrefillShape),
-            "mask": self._additive(seen),
-            "table": table,
-            "slots": slots,
-        }
-        return self._run(shape, closed, tokens, positions, self._pools, attention).float()
+        """Tokens [B, Q] at their places in their requests -> logits [B, V] in float32."""
+        if self.returns_caches:
+            attention = card_arguments(table, slots, places[:, -1] + 1)
+        else:
+            seen = torch.arange(shape.context_length) <= places[..., None]  # padding: one slot
+            attention = {
+                "attn_name": SPYRE_PAGED,
+                "prefills": isinstance(shape, PrefillShape),
+                "mask": self._additive(seen[:, None]),
+                "table": table,
+                "slots": slots,
+            }
+        out = self._run(shape, shape in self._warmed, tokens, places, self._pools, attention)
+        if self.returns_caches:
+            out, self._pools = out
+        return out.float()
 
     def _allocate(self) -> list[tuple[Tensor, Tensor]]:
-        """Key and value pools [blocks, H, 64, D] a layer; [blocks, 64, H, D] for the card's ops."""
+        """Key and value pools [blocks, H, 64, D] a layer; the card's are [blocks, 64, H, D]."""
         heads = self.sizes.card_kv_heads(self.config.rank.tp)
-        slots = (BLOCK_TOKENS, heads) if self.keeps_caches else (heads, BLOCK_TOKENS)
-        size = (self.shapes.blocks, *slots, self.sizes.head_dim)
+        block = (BLOCK_TOKENS, heads) if self.returns_caches else (heads, BLOCK_TOKENS)
+        size = (self.shapes.blocks, *block, self.sizes.head_dim)
         return [
             (torch.zeros(size, dtype=self.dtype), torch.zeros(size, dtype=self.dtype))
             for _ in range(self.sizes.layers)
@@ -183,18 +179,3 @@ class PagedCausalLM(CompiledModel):
         entries = (places // BLOCK_TOKENS)[:, None]
         block = table.gather(1, entries)[:, 0] * stored
         return torch.stack([block, places % BLOCK_TOKENS])
-
-
-def _of_the_card(seen: Tensor, table: Tensor, slots: Tensor) -> dict[str, object]:
-    """What FMS's own paged ops take: a slot for each token [B, Q], and of each row its blocks, its
-    length and where it begins, which is at its first block."""
-    rows = table.shape[0]
-    block, place = slots
-    return {
-        "attn_name": "spyre_paged_attn",
-        "slot_mapping": (block * BLOCK_TOKENS + place).view(rows, -1),
-        "block_table": table,
-        "current_tkv_mask": seen.flatten(1).view(rows, -1, seen.shape[-1])[:, -1].sum(-1),
-        "left_padded_prompt_mask": torch.zeros(rows, dtype=torch.long),
-        "mask": None,
-    }

@@ -14,6 +14,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
 from vllm.platforms.interface import Platform, PlatformEnum
 
+from spyre_bench.engine.memory import blocks_that_fit, memory_there
 from spyre_bench.engine.weights import require_servable
 from spyre_bench.model_sizes import ModelSizes
 from spyre_bench.plugin import environment
@@ -39,6 +40,10 @@ logger = init_logger("vllm.spyre_bench.platform")  # vLLM prints only loggers be
 SIZES = ("max_num_seqs", "max_num_batched_tokens", "num_gpu_blocks_override")
 """vLLM's options from which shapes of continuous batching are made; not given, they are None, which
 vLLM's own configuration no longer shows."""
+
+
+FREE_SHARE = 0.9
+"""Of the free memory, that a cache of unnamed size may take with the rest of the engine."""
 
 
 class RefusedRequest(VLLMValidationError, ValueError):
@@ -122,8 +127,10 @@ class SpyrePlatform(Platform):
         config = SpyreConfig.of(vllm_config)
         for sentence in config.environment_warnings():
             logger.warning("%s", sentence)
+        blocks_are_named = True
         if config.batching == "continuous":
             rows, chunk, blocks = (cls._options.get(name) for name in SIZES)
+            blocks_are_named = (config.blocks or blocks) is not None
             config = config.with_shapes(model.max_model_len, rows, chunk, blocks)
         config.require_context(model.max_model_len)
         if (directory := Path(model.model)).is_dir():  # another one is looked at when it is there
@@ -136,6 +143,8 @@ class SpyrePlatform(Platform):
         if config.compile_backend == "sendnn" and model.dtype != torch.float16:
             logger.info("The card computes in float16: dtype is that, not %s.", model.dtype)
             model.dtype = torch.float16
+        if not blocks_are_named:
+            config = _with_blocks_that_fit(config, sizes, vllm_config)
         if cls._config not in (None, config):
             logger.info("Requests are checked against the new engine's buckets from here on.")
         # From here on no process depends on its own environment.
@@ -287,3 +296,25 @@ class SpyrePlatform(Platform):
     @classmethod
     def update_block_size_for_backend(cls, vllm_config: VllmConfig) -> None:
         """The block size is that of the buckets."""
+
+
+def _with_blocks_that_fit(
+    config: SpyreConfig, sizes: ModelSizes, vllm_config: VllmConfig
+) -> SpyreConfig:
+    """With fewer blocks where nobody named a number and `FREE_SHARE` of the free memory holds fewer
+    than fill the widest decode shape. Where it does not hold one request, the engine says so."""
+    shapes = config.shapes
+    assert shapes is not None, "static batching has no blocks"
+    tp = vllm_config.parallel_config.tensor_parallel_size
+    dtype = str(vllm_config.model_config.dtype).removeprefix("torch.")
+    limit = config.memory_bytes or int(FREE_SHARE * memory_there(None, tp))
+    packs = config.compile_backend == "inductor"
+    fit = blocks_that_fit(sizes, shapes, dtype, limit, tp, packs)
+    if not shapes.least_blocks <= fit < shapes.blocks:
+        return config
+    logger.warning(
+        "There is room for %d blocks of KV cache, not for the %d that fill decode shape %s: "
+        "requests may wait for blocks. num_gpu_blocks_override names another number.",
+        *(fit, shapes.blocks, max(shapes.decode, key=lambda s: s.rows * s.context_length)),
+    )
+    return replace(config, blocks=fit)

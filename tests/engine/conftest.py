@@ -1,5 +1,9 @@
 """Engines are dear to start, so tests share them; torch is pinned to one thread."""
 
+import sys
+import types
+from contextlib import contextmanager
+
 import pytest
 
 
@@ -31,3 +35,37 @@ def engine(tmp_path_factory):
         return made[key]
 
     return make
+
+
+@pytest.fixture
+def fake_sendnn(monkeypatch):
+    """A `torch_sendnn` that records its warmup phases and how many compiles fall in each."""
+    import torch
+
+    log = []
+
+    @contextmanager
+    def warmup_mode():
+        log.append("enter")
+        yield
+        log.append("exit")
+
+    def sendnn(graph, inputs):
+        log.append("compile")
+        for tensor in inputs:
+            dims = getattr(tensor, "_dynamo_static_indices", None)
+            if isinstance(tensor, torch.Tensor) and dims is not None:
+                log.append("static")
+
+        def run(*args):
+            log.append("run")
+            return graph(*args)
+
+        return run
+
+    module = types.SimpleNamespace(warmup_mode=warmup_mode)
+    monkeypatch.setitem(sys.modules, "torch_sendnn", module)
+    torch._dynamo.register_backend(sendnn, name="sendnn")
+    yield log
+    torch._dynamo.backends.registry._COMPILER_FNS.pop("sendnn")
+    torch._dynamo.backends.registry._BACKENDS.pop("sendnn", None)

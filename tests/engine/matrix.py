@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spyre_bench.shape_set import ShapeSet
 from tests.tiny_models import save_byte_tokenizer
 
 CONTEXT_LENGTH = 512
 PROMPT_LENGTHS = (3, 40, 64, 120)
 NEW_TOKENS = 24
-BUCKETS = "4,64,24 2,128,24"
+BUCKETS = "4,64,24 2,128,64"
+LONGEST = 192  # context of the longest bucket, and of every shape
+SHAPES = ShapeSet.parse(f"64,{LONGEST}", f"4,{LONGEST}")
 HIDDEN = 96
 
 SIZES = {
@@ -154,12 +157,12 @@ def _carried() -> list[Case]:
             },
         ),
         Case("Llama", "a window that it does not read", {}, {"sliding_window": 512}),
-        Case("Mistral", "a window as long as the longest bucket", {"sliding_window": 152}),
+        Case("Mistral", "a window as long as the longest bucket", {"sliding_window": LONGEST}),
         Case("Mistral", "no window", {"sliding_window": None}),
         Case(
             "Qwen3",
             "windows as long as the longest bucket",
-            {"use_sliding_window": True, "sliding_window": 152, "max_window_layers": 1},
+            {"use_sliding_window": True, "sliding_window": LONGEST, "max_window_layers": 1},
         ),
         Case("Llama", "a field that nobody reads", {}, {"colour": "blue"}),
         Case("Granite", "a head size that is the usual one", {}, {"head_dim": 8}),
@@ -200,7 +203,7 @@ REFUSED: list[tuple[Case, str]] = [
         ),
         "longrope",
     ),
-    (Case("Mistral", "window", {"sliding_window": 151}), "sliding_window 151"),
+    (Case("Mistral", "window", {"sliding_window": LONGEST - 1}), f"sliding_window {LONGEST - 1}"),
     (
         Case(
             "Qwen3",
@@ -297,7 +300,7 @@ def expected(directory: Path) -> list[list[int]]:
 
 def batches() -> list[tuple[str, list[int]]]:
     """(bucket, which prompts): those up to 64 tokens in the first, the rest in the second."""
-    return [("4,64,24", [0, 1, 2]), ("2,128,24", [3])]
+    return [("4,64,24", [0, 1, 2]), ("2,128,64", [3])]
 
 
 def served(engine, asked: list[list[int]]) -> list[list[int]]:
@@ -313,3 +316,10 @@ def served(engine, asked: list[list[int]]) -> list[list[int]]:
             rows.append(engine.decode(rows[-1]).argmax(-1).tolist())
         answers |= dict(zip(members, map(list, zip(*rows, strict=True)), strict=True))
     return [answers[member] for member in range(len(asked))]
+
+
+def served_in_blocks(engine, asked: list[list[int]]) -> list[list[int]]:
+    """The tokens of an engine of continuous batching, to which the prompts come one by one."""
+    from tests.engine.paged_host import greedy
+
+    return greedy(engine, [(place, prompt, NEW_TOKENS) for place, prompt in enumerate(asked)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from spyre_bench.engine.paged_causal_lm import Chunk, DecodeRow, PagedCausalLM
 from spyre_bench.policy.continuous import RULES, Decode, Prefill, Rules
 from spyre_bench.shape_set import BLOCK_TOKENS
@@ -11,9 +13,10 @@ from tests.policy.engine_host import Host, Request
 class PagedHost(Host):
     """Greedy tokens, by real passes over the blocks that the host gives out."""
 
-    def __init__(self, engine: PagedCausalLM, rules: Rules = RULES):
+    def __init__(self, engine: PagedCausalLM, rules: Rules = RULES, never: int | None = None):
         super().__init__(engine.shapes, rules)
         self.engine = engine
+        self.never = never  # a token that is not chosen
         self.tokens: dict[str, list[int]] = {}  # prompt and outputs
 
     def ask(self, prompt: list[int], outputs: int, limit: int | None = None) -> str:
@@ -36,7 +39,7 @@ class PagedHost(Host):
             for row in step.rows
         ]
         logits = self.engine.decode(step.shape, rows)
-        for row, token in zip(step.rows, logits.argmax(-1).tolist(), strict=True):
+        for row, token in zip(step.rows, self._likeliest(logits), strict=True):
             self.tokens[row.name].append(token)
 
     def _chunk(self, step: Prefill[Request]) -> None:
@@ -47,7 +50,12 @@ class PagedHost(Host):
         chunk = Chunk(tokens[start:end], start, request.table, written)
         logits = self.engine.prefill(step.shape, chunk)
         if step.is_last:
-            tokens.append(int(logits.argmax()))
+            tokens += self._likeliest(logits)
+
+    def _likeliest(self, logits: Tensor) -> list[int]:
+        if self.never is not None:
+            logits[:, self.never] = float("-inf")
+        return logits.argmax(-1).tolist()
 
 
 def outputs_of(host: PagedHost, requests: list[tuple[int, list[int], int]]) -> list[list[int]]:
@@ -63,3 +71,8 @@ def outputs_of(host: PagedHost, requests: list[tuple[int, list[int], int]]) -> l
     assert host.pool.free_blocks == host.costs.blocks - 1, "blocks leaked"
     lengths = [len(prompt) for _, prompt, _ in requests]
     return [host.tokens[name][length:] for name, length in zip(names, lengths, strict=True)]
+
+
+def greedy(engine: PagedCausalLM, requests: list[tuple[int, list[int], int]]) -> list[list[int]]:
+    """`outputs_of` under the default rules; what a rank is asked."""
+    return outputs_of(PagedHost(engine), requests)

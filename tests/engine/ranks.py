@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from spyre_bench.shape_set import ShapeSet
+
 PRELOAD = ["fms.models", "spyre_bench.engine.warmup", "tests.engine.ranks"]
 
 
@@ -16,7 +18,7 @@ PRELOAD = ["fms.models", "spyre_bench.engine.warmup", "tests.engine.ranks"]
 class Told:
     """What a rank says of itself."""
 
-    tokens: list  # as asked: of each bucket, of each pass, of each row
+    tokens: list  # as asked; by default of each bucket, of each pass, of each row
     weight_bytes: int
     predicted_bytes: int
     was_warm: list[bool]
@@ -25,25 +27,25 @@ class Told:
 def run_ranks(
     model: Path,
     tp: int,
-    buckets: str,
-    prompts: list[list[int]],
+    compiled: str | ShapeSet,
+    prompts: list,
     ask: Callable | None = None,
     **setting,
 ) -> list[Told]:
-    """What `ask(engine, prompts)` says on every rank; by default greedy tokens of every bucket.
-    `buckets` may be shapes, "64,256|2,256"."""
+    """What `ask(engine, prompts)` says on every rank of an engine of buckets (a text) or shapes; by
+    default greedy tokens of every bucket."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     with TemporaryDirectory() as meeting, ProcessPoolExecutor(tp, context) as pool:
         point = Path(meeting) / "point"
         ranks = [
-            pool.submit(_rank, model, r, tp, point, buckets, prompts, ask, setting)
+            pool.submit(_rank, model, r, tp, point, compiled, prompts, ask, setting)
             for r in range(tp)
         ]
         return [rank.result(300) for rank in ranks]
 
 
-def _rank(model, rank, tp, point, buckets, prompts, ask, setting) -> Told:
+def _rank(model, rank, tp, point, compiled, prompts, ask, setting) -> Told:
     import torch
 
     from spyre_bench.engine.causal_lm import SpyreCausalLM
@@ -51,19 +53,15 @@ def _rank(model, rank, tp, point, buckets, prompts, ask, setting) -> Told:
     from spyre_bench.engine.paged_causal_lm import PagedCausalLM
     from spyre_bench.engine.parallel import Rank, join
     from spyre_bench.engine.warmup import warm_up
-    from spyre_bench.shape_set import ShapeSet
     from spyre_bench.shapes import BucketSet
 
     torch.set_num_threads(1)
     join(Rank(rank, tp), point, 60)
-    prefill, paged, decode = buckets.partition("|")
-    if paged:
-        setting["shapes"] = ShapeSet.parse(prefill, decode, 40)
+    if isinstance(compiled, str):
+        engine_class, setting = SpyreCausalLM, setting | {"buckets": BucketSet.parse(compiled)}
     else:
-        setting["buckets"] = BucketSet.parse(buckets)
-    engine = (PagedCausalLM if paged else SpyreCausalLM)(
-        EngineConfig(model_directory=model, rank=Rank(rank, tp), **setting)
-    )
+        engine_class, setting = PagedCausalLM, setting | {"shapes": compiled}
+    engine = engine_class(EngineConfig(model_directory=model, rank=Rank(rank, tp), **setting))
     rows = warm_up(engine, progress=False)
     return Told(
         (ask or greedy)(engine, prompts),
@@ -82,10 +80,3 @@ def greedy(engine, prompts: list[list[int]]) -> list[list[list[int]]]:
         for _ in range(bucket.new_tokens - 1):
             tokens[-1].append(engine.decode(tokens[-1][-1]).argmax(-1).tolist())
     return tokens
-
-
-def continuous(engine, prompts: list[list[int]]) -> list[list[int]]:
-    """Greedy tokens of requests that come a step apart."""
-    from tests.engine.paged_host import PagedHost, outputs_of
-
-    return outputs_of(PagedHost(engine), [(step, prompt, 6) for step, prompt in enumerate(prompts)])

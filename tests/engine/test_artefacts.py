@@ -3,6 +3,7 @@ wrong with the artefact or its directory, the engine starts."""
 
 import contextlib
 import errno
+import inspect
 import io
 import json
 import logging
@@ -65,6 +66,30 @@ def test_a_warm_start_neither_misses_the_cache_nor_runs_the_compiler(config, col
 
 
 @slow
+def test_the_code_of_every_shape_is_found_again(tiny_llama, tmp_path):
+    import torch
+
+    from spyre_bench.engine.compiled_model import EngineConfig
+    from spyre_bench.engine.paged_causal_lm import PagedCausalLM
+    from spyre_bench.engine.warmup import warm_up
+    from spyre_bench.shape_set import ShapeSet
+    from tests.engine.paged_host import greedy
+
+    shapes = ShapeSet.parse("64,128", "2,128 4,64")
+    config = EngineConfig(
+        model_directory=tiny_llama, shapes=shapes, artefact_directory=tmp_path / "artefacts"
+    )
+    said = {}
+    for is_warm in (False, True):
+        torch._dynamo.reset()
+        model = PagedCausalLM(replace(config, require_precompiled=is_warm))
+        rows = warm_up(model, progress=False)
+        assert [row.was_warm for row in rows] == [is_warm] * 3
+        said[is_warm] = greedy(model, [(place, [7 + place] * 70, 9) for place in range(4)])
+    assert said[True] == said[False]
+
+
+@slow
 def test_the_archive_holds_what_the_cpp_compiler_made(config, cold):
     (archive,) = config.artefact_directory.glob("*.tar")
     with tarfile.open(archive) as tar:
@@ -121,7 +146,7 @@ def test_require_precompiled_refuses_to_start_and_says_what_is_missing(here, arc
 
     other = replace(here, buckets=BucketSet.parse("1,64,4"), require_precompiled=True)
     with pytest.raises(
-        ValueError, match=r"no artefact .*\.tar for .*buckets '1,64,3' instead of '1,64,4'"
+        ValueError, match=r"no artefact .*\.tar for .*compiled '1,64,3' instead of '1,64,4'"
     ):
         compile_into(other)
     assert list(here.artefact_directory.iterdir()) == [archive]
@@ -240,18 +265,57 @@ def test_an_artefact_that_lacks_code_is_rebuilt(here, archive, caplog):
         assert (cache.directory / "more.so").exists()
 
 
-def test_an_artefact_whose_code_fails_is_removed_unless_it_must_be_there(here, archive):
+def cannot_be_loaded(directory):
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    raise BackendCompilerFailed(
+        cannot_be_loaded, ImportError("code.so: file too short"), inspect.currentframe()
+    )
+
+
+def cannot_run(directory):
+    exec(compile("no_such_name", str(directory / "ab" / "code.py"), "exec"))
+
+
+@pytest.mark.parametrize("fault", [cannot_be_loaded, cannot_run])
+def test_an_artefact_whose_code_fails_is_removed_unless_it_must_be_there(here, archive, fault):
     from spyre_bench.engine.artefacts import DiscardedArtefact, code_cache
 
-    with (
-        pytest.raises(RuntimeError, match="broken"),
-        code_cache(replace(here, require_precompiled=True)),
-    ):
-        raise RuntimeError("broken code")
+    required = replace(here, require_precompiled=True)
+    with pytest.raises((RuntimeError, NameError)), code_cache(required) as cache:
+        fault(cache.directory)
     assert archive.exists()
-    with pytest.raises(DiscardedArtefact, match=r"broken code\): removed"), code_cache(here):
-        raise RuntimeError("broken code")
+    words = r"(too short|no_such_name.*)\): removed"
+    with pytest.raises(DiscardedArtefact, match=words), code_cache(here) as cache:
+        fault(cache.directory)
     assert not archive.exists()
+
+
+def memory_runs_out_while_compiling(directory):
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    raise BackendCompilerFailed(cannot_be_loaded, MemoryError(), inspect.currentframe())
+
+
+def an_operation_of_it_fails(directory):
+    code = "raise RuntimeError('gloo: connection closed by peer')"
+    exec(compile(code, str(directory / "ab" / "code.py"), "exec"))
+
+
+def the_engine_fails(directory):
+    raise AssertionError("shape 4,256 made 2 graphs")
+
+
+@pytest.mark.parametrize(
+    "fault", [memory_runs_out_while_compiling, an_operation_of_it_fails, the_engine_fails]
+)
+def test_an_artefact_outlives_what_is_not_its_fault_and_is_named(here, archive, fault):
+    from spyre_bench.engine.artefacts import code_cache
+
+    with pytest.raises((RuntimeError, AssertionError)) as raised, code_cache(here) as cache:
+        fault(cache.directory)
+    assert str(archive) in raised.value.__notes__[0]
+    assert compile_into(here)
 
 
 def test_a_failed_warmup_leaves_nothing_behind(here):

@@ -1,7 +1,5 @@
 """Warmup compiles one prefill and one decode graph per bucket; serving compiles nothing."""
 
-import sys
-import types
 from contextlib import contextmanager
 
 import pytest
@@ -122,40 +120,6 @@ def test_others_may_compile_between_our_passes(fresh):
     model.decode([6])
 
 
-@pytest.fixture
-def fake_sendnn(monkeypatch):
-    """A `torch_sendnn` that records its warmup phases and how many compiles fall in each."""
-    import torch
-
-    log = []
-
-    @contextmanager
-    def warmup_mode():
-        log.append("enter")
-        yield
-        log.append("exit")
-
-    def sendnn(graph, inputs):
-        log.append("compile")
-        for tensor in inputs:
-            dims = getattr(tensor, "_dynamo_static_indices", None)
-            if isinstance(tensor, torch.Tensor) and dims is not None:
-                log.append("static")
-
-        def run(*args):
-            log.append("run")
-            return graph(*args)
-
-        return run
-
-    module = types.SimpleNamespace(warmup_mode=warmup_mode)
-    monkeypatch.setitem(sys.modules, "torch_sendnn", module)
-    torch._dynamo.register_backend(sendnn, name="sendnn")
-    yield log
-    torch._dynamo.backends.registry._COMPILER_FNS.pop("sendnn")
-    torch._dynamo.backends.registry._BACKENDS.pop("sendnn", None)
-
-
 def test_sendnn_compiles_inside_its_warmup_mode_and_deploys_outside_in_fp16(fresh, fake_sendnn):
     import torch
 
@@ -177,37 +141,6 @@ def test_sendnn_compiles_inside_its_warmup_mode_and_deploys_outside_in_fp16(fres
     model.prefill(model.buckets.buckets[0], [[5]])
     model.decode([6])
     assert fake_sendnn == ["run", "run"]
-
-
-@pytest.mark.parametrize("compile_scope", ["layer", "model"])
-def test_on_the_card_shapes_run_on_its_own_paged_operations(tiny_llama, fake_sendnn, compile_scope):
-    """The same tokens in float16 as our own attention gives, requests of several blocks mixed."""
-    import fms.utils.spyre.paged  # noqa: F401  registers them
-
-    from spyre_bench.engine.compiled_model import EngineConfig
-    from spyre_bench.engine.paged_causal_lm import PagedCausalLM
-    from spyre_bench.engine.warmup import warm_up
-    from spyre_bench.shape_set import ShapeSet
-    from tests.engine.paged_host import PagedHost, outputs_of
-
-    def said(backend: str) -> list[list[int]]:
-        model = PagedCausalLM(
-            EngineConfig(
-                model_directory=tiny_llama,
-                shapes=ShapeSet.parse("64,192", "3,192", 20),
-                compile_backend=backend,
-                compile_scope=compile_scope,
-                dtype="float16",
-            )
-        )
-        warm_up(model, progress=False)
-        fake_sendnn.clear()
-        prompts = ([5, 6, 7], [9] * 70 + [3], list(range(10, 90)))
-        return outputs_of(PagedHost(model), [(place, p, 4) for place, p in enumerate(prompts)])
-
-    own = said("eager")
-    assert said("sendnn") == own
-    assert set(fake_sendnn) == {"run"}, "something compiled while serving"
 
 
 def test_a_rank_compiles_for_the_card_in_its_turn(fake_sendnn):

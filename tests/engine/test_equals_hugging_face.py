@@ -1,4 +1,4 @@
-"""SmolLM2 through the compiled buckets against Hugging Face transformers, token by token."""
+"""SmolLM2 through compiled buckets and shapes against Hugging Face transformers, token by token."""
 
 import pytest
 
@@ -8,6 +8,7 @@ from tests.engine.prompts import prompts
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 NEW_TOKENS = 32
+END = 2  # <|im_end|>, masked in the reference too
 BUCKETS = (Bucket(4, 64, NEW_TOKENS), Bucket(4, 128, NEW_TOKENS))
 
 
@@ -56,7 +57,6 @@ def test_greedy_tokens_and_logprobs_equal_hugging_face(engine, smollm2, tokenize
     import torch
 
     model = engine(smollm2, " ".join(map(str, BUCKETS)), compile_backend="inductor")
-    end = 2  # <|im_end|>, masked in the reference too
     mismatches, worst, served = [], 0.0, 0
     for bucket, members in batches(tokenized):
         logits = model.prefill(bucket, [tokenized[i] for i in members])
@@ -64,7 +64,7 @@ def test_greedy_tokens_and_logprobs_equal_hugging_face(engine, smollm2, tokenize
             if step:
                 # the reference's token goes in, so that one mismatch does not hide the next
                 logits = model.decode([reference[i][0][step - 1] for i in members])
-            logits[:, end] = float("-inf")
+            logits[:, END] = float("-inf")
             for row, index in enumerate(members):
                 expected, wanted = reference[index][0][step], reference[index][1][step]
                 token = int(logits[row].argmax())
@@ -78,3 +78,24 @@ def test_greedy_tokens_and_logprobs_equal_hugging_face(engine, smollm2, tokenize
     assert served == 16
     assert not mismatches, f"(prompt tokens, step, ours, theirs, top-2 margin): {mismatches}"
     assert worst < 1e-3
+
+
+def test_requests_that_join_and_leave_equal_hugging_face(smollm2, tokenized, reference):
+    """A request comes at every second step; half of them once more, to hit prefixes."""
+    from spyre_bench.engine.compiled_model import EngineConfig
+    from spyre_bench.engine.paged_causal_lm import PagedCausalLM
+    from spyre_bench.engine.warmup import warm_up
+    from spyre_bench.shape_set import ShapeSet
+    from tests.engine.paged_host import PagedHost, outputs_of
+
+    shapes = ShapeSet.parse("64,192", "2,128 6,192", blocks=40)
+    model = PagedCausalLM(EngineConfig(model_directory=smollm2, shapes=shapes))
+    warm_up(model, progress=False)
+    asked = [*range(16), *range(8, 16)]
+    requests = [
+        (2 * place, tokenized[index], NEW_TOKENS - place % 3) for place, index in enumerate(asked)
+    ]
+    said = outputs_of(PagedHost(model, never=END), requests)
+    assert said == [
+        reference[index][0][:count] for index, (_, _, count) in zip(asked, requests, strict=True)
+    ]

@@ -1,12 +1,24 @@
-"""What `engine/carried.py` claims: every value that it carries gives transformers' tokens, every
-other one a sentence. `make test-models` runs all of it; here all of it eager, and one case of each
-architecture compiled and on two ranks."""
+"""What `engine/carried.py` claims: every value that it carries gives the tokens of transformers, by
+buckets and in blocks, every other one a sentence. `make test-models` runs all of it; here all of it
+eager by buckets, and one case of each architecture compiled, on two ranks and in blocks."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.engine.matrix import BUCKETS, CARRIED, REFUSED, Case, expected, prompts, served, write
+from tests.engine.matrix import (
+    BUCKETS,
+    CARRIED,
+    LONGEST,
+    REFUSED,
+    SHAPES,
+    Case,
+    expected,
+    prompts,
+    served,
+    served_in_blocks,
+    write,
+)
 
 pytestmark = pytest.mark.engine
 
@@ -46,6 +58,18 @@ def engine(directory: Path, backend: str, **setting):
     return model
 
 
+def paged_engine(directory: Path, backend: str):
+    from spyre_bench.engine.compiled_model import EngineConfig
+    from spyre_bench.engine.paged_causal_lm import PagedCausalLM
+    from spyre_bench.engine.warmup import warm_up
+
+    model = PagedCausalLM(
+        EngineConfig(model_directory=directory, shapes=SHAPES, compile_backend=backend)
+    )
+    warm_up(model, progress=False)
+    return model
+
+
 @pytest.mark.parametrize("case", CARRIED, ids=str)
 def test_what_is_carried_gives_the_tokens_of_transformers(case, checkpoint):
     directory, tokens = checkpoint(case)
@@ -62,6 +86,25 @@ def test_so_does_compiled_code(case, checkpoint):
 @pytest.mark.parametrize("case", SHORT, ids=str)
 def test_so_do_two_ranks(case, checkpoint):
     ranks_agree(*checkpoint(case), "eager")
+
+
+@pytest.mark.parametrize("case", SHORT, ids=str)
+def test_so_does_continuous_batching(case, checkpoint):
+    directory, tokens = checkpoint(case)
+    assert served_in_blocks(paged_engine(directory, "eager"), prompts()) == tokens
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("case", LONG, ids=str)
+def test_every_other_case_in_blocks(case, checkpoint):
+    test_so_does_continuous_batching(case, checkpoint)
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("case", SHORT, ids=str)
+def test_each_architecture_in_blocks_compiled(case, checkpoint):
+    directory, tokens = checkpoint(case)
+    assert served_in_blocks(paged_engine(directory, "inductor"), prompts()) == tokens
 
 
 @pytest.mark.models
@@ -88,7 +131,7 @@ def test_what_is_not_carried_is_refused_with_its_field_and_value(case, sentence,
 
     write(case, tmp_path)
     with pytest.raises(ValueError, match=sentence) as refusal:
-        require_carried(read_config(tmp_path), 152)
+        require_carried(read_config(tmp_path), LONGEST)
     assert "\n" not in str(refusal.value)
 
 

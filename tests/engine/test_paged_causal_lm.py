@@ -108,6 +108,46 @@ def test_requests_that_join_and_leave_say_what_hugging_face_says(compiled, paged
     assert said == [greedy(directory, prompt, count) for _, prompt, count in requests]
 
 
+@pytest.mark.parametrize("compile_scope", ["layer", "model"])
+def test_so_do_the_cards_own_operations_in_fp16(
+    compile_scope, fake_sendnn, paged, greedy, tiny_llama
+):
+    from tests.engine.paged_host import PagedHost, outputs_of
+
+    setting = {"compile_backend": "sendnn", "compile_scope": compile_scope, "dtype": "float16"}
+    engine = paged(tiny_llama, **setting)
+    shapes = len(engine.shapes)
+    warmup = [word for word in fake_sendnn if word not in ("run", "static")]
+    assert warmup == ["enter", "compile", "exit"] * shapes
+    fake_sendnn.clear()
+    requests = mixed(7)
+    said = outputs_of(PagedHost(engine), requests)
+    assert said == [greedy(tiny_llama, prompt, count) for _, prompt, count in requests]
+    assert set(fake_sendnn) == {"run"}
+
+
+@pytest.mark.parametrize(
+    ("tp", "compile_backend", "compile_scope"),
+    [
+        (2, "eager", "model"),
+        (3, "eager", "layer"),
+        pytest.param(2, "inductor", "layer", marks=pytest.mark.ranks),
+        pytest.param(3, "inductor", "model", marks=pytest.mark.ranks),
+    ],
+)
+def test_so_do_ranks(tp, compile_backend, compile_scope, greedy, tiny_llama):
+    from tests.engine import paged_host
+    from tests.engine.ranks import run_ranks
+
+    requests = mixed(14)
+    setting = {"compile_backend": compile_backend, "compile_scope": compile_scope}
+    shapes = ShapeSet.parse(PREFILL, DECODE, 60)
+    ranks = run_ranks(tiny_llama, tp, shapes, requests, paged_host.greedy, **setting)
+    expected = [greedy(tiny_llama, prompt, count) for _, prompt, count in requests]
+    assert [rank.tokens for rank in ranks] == [expected] * tp
+    assert all(rank.weight_bytes == rank.predicted_bytes for rank in ranks)
+
+
 @pytest.mark.parametrize(
     "rules",
     [
@@ -241,6 +281,22 @@ def test_what_does_not_fit_is_an_error_that_names_it(paged, tiny_llama):
         model.decode(wide, [DecodeRow(5, 64, [1, 2])])
     with pytest.raises(RuntimeError, match="shape 3,64 was not warmed up"):
         model.decode(DecodeShape(3, 64), [DecodeRow(5, 0, [1])])
+
+
+def test_a_rank_has_room_for_the_blocks_that_its_bytes_leave(tiny_llama):
+    from spyre_bench.checkpoints.weight_files import WeightFiles
+    from spyre_bench.engine.carried import read_config
+    from spyre_bench.engine.memory import blocks_that_fit, check_pool, pool_bytes, sizes_of
+
+    sizes = sizes_of(read_config(tiny_llama), WeightFiles(tiny_llama))
+    for tp in (1, 2):
+        shapes = ShapeSet.parse(PREFILL, DECODE, 33)
+        needed = check_pool(sizes, shapes, "float32", 2**40, tp)
+        block, _ = pool_bytes(sizes, shapes, "float32", tp)
+        assert block == 64 * 2 * sizes.layers * sizes.card_kv_heads(tp) * sizes.head_dim * 4
+        assert blocks_that_fit(sizes, shapes, "float32", needed, tp) == 33
+        assert blocks_that_fit(sizes, shapes, "float32", needed - 1, tp) == 32
+        assert blocks_that_fit(sizes, shapes, "float32", 1, tp) == 0
 
 
 def test_too_many_blocks_are_refused_with_how_many_would_fit(tiny_llama):

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from tests.engine.ranks import continuous, greedy, run_ranks
+from tests.engine.ranks import greedy, run_ranks
 
 pytestmark = pytest.mark.engine
 
@@ -23,16 +23,6 @@ def test_the_ranks_say_what_one_says_and_hold_their_share(name, tp, engine, requ
     for rank in run_ranks(model, tp, BUCKETS, PROMPTS, compile_backend="eager"):
         assert rank.tokens == greedy(alone, PROMPTS)
         assert rank.weight_bytes == rank.predicted_bytes < alone.weight_bytes
-
-
-@pytest.mark.parametrize(("name", "tp"), [("tiny_llama", 2), ("tiny_granite", 3)])
-def test_the_ranks_of_continuous_batching_say_what_one_says(name, tp, request):
-    model = request.getfixturevalue(name)
-    prompts = [list(range(10, 90)), [11, 12, 13], [7] * 64, [5] * 65]
-    shapes = "64,192|2,192 4,128"
-    (alone,) = run_ranks(model, 1, shapes, prompts, continuous, compile_backend="eager")
-    ranks = run_ranks(model, tp, shapes, prompts, continuous, compile_backend="eager")
-    assert [rank.tokens for rank in ranks] == [alone.tokens] * tp
 
 
 @pytest.fixture

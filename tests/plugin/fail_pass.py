@@ -3,6 +3,7 @@
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
 from spyre_bench.engine.causal_lm import SpyreCausalLM
+from spyre_bench.engine.paged_causal_lm import PagedCausalLM
 
 
 class FailPass(AdapterLogitsProcessor):
@@ -16,11 +17,11 @@ class FailPass(AdapterLogitsProcessor):
         if place is None:
             return None
         if place == 0:
-            SpyreCausalLM.prefill = fail
+            SpyreCausalLM.prefill = PagedCausalLM.prefill = fail
 
         def fail_later(output_ids, logits):
             if len(output_ids) >= place - 1:
-                SpyreCausalLM.decode = fail
+                SpyreCausalLM.decode = PagedCausalLM.decode = fail
             return logits
 
         return fail_later

@@ -18,6 +18,13 @@ SPYRE = {"buckets": [[4, 64, 16], [2, 128, 16]], "compile_backend": "eager"}
 # Prompts of one request form the same batches, however late a busy machine brings them and whatever
 # its warmup measured, by which `best_fit` would choose.
 GATHERED = SPYRE | {"gather_s": 10, "policy": "skip"}
+PAGED = {
+    "batching": "continuous",
+    "compile_backend": "eager",
+    "prefill_shapes": "64,512",
+    "decode_shapes": "4,512",
+    "blocks": 20,  # three requests of the longest kind
+}
 PROMPTS = [
     "The capital of France is",
     "def fibonacci(n):",
@@ -154,4 +161,4 @@ class Server(Run):
         }
 
 
-TOLD = ("bucket", "kind", "reason", "finished_reason")
+TOLD = ("bucket", "shape", "kind", "reason", "finished_reason")

@@ -12,7 +12,7 @@ import openai
 import psutil
 import pytest
 
-from tests.plugin.servers import SPYRE, Server
+from tests.plugin.servers import PAGED, SPYRE, Server
 
 pytestmark = pytest.mark.slow
 
@@ -20,10 +20,10 @@ END_S = 30
 
 
 @pytest.fixture
-def server(tiny_llama, tmp_path):
+def server(request, tiny_llama, tmp_path):
     one = Server(
         tiny_llama,
-        SPYRE,
+        getattr(request, "param", SPYRE),
         tmp_path / "log",
         "--logits-processors",
         "tests.plugin.fail_pass:FailPass",
@@ -46,7 +46,12 @@ def ends_by_itself(server: Server, asked_at: float) -> None:
     server.require_nothing_left()
 
 
-@pytest.mark.parametrize("place", [0, 3])
+@pytest.mark.parametrize(
+    ("server", "place"),
+    [(SPYRE, 0), (SPYRE, 3), (PAGED, 3)],
+    indirect=["server"],
+    ids=["prefill", "decode", "continuous"],
+)
 def test_a_failing_pass_ends_every_open_request_and_then_the_server(server, place):
     """In the prefill, and in a decode pass; company in the batch and in the queue."""
     asked_at = time.monotonic()

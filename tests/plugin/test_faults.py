@@ -10,7 +10,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.plugin.servers import SPYRE, Server
+from tests.plugin.servers import PAGED, SPYRE, Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
@@ -62,7 +62,8 @@ def ask(server: Server, new_tokens: int):
 
 
 def decodes(log: Path) -> int:
-    return log.read_text().count('"decode"') if log.exists() else 0
+    kinds = ('"kind": "decode"', '"kind": "rows"')
+    return sum(map(log.read_text().count, kinds)) if log.exists() else 0
 
 
 def signal_mid_decode(server: Server, log: Path, number: int, rank: int = 1) -> float:
@@ -77,9 +78,13 @@ def signal_mid_decode(server: Server, log: Path, number: int, rank: int = 1) -> 
     return sent_at
 
 
-def test_a_rank_killed_during_warmup(serve, tmp_path):
-    many = {"buckets": [[2, 64 * place, 2] for place in range(1, 7)]}  # inductor: seconds each
-    server = serve(spyre=many | {"artefact_directory": str(tmp_path / "artefacts")})
+MANY = {"buckets": [[2, 64 * place, 2] for place in range(1, 7)]}  # inductor: seconds each
+MANY_SHAPES = {"batching": "continuous"}
+
+
+@pytest.mark.parametrize("settings", [MANY, MANY_SHAPES], ids=["static", "continuous"])
+def test_a_rank_killed_during_warmup(serve, tmp_path, settings):
+    server = serve(spyre=settings | {"artefact_directory": str(tmp_path / "artefacts")})
     server.wait_for(lambda: "warmup:" in server.output())
     time.sleep(2)
     killed_at = time.monotonic()
@@ -95,18 +100,20 @@ def test_an_idle_rank_killed(serve):
     ends_by_itself(server, killed_at, r"rank 1 of 2 \(process \d+\) was killed by SIGKILL")
 
 
+@pytest.mark.parametrize("settings", [LONG, PAGED], ids=["static", "continuous"])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_killed_in_a_decode_pass(serve, tmp_path, rank):
+def test_a_rank_killed_in_a_decode_pass(serve, tmp_path, rank, settings):
     log = tmp_path / "passes.jsonl"
-    server = serve(spyre=LONG | {"pass_log": str(log)})
+    server = serve(spyre=settings | {"pass_log": str(log)})
     server.wait_until_ready()
     killed_at = signal_mid_decode(server, log, signal.SIGKILL, rank)
     ends_by_itself(server, killed_at, rf"rank {rank} of 2 \(process \d+\) was killed by SIGKILL")
 
 
-def test_a_rank_stopped_in_a_decode_pass(serve, tmp_path):
+@pytest.mark.parametrize("settings", [LONG, PAGED], ids=["static", "continuous"])
+def test_a_rank_stopped_in_a_decode_pass(serve, tmp_path, settings):
     log = tmp_path / "passes.jsonl"
-    server = serve(spyre=LONG | {"pass_log": str(log), "step_timeout_s": 5})
+    server = serve(spyre=settings | {"pass_log": str(log), "step_timeout_s": 5})
     server.wait_until_ready()
     stopped_at = signal_mid_decode(server, log, signal.SIGSTOP)
     words = r"rank 1 of 2 \(process \d+\) is stopped \(SIGSTOP\) .*timed out"

@@ -73,6 +73,22 @@ def test_vllms_own_options_make_the_shapes_where_none_are_named(configure):
     assert not config.cache_config.enable_prefix_caching
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_cache_of_unnamed_size_is_what_the_memory_holds(configure, tiny_llama, named):
+    from spyre_bench.engine.memory import pool_bytes
+    from spyre_bench.model_sizes import ModelSizes
+    from spyre_bench.shape_set import ShapeSet
+
+    shapes = {"prefill_shapes": "64,256", "decode_shapes": "4,256"}
+    config = json.loads((tiny_llama / "config.json").read_text())
+    sizes = ModelSizes.of(config, "tiny")
+    block, passes = pool_bytes(sizes, ShapeSet.parse(*shapes.values()), "float32")
+    memory = {"memory_bytes": sizes.weight_bytes("float32") + passes + 9 * block}
+    blocks = {"blocks": 17} if named else {}
+    cache = configure(spyre=CONTINUOUS | shapes | memory | blocks).cache_config
+    assert cache.num_gpu_blocks_override == (17 if named else 9)
+
+
 def test_a_shape_beyond_the_models_context_is_refused(configure):
     spyre = CONTINUOUS | {"decode_shapes": "4,512"}
     with pytest.raises(ValueError, match=r"shape 4,512 needs a context of 512 .* allows 256"):

@@ -8,11 +8,15 @@ import pytest
 
 
 @pytest.mark.slow
-def test_half_a_minute_of_mixed_traffic_loses_nobody_and_changes_nothing(tmp_path):
+@pytest.mark.parametrize("batching", ["static", "continuous"])
+def test_half_a_minute_of_mixed_traffic_loses_nobody_and_changes_nothing(tmp_path, batching):
     # A start allocates for a minute or two: memory is only looked at over longer runs.
     command = [sys.executable, "-m", "tests.soak", "--minutes", "0.5", "--most-mb-a-minute", "inf"]
     done = subprocess.run(
-        [*command, "--directory", str(tmp_path)], capture_output=True, text=True, timeout=600
+        [*command, "--batching", batching, "--directory", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["ok"], report

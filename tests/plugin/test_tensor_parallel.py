@@ -190,3 +190,58 @@ def test_more_threads_than_cores_are_warned_of(tiny_llama, monkeypatch, caplog):
     assert share(2) == ["2 ranks share 4 cores, threads each: 2."]
     _, warning = share(4)
     assert "wait for each other. Set OMP_NUM_THREADS=1, or use fewer ranks" in warning
+
+
+CONTINUOUS = {
+    "batching": "continuous",
+    "prefill_shapes": "64,192 128,256",
+    "decode_shapes": "2,256 4,192",
+    "blocks": 9,  # so few that somebody is preempted
+    "rules": {"admission": "preempt"},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "tp", "backend"),
+    [
+        ("tiny_granite", 2, "eager"),
+        pytest.param("tiny_llama", 3, "eager", marks=pytest.mark.ranks),
+        pytest.param("tiny_llama", 2, "inductor", marks=pytest.mark.ranks),
+        pytest.param("smollm2", 3, "inductor", marks=pytest.mark.ranks),
+    ],
+)
+def test_ranks_that_share_a_cache_in_blocks_say_what_hugging_face_says(
+    start, request, tmp_path, name, tp, backend
+):
+    """Chunks, joins, hits and preemption; the later prompts begin as the first does."""
+    model, log = request.getfixturevalue(name), tmp_path / "passes.jsonl"
+    first = (PROMPTS[-1] * 4)[: 700 if name == "smollm2" else 170]
+    prompts = [first, first + " blue", PROMPTS[2], first[:140], PROMPTS[1]]
+    spyre = CONTINUOUS | {
+        "compile_backend": backend,
+        "pass_log": str(log),
+        "step_timeout_s": 600,
+        "artefact_directory": str(tmp_path / "artefacts"),
+    }
+    arguments = json.dumps([str(model), spyre, prompts, 40, {"tensor_parallel_size": tp}])
+    run = start(sys.executable, str(SCRIPT), arguments)
+    assert run.process.wait(600) == 0, run.output()
+    assert answers(run) == greedy(model, prompts, 40)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    warmed, passes = (
+        {line["shape"] for line in lines if ("requests" in line) == ran} for ran in (False, True)
+    )
+    assert passes == warmed, "every shape was of use"
+    stored: dict[str, int] = {}  # tokens of each request after its last chunk
+    hits, preempted = 0, 0
+    for line in lines:
+        if line["kind"] == "chunk":
+            (request_id,), (end,), (tokens,) = (
+                line[field] for field in ("requests", "context_tokens", "tokens")
+            )
+            hits += end > tokens and request_id not in stored
+            preempted += end - tokens < stored.get(request_id, 0)
+            stored[request_id] = end
+    assert hits > 0
+    assert preempted > 0
+    run.require_nothing_left()

@@ -155,10 +155,66 @@ def test_blocks_that_admission_leaves_free_are_left_while_anybody_decodes():
         assert any(line.startswith("d ab") for line in log) == joins
 
 
+def test_the_widest_of_those_who_decode_is_what_a_newcomer_raises():
+    host = Host(SHAPES, Rules(layout="rectangular", max_raise_tokens=0))
+    for name, prompt in (("a", 130), ("b", 10), ("c", 100)):
+        host.add(Request(name, prompt, 9, 9))
+    assert any(line.startswith("d abc") for line in log_of(host))
+
+
+def test_what_the_prefix_cache_has_is_not_counted_as_prefill():
+    host = Host(SHAPES, Rules(order="shortest_prefill"))
+    host.add(Request("a", 193, 1, 1, prefixes=("x", "xy", "xyz")))
+    log_of(host)
+    host.add(Request("b", 100, 1, 1))
+    host.add(Request("c", 193, 1, 1, prefixes=("x", "xy", "xyz")))
+    assert host.decide().request.name == "c"
+
+
+def test_a_pass_runs_in_the_cheapest_shape_that_covers_it():
+    host = Host(ShapeSet.parse("64,512", "2,256 4,512", blocks=40))
+    host.add(Request("a", 10, 3, 3))
+    assert log_of(host) == ["p a 10!", "d a 2,256", "d a 2,256"]
+
+
+def test_while_rows_are_paused_nobody_is_admitted():
+    rules = Rules(max_batch_context_tokens=256, decode_between=0)
+    host = Host(ShapeSet.parse("128,256", "4,256", blocks=20), rules)
+    for name in "abc":
+        host.add(Request(name, 100, 9, 9))
+    for _ in range(4):
+        host.step()
+    host.add(Request("d", 10, 1, 1))
+    assert isinstance(host.decide(), Decode)
+
+
+def test_an_idle_engine_has_nothing_to_do():
+    assert Host(SHAPES).decide() is None
+
+
+def test_a_row_above_the_limit_by_itself_is_refused_with_a_sentence():
+    host = Host(SHAPES, Rules(max_batch_context_tokens=64))
+    host.add(Request("a", 64, 2, 2))
+    host.step()
+    with pytest.raises(ValueError, match="a context of 65 tokens is above what one row"):
+        host.step()
+
+
+def test_the_only_request_cannot_give_its_blocks_to_itself():
+    host = Host(ShapeSet.parse("64,256", "4,256", blocks=6), Rules(admission="preempt"))
+    host.add(Request("a", 64, 2, 128))
+    host.step()
+    host.pool.take(host.pool.free_blocks)
+    with pytest.raises(ValueError, match="the only running request needs more blocks"):
+        host.step()
+
+
 def test_a_chunk_that_no_shape_takes_is_refused_with_a_sentence():
     host = Host(SHAPES, Rules(layout="rectangular", chunk_tokens=256))
     host.add(Request("a", 256, 1, 1))
-    with pytest.raises(ValueError, match="no prefill shape takes 256 tokens behind 0: compile a"):
+    with pytest.raises(
+        ValueError, match="takes 256 tokens behind 0: compile a chunk of 256 tokens"
+    ):
         host.step()
 
 
