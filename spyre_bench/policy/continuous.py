@@ -334,14 +334,13 @@ def _chunk(
 
 
 def _may_join(request: Request, decoding: Sequence[R], costs: ShapeCosts, rules: Rules) -> bool:
-    """Whether every pass to come is covered with a request whose prompt ends now."""
+    """Whether every pass to come is covered with a request whose prompt ends now. Of a rectangle
+    too the longest row says which shapes do: they are whole blocks."""
     if rules.over_limit == "pause" or not decoding:
         return True
+    if rules.layout == "rectangular" and not _stays_within(request, decoding, rules):
+        return False
     limit = rules.max_batch_context_tokens
-    if rules.layout == "rectangular":  # shapes are whole blocks: for them the longest row decides
-        if not _stays_within(request, decoding, rules):
-            return False
-        limit = None
     newcomer = (request.max_tokens - 1, request.prompt_tokens)
     rows = [(_still(row), row.computed_tokens) for row in decoding] + [newcomer]
     for still, _ in rows:  # just before somebody ends, the context is the longest of so many rows

@@ -110,6 +110,16 @@ def test_holding_admits_nobody_who_would_exceed_the_limit_later():
     assert any(len(step.rows) == 2 for step, _ in host.run() if isinstance(step, Decode))
 
 
+@pytest.mark.parametrize(("outputs", "joins"), [(68, True), (69, False)])
+def test_holding_asks_what_is_so_until_the_newcomer_ends(outputs, joins):
+    """Its last token is never stored: 61 + 67 of the first, when both run for the last time."""
+    limit = Rules(max_batch_context_tokens=256, over_limit="hold")
+    host = Host(ShapeSet.parse("64,256", "4,256", blocks=20), limit)
+    host.add(Request("a", 60, 150, 150))
+    host.add(Request("b", 60, outputs, outputs))
+    assert (log_of(host)[2] == "p b 60!") == joins
+
+
 def test_holding_asks_the_shapes_in_a_rectangle_too():
     """The staircase has no shape of three rows that takes a long one."""
     shapes = ShapeSet.parse("128,512", "2,512 4,128", blocks=40)
@@ -144,6 +154,19 @@ def test_who_would_raise_the_common_context_too_far_waits_for_those_who_decode()
         host.add(Request("b", 64, 4, 4))  # its first pass needs a second block
         log = log_of(host)
         assert any(line.startswith("d ab") for line in log) == joins
+
+
+def test_the_common_context_is_that_of_the_next_pass():
+    host = Host(SHAPES, Rules(layout="rectangular", max_raise_tokens=0, decode_between=0))
+    host.add(Request("a", 64, 4, 4))  # begins its second block with it
+    host.add(Request("b", 100, 4, 4))
+    assert log_of(host)[:2] == ["p a 64!", "p b 100!"]
+
+
+def test_an_idle_engine_leaves_no_block_free():
+    host = Host(ShapeSet.parse("64,256", "4,256", blocks=5), Rules(min_free_blocks=4))
+    host.add(Request("a", 200, 1, 20))
+    assert log_of(host)[-1] == "p a 8!"
 
 
 def test_blocks_that_admission_leaves_free_are_left_while_anybody_decodes():
@@ -216,6 +239,12 @@ def test_a_chunk_that_no_shape_takes_is_refused_with_a_sentence():
         ValueError, match="takes 256 tokens behind 0: compile a chunk of 256 tokens"
     ):
         host.step()
+
+
+def test_a_last_chunk_may_be_one_token():
+    host = Host(SHAPES)
+    host.add(Request("a", 129, 1, 1))
+    assert log_of(host) == ["p a 128", "p a 1!"]
 
 
 def test_a_prefix_that_somebody_left_is_not_computed_again():
@@ -381,10 +410,10 @@ def test_nobody_starves_no_token_is_lost_and_no_shape_pool_or_limit_is_exceeded(
 
 
 @settings(max_examples=100, deadline=None)
-@given(requests, rules)
-def test_a_decision_stays_right_for_as_long_as_it_says(drawn, rules):
+@given(requests, rules, st.sampled_from([9, 14, 40]))
+def test_a_decision_stays_right_for_as_long_as_it_says(drawn, rules, blocks):
     """`stable_for` passes in a row are what asking at each of them gives."""
-    host = Host(SHAPES, rules)
+    host = Host(replace(SHAPES, blocks=blocks), rules)
     for request in load(drawn):
         host.add(request)
     promised: list[tuple] = []
