@@ -58,7 +58,7 @@ bench: setup ## measured figures as JSON lines
 	@$(BIN)/python -m tests.bench
 
 # guidellm wants older versions of two libraries than vLLM: an environment of its own.
-soak: setup ## a server under 20 minutes of mixed traffic (BATCHING=continuous too); the last line is JSON
+soak: setup ## a server under 20 minutes of mixed traffic, BATCHING=continuous too; the last line is JSON
 	@test -x .venv-guidellm/bin/guidellm || { $(PYTHON) -m venv .venv-guidellm && \
 	    .venv-guidellm/bin/python -m pip install --quiet torch==2.13.0 guidellm==0.8.1; }
 	@$(BIN)/python -m tests.soak --guidellm .venv-guidellm/bin/guidellm --batching $(BATCHING)

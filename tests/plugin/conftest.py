@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from spyre_bench.plugin.environment import NAMES
 from tests.plugin.servers import PROMPTS, Run
 
 BUCKETS = [[4, 64, 16], [2, 192, 32]]
+SHAPES = {"prefill_shapes": "64,256", "decode_shapes": "2,256 4,128", "blocks": 16}
 
 
 def pytest_collection_modifyitems(items):
@@ -55,24 +57,49 @@ def pass_log(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def llm(tiny_llama, pass_log):
+    # `best_fit` goes by measured seconds, which of a tiny model are noise
+    return make_llm(tiny_llama, buckets=BUCKETS, pass_log=str(pass_log), policy="skip")
+
+
+@pytest.fixture(scope="session")
+def continuous_llm(tiny_llama):
+    with platform_as_before():
+        return make_llm(tiny_llama, batching="continuous", **SHAPES)
+
+
+def make_llm(model: Path, **spyre):
     from vllm import LLM
 
     from tests.plugin.force_token import ForceToken
 
     return LLM(
-        str(tiny_llama),
+        str(model),
         logits_processors=[ForceToken],
         reasoning_config={"reasoning_start_str": "[", "reasoning_end_str": "]"},
-        additional_config={
-            "spyre": {
-                "buckets": BUCKETS,
-                "compile_backend": "eager",
-                "pass_log": str(pass_log),
-                # `best_fit` goes by measured seconds, which of a tiny model are noise
-                "policy": "skip",
-            }
-        },
+        additional_config={"spyre": spyre | {"compile_backend": "eager"}},
     )
+
+
+@contextmanager
+def platform_as_before() -> Iterator[None]:
+    """The platform checks requests against the engine built last: afterwards as before."""
+    from spyre_bench.plugin.platform import SpyrePlatform
+
+    before = SpyrePlatform._config, SpyrePlatform._vllm_config
+    yield
+    SpyrePlatform._config, SpyrePlatform._vllm_config = before
+
+
+@contextmanager
+def requests_of(llm) -> Iterator[None]:
+    """Meanwhile the platform checks requests against this one of two engines in the process."""
+    from spyre_bench.plugin.config import SpyreConfig
+    from spyre_bench.plugin.platform import SpyrePlatform
+
+    config = llm.llm_engine.vllm_config
+    with platform_as_before():
+        SpyrePlatform._config, SpyrePlatform._vllm_config = SpyreConfig.of(config), config
+        yield
 
 
 @pytest.fixture

@@ -1,12 +1,25 @@
-"""Each sampling parameter has its effect: every test fails if the runner drops that parameter."""
+"""Each sampling parameter has its effect under either kind of batching: every test fails if a
+runner drops that parameter."""
 
 import pytest
+
+from tests.plugin.conftest import requests_of
 
 HOT = 2.0  # the highest that vLLM takes; the likeliest token has 4 % then
 
 
+STATIC = pytest.mark.parametrize("engine", ["static"], indirect=True)
+
+
+@pytest.fixture(scope="module", params=["static", "continuous"])
+def engine(request):
+    llm = request.getfixturevalue("llm" if request.param == "static" else "continuous_llm")
+    with requests_of(llm):
+        yield llm
+
+
 @pytest.fixture(scope="module")
-def generate(llm):
+def generate(engine):
     """Outputs of one prompt, or of a list of (prompt, parameters) that share a batch."""
     from vllm import SamplingParams
 
@@ -17,7 +30,7 @@ def generate(llm):
             SamplingParams(**{"temperature": 0, "max_tokens": 8, "ignore_eos": True} | chosen)
             for _, chosen in pairs
         ]
-        outputs = llm.generate([text for text, _ in pairs], settings, use_tqdm=False)
+        outputs = engine.generate([text for text, _ in pairs], settings, use_tqdm=False)
         return outputs if several else outputs[0].outputs[0]
 
     return run
@@ -113,7 +126,7 @@ def test_a_seed_fixes_the_tokens_and_another_seed_gives_others(generate):
     assert one == again != other
 
 
-def test_a_seeded_request_says_the_same_whatever_shares_its_batch(generate, new_passes):
+def test_a_seeded_request_says_the_same_whatever_shares_its_batch(generate):
     seeded = ("a prompt", {"temperature": 2.0, "seed": 7})
     company = [
         ("another prompt", {"temperature": 2.0, "seed": 8, "max_tokens": 3}),
@@ -124,9 +137,14 @@ def test_a_seeded_request_says_the_same_whatever_shares_its_batch(generate, new_
     for place in range(4):
         crowd = generate([*company[:place], seeded, *company[place:]])
         assert tokens(crowd[place].outputs[0]) == tokens(alone)
+
+
+@STATIC
+def test_such_a_crowd_shares_a_batch(generate, new_passes):
+    for crowd in (["a prompt"], ["a prompt", "b", "c c c", "another prompt"]):
+        generate([(prompt, {}) for prompt in crowd])
     prefills = [line for line in new_passes() if line["kind"] == "prefill"]
-    assert [line["running"] for line in prefills] == [1, 4, 4, 4, 4]
-    assert all(line["bucket"] == [4, 64, 16] for line in prefills)
+    assert [line["running"] for line in prefills] == [1, 4]
 
 
 def test_n_gives_that_many_answers(generate):
@@ -240,6 +258,7 @@ def test_max_tokens_ends_the_answer(generate, length):
     assert (len(output.token_ids), output.finish_reason) == (length, "length")
 
 
+@STATIC
 @pytest.mark.parametrize(("prompt", "length"), [("a", 32), ("a" * 100, 32)])
 def test_without_max_tokens_the_buckets_decide(generate, prompt, length):
     assert len(generate(prompt, max_tokens=None).token_ids) == length
