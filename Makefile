@@ -12,7 +12,7 @@ PIP        = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c
 BUILD_TOOLS := "setuptools<81" setuptools-scm setuptools-rust packaging cmake ninja jinja2 wheel numpy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-core test-models test-faults test-ranks test-browser lint lab fuzz bench soak trust image clean check-tools
+.PHONY: help setup run test test-core test-models test-faults test-ranks test-loop test-browser lint lab fuzz bench soak trust image clean check-tools
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -23,7 +23,7 @@ setup: $(STAMPS)/ready ## virtual environment with torch, vLLM (no kernels), FMS
 run: setup ## execute every notebook headless; prints where the report is
 	@$(BIN)/spyre-bench run notebooks/*.ipynb -o $(REPORTS)
 
-test: setup test-core ## all tests but those of the next four
+test: setup test-core ## all tests but those with a target of their own
 	@$(BIN)/python -m pytest
 
 test-faults: setup ## ranks of an engine killed, stopped, out of memory; prints seconds
@@ -35,6 +35,9 @@ test-models: setup ## every model that runs, each value of its config, against t
 
 test-ranks: setup ## several ranks, through vLLM or with compiled code: minutes
 	@$(BIN)/python -m pytest -m ranks
+
+test-loop: setup ## bad buckets, traffic, tune, restart, the same traffic: is the saving as predicted?
+	@$(BIN)/python -m pytest -m loop -s
 
 # Chromium is a package of the system: installed here as root on Debian, otherwise asked for.
 test-browser: setup ## the notebooks' panels in JupyterLab and Chromium; pictures in reports/browser
@@ -49,7 +52,7 @@ lint: setup ## ruff, types of the core, spelling; notebooks hold no outputs
 	@$(BIN)/nbstripout --verify --extra-keys "metadata.papermill cell.metadata.papermill" $(wildcard notebooks/*.ipynb)
 
 lab: setup ## JupyterLab on the notebooks, kernel registered
-	@$(BIN)/jupyter lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
+	@$(BIN)/jupyter lab notebooks --config=tools/jupyter_lab_config.py $(if $(filter 0,$(shell id -u)),--allow-root)
 
 fuzz: setup ## a thousand damaged files, options and parameters: none may end in a traceback
 	@$(BIN)/python -m tests.fuzz

@@ -276,8 +276,6 @@ def _plain(value: Any) -> Any:
     """JSON has no buckets and no shapes."""
     if isinstance(value, Bucket):
         return [value.batch_size, value.prompt_length, value.new_tokens]
-    if isinstance(value, PrefillShape):
-        return f"prefill {value}"
-    if isinstance(value, DecodeShape):
-        return f"decode {value}"
+    if isinstance(value, PrefillShape | DecodeShape):
+        return value.name
     raise TypeError(f"{value!r} does not go into the pass log")

@@ -74,6 +74,11 @@ class DecodeShape:
         """Entries of a row's block table."""
         return self.context_length // BLOCK_TOKENS
 
+    @property
+    def name(self) -> str:
+        """`decode 8,2048`: shapes of the two kinds may have the same sizes."""
+        return f"decode {self}"
+
     def __str__(self) -> str:
         return _text((self.rows, self.rows_step), (self.context_length, self.context_step))
 
@@ -115,6 +120,11 @@ class PrefillShape:
     def blocks(self) -> int:
         """Entries of the request's block table."""
         return self.context_length // BLOCK_TOKENS
+
+    @property
+    def name(self) -> str:
+        """`prefill 256,2048`."""
+        return f"prefill {self}"
 
     def __str__(self) -> str:
         return _text((self.chunk_length, self.chunk_step), (self.context_length, self.context_step))

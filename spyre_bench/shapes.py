@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 STICK_TOKENS = 64
@@ -106,6 +107,23 @@ def _json(text: str) -> Any:
         ) from error
 
 
+def _of_file(path: Path) -> list[Any]:
+    """The buckets of a file, as `spyre-bench tune --out` writes it: a list, or an object with the
+    list under "buckets"."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ValueError(f"buckets @{path}: {error.strerror}: name a file of buckets") from error
+    except ValueError as error:
+        raise ValueError(f"buckets @{path}: not JSON: {error}") from error
+    found = found.get("buckets") if isinstance(found, dict) else found
+    if not isinstance(found, list):
+        raise ValueError(
+            f'buckets @{path}: it holds no list of buckets: write {{"buckets": [[4, 64, 32]]}}'
+        )
+    return found
+
+
 def _whole_numbers(name: str, text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
@@ -128,8 +146,10 @@ class BucketSet:
 
     @classmethod
     def parse(cls, values: str | Iterable[Bucket | str | Sequence[int]]) -> BucketSet:
-        """Buckets from `"4,64,32 2,256,64"`, from JSON, `"[[4, 64, 32], [2, 256, 64]]"`, or from a
-        list of whatever `Bucket.parse` reads."""
+        """Buckets from `"4,64,32 2,256,64"`, from JSON, `"[[4, 64, 32], [2, 256, 64]]"`, from a
+        file of them, `"@shapes.json"`, or from a list of whatever `Bucket.parse` reads."""
+        if isinstance(values, str) and values.strip().startswith("@"):
+            values = _of_file(Path(values.strip()[1:]).expanduser())
         if isinstance(values, str):
             values = _json(values) if "[" in values else values.replace(";", " ").split()
         return cls(tuple(Bucket.parse(value) for value in values))

@@ -207,7 +207,7 @@ def shape_start(artefacts: str) -> list[dict]:
     from spyre_bench.engine.compiled_model import EngineConfig
     from spyre_bench.engine.paged_causal_lm import PagedCausalLM
     from spyre_bench.engine.warmup import warm_up
-    from spyre_bench.shape_set import DecodeShape, shapes_for
+    from spyre_bench.shape_set import shapes_for
 
     torch.set_num_threads(1)
     config = EngineConfig(
@@ -219,8 +219,7 @@ def shape_start(artefacts: str) -> list[dict]:
     rows = warm_up(PagedCausalLM(config), progress=False)
     lines = [
         {
-            "kind": "decode" if isinstance(row.shape, DecodeShape) else "prefill",
-            "shape": str(row.shape),
+            "shape": row.shape.name,
             "compile_s": row.compile_s,
             "full_ms": row.full_s * 1e3,
             "empty_ms": row.empty_s * 1e3,

@@ -11,6 +11,7 @@ collect_ignore = (
     [
         "browser",
         "checkpoints",
+        "choose/test_stacks_own_code.py",
         "engine",
         "explore",
         "measure",

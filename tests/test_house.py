@@ -238,7 +238,7 @@ def test_reading_the_environment_is_told_from_handing_it_on(code, reads):
     assert reads_environment(ast.parse(code)) == reads
 
 
-COST_SOURCES = {"CostModel", "MeasuredCost", "SpyreCost", "FittedCost"}
+COST_SOURCES = {"CostModel", "MeasuredCost", "SpyreCost", "FittedCost", "Rescaled"}
 
 
 def asks_for_a_cost_source(tree: ast.AST) -> bool:

@@ -24,6 +24,8 @@ from spyre_bench.simulate.static import simulate
 from spyre_bench.workload.workload import Workload
 
 OBJECTIVES = ("device_seconds", "goodput")
+TIE = 0.03  # relative; costs are not known better, so that sets this close do as well
+FEW = 100  # requests, of which the half that the choice is made on says little of others
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,26 @@ class Advice:
     @property
     def buckets(self) -> tuple[Bucket, ...]:
         return tuple(cost.bucket for cost in self.costs)
+
+    @property
+    def verdict(self) -> str:
+        """What the table comes to, in words: ties, losses and too few requests among it."""
+        frame = self.contenders.set_index("name")
+        advised = str(frame.index[frame["advised"]][0])
+        said = [_against(frame, advised)]
+        after_s = per_request(self).set_index("name")["held_out_busy_s"].astype(float)
+        less = 1 - float(after_s.min()) / float(after_s[advised])
+        if less > TIE:
+            said.append(
+                f"on the second half {after_s.idxmin()} takes {less:.0%} less, so the requests are "
+                f"too few, or too unlike each other, to tell the two apart"
+            )
+        if len(self.fitted) < FEW:
+            said.append(
+                f"chosen by {len(self.fitted)} requests, which say little of others: give "
+                f"{2 * FEW} or more"
+            )
+        return "; ".join(said)
 
 
 def within(workload: Workload, model: CostModel) -> Workload:
@@ -85,10 +107,12 @@ def advise(
     """Chooses at most `limits.buckets` buckets for the workload.
 
     Candidates are priced by `model`. The programme's optimum assumes full batches, which a light
-    load never has, so it is solved once for every largest batch size too; each optimum is replayed
-    on the first half of the workload under `policy`, and the best there by `objective` is advised:
-    fewest busy device seconds, or most goodput under `goodput_ms`. The second half shows what that
-    is worth on requests that were not looked at.
+    load never has, so it is solved once for every largest batch size too; each optimum, and each
+    scheme of another stack, is replayed on the first half of the workload under `policy`. Advised
+    is the best there by `objective`: fewest busy device seconds, or most goodput under
+    `goodput_ms`; of those within `TIE` of it the one that compiles in least time, then the one with
+    the lowest P95 of E2EL. The second half shows what that is worth on requests that were not
+    looked at.
 
     Raises ValueError for an unknown objective, goodput without limits, and what `choose_buckets`
     refuses.
@@ -113,11 +137,44 @@ def advise(
         _row(name, chosen, halves, policy, goodput_ms) for name, chosen in sets.items()
     )
     contenders["kind"] = np.where(contenders["name"].isin(list(ours)), "ours", "baseline")
-    score, sign = {"device_seconds": ("busy_s", 1), "goodput": ("goodput_rps", -1)}[objective]
-    best = (sign * contenders.loc[contenders["kind"] == "ours", f"fitted_{score}"]).idxmin()
+    best = _best(contenders, limits, objective)
     contenders["advised"] = contenders.index == best
     chosen = sets[str(contenders.at[best, "name"])]
     return Advice(chosen, certificate, contenders, fitted, held_out)
+
+
+def _best(contenders: pd.DataFrame, limits: Limits, objective: str) -> Any:
+    """The index of the advised row."""
+    fits = contenders["fitted_rejected"] == contenders["fitted_rejected"].min()
+    if limits.warmup_budget_s is not None:
+        fits &= contenders["compile_s"] <= limits.warmup_budget_s
+    rows = contenders[fits | (contenders["name"] == "optimum")]
+    if objective == "goodput":
+        tied = rows["fitted_goodput_rps"] >= rows["fitted_goodput_rps"].max() * (1 - TIE)
+    else:
+        tied = rows["fitted_busy_s"] <= rows["fitted_busy_s"].min() * (1 + TIE)
+    return rows[tied].sort_values(["compile_s", "fitted_p95_e2el_s"], kind="stable").index[0]
+
+
+def _against(frame: pd.DataFrame, advised: str) -> str:
+    """The advised set beside the one with the fewest device seconds on the first half, or beside
+    the best of the other stacks' schemes where it is that one itself."""
+    busy_s, compile_s = frame["fitted_busy_s"].to_dict(), frame["compile_s"].to_dict()
+    least = min(busy_s, key=lambda name: float(busy_s[name]))
+    more = busy_s[advised] / busy_s[least] - 1
+    less_s = compile_s[least] - compile_s[advised]
+    if advised != least:
+        tie = f"{advised} is within {more:.1%} of {least} and compiles {less_s:,.0f} s less"
+        shapes = ": at this load shapes hardly matter" if advised == "one shape" else ", a tie"
+        return tie + shapes if 0 <= more <= TIE else f"{advised} takes {more:.1%} more than {least}"
+    schemes = [name for name in frame.index[frame["kind"] == "baseline"] if name != advised]
+    if not schemes:
+        return f"{advised} takes the fewest device seconds on the first half"
+    scheme = min(schemes, key=lambda name: float(busy_s[name]))
+    return (
+        f"{advised} takes {1 - busy_s[advised] / busy_s[scheme]:.0%} fewer device seconds on the "
+        f"first half than {scheme}, the next scheme of another stack"
+    )
 
 
 def _relatives(

@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 from typer.core import TyperCommand
 
-from spyre_bench.cli import gate, plan, requests, shapes
+from spyre_bench.cli import gate, plan, requests, shapes, tune
 from spyre_bench.cli.options import Engine, with_options
 from spyre_bench.errors import sentence, unexpected
 
 DEBUG = "--debug"  # anywhere on the line
+EXTRAS = {"torch": "engine", "fms": "engine", "transformers": "engine", "vllm": "vllm"}
+"""Packages that a part of the commands needs -> what installs them; `notebooks` for all others."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,9 +33,24 @@ def main() -> None:
     except Exception as error:
         if DEBUG in sys.argv:
             raise
+        if missing := _missing_package(error):
+            typer.echo(f"spyre-bench: {missing}", err=True)
+            sys.exit(1)
         hint = f" (a fault of ours; {DEBUG} shows where)" if unexpected(error) else ""
         typer.echo(f"spyre-bench: {sentence(error)}{hint}", err=True)
         sys.exit(1)
+
+
+def _missing_package(error: BaseException) -> str:
+    """What to install, for a package of others that is not there; empty for any other error."""
+    package = (getattr(error, "name", None) or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or package in ("", "spyre_bench"):
+        return ""
+    extra = EXTRAS.get(package, "notebooks")
+    return (
+        f"this command needs the package {package}: run make setup in a clone, or pip install "
+        f"'spyre-bench[{extra}]'"
+    )
 
 
 def _print_version(wanted: bool) -> None:
@@ -54,6 +71,7 @@ def _options(
 
 app.command()(plan.simulate)
 app.command()(plan.buckets)
+app.command()(tune.tune)
 app.command()(plan.sweep)
 app.command()(shapes.export)
 app.command()(plan.validate)
@@ -144,6 +162,18 @@ def run(
         passed = suite.run_notebooks(notebooks, output, *given)
     if not passed:
         raise typer.Exit(1)
+
+
+@app.command()
+def new(
+    name: Annotated[Path, typer.Argument(help="of the notebook, such as notebooks/06_my_question")],
+    question: Annotated[str, typer.Option(help="its title")] = "Which policy is fastest for me?",
+) -> None:
+    """Write a notebook to begin a study of your own with: it runs as it is."""
+    from spyre_bench.runs.new import write_notebook
+
+    path = write_notebook(name, question)
+    typer.echo(f"{path}: run it with spyre-bench run {path}, or open it with jupyter lab {path}")
 
 
 @app.command("report")

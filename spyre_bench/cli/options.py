@@ -15,9 +15,12 @@ from spyre_bench.simulate.scenario import setting
 Json = Annotated[bool, typer.Option("--json", help="print JSON and nothing else")]
 
 
-def with_options(kind: type, *, without: Collection[str] = ()) -> Callable[[Callable], Callable]:
+def with_options(
+    kind: type, *, without: Collection[str] = (), positional: str = ""
+) -> Callable[[Callable], Callable]:
     """Gives a command, in the place of its parameter of this dataclass, an option for each setting,
-    but for those of some parts. `--help` has a panel for each part."""
+    but for those of some parts; the `positional` one is an argument. `--help` has a panel for each
+    part."""
     hints = get_type_hints(kind)
     shown = [it for it in fields(kind) if it.metadata["part"] not in without]
 
@@ -30,13 +33,21 @@ def with_options(kind: type, *, without: Collection[str] = ()) -> Callable[[Call
             values = {it.name: _value(it, given.pop(it.name)) for it in shown}
             return command(**{name: kind(**values)}, **given)
 
-        parameters = [_option(it, hints[it.name]) for it in shown]
+        parameters = [
+            _argument(it, hints[it.name]) if it.name == positional else _option(it, hints[it.name])
+            for it in shown
+        ]
         parameters += [it.replace(kind=it.KEYWORD_ONLY) for it in own if it.name != name]
         expanded.__signature__ = inspect.Signature(parameters)
         expanded.__annotations__ = {it.name: it.annotation for it in parameters}
         return expanded
 
     return expand
+
+
+def _argument(it: Field, hint: Any) -> inspect.Parameter:
+    annotation = Annotated[hint, typer.Argument(help=it.metadata["help"])]
+    return inspect.Parameter(it.name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
 
 
 def _option(it: Field, hint: Any) -> inspect.Parameter:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spyre_bench.cli import tables
+from spyre_bench.cli import pictures, tables
 from spyre_bench.cli.options import Json, with_options
 from spyre_bench.simulate.scenario import CONTINUOUS, ENGINE, Scenario
 
@@ -28,6 +28,7 @@ def simulate(
     replications: Annotated[
         int, typer.Option(help="behind the interval of each figure; 0: a point only")
     ] = 100,
+    plot: pictures.Plot = None,
     as_json: Json = False,
 ) -> None:
     """Serve a workload in simulation, by static batches in buckets or by continuous batching on
@@ -40,6 +41,7 @@ def simulate(
     from spyre_bench.metrics.vllm_json import bench_result
 
     require_other(out, workload=scenario.workload, cost=scenario.cost)
+    pictures.require_drawable(plot, continuous=scenario.is_continuous)
     limits = scenario.limits_ms()
     require_limits(limits)
     source = scenario.load_cost()
@@ -51,9 +53,12 @@ def simulate(
             return scenario.run_continuous(workload, at)
         return scenario.run(workload, scenario.costs(at))
 
-    result = bench_result(
-        served(source), goodput_ms=limits, detailed=detailed, model=source.model_name
-    ) | {"spyre_seed": scenario.seed, "spyre_read_as": str(loaded), "spyre_lint": []}
+    run = served(source)
+    result = bench_result(run, goodput_ms=limits, detailed=detailed, model=source.model_name) | {
+        "spyre_seed": scenario.seed,
+        "spyre_read_as": str(loaded),
+        "spyre_lint": [],
+    }
     if not scenario.is_continuous:
         costs = scenario.costs(source)
         result["spyre_lint"] = lint(workload, costs, source).sentences()
@@ -71,6 +76,8 @@ def simulate(
     if source.ends:
         ends = [bench_result(served(at)) for at in source.ends]
         result["spyre_modelled"] = tables.modelled(source.label, tables.RANGED, ends)
+    if plot and result["completed"]:
+        pictures.draw_run(run, plot)
     if out:
         replace_text(out, json.dumps(result, indent=1, allow_nan=False) + "\n")
     if as_json:
@@ -94,6 +101,7 @@ def buckets(
         list[int] | None, typer.Option(help="to consider; default: those of the cost table")
     ] = None,
     objective: Annotated[str, typer.Option(help="device_seconds or goodput")] = "device_seconds",
+    plot: pictures.Plot = None,
     as_json: Json = False,
 ) -> None:
     """Choose buckets for a workload: proved optimum, replayed, against other stacks' schemes."""
@@ -103,7 +111,8 @@ def buckets(
     from spyre_bench.metrics.bounds import shape_bound_s
     from spyre_bench.metrics.latency import require_limits
 
-    limits = Limits(k, warmup_budget, _memory_bytes(memory_gib))
+    pictures.require_drawable(plot)
+    limits = Limits(k, warmup_budget, memory_bytes(memory_gib))
     goodput_ms, rules = scenario.limits_ms(), scenario.rules()
     require_limits(goodput_ms)
     source = scenario.load_cost()
@@ -120,6 +129,8 @@ def buckets(
         objective=objective,
         goodput_ms=goodput_ms,
     )
+    if plot:
+        pictures.draw_advice(advice, plot)
     result = tables.advice_json(advice, beyond) | {"read_as": str(loaded)}
     if source.ends:
         ends = [
@@ -173,12 +184,16 @@ def sweep(
     scheduler: Annotated[
         str | None, typer.Option(help="address of the cluster; default: one on this machine")
     ] = None,
+    plot: pictures.Plot = None,
 ) -> None:
     """Simulate every combination of a grid of settings, in parallel; resumable."""
     from spyre_bench.cost.source import PREFIX
-    from spyre_bench.studies.sweep import read_points, run_sweep
+    from spyre_bench.studies.sweep import SETTINGS, read_points, run_sweep
 
+    pictures.require_drawable(plot)
     frame = run_sweep(read_points(grid), out, jobs=jobs, backend=backend, scheduler=scheduler)
+    if plot:
+        pictures.draw_sweep(frame, list(SETTINGS), plot)
     failed = int((frame["error"] != "").sum())
     modelled = int(frame["cost"].str.startswith(PREFIX).sum())
     typer.echo(
@@ -198,7 +213,7 @@ def _say_what_was_read(loaded: Workload) -> None:
         typer.echo(str(loaded), err=True)
 
 
-def _memory_bytes(memory_gib: float | None) -> int | None:
+def memory_bytes(memory_gib: float | None) -> int | None:
     if memory_gib is None:
         return None
     if not 0 < memory_gib < LARGEST_GIB:

@@ -179,6 +179,7 @@ def advice_json(advice: Advice, beyond: int) -> dict[str, Any]:
             "gap": certificate.gap,
             "seconds": certificate.seconds,
         },
+        "verdict": advice.verdict,
         "contenders": advice.contenders.to_dict("records"),
     }
 
@@ -201,6 +202,7 @@ def print_advice(advice: Advice, requests: int, beyond: int, span: str) -> None:
         typer.echo(f"{row.name}: {row.buckets}{'  <- advised' if row.advised else ''}")
     if advice.contenders["held_out_saturated"].any():
         typer.echo("* saturated: that latency measures the backlog, not the service")
+    typer.echo(f"Verdict: {advice.verdict}")
     found = advice.certificate
     typer.echo(
         f"Certificate: even with full batches, no choice of candidates within the limits serves "

@@ -70,7 +70,7 @@ def _with_bar(shapes: list[Compiled], progress: bool) -> Iterable[Compiled]:
     unit = "bucket" if isinstance(shapes[0], Bucket) else "shape"
     with tqdm(total=len(shapes), desc="warmup", unit=unit, disable=not progress) as bar:
         for shape in shapes:
-            bar.set_postfix_str(f"{unit} {shape}")
+            bar.set_postfix_str(f"bucket {shape}" if isinstance(shape, Bucket) else shape.name)
             yield shape
             bar.update()
 
@@ -113,7 +113,7 @@ def _warm_shape(
     first_s = time.perf_counter() - started
     model.close_compiling(shape)
     graphs = unique_graphs() - graphs
-    assert graphs <= 1, f"shape {shape} made {graphs} graphs"
+    assert graphs <= 1, f"{shape.name} made {graphs} graphs"
     full_s = _seconds(lambda: run_full(model, shape))
     empty_s = _seconds(lambda: run_empty(model, shape))
     return max(0.0, first_s - full_s), full_s, empty_s, graphs

@@ -43,6 +43,8 @@ BATCHING = ("static", "continuous")
 
 STEP_TIMEOUT = "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"  # vLLM's own name, with its own default
 
+SHAPES_FILE = "SPYRE_BENCH_SHAPES"  # a file of buckets, as `spyre-bench tune --out` writes it
+
 SECONDS = {
     "gather_s": (0, 60),
     "max_wait_s": (0, 600),
@@ -302,8 +304,13 @@ def _from_environment(environment: Mapping[str, str], without: Mapping[str, Any]
     found = obeyed(environment)
     values = _continuous_from_environment(found, environment, without)
     continuous = (values | dict(without)).get("batching") == "continuous"
+    if continuous and environment.get(SHAPES_FILE, "").strip():
+        raise ValueError(
+            f"{SHAPES_FILE} names buckets, which are of static batching, and batching is "
+            f"continuous: unset one of them"
+        )
     if not continuous and "buckets" not in without:
-        values["buckets"] = _buckets_from_lists(found)
+        values["buckets"] = _buckets_from(environment, found)
     for name, (full, text) in found.items():
         key = OBEYED[name]
         if key in ("buckets", "batching", "rules") or key in without:
@@ -357,6 +364,18 @@ def _continuous_from_environment(
         elif key not in without:
             values[key] = _whole_number(name, text)
     return values | ({"rules": rules} if rules else {})
+
+
+def _buckets_from(
+    environment: Mapping[str, str], found: Mapping[str, tuple[str, str]]
+) -> BucketSet:
+    """The buckets of the file that is named, else of the three lists; ValueError for both."""
+    lists = [full for name, (full, _) in found.items() if OBEYED[name] == "buckets"]
+    if not (file := environment.get(SHAPES_FILE, "").strip()):
+        return _buckets_from_lists(found)
+    if lists:
+        raise ValueError(f"{SHAPES_FILE}={file} and {lists[0]} both name buckets: unset one")
+    return BucketSet.parse(f"@{file.removeprefix('@')}")
 
 
 def _buckets_from_lists(found: Mapping[str, tuple[str, str]]) -> BucketSet:

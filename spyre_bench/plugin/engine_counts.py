@@ -66,7 +66,7 @@ class StepCounts(Totals):
         super().__init__()
         for row in warmup:
             seconds = row.compile_s + row.full_s + row.empty_s
-            self.add_warmup(label(row.shape), seconds, row.graphs)
+            self.add_warmup(row.shape.name, seconds, row.graphs)
         self.totals["preemptions"] = 0
 
     def add_chunk(self, shape: PrefillShape, tokens: int, again_tokens: int) -> None:
@@ -76,10 +76,10 @@ class StepCounts(Totals):
     def add_rows(self, shape: DecodeShape, context_tokens: Sequence[int]) -> None:
         """`context_tokens` of each row, its new one included."""
         rows, context = shape.padded(len(context_tokens), max(context_tokens))
-        self.totals[_key("step_rows", label(shape))] += len(context_tokens)
+        self.totals[_key("step_rows", shape.name)] += len(context_tokens)
         needed = sum(context_tokens)
-        self.totals[_key("context_slots", label(shape), "needed")] += needed
-        self.totals[_key("context_slots", label(shape), "context_pad")] += rows * context - needed
+        self.totals[_key("context_slots", shape.name, "needed")] += needed
+        self.totals[_key("context_slots", shape.name, "context_pad")] += rows * context - needed
         self._add_pass(shape, useful=len(context_tokens), row_pad=rows - len(context_tokens))
 
     def add_preemption(self) -> None:
@@ -92,14 +92,9 @@ class StepCounts(Totals):
         self.totals["chunk_queue_tokens"], self.totals["paused_rows"] = chunk_tokens, paused
 
     def _add_pass(self, shape: PrefillShape | DecodeShape, **slots: int) -> None:
-        self.totals[_key("passes", label(shape))] += 1
+        self.totals[_key("passes", shape.name)] += 1
         for kind, number in slots.items():
-            self.totals[_key("slots", label(shape), kind)] += number
-
-
-def label(shape: PrefillShape | DecodeShape) -> str:
-    """`prefill 256,2048`: the two kinds may have the same sizes."""
-    return f"{'decode' if isinstance(shape, DecodeShape) else 'prefill'} {shape}"
+            self.totals[_key("slots", shape.name, kind)] += number
 
 
 def attached(stats: SchedulerStats) -> dict[tuple[str, ...], int]:

@@ -28,7 +28,6 @@ from spyre_bench.pass_log import PassLog, ShapeWarmup, Warmup
 from spyre_bench.plugin import card_runtime
 from spyre_bench.plugin.config import SpyreConfig
 from spyre_bench.plugin.continuous_runner import ContinuousModelRunner
-from spyre_bench.plugin.engine_counts import label
 from spyre_bench.plugin.rank_failures import last_words
 from spyre_bench.plugin.runner import SpyreModelRunner
 
@@ -206,4 +205,4 @@ def _said(row: Warmup | ShapeWarmup) -> str:
     if isinstance(row, Warmup):
         passes = f"prefill {row.prefill_s:.3f} s, decode {row.decode_s:.3f} s"
         return f"Bucket {row.bucket}: {done}, {passes}."
-    return f"Shape {label(row.shape)}: {done}, full {row.full_s:.3f} s, empty {row.empty_s:.3f} s."
+    return f"Shape {row.shape.name}: {done}, full {row.full_s:.3f} s, empty {row.empty_s:.3f} s."

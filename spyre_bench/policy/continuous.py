@@ -75,7 +75,8 @@ class Decode(NamedTuple, Generic[R]):
     rows: tuple[R, ...]
     shape: DecodeShape
     context_tokens: int  # of the pass, its padding to a rectangle included
-    stable_for: int  # passes for which this stays the answer unless somebody arrives or ends
+    stable_for: int  # passes for which this stays the answer unless somebody arrives or ends, or
+    # an output completes a block that the prefix cache would give to somebody who waits
 
 
 class Preempt(NamedTuple, Generic[R]):
@@ -96,7 +97,8 @@ class Rules:
     - `order`: who is admitted first, by `arrival`, or the `shortest_prefill` among the first
       `LOOK_AHEAD`, until the first has waited `max_age_s`.
     - `admission`: `reserve` admits who can take every block up to its `max_tokens`; `preempt`
-      admits who can store its prompt, and takes blocks back where they run out.
+      admits who can store its prompt and then decode once with all others, and takes blocks back
+      where they run out.
     - `layout`: `ragged` rows have contexts of their own; `rectangular` pads every row to the
       longest by whole blocks, and chunks by whole blocks before the first.
     - `max_batch_context_tokens`: the card's limit on rows times the context of a decode pass. Where
@@ -110,8 +112,10 @@ class Rules:
       first, not the one with the fewest.
 
     Nobody starves. Under `arrival` a request is admitted after all before it and before all behind
-    it. A row is paused for fewer passes than there are rows when it begins to pause: of those that
-    paused longest the first always runs. Preempted is the newest, so the oldest always goes on.
+    it; nor is the first overtaken once it has waited `max_age_s`. It then waits at most until all
+    that run have ended. A row is paused for fewer passes than there are rows when it begins to
+    pause: of those that paused longest the first always runs. Preempted is the newest, never before
+    the first decode pass behind its admission, so the oldest always goes on.
     """
 
     chunk_tokens: int | None = None
@@ -210,6 +214,8 @@ def next_step(
             if rules.admission == "reserve":
                 for row in running:
                     available -= row.reserved_blocks
+            else:
+                available -= _starting(decoding)
             chunk = _admit(request, decoding, available, costs, rules)
             if chunk is not None:
                 return chunk
@@ -248,7 +254,7 @@ def _admit(
             f"{request.max_tokens} is longer than the {costs.max_model_len} tokens that the shapes "
             f"take: shorten it, or compile longer contexts"
         )
-    kept = tokens if rules.admission == "reserve" else request.prompt_tokens
+    kept = tokens if rules.admission == "reserve" else request.prompt_tokens + 1
     needed = blocks_of(kept) - request.shared_blocks
     if needed > available - (rules.min_free_blocks if decoding else 0):
         if decoding:
@@ -328,16 +334,18 @@ def _chunk(
 
 
 def _may_join(request: Request, decoding: Sequence[R], costs: ShapeCosts, rules: Rules) -> bool:
-    """Whether every pass to come is covered with a request whose prompt ends now."""
+    """Whether every pass to come is covered with a request whose prompt ends now. Of a rectangle
+    too the longest row says which shapes do: they are whole blocks."""
     if rules.over_limit == "pause" or not decoding:
         return True
-    if rules.layout == "rectangular":
-        return _stays_within(request, decoding, rules)
+    if rules.layout == "rectangular" and not _stays_within(request, decoding, rules):
+        return False
+    limit = rules.max_batch_context_tokens
     newcomer = (request.max_tokens - 1, request.prompt_tokens)
     rows = [(_still(row), row.computed_tokens) for row in decoding] + [newcomer]
     for still, _ in rows:  # just before somebody ends, the context is the longest of so many rows
         left = [stored + still for remaining, stored in rows if remaining >= still]
-        if still > 0 and _covered(len(left), max(left), costs, rules) is None:
+        if still > 0 and _covered(len(left), max(left), costs, limit) is None:
             return False
     return True
 
@@ -383,9 +391,8 @@ def _context(rows: Sequence[R], rules: Rules) -> int:
     return max([row.computed_tokens for row in rows]) + 1
 
 
-def _covered(rows: int, context: int, costs: ShapeCosts, rules: Rules) -> DecodeShape | None:
+def _covered(rows: int, context: int, costs: ShapeCosts, limit: int | None) -> DecodeShape | None:
     """The cheapest shape of such a pass; None where there is none, or the limit is below."""
-    limit = rules.max_batch_context_tokens
     if limit is not None and rows * context > limit:
         return None
     for shape in costs.cheapest_decode:
@@ -404,13 +411,12 @@ def _decode(
 ) -> Decode[R] | Preempt[R]:
     """A pass of all rows, or of those whose turn it is, in the cheapest shape that covers them."""
     rows, context = len(decoding), _context(decoding, rules)
-    shape = _covered(rows, context, costs, rules)
+    shape = _covered(rows, context, costs, rules.max_batch_context_tokens)
     if shape is None:
         decoding, shape = _in_turn(decoding, costs, rules)
         rows, context, stable_for = len(decoding), _context(decoding, rules), 1
     if rules.admission == "preempt":
-        starting = [row.computed_tokens >= row.held_blocks * BLOCK_TOKENS for row in decoding]
-        if sum(starting) > free_blocks:
+        if _starting(decoding) > free_blocks:
             return _newest(running)
         spare = free_blocks // rows
         stable_for = min(stable_for, spare * BLOCK_TOKENS if spare else 1)
@@ -425,10 +431,16 @@ def _decode(
     return Decode(tuple(decoding), shape, context, stable_for)
 
 
+def _starting(decoding: Sequence[R]) -> int:
+    """Rows whose next token begins a block."""
+    return sum([row.computed_tokens >= row.held_blocks * BLOCK_TOKENS for row in decoding])
+
+
 def _in_turn(decoding: Sequence[R], costs: ShapeCosts, rules: Rules) -> tuple[list[R], DecodeShape]:
     """The rows of this pass where not all are covered: who paused longest first, then who has the
     fewest outputs, of equals the newest, as long as what is taken stays covered; and their
     shape."""
+    limit = rules.max_batch_context_tokens
     sign = -1 if rules.longest_first else 1
     queue = list(reversed(decoding))
     queue.sort(key=lambda row: (-row.paused_for, sign * (row.computed_tokens - row.prompt_tokens)))
@@ -436,11 +448,10 @@ def _in_turn(decoding: Sequence[R], costs: ShapeCosts, rules: Rules) -> tuple[li
     of_taken: DecodeShape | None = None
     for row in queue:
         rows = [*taken, row]
-        shape = _covered(len(rows), _context(rows, rules), costs, rules)
+        shape = _covered(len(rows), _context(rows, rules), costs, limit)
         if shape is not None:
             taken, of_taken = rows, shape
     if of_taken is None:
-        limit = rules.max_batch_context_tokens
         raise ValueError(
             f"a row with a context of {_context(queue[:1], rules)} tokens is above what one row "
             f"may have (max_batch_context_tokens {limit}): raise it, or serve shorter contexts"

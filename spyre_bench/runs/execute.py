@@ -24,6 +24,7 @@ import nbformat
 import papermill
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
+from nbclient.exceptions import CellTimeoutError
 from papermill.exceptions import PapermillExecutionError
 
 from spyre_bench.errors import sentence
@@ -105,7 +106,7 @@ def execute(task: Task, *, resume: bool = False, progress: bool = True) -> Outco
                     reused=True,
                 )
         _clear(task.directory)
-        error = _execute(task, parameters, progress)
+        error = _execute(task, parameters, progress, traits.cell_timeout_s)
     except Exception as failure:  # whatever it is, the other notebooks still get their turn
         error = sentence(failure)
         with suppress(ValueError, OSError):
@@ -265,7 +266,9 @@ def _files(directory: Path) -> list[str]:
 # --- the run and what it leaves -----------------------------------------------------------------
 
 
-def _execute(task: Task, parameters: Mapping[str, Any], progress: bool) -> str | None:
+def _execute(
+    task: Task, parameters: Mapping[str, Any], progress: bool, cell_timeout_s: float
+) -> str | None:
     """Returns what went wrong, if anything."""
     executed = task.directory / "notebook.ipynb"
     # Until it has ended, the folder says that it has not.
@@ -278,16 +281,36 @@ def _execute(task: Task, parameters: Mapping[str, Any], progress: bool) -> str |
             parameters=dict(parameters),
             log_output=False,
             progress_bar=progress,
+            execution_timeout=cell_timeout_s,
             kernel_manager_class=Kernel,
         )
     except PapermillExecutionError as failure:
-        place = f"In [{failure.exec_count}] ({failure.source.strip().splitlines()[0]})"
+        place = f"In [{failure.exec_count}] ({_first_line(failure.source)})"
         error = f"cell {place}: {failure.ename}: {failure.evalue}"
+    except CellTimeoutError:
+        error = (
+            f"cell {_hanging(executed)} has not ended after {cell_timeout_s:g} s and was given up: "
+            f'mend it, or allow more in the notebook\'s metadata, "spyre_bench": '
+            f'{{"cell_timeout_s": {2 * cell_timeout_s:g}}}'
+        )
     except Exception as failure:  # such as a kernel that died
         error = sentence(failure)
     if executed.exists():
         replace_text(task.directory / "report.html", notebook_page(executed, task.notebook.stem))
     return error or _faults(task.directory)
+
+
+def _hanging(executed: Path) -> str:
+    """The cell that was running when papermill wrote the notebook for the last time."""
+    cells = [cell for cell in _read(executed).cells if cell.cell_type == "code"]
+    for number, cell in enumerate(cells, start=1):
+        if cell.metadata.get("papermill", {}).get("status") == "running":
+            return f"In [{number}] ({_first_line(cell.source)})"
+    return "(unknown)"
+
+
+def _first_line(source: str) -> str:
+    return next(iter(source.strip().splitlines()), "")
 
 
 def _faults(directory: Path) -> str:

@@ -6,6 +6,7 @@ ended), `results.json` and `tables/*.csv` (what `report.py` kept).
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -40,6 +41,9 @@ class Tie:
     settles: tuple[str, ...]
 
 
+CELL_TIMEOUT_S = 3600.0  # unless a notebook's metadata says otherwise
+
+
 @dataclass(frozen=True)
 class Traits:
     """What a notebook says of itself in its metadata, under `spyre_bench`."""
@@ -48,6 +52,7 @@ class Traits:
     calculated: tuple[
         str, ...
     ] = ()  # of a notebook that measures: what repeats exactly all the same
+    cell_timeout_s: float = CELL_TIMEOUT_S  # a cell that takes longer hangs
     chance: tuple[str, ...] = ()  # differs from run to run, for no reason of the code
     ties: tuple[Tie, ...] = ()
 
@@ -63,7 +68,11 @@ class Traits:
             raise ValueError(
                 f"metadata spyre_bench has {unknown[0]!r}: there are {', '.join(known)}"
             )
-        said = {"measures": True, "calculated": (), "chance": (), "ties": (), **metadata}
+        defaults: dict[str, Any] = {entry.name: entry.default for entry in fields(cls)}
+        said = defaults | dict(metadata)
+        timeout_s = said["cell_timeout_s"]
+        if type(timeout_s) not in (int, float) or not 0 < timeout_s < math.inf:
+            raise ValueError(f"cell_timeout_s {timeout_s!r} is not a number of seconds above 0")
         if not isinstance(said["measures"], bool):
             raise ValueError(f"measures {said['measures']!r} is not true or false")
         for name in ("calculated", "chance", "ties"):
@@ -71,6 +80,7 @@ class Traits:
                 raise ValueError(f"{name} {said[name]!r} is not a list")
         return cls(
             measures=said["measures"],
+            cell_timeout_s=timeout_s,
             calculated=tuple(said["calculated"]),
             chance=tuple(said["chance"]),
             ties=tuple(map(_tie, said["ties"])),

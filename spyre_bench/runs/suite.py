@@ -4,8 +4,10 @@ nothing, and one index of what came of them.
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +17,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from xml.etree import ElementTree
 
 from rich.console import Console
 from rich.table import Table
@@ -25,6 +28,7 @@ from spyre_bench.runs.execute import Outcome, Task, execute, interrupt_kernels, 
 from spyre_bench.runs.html import markdown
 from spyre_bench.runs.records import OURS, Traits
 
+UNPRINTABLE = re.compile(r"[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in XML
 FOLDER = "%Y%m%d-%H%M%S"  # of a run, by its time
 PATIENCE_S = 10.0  # between two interrupts: a notebook may have a server to end
 
@@ -38,6 +42,7 @@ def run_notebooks(
     """Runs each notebook into a folder of its own under `output/<time>`, prints where the report
     is, and returns whether all passed. `parameters` are texts, read as the notebook declares
     them, and come before those of the file, which has one section per notebook."""
+    _require_one(notebooks)
     sections = sections_of(parameters_file, notebooks)
     folder = _report_folder(output)
     tasks = [
@@ -61,6 +66,23 @@ def run_suite(
     folder.mkdir(parents=True, exist_ok=True)
     with in_use(folder):
         return conclude(run_tasks(tasks, resume=True), folder)
+
+
+def _require_one(notebooks: Sequence[Path]) -> None:
+    """ValueError where none of them is there: nothing would run, and `latest` would point to it."""
+    if notebooks and not any(path.is_file() for path in notebooks):
+        raise ValueError(f"{notebooks[0]}: there is no such notebook{_meant(notebooks[0])}")
+
+
+def _meant(path: Path) -> str:
+    """A hint at the project's notebook that begins like it, or is spelt nearly so."""
+    try:
+        notebooks = {notebook.stem: notebook for notebook in project_notebooks()}
+    except ValueError:
+        return ""
+    alike = [stem for stem in notebooks if stem.startswith(path.stem)]
+    alike += difflib.get_close_matches(path.stem, notebooks, n=1)
+    return f": did you mean {os.path.relpath(notebooks[alike[0]])}?" if alike else ""
 
 
 def project_notebooks() -> list[Path]:
@@ -105,9 +127,11 @@ def _left_out(task: Task) -> Outcome:
 
 
 def conclude(outcomes: Sequence[Outcome], folder: Path) -> bool:
-    """Writes `index.html` and `index.json`, prints where, and returns whether all passed."""
+    """Writes `index.html`, `index.json` and `junit.xml`, prints where the first is, and returns
+    whether all passed."""
     replace_text(folder / "index.html", _index(outcomes))
     replace_text(folder / "index.json", json.dumps(_index_json(outcomes), indent=1) + "\n")
+    replace_text(folder / "junit.xml", junit(outcomes))
     Console(stderr=True).print(_summary(outcomes))
     print(f"report: {folder / 'index.html'}")
     return not any(outcome.error for outcome in outcomes)
@@ -230,6 +254,32 @@ def _index(outcomes: Sequence[Outcome]) -> str:
             f"<h2>{folder}: {outcome.state}, {outcome.seconds:.0f} s</h2><p>{links}</p>{text}"
         )
     return "\n".join(parts)
+
+
+def junit(outcomes: Sequence[Outcome]) -> str:
+    """The outcomes as JUnit XML, which every CI reads: a test case for each notebook."""
+    suite = ElementTree.Element(
+        "testsuite",
+        name="notebooks",
+        tests=str(len(outcomes)),
+        failures=str(sum(bool(outcome.error) for outcome in outcomes)),
+        errors="0",
+        skipped="0",
+        time=f"{sum(outcome.seconds for outcome in outcomes):.3f}",
+    )
+    for outcome in outcomes:
+        case = ElementTree.SubElement(
+            suite,
+            "testcase",
+            classname="notebooks",
+            name=outcome.directory.name,
+            time=f"{outcome.seconds:.3f}",
+        )
+        if outcome.error:
+            said = UNPRINTABLE.sub("?", outcome.error)
+            ElementTree.SubElement(case, "failure", message=said).text = said
+    ElementTree.indent(suite)
+    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
 def _index_json(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ import pandas as pd
 
 from spyre_bench.cost.bucket_cost import BucketCost
 from spyre_bench.cost.spread import Pace
+from spyre_bench.metrics.served import output_tokens
 from spyre_bench.policy.static import Policy
 from spyre_bench.simulate.result import SimulatedRun
 from spyre_bench.simulate.static import simulate
@@ -137,7 +138,7 @@ def _measured(passes: pd.DataFrame) -> _Server:
 
     arrival_s, seen_s = of_requests("arrival_s", 1), of_requests("seen_s", 2)
     earliest_s = arrival_s.min()  # the log's clock starts with its first pass
-    outputs = np.concatenate([*map(_outputs, batches), np.ones(len(left))])
+    outputs = np.concatenate([*map(output_tokens, batches), np.ones(len(left))])
     return _Server(
         bucket=starts["bucket"].tolist(),
         start_s=starts["start_s"].to_numpy() - earliest_s,
@@ -168,17 +169,6 @@ def _ends(batches: Sequence[pd.DataFrame]) -> list[float]:
         end_s = next_s if next_s - end_s < AWAKE_S else end_s + np.nan_to_num(gap_s)
         ends_s.append(end_s + ROUNDED_S)
     return ends_s
-
-
-def _outputs(batch: pd.DataFrame) -> np.ndarray:
-    """int [members], output tokens. The log counts the members that go on after each pass and not
-    which: the shorter outputs go to those that asked for less."""
-    max_tokens = np.array(batch["max_tokens"].iloc[0])
-    running = batch["running"].to_numpy()
-    tokens = np.array([int((running > place).sum()) for place in range(len(max_tokens))])
-    outputs = np.empty_like(tokens)
-    outputs[np.argsort(-max_tokens, kind="stable")] = tokens
-    return np.minimum(outputs, max_tokens)
 
 
 def _pace(server: _Server, costs: Sequence[BucketCost]) -> Pace:

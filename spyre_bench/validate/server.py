@@ -46,21 +46,23 @@ class Server:
 @contextlib.contextmanager
 def serve(
     model_directory: Path,
-    buckets: BucketSet,
+    buckets: BucketSet | str,
     directory: Path,
     *,
     threads: int = 1,
     tp: int = 1,
     **setting: Any,
 ) -> Iterator[Server]:
-    """`vllm serve` with these buckets over `tp` ranks of so many threads until the block ends;
-    `setting` are further keys of `additional_config["spyre"]`. Log and pass log go into the
-    directory. Raises ValueError with the end of the log where the server ends or is not ready
-    within a quarter of an hour."""
+    """`vllm serve` with these buckets over `tp` ranks of so many threads until the block ends. As
+    text ("@shapes.json") the server itself reads them. `setting` are further keys of
+    `additional_config["spyre"]`. Log and pass log go into the directory. Raises ValueError with the
+    end of the log where the server ends or is not ready within a quarter of an hour."""
     directory.mkdir(parents=True, exist_ok=True)
     pass_log = directory / "passes.jsonl"
-    sizes = [[b.batch_size, b.prompt_length, b.new_tokens] for b in buckets]
-    spyre = {"buckets": sizes, "pass_log": str(pass_log), **setting}
+    asked = buckets
+    if isinstance(buckets, BucketSet):
+        asked = [[b.batch_size, b.prompt_length, b.new_tokens] for b in buckets]
+    spyre = {"buckets": asked, "pass_log": str(pass_log), **setting}
     port = _free_port()
     command = [
         *_environment(threads),

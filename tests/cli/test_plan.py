@@ -153,6 +153,82 @@ def test_workloads_are_listed_and_a_file_is_explained_and_saved(command, tmp_pat
     assert Workload.read(tmp_path / "trace.csv").output_tokens.tolist() == [44, 109]
 
 
+def test_a_trace_is_tuned_and_its_file_is_what_simulate_takes(command, table, trace, tmp_path):
+    shapes = tmp_path / "shapes.json"
+    words = ("tune", trace, "--bucket", "8,2048,1024", "-k", 2)
+    done = command(*words, "--replications", 20, "--out", shapes)
+    assert done.code == 0, done.err
+    assert re.search(r"^change: device seconds fall by \d", done.out, re.MULTILINE)
+    told = json.loads(shapes.read_text())
+    assert told["tuned"]["log"] == str(trace)
+    assert len(told["tuned"]["log_sha256"]) == 64
+    again = command("simulate", "--workload", trace, "--bucket", f"@{shapes}")
+    assert again.code == 0
+    point = command(*words, "--cost", table)
+    assert "but the costs have no spread to say how sure that is" in point.out
+    assert command(*words, "--json", "--replications", 0).code == 0
+
+
+def test_without_todays_buckets_there_is_advice_and_no_saving(command, table, trace):
+    done = command("tune", trace, "--cost", table)
+    assert done.code == 0
+    assert "no buckets of today to compare with" in done.out
+    assert "saving" not in done.out
+
+
+def test_a_log_of_lines_needs_lengths_and_then_serves(command, table, tmp_path):
+    path = tmp_path / "server.log"
+    line = (
+        "INFO 11-26 13:0{}:10 [loggers.py:271] Engine 000: Avg prompt throughput: 900.0 tokens/s, "
+        "Avg generation throughput: 90.0 tokens/s, Running: 3 reqs, Waiting: 0 reqs\n"
+    )
+    path.write_text("".join(line.format(minute) for minute in range(9)))
+    done = command("tune", path, "--cost", table)
+    assert done.code == 1
+    assert "say --lengths" in done.err
+    done = command("tune", path, "--cost", table, "--lengths", "azure_conv", "--extrapolate")
+    assert done.code == 0, done.err
+    assert "9 lines of a vLLM log" in done.err
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.svg"])
+def test_every_command_that_calculates_draws_its_result(command, table, trace, tmp_path, name):
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / name
+    asked = ("--cost", table, "--plot", picture)
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(
+        f"workload: {trace}\nbuckets: ['8,64,32 2,1024,512']\npolicy: [skip, fcfs]\n"
+        f"max_wait_s: [0, 1]\ncost: {table}\n"
+    )
+    for words in (
+        ("simulate", "--workload", trace, *TWO, *asked),
+        ("buckets", "--workload", trace, *asked),
+        ("sweep", grid, "--out", tmp_path / "sweep.csv", "--jobs", 1, "--plot", picture),
+    ):
+        done = command(*words)
+        assert done.code == 0, done.err
+        assert picture.stat().st_size > 5000
+        picture.unlink()
+
+
+def test_what_is_no_picture_is_refused_before_anything_is_calculated(command, trace):
+    done = command("buckets", "--workload", trace, "--plot", "a.txt")
+    assert done.code == 1
+    assert "is no picture: name a file in .png, .svg, .pdf" in done.err
+
+
+def test_a_package_that_is_not_installed_is_named_with_what_installs_it(command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "spyre_bench.measure.buckets", raising=False)
+    for name in [name for name in sys.modules if name.startswith("spyre_bench.engine")]:
+        monkeypatch.delitem(sys.modules, name)
+    done = command("measure", "--bucket", "1,64,2", "--out", "cost.csv")
+    assert done.code == 1
+    assert "make setup" in done.err
+    assert "Traceback" not in done.err
+
+
 def test_the_version_is_an_option_too(command):
     assert command("--version").out == command("version").out
 

@@ -200,7 +200,7 @@ def test_prompts_and_contexts_around_every_compiled_boundary(
 
 
 @pytest.mark.parametrize("compile_scope", ["layer", "model"])
-def test_a_shape_is_one_graph_and_serving_adds_none(compile_scope, tiny_llama):
+def test_a_shape_is_one_graph_and_serving_adds_none(compile_scope, tiny_llama, capfd):
     from spyre_bench.engine.compile import unique_graphs
     from spyre_bench.engine.compiled_model import EngineConfig
     from spyre_bench.engine.paged_causal_lm import PagedCausalLM
@@ -217,7 +217,9 @@ def test_a_shape_is_one_graph_and_serving_adds_none(compile_scope, tiny_llama):
         )
     )
     before = unique_graphs()
-    rows = warm_up(model, progress=False)
+    rows = warm_up(model, progress=True)
+    bar = capfd.readouterr().err
+    assert all(shape.name in bar for shape in shapes)
     assert [row.graphs for row in rows] == [1] * len(shapes)
     outputs_of(PagedHost(model), mixed(9))
     assert unique_graphs() - before == len(shapes)

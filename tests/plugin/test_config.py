@@ -48,6 +48,30 @@ def test_additional_config_wins_over_the_environment():
     assert config == SpyreConfig(buckets=BucketSet.parse("1,64,2"))
 
 
+def test_buckets_come_from_a_file_by_setting_or_by_environment(tmp_path):
+    path = tmp_path / "shapes.json"
+    path.write_text('{"buckets": [[4, 64, 32], [2, 256, 64]], "tuned": {"log": "passes.jsonl"}}')
+    assert SpyreConfig.read({"buckets": f"@{path}"}, {}).buckets == TWO
+    config = SpyreConfig.read({}, {"SPYRE_BENCH_SHAPES": str(path)})
+    assert config.buckets == TWO
+    path.unlink()
+    again = SpyreConfig.read(config.as_settings(), {})
+    assert again == config, "other processes of the engine get the buckets, not the file's name"
+
+
+def test_one_source_of_buckets_in_the_environment_is_enough(tmp_path):
+    path = tmp_path / "shapes.json"
+    path.write_text("[[1, 64, 2]]")
+    both = LISTS | {"SPYRE_BENCH_SHAPES": str(path)}
+    with pytest.raises(ValueError, match=r"SPYRE_BENCH_SHAPES=.* and VLLM_SPYRE_WARMUP_.* both"):
+        SpyreConfig.read({}, both)
+    assert SpyreConfig.read({"buckets": [[4, 64, 32]]}, both).buckets == BucketSet.parse("4,64,32")
+    with pytest.raises(ValueError, match="batching is continuous: unset one of them"):
+        SpyreConfig.read({"batching": "continuous"}, {"SPYRE_BENCH_SHAPES": str(path)})
+    with pytest.raises(ValueError, match=r"buckets @/nowhere\.json: No such file"):
+        SpyreConfig.read({}, {"SPYRE_BENCH_SHAPES": "/nowhere.json"})
+
+
 def test_with_nothing_set_upstreams_default_bucket_is_compiled():
     assert SpyreConfig.read({}, {}).buckets == BucketSet.parse("1,64,20")
 

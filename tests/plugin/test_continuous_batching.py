@@ -84,7 +84,7 @@ def free_blocks(llm) -> int:
 
 RULES = [
     (40, {}),
-    (8, {"admission": "preempt"}),
+    (7, {"admission": "preempt"}),
     (40, {"max_batch_context_tokens": 384}),
     (40, {"layout": "rectangular", "chunk_tokens": 128}),
 ]

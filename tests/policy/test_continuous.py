@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spyre_bench.policy.continuous import LOOK_AHEAD, Decode, Prefill, Rules
+from spyre_bench.policy.continuous import LOOK_AHEAD, Decode, Preempt, Prefill, Rules
 from spyre_bench.shape_set import ShapeSet, blocks_of
 from tests.policy.engine_host import Host, Request
 
@@ -67,9 +67,21 @@ def test_where_blocks_run_out_the_newest_gives_its_own_back_and_computes_again()
     assert b.restarted > 0
 
 
+@pytest.mark.parametrize(("prompt", "joins"), [(63, True), (64, False)])
+def test_who_is_admitted_leaves_the_others_the_blocks_of_their_next_pass(prompt, joins):
+    """Else it would be preempted at once, and computed again, and again."""
+    rules = Rules(admission="preempt", decode_between=0)
+    host = Host(ShapeSet.parse("64,128", "4,128", blocks=4), rules)
+    host.add(Request("a", 64, 2, 2))  # one block, and one more in its next pass
+    host.add(Request("b", prompt, 2, 2))  # of the two that are left; its own next token counts too
+    b = "p b 63!" if joins else "p b 64!"
+    alone = ["p a 64!", "d a 4,128", b, "d b 4,128"]
+    assert log_of(host) == (["p a 64!", b, "d ab 4,128"] if joins else alone)
+
+
 def test_a_prefill_that_runs_out_of_blocks_gives_its_own_back():
     host = Host(ShapeSet.parse("64,256", "4,256", blocks=6), Rules(admission="preempt"))
-    host.add(Request("a", 63, 20, 20))  # takes its second block while b is prefilled
+    host.add(Request("a", 61, 20, 20))  # takes its second block while b is prefilled
     host.add(Request("b", 255, 1, 1))
     log = log_of(host)
     assert [line for line in log if line[:3] == "p b"] == ["p b 64"] * 3 + ["p b 63!"]
@@ -98,6 +110,26 @@ def test_holding_admits_nobody_who_would_exceed_the_limit_later():
     assert any(len(step.rows) == 2 for step, _ in host.run() if isinstance(step, Decode))
 
 
+@pytest.mark.parametrize(("outputs", "joins"), [(68, True), (69, False)])
+def test_holding_asks_what_is_so_until_the_newcomer_ends(outputs, joins):
+    """Its last token is never stored: 61 + 67 of the first, when both run for the last time."""
+    limit = Rules(max_batch_context_tokens=256, over_limit="hold")
+    host = Host(ShapeSet.parse("64,256", "4,256", blocks=20), limit)
+    host.add(Request("a", 60, 150, 150))
+    host.add(Request("b", 60, outputs, outputs))
+    assert (log_of(host)[2] == "p b 60!") == joins
+
+
+def test_holding_asks_the_shapes_in_a_rectangle_too():
+    """The staircase has no shape of three rows that takes a long one."""
+    shapes = ShapeSet.parse("128,512", "2,512 4,128", blocks=40)
+    for outputs, joins in ((28, True), (30, False)):  # the last token is never stored
+        host = Host(shapes, Rules(layout="rectangular", over_limit="hold"))
+        for name in "abc":
+            host.add(Request(name, 100, outputs, outputs))
+        assert any(line.startswith("d abc") for line in log_of(host)) == joins
+
+
 def test_the_shortest_prefill_goes_first_until_the_head_is_old():
     for max_age_s, first in ((60.0, "b"), (0.0, "a")):
         host = Host(SHAPES, Rules(order="shortest_prefill", max_age_s=max_age_s))
@@ -122,6 +154,19 @@ def test_who_would_raise_the_common_context_too_far_waits_for_those_who_decode()
         host.add(Request("b", 64, 4, 4))  # its first pass needs a second block
         log = log_of(host)
         assert any(line.startswith("d ab") for line in log) == joins
+
+
+def test_the_common_context_is_that_of_the_next_pass():
+    host = Host(SHAPES, Rules(layout="rectangular", max_raise_tokens=0, decode_between=0))
+    host.add(Request("a", 64, 4, 4))  # begins its second block with it
+    host.add(Request("b", 100, 4, 4))
+    assert log_of(host)[:2] == ["p a 64!", "p b 100!"]
+
+
+def test_an_idle_engine_leaves_no_block_free():
+    host = Host(ShapeSet.parse("64,256", "4,256", blocks=5), Rules(min_free_blocks=4))
+    host.add(Request("a", 200, 1, 20))
+    assert log_of(host)[-1] == "p a 8!"
 
 
 def test_blocks_that_admission_leaves_free_are_left_while_anybody_decodes():
@@ -196,6 +241,12 @@ def test_a_chunk_that_no_shape_takes_is_refused_with_a_sentence():
         host.step()
 
 
+def test_a_last_chunk_may_be_one_token():
+    host = Host(SHAPES)
+    host.add(Request("a", 129, 1, 1))
+    assert log_of(host) == ["p a 128", "p a 1!"]
+
+
 def test_a_prefix_that_somebody_left_is_not_computed_again():
     host = Host(SHAPES)
     prefixes = ("x", "xy", "xyz")
@@ -268,6 +319,7 @@ rules = st.builds(
     layout=st.sampled_from(["ragged", "rectangular"]),
     over_limit=st.sampled_from(["pause", "hold"]),
     max_batch_context_tokens=st.sampled_from([None, 640, 1024]),
+    max_age_s=st.sampled_from([0.0, 20.0, 60.0]),
     max_raise_tokens=st.sampled_from([None, 0, 64]),
     min_free_blocks=st.integers(0, 3),
     longest_first=st.booleans(),
@@ -286,6 +338,26 @@ def load(drawn) -> list[Request]:
         )
         for place, (prompt, outputs, beyond, arrival, shared) in enumerate(drawn)
     ]
+
+
+class LawfulHost(Host):
+    """Looks at every decision, those behind which another one stands too."""
+
+    fresh: Request | None = None  # admitted since the last decode pass
+
+    def decide(self):
+        step = super().decide()
+        if isinstance(step, Prefill) and step.is_first:
+            self.fresh, head = step.request, self.waiting[0]
+            old = self.steps - head.arrival_s >= self.rules.max_age_s
+            if old or self.rules.order == "arrival":
+                assert step.request is head, "somebody was overtaken"
+        elif isinstance(step, Decode):
+            self.fresh = None
+        elif isinstance(step, Preempt):
+            assert step.request is self.running[-1], "not the newest"
+            assert step.request is not self.fresh, "admitted for nothing"
+        return step
 
 
 def play(host: Host, drawn) -> list[tuple]:
@@ -325,6 +397,7 @@ def look_at(host: Host, step: Prefill | Decode) -> None:
         assert all(row.computed_tokens <= step.context_tokens for row in step.rows)
     for request in host.running:
         assert request.paused_for < host.costs.max_rows
+        assert not request.paused_for or host.rules.over_limit == "pause"
         assert len(request.table) >= blocks_of(request.computed_tokens)
 
 
@@ -333,14 +406,14 @@ def look_at(host: Host, step: Prefill | Decode) -> None:
 def test_nobody_starves_no_token_is_lost_and_no_shape_pool_or_limit_is_exceeded(
     drawn, rules, blocks
 ):
-    play(Host(replace(SHAPES, blocks=blocks), rules), drawn)
+    play(LawfulHost(replace(SHAPES, blocks=blocks), rules), drawn)
 
 
 @settings(max_examples=100, deadline=None)
-@given(requests, rules)
-def test_a_decision_stays_right_for_as_long_as_it_says(drawn, rules):
+@given(requests, rules, st.sampled_from([9, 14, 40]))
+def test_a_decision_stays_right_for_as_long_as_it_says(drawn, rules, blocks):
     """`stable_for` passes in a row are what asking at each of them gives."""
-    host = Host(SHAPES, rules)
+    host = Host(replace(SHAPES, blocks=blocks), rules)
     for request in load(drawn):
         host.add(request)
     promised: list[tuple] = []

@@ -33,7 +33,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from spyre_bench.policy.continuous import UPSTREAM, Prefill, Rules
+from spyre_bench.policy.continuous import UPSTREAM, Decode, Prefill, Rules
 from spyre_bench.shape_set import BLOCK_TOKENS, ShapeSet
 from tests.policy.engine_host import Host, Request
 
@@ -295,6 +295,7 @@ def test_a_full_batch_keeps_the_next_waiting():
     )
 
 
+LENGTHS = [1018] + [1024] * 15
 SHORT, LONG = (15, 60, 0), (66, 60, 0)
 
 
@@ -332,6 +333,37 @@ def test_held_is_the_last_chunk_or_the_first_where_chunks_come_in_a_row(
     assert [log[step][1] for step in (first_chunk - 1, first_chunk)] == ["1", "-"]
     end = min(step for step, line in log.items() if line[4] == "0")
     assert "1" not in "".join(log[step][3] for step in range(1, end + 1))
+
+
+@pytest.mark.parametrize("over_limit", ["pause", "hold"])
+@pytest.mark.parametrize(
+    ("requests", "later", "outputs"),
+    [
+        ([(length, 16384) for length in (940, 412, 969, 949, 11946)], [], 0),
+        ([(length, 7168) for length in LENGTHS], [(length, 900) for length in LENGTHS], 2920),
+    ],
+)
+def test_the_loads_that_once_exceeded_their_limit_stay_within_ours(
+    requests, later, outputs, over_limit
+):
+    """Theirs: tests/v1/worker/test_scheduler_tkv_limits.py. The later ones come when the first has
+    so many outputs. Held is who waits, so nobody pauses."""
+    limit = 131_072
+    rules = replace(UPSTREAM, over_limit=over_limit, max_batch_context_tokens=limit)
+    host = Host(ShapeSet.parse("512,32768", "32,32768", blocks=32769), rules)
+    first, *_ = served = [Request(str(at), p, m, m) for at, (p, m) in enumerate(requests)]
+    to_come = [Request(f"later {at}", p, m, m) for at, (p, m) in enumerate(later)]
+    for request in served:
+        host.add(request)
+    paused = False
+    for step, _ in host.run():
+        if isinstance(step, Decode):
+            assert len(step.rows) * step.context_tokens <= limit
+            paused = paused or any(request.paused_for for request in host.running)
+        if first.done >= outputs:
+            while to_come:
+                host.add(to_come.pop())
+    assert paused == (over_limit == "pause")
 
 
 # Prefix hits. Blocks of 64 tokens stand for their tokens and all before them.

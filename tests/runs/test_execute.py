@@ -5,10 +5,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from spyre_bench.runs.new import write_notebook
 
 COMMAND = (sys.executable, "-c", "from spyre_bench.cli.main import main; main()", "run")
 PARAMETERS = 'threads: int = 2  # threads\nname: str = "x"\noutput_directory: str = ""'
@@ -160,6 +163,49 @@ def test_a_dying_kernel_is_an_error_and_keeps_what_ran(tmp_path):
     assert code == 1
     assert re.search(r"bad.ipynb: DeadKernelError", said)
     assert (report / "bad" / "report.html").exists()
+
+
+def test_a_cell_that_hangs_is_named_and_the_next_notebook_runs(tmp_path):
+    slow = "import time\ntime.sleep(60)"
+    bad = notebook(tmp_path / "bad.ipynb", slow, says={"cell_timeout_s": 2})
+    code, said, report = spyre_bench_run(tmp_path, bad, notebook(tmp_path / "good.ipynb"))
+    assert code == 1
+    words = r"bad.ipynb: cell In \[3\] \(import time\) has not ended after 2 s and was given up"
+    assert re.search(words, said)
+    assert (report / "bad" / "report.html").exists()
+    assert (report / "good" / "results.json").exists()
+    cases = ElementTree.parse(report / "junit.xml").getroot()
+    assert cases.get("tests") == "2"
+    assert [case.get("name") for case in cases if case.find("failure") is not None] == ["bad"]
+    assert "import time" in cases.find("testcase[@name='bad']/failure").get("message")
+
+
+def test_a_new_notebook_runs_as_it_is_and_takes_nobodys_place(tmp_path):
+    path = write_notebook(tmp_path / "06_mine", 'Is "it" fast?')
+    assert path.name == "06_mine.ipynb"
+    document = nbformat.read(path, as_version=4)
+    assert document.cells[0].source.startswith("# Is 'it' fast?")
+    assert all(not cell.get("outputs") for cell in document.cells)
+    document.metadata.kernelspec = {"name": "python3", "display_name": "python3"}
+    nbformat.write(document, path)
+    code, said, report = spyre_bench_run(tmp_path, path, "-p", "requests", "60")
+    assert code == 0, said
+    assert "P95" in results(report / "06_mine")["answer"]
+    with pytest.raises(ValueError, match="is there already: name another"):
+        write_notebook(path, "Again?")
+
+
+def test_a_typo_leaves_the_latest_run_alone(tmp_path):
+    good = notebook(tmp_path / "03_good.ipynb")
+    _, _, report = spyre_bench_run(tmp_path, good)
+    latest = report.resolve()
+    (tmp_path / "notebooks").mkdir()
+    good.rename(tmp_path / "notebooks" / good.name)
+    code, said, report = spyre_bench_run(tmp_path, "03")
+    assert code == 1
+    assert "03: there is no such notebook: did you mean notebooks/03_good.ipynb?" in said
+    assert report.resolve() == latest
+    assert len(list((tmp_path / "out").iterdir())) == 2
 
 
 def test_one_failing_notebook_does_not_stop_the_others(tmp_path):

@@ -7,20 +7,27 @@ import time
 from spyre_bench.validate.others import CpuTimes
 
 SPIN = (sys.executable, "-c", "while True: pass")
+SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
 
 
 def test_a_process_of_the_session_is_ours_and_the_same_one_of_another_session_is_not():
     spinning = subprocess.Popen(SPIN, start_new_session=True)
+    asleep = subprocess.Popen(SLEEP, start_new_session=True)
     try:
-        seen, counted = CpuTimes.now(spinning.pid), CpuTimes.now(0)
+        of_its_session, of_another = CpuTimes.now(spinning.pid), CpuTimes.now(asleep.pid)
         time.sleep(1.0)
-        seen_later, counted_later = CpuTimes.now(spinning.pid), CpuTimes.now(0)
+        of_its_session_later, of_another_later = (
+            CpuTimes.now(spinning.pid),
+            CpuTimes.now(asleep.pid),
+        )
     finally:
-        spinning.kill()
-        spinning.wait()
-    of_the_session = seen_later.ours_s - seen.ours_s
-    assert of_the_session - (counted_later.ours_s - counted.ours_s) > 0.05
-    assert counted_later.others_since(counted) > seen_later.others_since(seen)
+        for process in (spinning, asleep):
+            process.kill()
+            process.wait()
+    spun_s = of_its_session_later.ours_s - of_its_session.ours_s
+    assert spun_s - (of_another_later.ours_s - of_another.ours_s) > 0.05
+    others = of_its_session_later.others_since(of_its_session)
+    assert of_another_later.others_since(of_another) > others
 
 
 def test_nothing_is_less_than_idle():

@@ -1,0 +1,83 @@
+"""What `--plot FILE` draws for the commands that only calculate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from spyre_bench.choose.advise import Advice
+    from spyre_bench.simulate.result import StaticRun
+
+Plot = Annotated[
+    Path | None, typer.Option(help="takes a picture of the result: .png, .svg or .pdf")
+]
+FORMATS = (".png", ".svg", ".pdf")
+SWEPT = {
+    "throughput_rps": "requests/s",
+    "p95_ttft_ms": "P95 TTFT [ms]",
+    "p95_e2el_ms": "P95 E2EL [ms]",
+    "fill": "fill",
+    "utilisation": "busy share",
+    "rejected": "refused requests",
+}
+
+
+def require_drawable(path: Path | None, *, continuous: bool = False) -> None:
+    """Before anything is calculated: ValueError for a suffix that is no picture's, where nothing is
+    there to draw with, and for continuous batching, of which there is no picture."""
+    if path is None:
+        return
+    if continuous:
+        raise ValueError("--plot draws the buckets of static batching: leave it out")
+    if path.suffix not in FORMATS:
+        raise ValueError(f"--plot {path} is no picture: name a file in {', '.join(FORMATS)}")
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ValueError("--plot needs matplotlib: pip install 'spyre-bench[notebooks]'") from error
+
+
+def draw_advice(advice: Advice, path: Path) -> None:
+    """The contenders: device seconds per request, on both halves."""
+    from spyre_bench import plots
+    from spyre_bench.choose.advise import per_request
+
+    title = "Sets of buckets on requests that the choice has seen, and on others"
+    _save(plots.contenders(per_request(advice), title), path)
+
+
+def draw_run(run: StaticRun, path: Path) -> None:
+    """What each bucket computed: useful slots and the kinds of waste."""
+    from spyre_bench import plots
+    from spyre_bench.studies.under_load import waste_by_bucket
+
+    frame = waste_by_bucket(run)
+    frame = frame.assign(group="bucket", label=frame["bucket"], saturated=False)
+    _save(plots.ledger_shares(frame, "What each bucket computed"), path)
+
+
+def draw_sweep(frame: pd.DataFrame, settings: list[str], path: Path) -> None:
+    """A panel per figure over the first setting that varies; a line for each value of the
+    others."""
+    from spyre_bench import plots
+
+    frame = frame[frame["error"] == ""]
+    varied = [name for name in settings if frame[name].nunique() > 1]
+    if not varied:
+        raise ValueError(f"--plot {path}: no setting of the grid varies, so there is no axis")
+    first, *others = varied
+    series = [", ".join(f"{name}={row[name]}" for name in others) for _, row in frame.iterrows()]
+    long = frame.assign(x=frame[first], series=series).rename(columns=SWEPT)
+    long = long.melt(["x", "series"], list(SWEPT.values()), var_name="panel", value_name="value")
+    _save(plots.small_multiples(long, f"Simulated over {first}", first)[0], path)
+
+
+def _save(axes, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    axes.figure.savefig(path, dpi=150, bbox_inches="tight")
+    typer.echo(f"picture: {path}", err=True)

@@ -1,0 +1,277 @@
+"""Better buckets for a deployment that runs: what its own cost over the time of its log, what
+others would have cost on the same requests, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from spyre_bench.choose.advise import Advice, advise
+from spyre_bench.choose.optimize import Limits
+from spyre_bench.cost.bucket_cost import BucketCost, CostModel
+from spyre_bench.cost.rescaled import Rescaled
+from spyre_bench.cost.spread import BAND, Draw
+from spyre_bench.metrics import summary, waste
+from spyre_bench.metrics.latency import latencies
+from spyre_bench.metrics.served import Served
+from spyre_bench.policy.static import Policy
+from spyre_bench.shapes import Bucket
+from spyre_bench.simulate.result import SimulatedRun
+from spyre_bench.simulate.static import simulate
+from spyre_bench.workload.workload import Workload
+
+FEWEST = 20  # requests, of which halves still say something
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one set of buckets on the requests of the log."""
+
+    costs: tuple[BucketCost, ...]
+    busy_s: float
+    p95_e2el_s: float
+    fill: float
+    rejected: int
+
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        return tuple(cost.bucket for cost in self.costs)
+
+    @property
+    def compile_s(self) -> float:
+        return sum(cost.compile_s for cost in self.costs)
+
+
+@dataclass(frozen=True)
+class Saving:
+    """The share of a figure that goes, 0.1 a tenth; below 0 it grows. Without a spread of the
+    costs there are no ends."""
+
+    point: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def sure(self) -> bool:
+        return self.low is not None and self.low > 0
+
+    def __str__(self) -> str:
+        ends = "" if self.low is None else f" (P5 to P95: {self.low:.0%} to {self.high:.0%})"
+        return f"{self.point:.1%}{ends}"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A deployment's buckets beside those that its requests ask for."""
+
+    requests: int
+    span_s: float
+    current: Figures | None  # None: nobody said which they are
+    measured_busy_s: float | None  # of the log itself, where it is one of passes
+    new: Figures
+    advice: Advice
+    saving: Saving | None  # of busy device seconds
+    saving_p95: Saving | None  # of the P95 of the time to the last token
+    held_out: Saving | None  # of busy seconds on the half that the choice has not seen; a point
+    source: str  # where the interval is from, in words
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the deployment's own buckets are to stay: no saving is sure."""
+        return self.current is not None and (
+            self.saving is None
+            or self.current.buckets == self.new.buckets
+            or (not self.saving.sure and self.current.rejected <= self.new.rejected)
+        )
+
+    @property
+    def advised(self) -> Figures:
+        return self.current if self.keeps and self.current else self.new
+
+    @property
+    def verdict(self) -> str:
+        """One sentence, in words."""
+        if self.current is None:
+            return "no buckets of today to compare with: say --bucket for each of them"
+        if self.current.buckets == self.new.buckets:
+            return "keep your buckets: no others within the limits are better on these requests"
+        longer_s = self.new.compile_s - self.current.compile_s
+        start = f"start-up compiles {abs(longer_s):,.0f} s {'more' if longer_s > 0 else 'less'}"
+        refused = self.current.rejected - self.new.rejected
+        admits = f"; {refused:,} requests more are served" if refused else ""
+        if self.keeps:
+            unsure = self.saving is None or self.saving.low is None
+            why = "but the costs have no spread to say how sure that is" if unsure else "not surely"
+            return (
+                f"keep your buckets: others would save {self.saving} of device seconds, {why}; "
+                f"{start}"
+            )
+        return f"change: device seconds fall by {self.saving}; {start}{admits}"
+
+
+def of_log(served: Served, base: CostModel, policy: Policy) -> Rescaled:
+    """The costs of a deployment that was logged: those of `base` in the proportion of what its
+    passes took.
+
+    What the factors may be off by: how they differ between its buckets, how the machine's pace
+    changed over the log, and how far the simulator is from the seconds of the log.
+    """
+    own_s = summary.busy_s(simulate(served.workload, served.costs, policy))
+    logs = _ratios(served, base)
+    factors = np.exp(logs.mean(axis=0)) if len(logs) else np.ones(2)
+    between = logs.std(axis=0, ddof=1).max() if len(logs) > 1 else 0.0
+    simulator = abs(np.log(own_s / served.busy_s))
+    deviation = float(np.sqrt(between**2 + 2 * served.drift**2 + simulator**2))
+    why = (
+        f"the log's passes took {factors[0]:.2f} (prefill) and {factors[1]:.2f} (decode) times "
+        f"their costs, within {between:.0%} between buckets and {served.drift:.0%} over time; the "
+        f"simulator is {own_s / served.busy_s - 1:+.1%} off its busy seconds"
+    )
+    return Rescaled(base, served.costs, (factors[0], factors[1]), deviation, why)
+
+
+def _ratios(served: Served, base: CostModel) -> np.ndarray:
+    """Logarithms of measured over `base`, [buckets that ran and that it knows, 2]."""
+    ratios = []
+    for cost in served.costs:
+        try:
+            known = base.of(cost.bucket)
+        except ValueError:
+            continue
+        ratios.append([cost.prefill_s / known.prefill_s, cost.decode_s / known.decode_s])
+    return np.log(np.array(ratios).reshape(-1, 2))
+
+
+def tune(
+    workload: Workload,
+    model: CostModel,
+    current: Sequence[BucketCost],
+    limits: Limits,
+    *,
+    batch_sizes: Sequence[int],
+    policy: Policy | None = None,
+    measured_busy_s: float | None = None,
+    replications: int = 100,
+    seed: int = 0,
+) -> Tuning:
+    """Chooses buckets for the requests of a log and holds them against those of today, `current`
+    (none: nobody said).
+
+    Chosen on the first half (`advise`), with today's among the candidates; every figure is of all
+    requests, and `held_out` of the second half alone. Where today's were measured, the interval is
+    of the others' costs; else both are drawn together, so that what they share cancels.
+
+    Raises ValueError for too few requests, and what `advise` refuses.
+    """
+    if len(workload) < FEWEST:
+        raise ValueError(
+            f"{workload.name} has {len(workload)} requests: {FEWEST} or more are needed to choose "
+            f"by half of them"
+        )
+    advice = advise(workload, model, limits, batch_sizes=batch_sizes, policy=policy)
+    new, today = advice.costs, tuple(current)
+
+    def run(costs: Sequence[BucketCost], some: Workload, draw: Draw | None = None) -> SimulatedRun:
+        drawn = draw.scaled(costs) if draw else costs
+        return simulate(some, drawn, policy, estimated=costs)
+
+    old_run = run(today, workload) if today else None
+    new_run = run(new, workload)
+    savings: dict[str, Saving | None] = {"busy_s": None, "p95_s": None}
+    spread = None
+    if old_run:
+        fixed = measured_busy_s is not None
+        drawn = new if fixed else tuple(dict.fromkeys((*today, *new)))
+        spread = model.spread(drawn)
+        pairs = []
+        for draw in spread.draws(replications, seed) if spread and replications else ():
+            if fixed:
+                pairs.append((old_run, run(new, workload, draw)))
+            else:
+                old_draw, new_draw = (_of(draw, drawn, costs) for costs in (today, new))
+                pairs.append((run(today, workload, old_draw), run(new, workload, new_draw)))
+        savings = _savings(old_run, new_run, pairs)
+    return Tuning(
+        requests=len(workload),
+        span_s=workload.span_s,
+        current=_figures(today, old_run) if old_run else None,
+        measured_busy_s=measured_busy_s,
+        new=_figures(new, new_run),
+        advice=advice,
+        saving=savings["busy_s"],
+        saving_p95=savings["p95_s"],
+        held_out=_savings(run(today, advice.held_out), run(new, advice.held_out), [])["busy_s"]
+        if today
+        else None,
+        source=spread.source if spread else "the costs have no spread",
+    )
+
+
+def _of(draw: Draw, drawn: Sequence[BucketCost], costs: Sequence[BucketCost]) -> Draw:
+    """What was drawn for some of the shapes."""
+    return replace(draw, factors=draw.factors[[drawn.index(cost) for cost in costs]])
+
+
+def _measures(run: SimulatedRun) -> dict[str, float]:
+    """Busy seconds are of a served request, so that sets which reject unlike many compare."""
+    served = max(1, int(run.served.sum()))
+    p95_s = latencies(run, (95,))["e2el"].percentiles_ms[95] / 1e3
+    return {"busy_s": summary.busy_s(run) / served, "p95_s": p95_s}
+
+
+def _savings(
+    old: SimulatedRun, new: SimulatedRun, pairs: Sequence[tuple[SimulatedRun, SimulatedRun]]
+) -> dict[str, Saving | None]:
+    def share(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+        return {name: 1 - after[name] / before[name] if before[name] else 0.0 for name in before}
+
+    points = share(_measures(old), _measures(new))
+    drawn = pd.DataFrame([share(_measures(one), _measures(other)) for one, other in pairs])
+    return {
+        name: Saving(point)
+        if drawn.empty
+        else Saving(point, *np.percentile(drawn[name], BAND, method="weibull").tolist())
+        for name, point in points.items()
+    }
+
+
+def _figures(costs: Sequence[BucketCost], run: SimulatedRun) -> Figures:
+    return Figures(
+        costs=tuple(costs),
+        busy_s=summary.busy_s(run),
+        p95_e2el_s=latencies(run, (95,))["e2el"].percentiles_ms[95] / 1e3,
+        fill=waste.ledger(run).fill,
+        rejected=int((~run.served).sum()),
+    )
+
+
+def shapes_file(tuning: Tuning, **origin: Any) -> dict[str, Any]:
+    """What a server reads back (`"buckets": "@shapes.json"`): the advised buckets, and beside them
+    where they are from."""
+    saving = tuning.saving
+    return {
+        "buckets": [
+            [bucket.batch_size, bucket.prompt_length, bucket.new_tokens]
+            for bucket in tuning.advised.buckets
+        ],
+        "tuned": origin
+        | {
+            "verdict": tuning.verdict,
+            "requests": tuning.requests,
+            "span_s": tuning.span_s,
+            "busy_s": {
+                "today": tuning.current and tuning.current.busy_s,
+                "advised": tuning.advised.busy_s,
+            },
+            "compile_s": {
+                "today": tuning.current and tuning.current.compile_s,
+                "advised": tuning.advised.compile_s,
+            },
+            "saving": saving and {"point": saving.point, "p5": saving.low, "p95": saving.high},
+            "interval_from": tuning.source,
+        },
+    }
