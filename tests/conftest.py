@@ -26,6 +26,7 @@ collect_ignore = (
         "runs/test_html.py",
         "runs/test_parameters.py",
         "runs/test_report.py",
+        "runs/test_saved.py",
         "runs/test_suite.py",
     ]
     if os.environ.get("SPYRE_BENCH_CORE_ONLY")
