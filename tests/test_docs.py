@@ -83,6 +83,8 @@ def with_examples() -> list[Path]:
 
 @pytest.mark.parametrize("page", with_examples(), ids=lambda page: page.stem)
 def test_the_examples_of_a_page_do_what_it_says(page, tmp_path, monkeypatch):
+    if any(block.language == "python" and "plots." in block.text for block in blocks(page)):
+        pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("COLUMNS", "80")
