@@ -10,14 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.interpolate import LinearNDInterpolator
-from scipy.spatial import QhullError
 
+from spyre_bench.cost.between import Ratios
 from spyre_bench.cost.bucket_cost import SMALLEST, BucketCost, CostModel, Lengths
 from spyre_bench.cost.closed_form import FEWEST, FORMS, FittedCost, error_table, ratio_of, sizes_of
+from spyre_bench.cost.measured_shapes import MeasuredShapes
 from spyre_bench.cost.shape_cost import ShapeCosts
 from spyre_bench.cost.spread import IQR, Spread
-from spyre_bench.cost.table import CostRow, read_cost_table
+from spyre_bench.cost.table import (
+    ENGINE,
+    CostRow,
+    Measurement,
+    ShapeRow,
+    read_cost_table,
+    read_shape_rows,
+)
 from spyre_bench.shape_set import ShapeSet
 from spyre_bench.shapes import Bucket
 
@@ -36,49 +43,68 @@ class MeasuredCost(CostModel):
 
     rows: tuple[CostRow, ...]
     extrapolate: bool = False
+    shape_rows: tuple[ShapeRow, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(self.rows))
-        if not self.rows:
+        object.__setattr__(self, "shape_rows", tuple(self.shape_rows))
+        if not self._all:
             raise ValueError("the cost table has no row: add some with `spyre-bench measure`")
-        for name in ("model", "tp", "compile_backend", "compile_scope", "dtype", "threads", "cpu"):
-            values = sorted({str(getattr(row, name)) for row in self.rows})
+        for name in ENGINE:
+            values = sorted({str(getattr(row, name)) for row in self._all})
             if len(values) > 1:
                 raise ValueError(
                     f"the cost table mixes engines, its {name} is {' and '.join(values)}: keep the "
                     f"rows of one in a file of their own"
                 )
-        if len(self._measured) < len(self.rows):
-            raise ValueError("the cost table holds a bucket twice: keep one of its rows")
+        for what, rows in (("bucket", self.rows), ("shape", self.shape_rows)):
+            if len({row.sizes for row in rows}) < len(rows):
+                raise ValueError(f"the cost table holds a {what} twice: keep one of its rows")
 
     def of(self, bucket: Bucket) -> BucketCost:
+        self._require_buckets()
         if bucket in self._measured:
             return _exact(self._measured[bucket])
-        fits = self.extrapolate or len(self._measured) >= FEWEST
-        ratios, outside = self._ratios(bucket) if fits else ({}, True)
+        found, outside = np.ones(len(FORMS)), True
+        if self.extrapolate or len(self._measured) >= FEWEST:
+            found, outside = self._between.at(np.array(sizes_of(bucket)))
         if outside and not self.extrapolate:
             raise ValueError(
                 f"bucket {bucket} is outside of the cost table, which spans {self.span}: measure "
                 f"it with `spyre-bench measure --bucket {bucket}`, or extrapolate (--extrapolate)"
             )
         fitted = self._fitted.of(bucket)
-        values = {name: getattr(fitted, name) * ratio for name, ratio in ratios.items()}
+        ratios = zip(FORMS, found.tolist(), strict=True)
+        values = {name: getattr(fitted, name) * ratio for name, ratio in ratios}
         values["memory_bytes"] = round(values["memory_bytes"])
         return BucketCost(bucket, **values, extrapolated=outside)
 
     def of_shapes(self, shapes: ShapeSet) -> ShapeCosts:
-        """By the closed form of its static passes, marked: no paged pass was measured."""
+        """By the table's shapes; where it has none by the closed form of its static passes, marked,
+        since no paged pass was measured."""
+        if self.shape_rows:
+            return self.measured_shapes.of(shapes, extrapolate=self.extrapolate)
         return self._fitted.of_shapes(shapes)
 
     @property
+    def measured_shapes(self) -> MeasuredShapes:
+        return MeasuredShapes(self.shape_rows)
+
+    @property
     def label(self) -> str:
-        row, buckets = self.rows[0], f"{len(self.rows)} bucket{'s' if len(self.rows) > 1 else ''}"
+        row = self._all[0]
         engine = (row.model, row.dtype, f"tp {row.tp}", row.compile_backend, row.compile_scope)
-        return f"{', '.join(filter(None, engine))}: {buckets} measured, {self.span}"
+        measured = []
+        if self.rows:
+            measured.append(f"{_counted(self.rows, 'bucket')} measured, {self.span}")
+        if self.shape_rows:
+            shapes = self.measured_shapes
+            measured.append(f"{_counted(self.shape_rows, 'shape')} measured, {shapes.span}")
+        return f"{', '.join(filter(None, engine))}: {'; '.join(measured)}"
 
     @property
     def model_name(self) -> str:
-        return self.rows[0].model
+        return self._all[0].model
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
@@ -87,11 +113,12 @@ class MeasuredCost(CostModel):
     @property
     def smallest(self) -> tuple[int, int, int]:
         """The smallest B, P and N that it prices: those measured, unless it extrapolates."""
-        return SMALLEST if self.extrapolate else self._least
+        return SMALLEST if self.extrapolate or not self.rows else self._least
 
     @property
     def largest(self) -> tuple[int, int, int]:
         """The largest B, P and N that were measured, not necessarily together."""
+        self._require_buckets()
         return tuple(np.max([sizes_of(row.bucket) for row in self.rows], axis=0).tolist())
 
     @property
@@ -121,7 +148,8 @@ class MeasuredCost(CostModel):
 
     def _deviations(self, bucket: Bucket) -> list[float]:
         """Of the logarithm of prefill and decode."""
-        row = self._measured.get(bucket) or self._nearest(bucket)
+        row = self._measured.get(bucket)
+        row = row or self.rows[self._between.nearest(np.array(sizes_of(bucket)))]
         own = [
             row.prefill_iqr_s / row.prefill_s / IQR,
             row.decode_iqr_s / row.decode_s / IQR,
@@ -129,10 +157,6 @@ class MeasuredCost(CostModel):
         if bucket in self._measured:
             return own
         return np.hypot(own, self._errors_between).tolist()
-
-    def _nearest(self, bucket: Bucket) -> CostRow:
-        points, _, _ = self._table
-        return self.rows[np.argmin(((points - np.log2(sizes_of(bucket))) ** 2).sum(axis=1))]
 
     @cached_property
     def _errors_between(self) -> tuple[float, float]:
@@ -177,6 +201,18 @@ class MeasuredCost(CostModel):
                 continue
         return error_table(found)
 
+    @property
+    def _all(self) -> tuple[Measurement, ...]:
+        return *self.rows, *self.shape_rows
+
+    def _require_buckets(self) -> None:
+        if not self.rows:
+            raise ValueError(
+                "the cost table has shapes of continuous batching only, and no bucket: measure "
+                "some with `spyre-bench measure --bucket 4,256,64`, or simulate "
+                "`--batching continuous`"
+            )
+
     @cached_property
     def _measured(self) -> dict[Bucket, CostRow]:
         return {row.bucket: row for row in self.rows}
@@ -186,41 +222,33 @@ class MeasuredCost(CostModel):
         return FittedCost.fit(self.rows)
 
     @cached_property
-    def _table(self) -> tuple[np.ndarray, np.ndarray, LinearNDInterpolator | None]:
-        """log2 of (B, P, N) of each row [rows, 3], measured over fitted [rows, quantities], and the
-        interpolator between them over the dimensions that vary; None where they span no volume."""
-        points = np.log2([sizes_of(row.bucket) for row in self.rows])
+    def _between(self) -> Ratios:
+        """Measured over fitted of each quantity, at B, P and N."""
         fitted = [self._fitted.of(row.bucket) for row in self.rows]
-        ratios = np.array(
-            [
-                [ratio_of(getattr(row, name), getattr(cost, name)) for name in FORMS]
-                for row, cost in zip(self.rows, fitted, strict=True)
-            ]
+        return Ratios(
+            np.array([sizes_of(row.bucket) for row in self.rows]),
+            np.array(
+                [
+                    [ratio_of(getattr(row, name), getattr(cost, name)) for name in FORMS]
+                    for row, cost in zip(self.rows, fitted, strict=True)
+                ]
+            ),
         )
-        varied = points[:, np.ptp(points, axis=0) > 0]
-        try:
-            return points, ratios, LinearNDInterpolator(varied, ratios) if varied.size else None
-        except (QhullError, ValueError):  # all on a line or a plane
-            return points, ratios, None
-
-    def _ratios(self, bucket: Bucket) -> tuple[dict[str, float], bool]:
-        """Measured over fitted of each quantity there, and whether that is outside the range."""
-        points, ratios, between = self._table
-        point = np.log2(sizes_of(bucket))
-        varies = np.ptp(points, axis=0) > 0
-        found = np.full(len(FORMS), np.nan)
-        if between is not None and np.array_equal(point[~varies], points[0, ~varies]):
-            found = between(point[varies])[0]
-        outside = bool(np.isnan(found).any())
-        if outside:
-            found = ratios[np.argmin(((points - point) ** 2).sum(axis=1))]
-        return dict(zip(FORMS, map(float, found), strict=True)), outside
 
 
 def load_cost_table(path: Path | None = None, *, extrapolate: bool = False) -> MeasuredCost:
     """The cost table of a file, or the one that ships with the package: SmolLM2-135M on one CPU
     thread, B 1 to 8, P 64 to 2048, N 2 to 1024."""
-    return MeasuredCost(tuple(read_cost_table(path or SHIPPED)), extrapolate=extrapolate)
+    path = path or SHIPPED
+    return MeasuredCost(
+        tuple(read_cost_table(path)),
+        extrapolate=extrapolate,
+        shape_rows=tuple(read_shape_rows(path)),
+    )
+
+
+def _counted(rows: Sequence[object], what: str) -> str:
+    return f"{len(rows)} {what}{'s' if len(rows) > 1 else ''}"
 
 
 def _exact(row: CostRow) -> BucketCost:

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
 from spyre_bench.frames import open_text, read_csv
+from spyre_bench.shape_set import DecodeShape, PrefillShape
 from spyre_bench.shapes import Bucket
+
+STATIC, SHAPE_KINDS = "static", ("prefill", "decode")  # what a row is of: a bucket, or a shape
 
 
 @dataclass(frozen=True, kw_only=True)
-class CostRow:
-    """What one bucket costs, and where that was measured. Spreads are interquartile ranges. What
+class Measurement:
+    """What a row says of the engine, of its start, and of where and when that was measured. What
     has a default may be missing in a table that something else measured; 0 then means unknown."""
 
     model: str
-    batch_size: int
-    prompt_length: int
-    new_tokens: int
     tp: int = 1
     compile_backend: str = ""
     compile_scope: str = ""
@@ -31,63 +31,153 @@ class CostRow:
     compile_s: float = 0.0  # cold: nothing cached
     compile_warm_s: float = math.nan  # from the artefact of an earlier run
     load_s: float = math.nan  # weights from disk into the engine
-    prefill_s: float  # median of one prefill pass
-    prefill_iqr_s: float = math.nan
-    decode_s: float  # median of one decode pass
-    decode_iqr_s: float = math.nan
     passes: int = 0  # repetitions behind each median
-    memory_bytes: int = 0  # weights + KV cache + logits of this bucket
     threads: int = 1
     host: str = ""
     cpu: str = ""
     torch_version: str = ""
     fms_version: str = ""
+    model_code: str = "fms"
     measured_at: str = ""  # ISO 8601, UTC
+
+    @property
+    def sizes(self) -> Hashable:
+        """The bucket or the shape."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostRow(Measurement):
+    """What one bucket costs. Spreads are interquartile ranges."""
+
+    batch_size: int
+    prompt_length: int
+    new_tokens: int
+    prefill_s: float  # median of one prefill pass
+    prefill_iqr_s: float = math.nan
+    decode_s: float  # median of one decode pass
+    decode_iqr_s: float = math.nan
+    memory_bytes: int = 0  # weights + KV cache + logits of this bucket
 
     @property
     def bucket(self) -> Bucket:
         return Bucket(self.batch_size, self.prompt_length, self.new_tokens)
 
     @property
-    def identity(self) -> tuple[object, ...]:
-        """What makes two rows measurements of the same thing."""
-        return (
-            self.model,
-            self.bucket,
-            self.tp,
-            self.compile_backend,
-            self.compile_scope,
-            self.dtype,
-            self.threads,
-        )
+    def sizes(self) -> Bucket:
+        return self.bucket
 
 
-COLUMNS = tuple(field.name for field in fields(CostRow))
-NEEDED = tuple(field.name for field in fields(CostRow) if field.default is MISSING)
+@dataclass(frozen=True, kw_only=True)
+class ShapeRow(Measurement):
+    """What one shape of continuous batching costs: medians of a pass with as much in it as the
+    shape takes, and with as little as it can have."""
+
+    kind: str  # of SHAPE_KINDS
+    rows: int = 1
+    chunk_length: int = 1
+    context_length: int
+    full_s: float  # every row at the end of its context; the chunk that ends the context
+    full_iqr_s: float = math.nan
+    short_s: float = math.nan  # every row with one token; of a prefill the same as empty
+    empty_s: float  # one row of one token; a chunk with nothing before it
+    off: float = math.nan  # the largest relative error of a straight line between those
+    fixed_bytes: int = 0  # what the engine holds beside the KV cache
+    block_bytes: int = 0  # of one block of the KV cache, in all layers
+
+    @property
+    def shape(self) -> PrefillShape | DecodeShape:
+        if self.kind == "prefill":
+            return PrefillShape(self.chunk_length, self.context_length)
+        return DecodeShape(self.rows, self.context_length)
+
+    @property
+    def sizes(self) -> PrefillShape | DecodeShape:
+        return self.shape
 
 
-KINDS = {field.name: str(field.type) for field in fields(CostRow)}
+Row = TypeVar("Row", CostRow, ShapeRow)
+ENGINE = (
+    *("model", "model_code", "tp", "compile_backend", "compile_scope"),
+    *("dtype", "threads", "cpu"),
+)
+"""What makes a table one engine's."""
+
+
+def _names(of: type[Measurement]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(of))
+
+
+def _needed(of: type[Measurement]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(of) if field.default is MISSING)
+
+
+COLUMNS = tuple(dict.fromkeys(("kind", *_names(CostRow), *_names(ShapeRow))))
+KINDS = {it.name: str(it.type) for of in (CostRow, ShapeRow) for it in fields(of)}
 # What a cell may hold, both ends included: the least, the most, and what to do about another one.
 # The most of a pass is what no engine worth serving on takes; milliseconds are above it.
 RANGES: dict[str, tuple[float, float, str]] = {
     "batch_size": (1, 2**20, "count rows from 1"),
     "prompt_length": (1, 2**31 - 1, "count tokens from 1"),
     "new_tokens": (2, 2**31 - 1, "count tokens from 2"),
+    "rows": (1, 2**20, "count rows from 1"),
+    "chunk_length": (1, 2**31 - 1, "count tokens from 1"),
+    "context_length": (1, 2**31 - 1, "count tokens from 1"),
     "tp": (1, 2**20, "count cards from 1"),
     "threads": (0, 2**20, "count threads"),
     "passes": (0, 2**53, "count the repetitions"),
     "memory_bytes": (0, 2**60, "give bytes, or leave it empty where nobody knows"),
     "prefill_s": (1e-12, 3600.0, "give the seconds of one pass (are these milliseconds?)"),
     "decode_s": (1e-12, 10.0, "give the seconds of one pass (are these milliseconds?)"),
+    "full_s": (1e-12, 3600.0, "give the seconds of one pass (are these milliseconds?)"),
+    "short_s": (1e-12, 3600.0, "give the seconds of one pass (are these milliseconds?)"),
+    "empty_s": (1e-12, 3600.0, "give the seconds of one pass (are these milliseconds?)"),
+    "fixed_bytes": (0, 2**60, "give bytes, or leave it empty where nobody knows"),
+    "block_bytes": (0, 2**60, "give bytes, or leave it empty where nobody knows"),
+    "off": (0.0, 1e3, "give the relative error, or leave it empty where nobody knows"),
 }
 SECONDS = (0.0, 1e6, "give seconds from 0, or leave it empty where nobody knows")
 
 
 def read_cost_table(path: Path) -> list[CostRow]:
-    """The rows of a cost table, columns in any order; a column that is missing or a cell that is
+    """The buckets of a cost table, columns in any order; a column that is missing or a cell that is
     empty is the default. This is where its values are looked at: raises ValueError naming the
     file, line and column of what is no whole number, not finite, negative or absurd."""
-    path = Path(path)
+    return _read(path, CostRow)
+
+
+def read_shape_rows(path: Path) -> list[ShapeRow]:
+    """The shapes of continuous batching in a cost table, read as its buckets are."""
+    return _read(path, ShapeRow)
+
+
+def _read(path: Path, of: type[Row]) -> list[Row]:
+    frame = _frame(Path(path))
+    kinds = frame["kind"].fillna("").str.strip().replace("", STATIC)
+    for line, kind in kinds.items():
+        if kind not in (STATIC, *SHAPE_KINDS):
+            raise ValueError(
+                f"{path} line {line} does not read as a cost row: kind {kind!r} is not one of "
+                f"{STATIC}, {', '.join(SHAPE_KINDS)}"
+            )
+    frame = frame[kinds.eq(STATIC) if of is CostRow else kinds.ne(STATIC)]
+    if frame.empty:
+        return []
+    if missing := [name for name in _needed(of) if name not in frame]:
+        raise ValueError(f"{path}: not a cost table, columns {missing} are missing")
+    names = [name for name in _names(of) if name in frame]
+    return [
+        _row(
+            f"{path} line {line} does not read as a cost row",
+            dict(zip(names, cells, strict=True)),
+            of,
+        )
+        for line, *cells in frame[names].itertuples()
+    ]
+
+
+def _frame(path: Path) -> pd.DataFrame:
+    """All cells as text, and their kind; raises ValueError where there is no table of costs."""
     try:
         with open_text(path) as file:
             frame = read_csv(path, file, as_text=None)
@@ -95,33 +185,28 @@ def read_cost_table(path: Path) -> list[CostRow]:
         raise ValueError(
             f"{path}: not a CSV file: {str(error).removeprefix(f'{path} ')}"
         ) from error
-    if missing := [name for name in NEEDED if name not in frame]:
+    if "kind" not in frame and (missing := [it for it in _needed(CostRow) if it not in frame]):
         raise ValueError(f"{path}: not a cost table, columns {missing} are missing")
-    names = [name for name in COLUMNS if name in frame]
-    return [
-        _row(
-            f"{path} line {line} does not read as a cost row", dict(zip(names, cells, strict=True))
-        )
-        for line, *cells in frame[names].itertuples()
-    ]
+    return frame if "kind" in frame else frame.assign(kind="")
 
 
-def _row(where: str, cells: Mapping[str, Any]) -> CostRow:
+def _row(where: str, cells: Mapping[str, Any], of: type[Row]) -> Row:
     values = {
-        name: _value(where, name, text.strip())
+        name: _value(where, name, text.strip(), of)
         for name, text in cells.items()
         if isinstance(text, str) and text.strip()
     }
-    if empty := [name for name in NEEDED if name not in values]:
+    if empty := [name for name in _needed(of) if name not in values]:
         raise ValueError(f"{where}: {empty[0]} is empty: every row of a cost table needs it")
     try:
-        Bucket(values["batch_size"], values["prompt_length"], values["new_tokens"])
+        row = of(**values)
+        assert row.sizes
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    return CostRow(**values)
+    return row
 
 
-def _value(where: str, name: str, text: str) -> Any:
+def _value(where: str, name: str, text: str, of: type[Measurement]) -> Any:
     kind = KINDS[name]
     if kind == "str":
         return text
@@ -131,7 +216,7 @@ def _value(where: str, name: str, text: str) -> Any:
         value = float(text)
     except ValueError as error:
         raise ValueError(f"{shown} is not a number: {remedy}") from error
-    if math.isnan(value) and kind == "float" and name not in NEEDED:
+    if math.isnan(value) and kind == "float" and name not in _needed(of):
         return value
     if kind == "int" and not value.is_integer():
         raise ValueError(f"{shown} is not a whole number: {remedy}")
@@ -140,8 +225,12 @@ def _value(where: str, name: str, text: str) -> Any:
     return int(value) if kind == "int" else value
 
 
-def write_cost_table(path: Path, rows: list[CostRow]) -> None:
-    """Replaces the file in one step, so that an interruption leaves the old table or the new."""
+def write_cost_table(path: Path, rows: Sequence[Measurement]) -> None:
+    """Replaces the file in one step, so that an interruption leaves the old table or the new.
+    Where there is no shape there is no column of shapes."""
+    shapes = any(isinstance(row, ShapeRow) for row in rows)
+    cells = [{"kind": STATIC} | asdict(row) for row in rows] if shapes else list(map(asdict, rows))
+    columns = COLUMNS if shapes else _names(CostRow)
     partial = path.with_name(f".{path.name}.partial")
-    pd.DataFrame([asdict(row) for row in rows], columns=COLUMNS).to_csv(partial, index=False)
+    pd.DataFrame(cells, columns=columns).to_csv(partial, index=False)
     os.replace(partial, path)

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, TypeVar
 
 from spyre_bench.checkpoints.find import model_directory
-from spyre_bench.cost.table import CostRow, read_cost_table, write_cost_table
+from spyre_bench.cost.table import (
+    CostRow,
+    Measurement,
+    read_cost_table,
+    read_shape_rows,
+    write_cost_table,
+)
 from spyre_bench.engine.parallel import share_of_cores
 from spyre_bench.files import in_use
 from spyre_bench.measure.starts import measure_starts
 from spyre_bench.shapes import Bucket, BucketSet
 
+Sizes = TypeVar("Sizes")
+Measured = TypeVar("Measured", bound=Measurement)
 DEFAULT_PASSES = 9
 REPLACED = {"passes", "torch_version", "fms_version"}
 """A row that differs in these is of the same engine, and gives way to a new one."""
@@ -60,22 +69,29 @@ def measure_bucket(
         compile_backend=compile_backend,
         compile_scope=compile_scope,
         dtype=dtype,
-        compile_s=float(cold["compile_s"]),
-        compile_warm_s=float(warm["compile_s"]),
-        load_s=float(warm["load_s"]),
         prefill_s=float(warm["prefill_s"]),
         prefill_iqr_s=float(warm["prefill_iqr_s"]),
         decode_s=float(warm["decode_s"]),
         decode_iqr_s=float(warm["decode_iqr_s"]),
         passes=passes,
         memory_bytes=int(warm["memory_bytes"]),
-        threads=int(warm["threads"]),
-        host=platform.node(),
-        cpu=warm["cpu"],
-        torch_version=version("torch"),
-        fms_version=version("ibm-fms"),
-        measured_at=warm["measured_at"],
+        **common(cold, warm),
     )
+
+
+def common(cold: Mapping[str, Any], warm: Mapping[str, Any]) -> dict[str, Any]:
+    """What rows of buckets and of shapes say alike of their starts and of this machine."""
+    return {
+        "compile_s": float(cold["compile_s"]),
+        "compile_warm_s": float(warm["compile_s"]),
+        "load_s": float(warm["load_s"]),
+        "threads": int(warm["threads"]),
+        "host": platform.node(),
+        "cpu": warm["cpu"],
+        "torch_version": version("torch"),
+        "fms_version": version("ibm-fms"),
+        "measured_at": warm["measured_at"],
+    }
 
 
 def measure_table(
@@ -88,19 +104,42 @@ def measure_table(
     ValueError, before anything is measured, for a table of another engine or host: a table of both
     would be of use to nobody.
     """
+    return keep_table(
+        out,
+        list(buckets),
+        lambda missing: (measure_bucket(bucket=bucket, **setting) for bucket in missing),
+        on_row,
+        setting,
+    )
+
+
+def keep_table(
+    out: Path,
+    wanted: list[Sizes],
+    measure: Callable[[list[Sizes]], Iterable[Measured]],
+    on_row: Callable[[Measured], None] | None,
+    setting: dict,
+) -> list[Measured]:
+    """The rows of `out`, with what is missing of the buckets or shapes `wanted` measured and
+    written one by one. Rows of the other kind of batching stay."""
     with in_use(out):
-        rows = read_cost_table(out) if out.exists() else []
+        rows: list[Measurement] = []
+        if out.exists():
+            rows = [*read_cost_table(out), *read_shape_rows(out)]
         asked = _asked(setting)
         _require_same_engine(out, rows, asked)
-        for bucket in buckets:
-            row = next((row for row in rows if row.bucket == bucket and _is(row, asked)), None)
-            if row is None:
-                row = measure_bucket(bucket=bucket, **setting)
-                rows = [*(other for other in rows if other.bucket != bucket), row]
+        there = {row.sizes: row for row in rows if _is(row, asked)}
+        new = iter(measure([sizes for sizes in wanted if sizes not in there]))
+        for sizes in wanted:
+            while sizes not in there:
+                row = next(new)
+                there[row.sizes] = row
+                rows = [*(other for other in rows if other.sizes != row.sizes), row]
                 write_cost_table(out, rows)
             if on_row:
-                on_row(row)
-        return rows
+                on_row(there[sizes])
+        kind = type(there[wanted[0]]) if wanted else Measurement
+        return [row for row in rows if isinstance(row, kind)]
 
 
 def _asked(setting: dict) -> dict[str, str]:

@@ -24,8 +24,10 @@ import numpy as np
 import pandas as pd
 
 from spyre_bench.engine.parallel import Rank, join, share_of_cores
+from spyre_bench.shape_set import ShapeSet
 from spyre_bench.shapes import Bucket, BucketSet
 
+STARTS = ("cold", "warm")
 UNTIMED = dict.fromkeys(
     (
         *("prefill_s", "prefill_iqr_s", "decode_s", "decode_iqr_s"),
@@ -48,7 +50,7 @@ def measure_starts(
     threads: int | None = None,
     passes: int = 5,
     warm: bool = True,
-    timed: Sequence[str] = ("cold", "warm"),
+    timed: Sequence[str] = STARTS,
 ) -> pd.DataFrame:
     """One row for each bucket of a cold start and, where `warm`, of the start after it, in warmup
     order.
@@ -71,28 +73,51 @@ def measure_starts(
         "compile_scope": compile_scope,
         "dtype": dtype,
     }
+    rows = starts_of(
+        model_directory,
+        {"buckets": str(buckets)},
+        layers=layers,
+        tp=tp,
+        threads=threads,
+        passes={start: passes if start in timed else 0 for start in STARTS[: 1 + warm]},
+        **setting,
+    )
+    return pd.DataFrame(rows).assign(layers=layers, tp=tp, **setting)
+
+
+def starts_of(
+    model_directory: Path,
+    compiled: dict[str, object],
+    *,
+    passes: dict[str, int],
+    layers: int | None = None,
+    tp: int = 1,
+    threads: int | None = None,
+    **setting: str,
+) -> list[dict]:
+    """What the first rank answers of each start, one row for each thing that it compiled, which
+    `compiled` says as the child reads it; `passes` to time by start, cold first."""
     with tempfile.TemporaryDirectory(prefix="spyre-bench-starts-") as scratch:
         if layers is not None:
             from spyre_bench.checkpoints.first_layers import shallow_copy
 
             model_directory = shallow_copy(model_directory, layers, Path(scratch) / "model")
         request = setting | {
+            **compiled,
             "model_directory": str(model_directory),
-            "buckets": str(buckets),
             "artefact_directory": str(Path(scratch) / "artefacts"),
             "threads": threads or share_of_cores(tp),
             "tp": tp,
         }
-        rows = [
+        return [
             {"start": start, **row}
-            for start in (("cold", "warm") if warm else ("cold",))
+            for start, count in passes.items()
             for row in _in_fresh_processes(
                 request
-                | {"passes": passes if start in timed else 0}
+                | {"passes": count}
                 | {"meeting_point": str(Path(scratch) / f"meeting-{start}")}
             )
         ]
-    return pd.DataFrame(rows).assign(layers=layers, tp=tp, **setting)
 
 
 def _in_fresh_processes(request: dict) -> list[dict]:
@@ -103,7 +128,7 @@ def _in_fresh_processes(request: dict) -> list[dict]:
         lines = child.stdout.splitlines()
         if child.returncode or not lines:
             raise ValueError(
-                f"starting with buckets {request['buckets']} failed: "
+                f"starting with {request.get('buckets') or request['shapes']} failed: "
                 f"{lines[-1] if lines else f'exit code {child.returncode}, its words are above'}"
             )
     return json.loads(ranks[0].stdout.splitlines()[-1])
@@ -120,39 +145,22 @@ def _child(request: dict) -> subprocess.CompletedProcess:
 
 
 def start_here(request: dict) -> list[dict]:
-    """In the child: start the engine, then time passes of each bucket."""
+    """In the child: start the engine, then time passes of each bucket, or of each shape."""
     import torch
 
-    from spyre_bench.engine.causal_lm import SpyreCausalLM
-    from spyre_bench.engine.compiled_model import EngineConfig
     from spyre_bench.engine.warmup import warm_up
 
     torch.set_num_threads(request["threads"])
-    rank = Rank(request["rank"], request["tp"])
-    if rank.tp > 1:
-        join(rank, Path(request["meeting_point"]), timeout_s=120)
-    model = SpyreCausalLM(
-        EngineConfig(
-            model_directory=Path(request["model_directory"]),
-            buckets=BucketSet.parse(request["buckets"]),
-            dtype=request["dtype"],
-            compile_backend=request["compile_backend"],
-            compile_scope=request["compile_scope"],
-            artefact_directory=Path(request["artefact_directory"]),
-            rank=rank,
-        )
-    )
-    warmed = warm_up(model, progress=rank.rank == 0)
+    model = _engine(request)
+    warmed = warm_up(model, progress=request["rank"] == 0)
     measured_at = datetime.now(UTC).isoformat(timespec="seconds")
+    times = _times_of_bucket if "buckets" in request else _times_of_shape
     return [
         {
-            "bucket": str(row.bucket),
+            **times(model, row, request["passes"]),
             "load_s": model.load_s,
             "compile_s": row.compile_s,
-            "first_run_s": row.prefill_s + row.decode_s,
-            "startup_s": row.compile_s + row.prefill_s + row.decode_s,
             "was_warm": row.was_warm,
-            **_time_passes(model, row.bucket, request["passes"]),
             "memory_bytes": model.memory_bytes,
             "weights": model.weight_bytes // model.dtype.itemsize,
             "threads": torch.get_num_threads(),
@@ -161,6 +169,53 @@ def start_here(request: dict) -> list[dict]:
         }
         for row in warmed
     ]
+
+
+def _engine(request: dict):
+    """A SpyreCausalLM of buckets or a PagedCausalLM of shapes, its code not yet compiled."""
+    from spyre_bench.engine.causal_lm import SpyreCausalLM
+    from spyre_bench.engine.compiled_model import EngineConfig
+    from spyre_bench.engine.paged_causal_lm import PagedCausalLM
+
+    rank = Rank(request["rank"], request["tp"])
+    if rank.tp > 1:
+        join(rank, Path(request["meeting_point"]), timeout_s=120)
+    static = "buckets" in request
+    config = EngineConfig(
+        model_directory=Path(request["model_directory"]),
+        buckets=BucketSet.parse(request["buckets"]) if static else None,
+        shapes=None if static else ShapeSet.parse(*request["shapes"]),
+        dtype=request["dtype"],
+        compile_backend=request["compile_backend"],
+        compile_scope=request["compile_scope"],
+        artefact_directory=Path(request["artefact_directory"]),
+        rank=rank,
+    )
+    return SpyreCausalLM(config) if static else PagedCausalLM(config)
+
+
+def _times_of_bucket(model, row, passes: int) -> dict:
+    first_run_s = row.prefill_s + row.decode_s
+    return {
+        "bucket": str(row.bucket),
+        "first_run_s": first_run_s,
+        "startup_s": row.compile_s + first_run_s,
+        **_time_passes(model, row.bucket, passes),
+    }
+
+
+def _times_of_shape(model, row, passes: int) -> dict:
+    from spyre_bench.engine.memory import pool_bytes
+    from spyre_bench.measure.shapes import time_shape
+
+    config = model.config
+    block_bytes, _ = pool_bytes(model.sizes, model.shapes, config.dtype, config.rank.tp)
+    return {
+        "shape": row.shape.name,
+        **time_shape(model, row.shape, passes),
+        "fixed_bytes": model.memory_bytes - block_bytes * model.shapes.blocks,
+        "block_bytes": block_bytes,
+    }
 
 
 def _time_passes(model, bucket: Bucket, passes: int) -> dict[str, float]:

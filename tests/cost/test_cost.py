@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pandas as pd
@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from spyre_bench.cost.bucket_cost import BucketCost, price
 from spyre_bench.cost.closed_form import FittedCost, error_table
 from spyre_bench.cost.measured import MeasuredCost, load_cost_table
-from spyre_bench.cost.table import COLUMNS, CostRow, read_cost_table, write_cost_table
+from spyre_bench.cost.table import CostRow, read_cost_table, write_cost_table
 from spyre_bench.shapes import Bucket, BucketSet
+
+COLUMNS = [field.name for field in fields(CostRow)]
 
 
 def row(**changed) -> CostRow:
-    values = dict.fromkeys(COLUMNS, 1) | {
-        name: "x" for name in COLUMNS if CostRow.__annotations__[name] == "str"
-    }
+    values = {it.name: "x" if str(it.type) == "str" else 1 for it in fields(CostRow)}
     return CostRow(**values | {"prompt_length": 64, "new_tokens": 2} | changed)
 
 
