@@ -109,7 +109,7 @@ def test_a_notebook_that_says_nothing_is_taken_to_measure():
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"mesures": True}, "'mesures': there are measures, calculated, cell_timeout_s, chance, ties"),
+        ({"mesures": True}, "'mesures': there are measures, calculated, cell_timeout_s, chance, "),
         ({"measures": "no"}, "measures 'no' is not true or false"),
         ({"chance": "results/x"}, "chance 'results/x' is not a list"),
         ({"ties": [{"choice": "a"}]}, "a tie has choice, objective, gap, settles"),
