@@ -206,29 +206,41 @@ def design_review(
 @with_options(Engine)
 def measure(
     engine: Engine,
-    bucket: Annotated[list[str], typer.Option(help="batch_size,prompt_length,new_tokens")],
     out: Annotated[Path, typer.Option(help="CSV; its rows are kept and not measured again")],
+    bucket: Annotated[
+        list[str] | None, typer.Option(help="batch_size,prompt_length,new_tokens")
+    ] = None,
+    prefill_shape: Annotated[list[str] | None, typer.Option(help="chunk,context")] = None,
+    decode_shape: Annotated[list[str] | None, typer.Option(help="rows,context")] = None,
     passes: Annotated[int, typer.Option(help="repetitions behind each median")] = 9,
 ) -> None:
-    """Measure buckets on the real engine: compile cold and warm, load, prefill, decode."""
+    """Measure buckets, or shapes of continuous batching, on the real engine: compile cold and warm,
+    load, and their passes."""
     from tqdm import tqdm
 
     from spyre_bench.measure.buckets import measure_table
+    from spyre_bench.measure.shapes import measure_shape_table
+    from spyre_bench.shape_set import DecodeShape, PrefillShape
     from spyre_bench.shapes import BucketSet
 
-    buckets = BucketSet.parse(bucket)
-    with tqdm(total=len(buckets), desc="measure", unit="bucket") as bar:
+    buckets = list(BucketSet.parse(bucket)) if bucket else []
+    shapes = [PrefillShape.parse(text) for text in prefill_shape or []]
+    shapes += [DecodeShape.parse(text) for text in decode_shape or []]
+    if not buckets and not shapes:
+        raise ValueError(
+            "nothing to measure: name some with --bucket, --prefill-shape or --decode-shape"
+        )
+    with tqdm(total=len(buckets) + len(shapes), desc="measure") as bar:
 
         def on_row(row) -> None:
-            bar.write(
-                f"{row.bucket}: compile {row.compile_s:.1f} s cold, {row.compile_warm_s:.2f} s "
-                f"warm; prefill {row.prefill_s * 1e3:.1f} ms, decode {row.decode_s * 1e3:.1f} ms",
-                file=sys.stderr,
-            )
+            compile_s = f"compile {row.compile_s:.1f} s cold, {row.compile_warm_s:.2f} s warm"
+            bar.write(f"{row.name}: {compile_s}; {row.passes_text}", file=sys.stderr)
             bar.update()
 
-        rows = measure_table(out, buckets, on_row, passes=passes, **asdict(engine))
-    typer.echo(f"{len(rows)} rows in {out}", err=True)
+        setting = {"passes": passes, **asdict(engine)}
+        rows = len(measure_table(out, buckets, on_row, **setting)) if buckets else 0
+        rows += len(measure_shape_table(out, shapes, on_row, **setting)) if shapes else 0
+    typer.echo(f"{rows} rows in {out}", err=True)
 
 
 if __name__ == "__main__":

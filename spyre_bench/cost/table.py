@@ -67,6 +67,14 @@ class CostRow(Measurement):
     def sizes(self) -> Bucket:
         return self.bucket
 
+    @property
+    def name(self) -> str:
+        return str(self.bucket)
+
+    @property
+    def passes_text(self) -> str:
+        return f"prefill {self.prefill_s * 1e3:.1f} ms, decode {self.decode_s * 1e3:.1f} ms"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeRow(Measurement):
@@ -94,6 +102,14 @@ class ShapeRow(Measurement):
     @property
     def sizes(self) -> PrefillShape | DecodeShape:
         return self.shape
+
+    @property
+    def name(self) -> str:
+        return self.shape.name
+
+    @property
+    def passes_text(self) -> str:
+        return f"{self.empty_s * 1e3:.1f} ms empty to {self.full_s * 1e3:.1f} ms full"
 
 
 Row = TypeVar("Row", CostRow, ShapeRow)

@@ -128,10 +128,16 @@ def _in_fresh_processes(request: dict) -> list[dict]:
         lines = child.stdout.splitlines()
         if child.returncode or not lines:
             raise ValueError(
-                f"starting with {request.get('buckets') or request['shapes']} failed: "
+                f"starting with {_words(request)} failed: "
                 f"{lines[-1] if lines else f'exit code {child.returncode}, its words are above'}"
             )
     return json.loads(ranks[0].stdout.splitlines()[-1])
+
+
+def _words(request: dict) -> str:
+    if "buckets" in request:
+        return f"buckets {request['buckets']}"
+    return "prefill shapes {} and decode shapes {}".format(*request["shapes"])
 
 
 def _child(request: dict) -> subprocess.CompletedProcess:

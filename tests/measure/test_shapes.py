@@ -1,0 +1,67 @@
+"""Measured shapes in the cost table, on a tiny model."""
+
+import pytest
+from typer.testing import CliRunner
+
+from spyre_bench.cost.measured import load_cost_table
+from spyre_bench.cost.table import read_cost_table, read_shape_rows
+from spyre_bench.measure.shapes import measure_shape_table
+from spyre_bench.shape_set import DecodeShape, PrefillShape, ShapeSet
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.mark.slow
+def test_the_command_measures_shapes_beside_the_buckets_of_a_table_and_none_again(
+    tiny_llama, tmp_path
+):
+    from spyre_bench.cli.main import app
+
+    out = tmp_path / "cost.csv"
+    engine = f"measure --model {tiny_llama} --backend eager --threads 1 --passes 2 --out {out}"
+    shapes = "--prefill-shape 64,128 --decode-shape 2,128 --bucket 1,64,3"
+    done = CliRunner().invoke(app, [*engine.split(), *shapes.split()])
+    assert done.exit_code == 0, done.output
+    prefill, decode = read_shape_rows(out)
+    assert (prefill.shape, decode.shape) == (PrefillShape(64, 128), DecodeShape(2, 128))
+    assert len(read_cost_table(out)) == 1
+    for row in (prefill, decode):
+        assert min(row.compile_s, row.full_s, row.empty_s, row.fixed_bytes, row.block_bytes) > 0
+        assert row.off >= 0
+    costs = load_cost_table(out).of_shapes(ShapeSet.parse("64,128", "2,128"))
+    assert costs.decode[0].full_s == pytest.approx(decode.full_s)
+    assert costs.prefill[0].pass_s(0) == pytest.approx(min(prefill.empty_s, prefill.full_s))
+    written = out.stat().st_mtime_ns
+    assert CliRunner().invoke(app, [*engine.split(), *shapes.split()]).exit_code == 0
+    assert out.stat().st_mtime_ns == written
+
+
+def test_shapes_are_measured_two_at_a_time_and_one_kind_alone_beside_the_smallest_of_the_other(
+    tmp_path, monkeypatch
+):
+    from spyre_bench.measure import shapes
+    from tests.cost.test_measured_shapes import shape_row
+    from tests.measure.test_buckets import HERE
+
+    pairs = []
+
+    def fake(pair, model, threads):
+        pairs.append(" + ".join(shape.name for shape in pair))
+        return [shape_row(shape, **HERE, model=model, threads=threads) for shape in pair]
+
+    monkeypatch.setattr(shapes, "measure_shapes", fake)
+    wanted = [PrefillShape(64, 256), DecodeShape(2, 256), DecodeShape(4, 256)]
+    shown = []
+    rows = measure_shape_table(tmp_path / "c.csv", wanted, shown.append, model="m", threads=1)
+    assert pairs == ["prefill 64,256 + decode 2,256", "prefill 64,64 + decode 4,256"]
+    assert [row.shape for row in shown] == wanted
+    assert [row.shape for row in rows] == wanted
+    measure_shape_table(tmp_path / "c.csv", wanted, shown.append, model="m", threads=1)
+    assert len(pairs) == 2
+
+
+def test_a_setting_that_the_engine_refuses_is_told_in_its_words(tiny_llama, tmp_path):
+    with pytest.raises(ValueError, match=r"starting with prefill shapes 64,64 .* is unknown"):
+        measure_shape_table(
+            tmp_path / "c.csv", [DecodeShape(1, 64)], model=str(tiny_llama), compile_backend="x"
+        )
