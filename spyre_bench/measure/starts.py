@@ -212,7 +212,7 @@ def _times_of_bucket(model, row, passes: int) -> dict:
 
 def _times_of_shape(model, row, passes: int) -> dict:
     from spyre_bench.engine.memory import pool_bytes
-    from spyre_bench.measure.shapes import time_shape
+    from spyre_bench.measure.shape_passes import time_shape
 
     config = model.config
     block_bytes, _ = pool_bytes(model.sizes, model.shapes, config.dtype, config.rank.tp)
