@@ -451,6 +451,61 @@ def serve() -> Iterator[dict]:
     yield _served("hugging_face", *hugging_face_server(model, arriving, buckets), arriving)
 
 
+KINDS = {
+    "static": {"buckets": [[4, 64, 32], [4, 256, 64]]},
+    "continuous": {
+        "batching": "continuous",
+        "prefill_shapes": "64,320 256,320",
+        "decode_shapes": "4,128 4,320",
+    },
+    "continuous, 8 rows": {
+        "batching": "continuous",
+        "prefill_shapes": "64,320 256,320",
+        "decode_shapes": "4,128 8,128 4,320 8,320",
+    },
+}
+"""What a server of each kind compiles; the first two have room for as many rows."""
+
+
+def kinds() -> Iterator[dict]:
+    """One trace of conversations, scaled to this machine, on a server of each kind in turn: all at
+    once (throughput at saturation), and at half of what static batching served then (latency)."""
+    import tempfile
+    from pathlib import Path
+
+    import numpy as np
+
+    from spyre_bench.checkpoints.find import model_directory
+    from spyre_bench.shapes import BucketSet
+    from spyre_bench.validate import check
+    from spyre_bench.validate import server as serving
+    from spyre_bench.workload.source import load_workload
+
+    drawn = load_workload("azure_conv", requests=300, rng=np.random.default_rng(0)).scaled(0.12)
+    buckets = BucketSet.parse(map(tuple, KINDS["static"]["buckets"]))
+    some = check.fitting(drawn, buckets).head(60)
+    half, static_s = None, None
+    with tempfile.TemporaryDirectory(prefix="spyre-bench-") as scratch:
+        for kind, setting in KINDS.items():
+            directory = Path(scratch) / kind.replace(", ", "_").replace(" ", "_")
+            with serving.serve(model_directory("smollm2"), None, directory, **setting) as server:
+                serving.replay(server, some.head(8).with_arrivals("all"), directory, "first")
+                full = serving.replay(server, some.with_arrivals("all"), directory, "all")
+                if half is None:
+                    static_s = full["duration"]
+                    rate = len(some) / static_s / 2
+                    half = some.with_arrivals(f"poisson:{rate}", np.random.default_rng(1))
+                calm = serving.replay(server, half, directory, "half")
+            yield _served(kind, full["duration"], np.array(full["latencies"]), some) | {
+                "over_static": static_s / full["duration"],
+                "aim": 1.5,
+                "half_load_rps": rate,
+                "p95_ttft_s": float(np.percentile(calm["ttfts"], 95)),
+                "p95_e2el_s": float(np.percentile(calm["latencies"], 95)),
+                "median_e2el_s": float(np.median(calm["latencies"])),
+            }
+
+
 def _served(who: str, duration_s: float, e2el_s, workload) -> dict:
     import numpy as np
 
@@ -754,6 +809,7 @@ CORE = {
     "scheduler": scheduler,
     "continuous_scheduler": continuous_scheduler,
     "serve": serve,
+    "kinds": kinds,
     "tensor_parallel": tensor_parallel,
     "dead_rank": dead_rank,
     "panels": panels,

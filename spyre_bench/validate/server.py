@@ -46,7 +46,7 @@ class Server:
 @contextlib.contextmanager
 def serve(
     model_directory: Path,
-    buckets: BucketSet | str,
+    buckets: BucketSet | str | None,
     directory: Path,
     *,
     threads: int = 1,
@@ -54,15 +54,17 @@ def serve(
     **setting: Any,
 ) -> Iterator[Server]:
     """`vllm serve` with these buckets over `tp` ranks of so many threads until the block ends. As
-    text ("@shapes.json") the server itself reads them. `setting` are further keys of
-    `additional_config["spyre"]`. Log and pass log go into the directory. Raises ValueError with the
+    text ("@shapes.json") the server itself reads them; None where `setting`, further keys of
+    `additional_config["spyre"]`, says what is compiled. Log and pass log go into the directory. Raises ValueError with the
     end of the log where the server ends or is not ready within a quarter of an hour."""
     directory.mkdir(parents=True, exist_ok=True)
     pass_log = directory / "passes.jsonl"
     asked = buckets
     if isinstance(buckets, BucketSet):
         asked = [[b.batch_size, b.prompt_length, b.new_tokens] for b in buckets]
-    spyre = {"buckets": asked, "pass_log": str(pass_log), **setting}
+    spyre = {"pass_log": str(pass_log), **setting}
+    if asked is not None:
+        spyre["buckets"] = asked
     port = _free_port()
     command = [
         *_environment(threads),
