@@ -55,8 +55,9 @@ def serve(
 ) -> Iterator[Server]:
     """`vllm serve` with these buckets over `tp` ranks of so many threads until the block ends. As
     text ("@shapes.json") the server itself reads them; None where `setting`, further keys of
-    `additional_config["spyre"]`, says what is compiled. Log and pass log go into the directory. Raises ValueError with the
-    end of the log where the server ends or is not ready within a quarter of an hour."""
+    `additional_config["spyre"]`, says what is compiled. Log and pass log go into the directory.
+    Raises ValueError with the end of the log where the server ends or is not ready within a quarter
+    of an hour."""
     directory.mkdir(parents=True, exist_ok=True)
     pass_log = directory / "passes.jsonl"
     asked = buckets
