@@ -11,22 +11,20 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_array, csr_array, vstack
 
+from spyre_bench.choose import facility
+from spyre_bench.choose.facility import Infeasible, Problem, solve
 from spyre_bench.choose.schemes import optimal
 from spyre_bench.cost.bucket_cost import BucketCost
 from spyre_bench.metrics.bounds import shape_bound_s
 from spyre_bench.shapes import STICK_TOKENS, Bucket
 from spyre_bench.workload.workload import Workload
 
-SCALED = 1024.0  # the solver's numbers: its tolerances are absolute, a millionth and less
-FALSE_BOUND = 1e-6  # relative; a choice better than a bound by more shows that it is none
 POINTS = 9  # outputs at which the requests of a cell are counted
 
 
@@ -109,64 +107,66 @@ def choose_buckets(
     """
     started = time.perf_counter()
     instance = _Instance.of(workload, costs, limits)
-    problem = instance.programme(limits)
-    solved = milp(**problem, options={"mip_rel_gap": gap, "time_limit": time_limit_s})
-    if solved.x is None:
-        if solved.status == 2:
-            raise _infeasible(limits, instance)
-        raise ValueError(
-            f"no choice found within {time_limit_s} s: raise time_limit_s, or use greedy_swap"
-        )
-    chosen = np.flatnonzero(solved.x[: len(instance.costs)] > 0.5).tolist()
-    bound_s = float(solved.mip_dual_bound) * instance.scale_s
-    return instance.choice(*_checked(instance, limits, chosen, bound_s), "optimum", started)
-
-
-def _checked(
-    instance: _Instance, limits: Limits, chosen: list[int], bound_s: float
-) -> tuple[list[int], float]:
-    """The solver's choice and its bound, unless they contradict each other: a choice that serves
-    everybody within the limits and is below the bound takes their place, with a bound that needs no
-    solver, every request where it is cheapest."""
-    kept = len(chosen) <= limits.buckets and instance.serves(chosen)
-    if limits.warmup_budget_s is not None:
-        kept &= instance.compile_s[chosen].sum() <= limits.warmup_budget_s * (1 + 1e-9)
-    other = _swap(instance, limits, chosen if kept else _greedy(instance, limits))
-    if kept and instance.value_s(other) >= bound_s * (1 - FALSE_BOUND):
-        return chosen, bound_s
-    return other, float(instance.seconds.min(axis=1).sum())
+    with _explained(instance):
+        chosen, bound_s = solve(instance.problem, gap=gap, time_limit_s=time_limit_s)
+    return instance.choice(chosen, bound_s, "optimum", started)
 
 
 def greedy(workload: Workload, costs: Sequence[BucketCost], limits: Limits) -> Choice:
     """One bucket after the other, each the one that lowers the objective most; those that leave
     fewest requests unserved come first. Its bound is that of the linear relaxation."""
-    started = time.perf_counter()
-    instance = _Instance.of(workload, costs, limits)
-    chosen = _greedy(instance, limits)
-    return instance.choice(chosen, _relaxed_bound_s(instance, limits), "greedy", started)
+    return _without_proof(workload, costs, limits, "greedy", facility.greedy)
 
 
 def greedy_swap(workload: Workload, costs: Sequence[BucketCost], limits: Limits) -> Choice:
     """`greedy`, then one bucket exchanged for another as long as that helps."""
+
+    def found(problem: Problem) -> list[int]:
+        return facility.swap(problem, facility.greedy(problem))
+
+    return _without_proof(workload, costs, limits, "greedy and swap", found)
+
+
+def _without_proof(
+    workload: Workload,
+    costs: Sequence[BucketCost],
+    limits: Limits,
+    method: str,
+    find: Callable[[Problem], list[int]],
+) -> Choice:
     started = time.perf_counter()
     instance = _Instance.of(workload, costs, limits)
-    chosen = _swap(instance, limits, _greedy(instance, limits))
-    return instance.choice(chosen, _relaxed_bound_s(instance, limits), "greedy and swap", started)
+    with _explained(instance):
+        chosen = find(instance.problem)
+        bound_s = facility.relaxed_bound_s(instance.problem)
+    return instance.choice(chosen, bound_s, method, started)
+
+
+@contextmanager
+def _explained(instance: _Instance) -> Iterator[None]:
+    """What is infeasible, in a sentence."""
+    try:
+        yield
+    except Infeasible as error:
+        problem = instance.problem
+        raise ValueError(
+            f"no choice of {problem.most} buckets within a warmup budget of {problem.budget_s} s "
+            f"serves every request; the fastest candidate compiles in "
+            f"{problem.compile_s.min():.1f} s: raise the budget or k, or leave the longest out"
+        ) from error
 
 
 @dataclass(frozen=True)
 class _Instance:
     """The problem with its requests gathered in points, of few lengths each.
 
-    `seconds` [points, candidates] is the device seconds of a point's requests in a candidate,
-    infinite where they do not fit. For any choice, the sum over the points of the least seconds is
-    a lower bound of the shape bound, and close to it (see `_points`).
+    For any choice, the sum over the points of the least seconds is a lower bound of the shape
+    bound, and close to it (see `_points`).
     """
 
     workload: Workload
     costs: tuple[BucketCost, ...]
-    seconds: np.ndarray
-    compile_s: np.ndarray  # [candidates]
+    problem: Problem
 
     @classmethod
     def of(cls, workload: Workload, costs: Sequence[BucketCost], limits: Limits) -> _Instance:
@@ -179,23 +179,13 @@ class _Instance:
                 f"{min((c.memory_bytes for c in costs), default=0)}: allow more, or add candidates"
             )
         seconds = _points(workload, fitting)
-        needed = ~_dominated(seconds, np.array([c.compile_s for c in fitting]))
+        compile_s = np.array([cost.compile_s for cost in fitting])
+        needed = ~facility.dominated(seconds, compile_s)
         kept = tuple(cost for cost, keep in zip(fitting, needed, strict=True) if keep)
-        return cls(workload, kept, seconds[:, needed], np.array([cost.compile_s for cost in kept]))
-
-    @property
-    def scale_s(self) -> float:
-        """Seconds of one unit of the programme's objective: a power of two, so that no digit is
-        lost, that makes the optimum at least `SCALED`, however short a pass is."""
-        least_s = float(self.seconds.min(axis=1).sum())
-        return 2.0 ** math.floor(math.log2(least_s / SCALED))
-
-    def value_s(self, chosen: Sequence[int]) -> float:
-        """Device seconds of the points in a choice, each where it is cheapest."""
-        return float(self.seconds[:, list(chosen)].min(axis=1, initial=np.inf).sum())
-
-    def serves(self, chosen: Sequence[int]) -> bool:
-        return math.isfinite(self.value_s(chosen))
+        problem = Problem(
+            seconds[:, needed], compile_s[needed], limits.buckets, limits.warmup_budget_s
+        )
+        return cls(workload, kept, problem)
 
     def choice(self, chosen: Iterable[int], bound_s: float, method: str, started: float) -> Choice:
         costs = sorted((self.costs[index] for index in chosen), key=lambda cost: cost.bucket)
@@ -207,44 +197,6 @@ class _Instance:
             method=method,
             seconds=time.perf_counter() - started,
         )
-
-    def programme(self, limits: Limits) -> dict[str, Any]:
-        """min Σ c·x  with  Σ_s x_rs = 1,  x_rs <= y_s,  Σ y <= k,  Σ compile·y <= budget,  y whole.
-
-        Variables: y of each candidate, then x of each point and candidate that fits it."""
-        point, candidate = np.nonzero(np.isfinite(self.seconds))
-        y, x = len(self.costs), len(point)
-        rows = np.arange(x)
-        ones = np.ones(x)
-        served = coo_array((ones, (point, y + rows)), shape=(len(self.seconds), y + x))
-        opened = coo_array(
-            (
-                np.concatenate([ones, -ones]),
-                (np.concatenate([rows, rows]), np.concatenate([y + rows, candidate])),
-            ),
-            shape=(x, y + x),
-        )
-        number = csr_array(np.concatenate([np.ones(y), np.zeros(x)])[None, :])
-        constraints = [
-            LinearConstraint(served.tocsr(), 1, 1),
-            LinearConstraint(
-                vstack([opened, number], format="csr"),
-                -np.inf,
-                np.concatenate([np.zeros(x), [limits.buckets]]),
-            ),
-        ]
-        allowed = np.ones(y)
-        if limits.warmup_budget_s is not None and math.isfinite(limits.warmup_budget_s):
-            allowed[self.compile_s > limits.warmup_budget_s] = 0
-            shares = allowed * self.compile_s / (limits.warmup_budget_s or 1.0) * SCALED
-            budget = csr_array(np.concatenate([shares, np.zeros(x)])[None, :])
-            constraints.append(LinearConstraint(budget, -np.inf, SCALED))
-        return {
-            "c": np.concatenate([np.zeros(y), self.seconds[point, candidate] / self.scale_s]),
-            "constraints": constraints,
-            "integrality": np.concatenate([np.ones(y), np.zeros(x)]),
-            "bounds": Bounds(0, np.concatenate([allowed, np.ones(x)])),
-        }
 
 
 def _require_known(costs: Sequence[BucketCost], limits: Limits) -> None:
@@ -317,79 +269,4 @@ def _uncovered(workload: Workload, lost: np.ndarray) -> str:
         f"{int(lost.sum())} of {len(workload)} requests fit no candidate: add one of prompt_length "
         f"{-(-int(prompt) // STICK_TOKENS) * STICK_TOKENS} and new_tokens {int(asked)}, allow it "
         f"the memory, or leave the longest requests out"
-    )
-
-
-def _dominated(seconds: np.ndarray, compile_s: np.ndarray) -> np.ndarray:
-    """bool [candidates], where another one serves every cell for no more and compiles no slower;
-    of equals the first stays."""
-    dominated = np.zeros(seconds.shape[1], dtype=bool)
-    for index in range(seconds.shape[1]):
-        no_worse = (seconds <= seconds[:, [index]]).all(axis=0) & (compile_s <= compile_s[index])
-        better = (seconds < seconds[:, [index]]).any(axis=0) | (compile_s < compile_s[index])
-        better |= np.arange(len(better)) < index
-        no_worse[index] = False
-        dominated[index] = (no_worse & better & ~dominated).any()
-    return dominated
-
-
-def _affordable(instance: _Instance, limits: Limits, chosen: Sequence[int]) -> np.ndarray:
-    """bool [candidates], which may join those chosen."""
-    allowed = np.ones(len(instance.costs), dtype=bool)
-    if limits.warmup_budget_s is not None:
-        left_s = limits.warmup_budget_s - instance.compile_s[list(chosen)].sum()
-        allowed = instance.compile_s <= left_s
-    allowed[list(chosen)] = False
-    return allowed
-
-
-def _greedy(instance: _Instance, limits: Limits) -> list[int]:
-    chosen: list[int] = []
-    best = np.full(len(instance.seconds), np.inf)
-    while len(chosen) < limits.buckets:
-        allowed = _affordable(instance, limits, chosen)
-        after = np.minimum(best[:, None], instance.seconds)
-        unserved = np.isinf(after).sum(axis=0)
-        seconds = np.where(np.isinf(after), 0.0, after).sum(axis=0)
-        order = np.lexsort((seconds, unserved))
-        index = next((int(i) for i in order if allowed[i]), None)
-        if index is None or (np.isfinite(best).all() and seconds[index] >= best.sum()):
-            break
-        chosen.append(index)
-        best = after[:, index]
-    if np.isinf(best).any():
-        raise _infeasible(limits, instance)
-    return chosen
-
-
-def _swap(instance: _Instance, limits: Limits, chosen: list[int]) -> list[int]:
-    best_s = instance.value_s(chosen)
-    improved = True
-    while improved:
-        improved = False
-        for place in range(len(chosen)):
-            rest = chosen[:place] + chosen[place + 1 :]
-            without = instance.seconds[:, rest].min(axis=1, initial=np.inf)
-            seconds = np.minimum(without[:, None], instance.seconds).sum(axis=0)
-            seconds[~_affordable(instance, limits, rest)] = np.inf
-            index = int(seconds.argmin())
-            if seconds[index] < best_s * (1 - 1e-12):
-                chosen, best_s, improved = [*rest, index], float(seconds[index]), True
-    return chosen
-
-
-def _relaxed_bound_s(instance: _Instance, limits: Limits) -> float:
-    """The objective with buckets that may be chosen in part, which is never above the optimum."""
-    problem = instance.programme(limits)
-    solved = milp(**problem | {"integrality": np.zeros_like(problem["integrality"])})
-    if solved.x is None:
-        raise _infeasible(limits, instance)
-    return float(solved.fun) * instance.scale_s
-
-
-def _infeasible(limits: Limits, instance: _Instance) -> ValueError:
-    return ValueError(
-        f"no choice of {limits.buckets} buckets within a warmup budget of "
-        f"{limits.warmup_budget_s} s serves every request; the fastest candidate compiles in "
-        f"{instance.compile_s.min():.1f} s: raise the budget or k, or leave the longest out"
     )

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spyre_bench.choose import optimize
+from spyre_bench.choose import facility
 from spyre_bench.choose.optimize import Limits, candidates, choose_buckets, greedy, greedy_swap
 from spyre_bench.cost.bucket_cost import BucketCost, price
 from spyre_bench.cost.closed_form import FittedCost
@@ -104,14 +104,14 @@ def test_an_answer_worse_than_its_own_bound_is_not_believed(monkeypatch):
     requests = workload((60, 4), (60, 4))
     costs = BucketCost(Bucket(1, 64, 4), 1.0, 0.1, 1.0), BucketCost(Bucket(2, 64, 4), 1.0, 0.1, 2.0)
     worse = np.array([1.0, 0.0])
-    solved = optimize.milp
+    solved = facility.milp
 
     def wrong(**problem):
         answer = solved(**problem)
         answer.x[:2], answer.mip_dual_bound = worse, 1e9
         return answer
 
-    monkeypatch.setattr(optimize, "milp", wrong)
+    monkeypatch.setattr(facility, "milp", wrong)
     choice = choose_buckets(requests, costs, Limits(1))
     assert choice.buckets == (Bucket(2, 64, 4),)
     assert choice.objective_s == pytest.approx(1.3)
