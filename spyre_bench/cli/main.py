@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperCommand
 
-from spyre_bench.cli import gate, plan, requests, shapes, tune
+from spyre_bench.cli import choose_shapes, gate, plan, requests, shapes, tune
 from spyre_bench.cli.options import Engine, with_options
 from spyre_bench.errors import sentence, unexpected
 
@@ -71,6 +71,7 @@ def _options(
 
 app.command()(plan.simulate)
 app.command()(plan.buckets)
+app.command()(choose_shapes.shapes)
 app.command()(tune.tune)
 app.command()(plan.sweep)
 app.command()(shapes.export)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from spyre_bench.choose.advise import Advice
+    from spyre_bench.choose.advise_shapes import ShapeAdvice
     from spyre_bench.simulate.result import StaticRun
 
 Plot = Annotated[
@@ -49,6 +50,22 @@ def draw_advice(advice: Advice, path: Path) -> None:
 
     title = "Sets of buckets on requests that the choice has seen, and on others"
     _save(plots.contenders(per_request(advice), title), path)
+
+
+def draw_shapes(advice: ShapeAdvice, path: Path) -> None:
+    """The contenders: device seconds per served request, on both halves."""
+    from spyre_bench import plots
+
+    frame = advice.contenders
+    fitted = len(advice.fitted) - frame["fitted_rejected"]
+    held_out = len(advice.held_out) - frame["held_out_rejected"]
+    frame = frame.assign(
+        fitted_busy_s=frame["fitted_busy_s"] / fitted,
+        held_out_busy_s=frame["held_out_busy_s"] / held_out,
+        held_out_bound_s=frame["held_out_bound_s"] / held_out,
+    )
+    title = "Sets of shapes on requests that the choice has seen, and on others"
+    _save(plots.contenders(frame, title), path)
 
 
 def draw_run(run: StaticRun, path: Path) -> None:

@@ -1,0 +1,337 @@
+"""Which shapes of continuous batching to take for a workload: chosen by the passes that they make,
+for every largest width and chunk, beside other stacks' schemes, all replayed; fitted on the first
+half, reported on the second.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from spyre_bench.choose.advise import FEW, TIE
+from spyre_bench.choose.schemes import optimal
+from spyre_bench.choose.visits import ShapeChoice, ShapeLimits, choose_shapes
+from spyre_bench.cost.bucket_cost import CostModel
+from spyre_bench.cost.shape_cost import ShapeCosts
+from spyre_bench.metrics import latency, summary
+from spyre_bench.metrics.bounds import bound_s
+from spyre_bench.policy.continuous import Rules
+from spyre_bench.shape_set import BLOCK_TOKENS, DecodeShape, PrefillShape, ShapeSet, blocks_of
+from spyre_bench.simulate.continuous import simulate
+from spyre_bench.simulate.result import ContinuousRun
+from spyre_bench.workload.workload import Workload
+
+ALIKE = 0.1  # relative; compile times this close are no reason for a choice
+Sizes = list[tuple[int, ...]]
+DECODE_CONTEXTS, PREFILL_CONTEXTS = 4, 3  # boundaries worth considering, with 4 widths some 30
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What is the same for all shapes: at most so many rows, tokens of a chunk, and blocks of the
+    KV cache (None: what the widest shape fills)."""
+
+    rows: int
+    chunk_tokens: int
+    blocks: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise ValueError(f"rows {self.rows} is below 1: use 1 or more")
+        if self.chunk_tokens < 1 or self.chunk_tokens % BLOCK_TOKENS:
+            above = max(1, blocks_of(self.chunk_tokens)) * BLOCK_TOKENS
+            raise ValueError(
+                f"chunk {self.chunk_tokens} is not a positive multiple of {BLOCK_TOKENS}: use "
+                f"{above}"
+            )
+
+
+@dataclass(frozen=True)
+class ShapeAdvice:
+    """The advised shapes, and what they were held against.
+
+    `contenders` has one row per set of shapes: name, kind ("ours" or "baseline"), advised, prefill
+    and decode (shapes as text), graphs, compile_s, extrapolated, and for each half (`fitted_`,
+    `held_out_`) bound_s, busy_s, p95_ttft_s, p95_e2el_s, tokens_per_s, rejected and saturated.
+    """
+
+    costs: ShapeCosts
+    certificate: ShapeChoice  # of the advised choice; of a baseline that of our first one
+    contenders: pd.DataFrame
+    fitted: Workload
+    held_out: Workload
+
+    @property
+    def shapes(self) -> ShapeSet:
+        return self.costs.shapes
+
+    @property
+    def verdict(self) -> str:
+        """What the table comes to, in words: ties, losses and too few requests among it."""
+        frame = self.contenders.set_index("name")
+        advised = str(frame.index[frame["advised"]][0])
+        said = [_against(frame, advised)]
+        after_s = frame["held_out_busy_s"].astype(float)
+        less = 1 - float(after_s.min()) / float(after_s[advised])
+        if less > TIE:
+            said.append(
+                f"on the second half {after_s.idxmin()} takes {less:.0%} less, so the requests are "
+                f"too few, or too unlike each other, to tell the two apart"
+            )
+        if len(self.fitted) < FEW:
+            said.append(
+                f"chosen by {len(self.fitted)} requests, which say little of others: give "
+                f"{2 * FEW} or more"
+            )
+        return "; ".join(said)
+
+
+def advise_shapes(
+    workload: Workload,
+    model: CostModel,
+    limits: ShapeLimits,
+    engine: Engine,
+    rules: Rules,
+    today: ShapeSet | None = None,
+) -> ShapeAdvice:
+    """Chooses at most `limits.graphs` shapes for the workload, priced by `model`.
+
+    A narrow engine makes other passes than a wide one, and short chunks other than long ones, so
+    the choice is made for every largest width and chunk, and each is replayed on the first half of
+    the workload. Advised is the one with the fewest busy device seconds there; of those within
+    `TIE` of it those that compile in least time, and of these the lowest P95 of E2EL. The second
+    half shows what that is worth on requests that were not looked at. The shapes of `today` are a
+    contender too.
+
+    Raises ValueError for a budget on what the model says nothing of, where it has no figure for the
+    longest context, and what `choose_shapes` refuses.
+    """
+    if limits.warmup_budget_s is not None:
+        model.require_known("compile_s", "a warmup budget (--warmup-budget)")
+    fitted, held_out = workload.halves()
+    grid = _Grid.of(workload, fitted, engine, model)
+
+    def run(costs: ShapeCosts) -> ContinuousRun:
+        return simulate(fitted, costs, rules)
+
+    chosen: dict[str, ShapeChoice] = {}
+    for name, candidates in grid.parts():
+        try:
+            chosen[name] = choose_shapes(candidates, run, limits, longest_tokens=grid.longest)
+        except ValueError:
+            if not chosen:  # of everything
+                raise
+    sets = {name: choice.costs for name, choice in chosen.items()} | grid.baselines(model)
+    if today is not None:
+        sets["today"] = model.of_shapes(today)
+    halves = {"fitted": fitted, "held_out": held_out}
+    contenders = pd.DataFrame(_row(name, it, halves, rules) for name, it in _distinct(sets).items())
+    contenders["kind"] = np.where(contenders["name"].isin(list(chosen)), "ours", "baseline")
+    contenders = _best_of_each_width(contenders)
+    best = _best(contenders, limits)
+    contenders["advised"] = contenders.index == best
+    name = str(contenders.at[best, "name"])
+    certificate = chosen.get(name, next(iter(chosen.values())))
+    return ShapeAdvice(sets[name], certificate, contenders, fitted, held_out)
+
+
+def _best_of_each_width(contenders: pd.DataFrame) -> pd.DataFrame:
+    """Of our choices the one of each largest width whose chunks are best, and the baselines."""
+    ours = contenders[contenders["kind"] == "ours"]
+    best = ours.groupby(ours["name"].str.extract(r"(B ≤ \d+)")[0].fillna(""))["fitted_busy_s"]
+    kept = contenders.index.isin(best.idxmin()) | (contenders["kind"] == "baseline")
+    return contenders[kept].reset_index(drop=True)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The candidates, each priced by itself, and what all engines have alike."""
+
+    costs: ShapeCosts
+    engine: Engine
+    longest: int  # context of the longest request of the workload
+
+    @classmethod
+    def of(cls, workload: Workload, fitted: Workload, engine: Engine, model: CostModel) -> _Grid:
+        """Widths and chunks double up to the engine's; contexts are the best boundaries of those
+        that requests end with, and the longest that any may have."""
+        longest = blocks_of(int((workload.prompt_tokens + workload.max_tokens).max()))
+        longest *= BLOCK_TOKENS
+        ends = fitted.prompt_tokens + fitted.output_tokens
+        chunk = min(engine.chunk_tokens, longest)
+        blocks = engine.blocks or engine.rows * longest // BLOCK_TOKENS + 1
+        widest = PrefillShape(chunk, longest), DecodeShape(engine.rows, longest)
+        prefill = {
+            PrefillShape(c, t)
+            for c in doublings(BLOCK_TOKENS, chunk)
+            for t in (*optimal(fitted.prompt_tokens, PREFILL_CONTEXTS)[PREFILL_CONTEXTS], longest)
+            if c <= t <= longest
+        }
+        decode = {
+            DecodeShape(b, min(t, longest))
+            for b in doublings(1, engine.rows)
+            for t in (*optimal(ends, DECODE_CONTEXTS)[DECODE_CONTEXTS], longest)
+        }
+        price = _pricing(model, *widest, blocks)
+        costs = ShapeCosts(
+            tuple(it for shape in sorted(prefill) for it in price(shape).prefill),
+            tuple(it for shape in sorted(decode) for it in price(shape).decode),
+            blocks,
+            price(widest[0]).memory_bytes,
+        )
+        return cls(costs, engine, longest)
+
+    def parts(self) -> Iterator[tuple[str, ShapeCosts]]:
+        """All candidates, then those up to each smaller width and chunk."""
+        widths = sorted({cost.shape.rows for cost in self.costs.decode}, reverse=True)
+        chunks = sorted({cost.shape.chunk_length for cost in self.costs.prefill}, reverse=True)
+        for rows, chunk in itertools.product(widths, chunks):
+            said = [f"B ≤ {rows}"] * (rows < widths[0]) + [f"C ≤ {chunk}"] * (chunk < chunks[0])
+            prefill = (it for it in self.costs.prefill if it.shape.chunk_length <= chunk)
+            decode = (it for it in self.costs.decode if it.shape.rows <= rows)
+            yield (
+                ", ".join(said) or "all widths",
+                ShapeCosts(
+                    tuple(prefill), tuple(decode), self.costs.blocks, self.costs.memory_bytes
+                ),
+            )
+
+    def baselines(self, model: CostModel) -> dict[str, ShapeCosts]:
+        """Other stacks' schemes; one that the model has no figure for is left out."""
+        rows, longest = self.engine.rows, self.longest
+        chunk = min(self.engine.chunk_tokens, longest)
+        first = min(256, longest)
+        contexts = doublings(first, longest)
+        block = BLOCK_TOKENS
+        schemes: dict[str, tuple[Sizes, Sizes]] = {
+            "one shape of each": ([(chunk, longest)], [(rows, longest)]),
+            "powers of two": (
+                [(c, longest) for c in doublings(block, chunk)],
+                [(b, t) for b in doublings(1, rows) for t in contexts],
+            ),
+            "one symbolic shape": (
+                [(chunk, longest, block, block)],
+                [(rows, longest, 1, block)],
+            ),
+        }
+        found = {}
+        for name, scheme in schemes.items():
+            with suppress(ValueError):
+                found[name] = model.of_shapes(ShapeSet.parse(*scheme, self.costs.blocks))
+        return found
+
+
+def doublings(first: int, last: int) -> list[int]:
+    """first, 2·first, ... and last."""
+    found = []
+    while first < last:
+        found.append(first)
+        first *= 2
+    return [*found, last]
+
+
+def _pricing(
+    model: CostModel, prefill: PrefillShape, decode: DecodeShape, blocks: int
+) -> Callable[[PrefillShape | DecodeShape], ShapeCosts]:
+    """The costs of one shape, none where the model has no figure for it but for the widest of both
+    kinds, where it raises."""
+    widest = model.of_shapes(ShapeSet((prefill,), (decode,), blocks))
+
+    def price(shape: PrefillShape | DecodeShape) -> ShapeCosts:
+        alone = ((shape,), (decode,)) if isinstance(shape, PrefillShape) else ((prefill,), (shape,))
+        try:
+            return model.of_shapes(ShapeSet(*alone, blocks))
+        except ValueError:
+            return widest
+
+    return price
+
+
+def _distinct(sets: Mapping[str, ShapeCosts]) -> dict[str, ShapeCosts]:
+    """Without those that take the same seconds as one before: a table prices a shape with steps at
+    its largest, as this engine compiles it."""
+
+    return {
+        name: costs
+        for name, costs in sets.items()
+        if next(other for other, it in sets.items() if _seconds(it) == _seconds(costs)) == name
+    }
+
+
+def _seconds(costs: ShapeCosts) -> list[tuple[float, ...]]:
+    """The sizes of the shapes, without their steps, and the seconds of their passes."""
+    found: list[tuple[float, ...]] = []
+    for chunk in costs.prefill:
+        shape = chunk.shape
+        found.append((0, shape.chunk_length, shape.context_length, chunk.full_s, chunk.base_s))
+    for wide in costs.decode:
+        found.append((1, wide.shape.rows, wide.shape.context_length, wide.full_s, wide.base_s))
+    return found
+
+
+def _best(contenders: pd.DataFrame, limits: ShapeLimits) -> Any:
+    """The index of the advised row."""
+    fits = contenders["graphs"] <= limits.graphs
+    if limits.warmup_budget_s is not None:
+        fits &= contenders["compile_s"] <= limits.warmup_budget_s
+    rows = contenders[fits]
+    rows = rows[rows["fitted_rejected"] == rows["fitted_rejected"].min()]
+    tied = rows["fitted_busy_s"] <= rows["fitted_busy_s"].min() * (1 + TIE)
+    rows = rows[tied]
+    quickest = rows[rows["compile_s"] <= rows["compile_s"].min() * (1 + ALIKE)]
+    return quickest["fitted_p95_e2el_s"].idxmin()
+
+
+def _against(frame: pd.DataFrame, advised: str) -> str:
+    """The advised set beside the other stacks' schemes."""
+    busy_s, compile_s = frame["fitted_busy_s"].to_dict(), frame["compile_s"].to_dict()
+    said = []
+    for name in frame.index[frame["kind"] == "baseline"]:
+        if name != advised:
+            less = 1 - busy_s[advised] / busy_s[name]
+            seconds = f"{less:.1%} fewer" if less >= 0 else f"{-less:.1%} more"
+            compiles = compile_s[advised] - compile_s[name]
+            said.append(
+                f"{seconds} device seconds than {name}, which compiles {abs(compiles):,.0f} s "
+                f"{'less' if compiles > 0 else 'more'}"
+            )
+    return f"{advised} takes {'; '.join(said)}" if said else f"{advised} is the only choice"
+
+
+def _row(
+    name: str, costs: ShapeCosts, halves: Mapping[str, Workload], rules: Rules
+) -> dict[str, Any]:
+    row = {
+        "name": name,
+        "prefill": _text(cost.shape for cost in costs.prefill),
+        "decode": _text(cost.shape for cost in costs.decode),
+        "graphs": len(costs.prefill) + len(costs.decode),
+        "compile_s": costs.compile_s,
+        "extrapolated": sum(it.extrapolated for it in costs.prefill)
+        + sum(it.extrapolated for it in costs.decode),
+    }
+    for half, workload in halves.items():
+        run = simulate(workload, costs, rules)
+        times = latency.latencies(run, (95,))
+        seconds = summary.duration_s(run)
+        served = int(workload.output_tokens[run.served].sum())
+        row |= {
+            f"{half}_bound_s": bound_s(run),
+            f"{half}_busy_s": summary.busy_s(run),
+            f"{half}_p95_ttft_s": times["ttft"].percentiles_ms[95] / 1e3,
+            f"{half}_p95_e2el_s": times["e2el"].percentiles_ms[95] / 1e3,
+            f"{half}_tokens_per_s": served / seconds if seconds else 0.0,
+            f"{half}_rejected": int((~run.served).sum()),
+            f"{half}_saturated": bool(summary.saturation(run)),
+        }
+    return row
+
+
+def _text(shapes: Iterable[object]) -> str:
+    return " ".join(map(str, shapes))
