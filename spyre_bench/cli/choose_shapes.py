@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -37,7 +38,7 @@ def shapes(
     pictures.require_drawable(plot)
     limits = ShapeLimits(k, warmup_budget)
     engine = Engine(rows, scenario.chunk_tokens or DEFAULT_CHUNK, scenario.blocks)
-    source = scenario.load_cost()
+    source = replace(scenario, batching="continuous").load_cost()
     loaded = scenario.read_workload()
     advice = advise_shapes(
         scenario.scaled(loaded),

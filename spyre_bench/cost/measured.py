@@ -29,6 +29,8 @@ from spyre_bench.shape_set import ShapeSet
 from spyre_bench.shapes import Bucket
 
 SHIPPED = Path(__file__).parents[1] / "data" / "cost.csv"
+SHIPPED_PAGED = SHIPPED.with_name("paged_cost.csv")
+"""Buckets and shapes of one engine on one machine, which is another one than that of SHIPPED."""
 
 
 @dataclass(frozen=True, repr=False)
