@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array
 
 from spyre_bench.cost.shape_cost import ShapeCosts
-from spyre_bench.policy.continuous import Decode, Prefill, Rules
+from spyre_bench.policy.continuous import Prefill, Rules
 from spyre_bench.simulate.replicas import ranges
 from spyre_bench.simulate.result import (
     DECODE,
@@ -24,8 +25,12 @@ from spyre_bench.workload.workload import Workload
 CHUNK, ADMITS, YIELDS = 1, 2, 4  # flags of a row of the log; 0: decode passes
 
 
+KEPT = 4096  # passes that exist as Python objects at a time
+
+
 class PassLog:
-    """The passes of one engine: columns, one element a pass or stretch, and their members."""
+    """The passes of one engine, and their members: kept as columns, one element a pass or stretch,
+    which the newest ones join together."""
 
     def __init__(self) -> None:
         self.flags, self.shape = array("b"), array("h")
@@ -35,6 +40,46 @@ class PassLog:
         self.width = array("i")  # tokens of the longest context; of a chunk: those computed again
         self.rows, self.members = array("i"), array("i")
         self.hit_row, self.hit_tokens = array("i"), array("i")
+        self._newest: list[tuple[Any, ...]] = []
+
+    def chunk(
+        self, step: Prefill[Any], shape: int, now: float, seconds: float, before: int, fresh: int
+    ) -> None:
+        """A chunk behind `before` tokens, of which `fresh` were never computed."""
+        request, tokens, _, is_first, is_last, again = step
+        flags = CHUNK + ADMITS * is_first + YIELDS * is_last
+        computed = tokens + again - fresh
+        members = (request.row,)
+        newest = self._newest
+        newest.append((flags, shape, now, seconds, fresh, before - again, computed, 1, members))
+        if len(newest) > KEPT:  # seen often enough here: nobody decodes without a chunk before
+            self.settle()
+
+    def decode(
+        self,
+        members: tuple[int, ...],
+        shape: int,
+        now: float,
+        seconds: float,
+        count: int,
+        stored: int,
+        longest: int,
+    ) -> None:
+        """Passes of the same rows, which have `stored` tokens in the cache before the first, in
+        which the longest context has `longest`."""
+        size = len(members)
+        self._newest.append((0, shape, now, seconds, count, stored, longest, size, members))
+
+    def hit(self, row: int, tokens: int) -> None:
+        """A request was admitted with so many tokens in the prefix cache."""
+        self.hit_row.append(row)
+        self.hit_tokens.append(tokens)
+
+    def settle(self) -> None:
+        """Moves the newest passes into the columns."""
+        if not self._newest:
+            return
+        *values, members = zip(*self._newest, strict=True)
         columns: tuple[array[Any], ...] = (
             self.flags,
             self.shape,
@@ -42,45 +87,13 @@ class PassLog:
             self.seconds,
             self.number,
             self.before,
+            self.width,
+            self.rows,
         )
-        self._add = tuple(column.append for column in (*columns, self.width, self.rows))
-
-    def chunk(
-        self, step: Prefill[Any], shape: int, now: float, seconds: float, before: int, fresh: int
-    ) -> None:
-        """A chunk behind `before` tokens, of which `fresh` were never computed."""
-        flags = CHUNK + ADMITS * step.is_first + YIELDS * step.is_last
-        flag, of, at, took, number, there, width, rows = self._add
-        flag(flags)
-        of(shape)
-        at(now)
-        took(seconds)
-        number(fresh)
-        there(before - step.again_tokens)
-        width(step.tokens + step.again_tokens - fresh)
-        rows(1)
-        self.members.append(step.request.row)
-
-    def decode(
-        self, step: Decode[Any], shape: int, now: float, seconds: float, count: int, context: int
-    ) -> None:
-        """Passes of the same rows, whose contexts sum to `context` in the first."""
-        members = [row.row for row in step.rows]
-        flag, of, at, took, number, there, width, rows = self._add
-        flag(0)
-        of(shape)
-        at(now)
-        took(seconds)
-        number(count)
-        there(context - len(members))
-        width(step.context_tokens)
-        rows(len(members))
-        self.members.extend(members)
-
-    def hit(self, row: int, tokens: int) -> None:
-        """A request was admitted with so many tokens in the prefix cache."""
-        self.hit_row.append(row)
-        self.hit_tokens.append(tokens)
+        for column, some in zip(columns, values, strict=True):
+            column.extend(some)
+        self.members.extend(chain.from_iterable(members))
+        self._newest.clear()
 
 
 def paged_run(
@@ -93,6 +106,8 @@ def paged_run(
     client_overhead_s: float,
 ) -> ContinuousRun:
     """The logs of the replicas as one run."""
+    for log in logs:
+        log.settle()
 
     def joined(of: Callable[[PassLog], array[Any]], dtype: type) -> np.ndarray:
         return np.concatenate([np.array(of(log), dtype) for log in logs])
