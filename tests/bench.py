@@ -2,8 +2,8 @@
 
 `python -m tests.bench [NAME ...]` runs some of them: decode, generate, overhead, compile, paged and
 shapes of the engine; simulate, simulate_many, simulate_continuous, optimize_1d, optimize_joint and
-sweep of the core, without torch; scheduler, continuous_scheduler and serve of the server; tensor_parallel and
-dead_rank of its ranks; panels of notebooks.
+sweep of the core, without torch; scheduler, continuous_scheduler and serve of the server;
+tensor_parallel and dead_rank of its ranks; panels of notebooks.
 Every measurement has a process of its own, with its threads pinned; nothing else should be running.
 """
 

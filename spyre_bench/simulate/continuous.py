@@ -161,7 +161,7 @@ class _Engine:
         self._decodes_since_chunk = NEVER
         self._has_paused = False
         self._ended = 0  # with the last pass
-        self._members: tuple[int, ...] = ()  # who decodes, by row of the workload
+        self._members: list[int] = []  # who decodes, by row of the workload
         self._stored = 0  # computed tokens of all of them
         self._left = NEVER  # passes until the first of them ends
         self._reserves = rules.admission == "reserve"
@@ -275,8 +275,9 @@ class _Engine:
         if count > 1 and not self.waiting and next_s < math.inf and self._could_admit():
             count = _passes_until(next_s - self.now, cost, size, context, count)
         seconds = cost.passes_s(size, context, count)
-        members = self._members
-        self.log.decode(members, index, self.now, seconds, count, self._stored, longest_tokens)
+        self.log.decode(
+            self._members, index, self.now, seconds, count, self._stored, longest_tokens
+        )
         self.now += seconds
         self._decodes_since_chunk += count
         self._store(rows, count)
@@ -336,13 +337,18 @@ class _Engine:
 
     def _sum_up(self, rows: Sequence[Request]) -> None:
         """As if these were all who decode."""
-        self._members = tuple([row.row for row in rows])
-        self._stored = sum([row.computed_tokens for row in rows])
-        self._left = min([row.end_tokens - row.computed_tokens for row in rows], default=NEVER)
+        members, stored, left = [], 0, NEVER
+        for row in rows:
+            members.append(row.row)
+            done = row.computed_tokens
+            stored += done
+            if row.end_tokens - done < left:
+                left = row.end_tokens - done
+        self._members, self._stored, self._left = members, stored, left
 
     def _join(self, request: Request, left: int) -> None:
         """One more decodes, for at most so many passes."""
-        self._members += (request.row,)
+        self._members.append(request.row)
         self._stored += request.computed_tokens
         self._left = min(self._left, left)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
-from itertools import chain
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,22 +24,25 @@ from spyre_bench.workload.workload import Workload
 CHUNK, ADMITS, YIELDS = 1, 2, 4  # flags of a row of the log; 0: decode passes
 
 
-KEPT = 4096  # passes that exist as Python objects at a time
+COLUMNS = ("flags", "shape", "start_s", "seconds", "number", "before", "width", "rows")
+"""Of each pass or stretch; whole numbers up to 2**53 are themselves as float64.
+
+- `number`: decode passes; of a chunk: tokens never computed before
+- `before`: tokens in the cache, of all members
+- `width`: tokens of the longest context; of a chunk: those computed again
+- `rows`: members
+"""
+KEPT = 4096 * len(COLUMNS)  # numbers that exist as Python objects at a time
 
 
 class PassLog:
-    """The passes of one engine, and their members: kept as columns, one element a pass or stretch,
-    which the newest ones join together."""
+    """The passes of one engine in order, a number for each of COLUMNS, and their members."""
 
     def __init__(self) -> None:
-        self.flags, self.shape = array("b"), array("h")
-        self.start_s, self.seconds = array("d"), array("d")
-        self.number = array("i")  # decode passes; of a chunk: tokens never computed before
-        self.before = array("q")  # tokens in the cache, of all members
-        self.width = array("i")  # tokens of the longest context; of a chunk: those computed again
-        self.rows, self.members = array("i"), array("i")
+        self._numbers: list[float] = []
+        self._members: list[int] = []
+        self._settled: list[tuple[np.ndarray, np.ndarray]] = []
         self.hit_row, self.hit_tokens = array("i"), array("i")
-        self._newest: list[tuple[Any, ...]] = []
 
     def chunk(
         self, step: Prefill[Any], shape: int, now: float, seconds: float, before: int, fresh: int
@@ -49,15 +51,14 @@ class PassLog:
         request, tokens, _, is_first, is_last, again = step
         flags = CHUNK + ADMITS * is_first + YIELDS * is_last
         computed = tokens + again - fresh
-        members = (request.row,)
-        newest = self._newest
-        newest.append((flags, shape, now, seconds, fresh, before - again, computed, 1, members))
-        if len(newest) > KEPT:  # seen often enough here: nobody decodes without a chunk before
-            self.settle()
+        self._numbers += (flags, shape, now, seconds, fresh, before - again, computed, 1)
+        self._members.append(request.row)
+        if len(self._numbers) > KEPT:  # seen often enough here: each request has a chunk
+            self._settle()
 
     def decode(
         self,
-        members: tuple[int, ...],
+        members: Sequence[int],
         shape: int,
         now: float,
         seconds: float,
@@ -67,33 +68,29 @@ class PassLog:
     ) -> None:
         """Passes of the same rows, which have `stored` tokens in the cache before the first, in
         which the longest context has `longest`."""
-        size = len(members)
-        self._newest.append((0, shape, now, seconds, count, stored, longest, size, members))
+        self._numbers += (0, shape, now, seconds, count, stored, longest, len(members))
+        self._members += members
 
     def hit(self, row: int, tokens: int) -> None:
         """A request was admitted with so many tokens in the prefix cache."""
         self.hit_row.append(row)
         self.hit_tokens.append(tokens)
 
-    def settle(self) -> None:
-        """Moves the newest passes into the columns."""
-        if not self._newest:
-            return
-        *values, members = zip(*self._newest, strict=True)
-        columns: tuple[array[Any], ...] = (
-            self.flags,
-            self.shape,
-            self.start_s,
-            self.seconds,
-            self.number,
-            self.before,
-            self.width,
-            self.rows,
-        )
-        for column, some in zip(columns, values, strict=True):
-            column.extend(some)
-        self.members.extend(chain.from_iterable(members))
-        self._newest.clear()
+    def passes(self) -> np.ndarray:
+        """float64 [p, COLUMNS]"""
+        self._settle()
+        return np.concatenate([passes for passes, _ in self._settled])
+
+    def members(self) -> np.ndarray:
+        """int32 [m], those of the first pass, then those of the second, ..."""
+        self._settle()
+        return np.concatenate([members for _, members in self._settled])
+
+    def _settle(self) -> None:
+        passes = np.array(self._numbers, np.float64).reshape(-1, len(COLUMNS))
+        self._settled.append((passes, np.array(self._members, np.int32)))
+        self._numbers.clear()
+        self._members.clear()
 
 
 def paged_run(
@@ -106,34 +103,25 @@ def paged_run(
     client_overhead_s: float,
 ) -> ContinuousRun:
     """The logs of the replicas as one run."""
-    for log in logs:
-        log.settle()
-
-    def joined(of: Callable[[PassLog], array[Any]], dtype: type) -> np.ndarray:
-        return np.concatenate([np.array(of(log), dtype) for log in logs])
-
-    flags = joined(lambda log: log.flags, np.int8)
-    joins = flags & ADMITS > 0
-    start_s = joined(lambda log: log.start_s, np.float64)
-    replica = np.repeat(np.arange(len(logs), dtype=np.int16), [len(log.flags) for log in logs])
-    order = np.arange(len(flags))
+    passes_of = [log.passes() for log in logs]
+    replica = np.repeat(np.arange(len(logs), dtype=np.int16), list(map(len, passes_of)))
+    columns = dict(zip(COLUMNS, np.concatenate(passes_of).T, strict=True))
+    del passes_of
+    members = np.concatenate([log.members() for log in logs])
+    joins = columns["flags"].astype(np.int8) & ADMITS > 0
     if len(logs) > 1:  # by the start of the batch, which is the last join on the replica
-        batch_s = start_s[joins][np.cumsum(joins) - 1]
+        batch_s = columns["start_s"][joins][np.cumsum(joins) - 1]
         order = np.lexsort((replica, batch_s))
-
-    def sorted_(of: Callable[[PassLog], array[Any]], dtype: type) -> np.ndarray:
-        return joined(of, dtype)[order]
-
-    rows = joined(lambda log: log.rows, np.int32)
-    members = joined(lambda log: log.members, np.int32)
-    if len(logs) > 1:
+        rows = columns["rows"].astype(np.int32)
         members = members[ranges((np.cumsum(rows) - rows)[order], rows[order])]
-    flags, joins, start_s = flags[order], joins[order], start_s[order]
-    replica, rows = replica[order], rows[order]
-    shape = sorted_(lambda log: log.shape, np.int16)
-    number = sorted_(lambda log: log.number, np.int32)
-    width = sorted_(lambda log: log.width, np.int32)
-    total_s = sorted_(lambda log: log.seconds, np.float64)
+        columns = {name: values[order] for name, values in columns.items()}
+        joins, replica = joins[order], replica[order]
+    flags = columns["flags"].astype(np.int8)
+    start_s, total_s = (np.ascontiguousarray(columns[name]) for name in ("start_s", "seconds"))
+    shape, number = columns["shape"].astype(np.int16), columns["number"].astype(np.int32)
+    width, rows = columns["width"].astype(np.int32), columns["rows"].astype(np.int32)
+    before = columns["before"].astype(np.int64)
+    del columns
     is_chunk = flags > 0
     count = np.where(is_chunk, np.int32(1), number)
     yields = np.where(is_chunk, (flags & YIELDS > 0).astype(np.int32), number)
@@ -162,13 +150,13 @@ def paged_run(
         tokens=tokens,
         waited_s=waited_s,
         again=again,
-        before=sorted_(lambda log: log.before, np.int64),
+        before=before,
         width=np.where(is_chunk, np.int32(0), width),
     )
     requests = _requests(workload, passes, joins, following, row, ends_s, rejected)
     hit_tokens = np.zeros(len(workload), dtype=np.int64)
-    hits = joined(lambda log: log.hit_tokens, np.int64)
-    np.add.at(hit_tokens, joined(lambda log: log.hit_row, np.int32), hits)
+    for log in logs:
+        np.add.at(hit_tokens, log.hit_row, log.hit_tokens)
     return ContinuousRun(
         workload,
         len(logs),
