@@ -161,6 +161,9 @@ class _Engine:
         self._decodes_since_chunk = NEVER
         self._has_paused = False
         self._ended = 0  # with the last pass
+        self._members: list[int] = []  # who decodes, by row of the workload
+        self._stored = 0  # computed tokens of all of them
+        self._left = NEVER  # passes until the first of them ends
         self._reserves = rules.admission == "reserve"
         # where each shape is among the costs, by identity: the policy gives back what it was given
         self._prefill = {id(cost.shape): (at, cost) for at, cost in enumerate(costs.prefill)}
@@ -232,8 +235,8 @@ class _Engine:
             self._preempt(step.request)
 
     def _run_prefill(self, step: Prefill[Request]) -> None:
-        request = step.request
-        if step.is_first:
+        request, tokens, shape, is_first, is_last, again_tokens = step
+        if is_first:
             if request is self.waiting[0]:
                 self.waiting.popleft()
             else:
@@ -241,74 +244,113 @@ class _Engine:
             self.running.append(request)
             self._admit(request)
         before = request.computed_tokens
-        index, cost = self._prefill[id(step.shape)]
-        seconds = cost.pass_s(before - step.again_tokens)
-        self._store((request,), step.tokens)
-        fresh = step.tokens
+        index, cost = self._prefill[id(shape)]
+        seconds = cost.pass_s(before - again_tokens)
+        self._store((request,), tokens)
+        fresh = tokens
         if request.highest_tokens > before:  # it was preempted
             fresh = max(0, request.computed_tokens - request.highest_tokens)
         self.log.chunk(step, index, self.now, seconds, before, fresh)
         self.now += seconds
         self._decodes_since_chunk = 0
         self._ended = 0
-        if step.is_last and request.computed_tokens == request.end_tokens:
-            self._end([request])
+        if is_last:
+            left = request.end_tokens - request.computed_tokens
+            if left:
+                self._join(request, left)
+            else:
+                self._ended = 1
+                self._leave(request)
 
     def _run_decode(self, step: Decode[Request], next_s: float) -> None:
-        rows, shape, _, count = step
-        context = size = len(rows)
-        for row in rows:
-            context += row.computed_tokens
-            left = row.end_tokens - row.computed_tokens
-            if left < count:
-                count = left
+        rows, shape, longest_tokens, count = step
+        size = len(rows)
+        pauses = size < len(self._members)
+        if pauses:
+            self._sum_up(rows)
+        if self._left < count:
+            count = self._left
+        context = self._stored + size
         index, cost = self._decode[id(shape)]
         if count > 1 and not self.waiting and next_s < math.inf and self._could_admit():
             count = _passes_until(next_s - self.now, cost, size, context, count)
         seconds = cost.passes_s(size, context, count)
-        self.log.decode(step, index, self.now, seconds, count, context)
+        self.log.decode(
+            self._members, index, self.now, seconds, count, self._stored, longest_tokens
+        )
         self.now += seconds
         self._decodes_since_chunk += count
         self._store(rows, count)
-        if self._has_paused or size < len(self.running):
-            self._take_turns(rows)
-        ended = [row for row in rows if row.computed_tokens == row.end_tokens]
-        self._ended = len(ended)
+        self._stored += size * count
+        self._left -= count
+        ended = self._left == 0
+        if pauses or self._has_paused:
+            self._take_turns(rows, pauses)
+        self._ended = 0
         if ended:
-            self._end(ended)
+            self._end(rows)
+        elif pauses:
+            self._sum_up(self._all_decoding())
 
     def _could_admit(self) -> bool:
         """Whether a request that arrives now could be admitted before somebody ends."""
-        if len(self.running) >= self.costs.max_rows:
-            return False
-        return self.running[-1].computed_tokens >= self.running[-1].prompt_tokens
+        running = len(self.running)
+        return running < self.costs.max_rows and running == len(self._members)
 
-    def _take_turns(self, rows: Sequence[Request]) -> None:
+    def _take_turns(self, rows: Sequence[Request], pauses: bool) -> None:
         """Who sits passes out, and who has to wait no more."""
-        prefilling = self.running[-1].computed_tokens < self.running[-1].prompt_tokens
-        pauses = len(rows) < len(self.running) - prefilling
-        if pauses or self._has_paused:
-            for row in self.running[: len(self.running) - prefilling]:
-                row.paused_for += 1
-            for row in rows:
-                row.paused_for = 0
+        for row in self._all_decoding():
+            row.paused_for += 1
+        for row in rows:
+            row.paused_for = 0
         self._has_paused = pauses
 
     def _preempt(self, request: Request) -> None:
         request.highest_tokens = max(request.highest_tokens, request.computed_tokens)
         done = max(0, request.computed_tokens + 1 - request.prompt_tokens)
-        self.running.remove(request)
-        self._give_back(request)
+        self._leave(request)
         request.prompt_tokens += done
         request.max_tokens -= done
         request.computed_tokens = request.paused_for = 0
         self.waiting.appendleft(request)
+        self._sum_up(self._all_decoding())
 
-    def _end(self, requests: Sequence[Request]) -> None:
-        self._ended = len(requests)
-        for request in requests:
-            self.running.remove(request)
-            self._give_back(request)
+    def _end(self, rows: Sequence[Request]) -> None:
+        """Those of the rows leave that have their last token."""
+        for row in rows:
+            if row.computed_tokens == row.end_tokens:
+                self._ended += 1
+                self._leave(row)
+        self._sum_up(self._all_decoding())
+
+    def _leave(self, request: Request) -> None:
+        self.running.remove(request)
+        self._give_back(request)
+
+    # --- who decodes, summed up, so that a pass need not look at each of them
+
+    def _all_decoding(self) -> Sequence[Request]:
+        running = self.running
+        if running and running[-1].computed_tokens < running[-1].prompt_tokens:
+            return running[:-1]
+        return running
+
+    def _sum_up(self, rows: Sequence[Request]) -> None:
+        """As if these were all who decode."""
+        members, stored, left = [], 0, NEVER
+        for row in rows:
+            members.append(row.row)
+            done = row.computed_tokens
+            stored += done
+            if row.end_tokens - done < left:
+                left = row.end_tokens - done
+        self._members, self._stored, self._left = members, stored, left
+
+    def _join(self, request: Request, left: int) -> None:
+        """One more decodes, for at most so many passes."""
+        self._members.append(request.row)
+        self._stored += request.computed_tokens
+        self._left = min(self._left, left)
 
     # --- blocks, counted
 

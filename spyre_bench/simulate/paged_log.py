@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array
 
 from spyre_bench.cost.shape_cost import ShapeCosts
-from spyre_bench.policy.continuous import Decode, Prefill, Rules
+from spyre_bench.policy.continuous import Prefill, Rules
 from spyre_bench.simulate.replicas import ranges
 from spyre_bench.simulate.result import (
     DECODE,
@@ -24,63 +24,73 @@ from spyre_bench.workload.workload import Workload
 CHUNK, ADMITS, YIELDS = 1, 2, 4  # flags of a row of the log; 0: decode passes
 
 
+COLUMNS = ("flags", "shape", "start_s", "seconds", "number", "before", "width", "rows")
+"""Of each pass or stretch; whole numbers up to 2**53 are themselves as float64.
+
+- `number`: decode passes; of a chunk: tokens never computed before
+- `before`: tokens in the cache, of all members
+- `width`: tokens of the longest context; of a chunk: those computed again
+- `rows`: members
+"""
+KEPT = 4096 * len(COLUMNS)  # numbers that exist as Python objects at a time
+
+
 class PassLog:
-    """The passes of one engine: columns, one element a pass or stretch, and their members."""
+    """The passes of one engine in order, a number for each of COLUMNS, and their members."""
 
     def __init__(self) -> None:
-        self.flags, self.shape = array("b"), array("h")
-        self.start_s, self.seconds = array("d"), array("d")
-        self.number = array("i")  # decode passes; of a chunk: tokens never computed before
-        self.before = array("q")  # tokens in the cache, of all members
-        self.width = array("i")  # tokens of the longest context; of a chunk: those computed again
-        self.rows, self.members = array("i"), array("i")
+        self._numbers: list[float] = []
+        self._members: list[int] = []
+        self._settled: list[tuple[np.ndarray, np.ndarray]] = []
         self.hit_row, self.hit_tokens = array("i"), array("i")
-        columns: tuple[array[Any], ...] = (
-            self.flags,
-            self.shape,
-            self.start_s,
-            self.seconds,
-            self.number,
-            self.before,
-        )
-        self._add = tuple(column.append for column in (*columns, self.width, self.rows))
 
     def chunk(
         self, step: Prefill[Any], shape: int, now: float, seconds: float, before: int, fresh: int
     ) -> None:
         """A chunk behind `before` tokens, of which `fresh` were never computed."""
-        flags = CHUNK + ADMITS * step.is_first + YIELDS * step.is_last
-        flag, of, at, took, number, there, width, rows = self._add
-        flag(flags)
-        of(shape)
-        at(now)
-        took(seconds)
-        number(fresh)
-        there(before - step.again_tokens)
-        width(step.tokens + step.again_tokens - fresh)
-        rows(1)
-        self.members.append(step.request.row)
+        request, tokens, _, is_first, is_last, again = step
+        flags = CHUNK + ADMITS * is_first + YIELDS * is_last
+        computed = tokens + again - fresh
+        self._numbers += (flags, shape, now, seconds, fresh, before - again, computed, 1)
+        self._members.append(request.row)
+        if len(self._numbers) > KEPT:  # seen often enough here: each request has a chunk
+            self._settle()
 
     def decode(
-        self, step: Decode[Any], shape: int, now: float, seconds: float, count: int, context: int
+        self,
+        members: Sequence[int],
+        shape: int,
+        now: float,
+        seconds: float,
+        count: int,
+        stored: int,
+        longest: int,
     ) -> None:
-        """Passes of the same rows, whose contexts sum to `context` in the first."""
-        members = [row.row for row in step.rows]
-        flag, of, at, took, number, there, width, rows = self._add
-        flag(0)
-        of(shape)
-        at(now)
-        took(seconds)
-        number(count)
-        there(context - len(members))
-        width(step.context_tokens)
-        rows(len(members))
-        self.members.extend(members)
+        """Passes of the same rows, which have `stored` tokens in the cache before the first, in
+        which the longest context has `longest`."""
+        self._numbers += (0, shape, now, seconds, count, stored, longest, len(members))
+        self._members += members
 
     def hit(self, row: int, tokens: int) -> None:
         """A request was admitted with so many tokens in the prefix cache."""
         self.hit_row.append(row)
         self.hit_tokens.append(tokens)
+
+    def passes(self) -> np.ndarray:
+        """float64 [p, COLUMNS]"""
+        self._settle()
+        return np.concatenate([passes for passes, _ in self._settled])
+
+    def members(self) -> np.ndarray:
+        """int32 [m], those of the first pass, then those of the second, ..."""
+        self._settle()
+        return np.concatenate([members for _, members in self._settled])
+
+    def _settle(self) -> None:
+        passes = np.array(self._numbers, np.float64).reshape(-1, len(COLUMNS))
+        self._settled.append((passes, np.array(self._members, np.int32)))
+        self._numbers.clear()
+        self._members.clear()
 
 
 def paged_run(
@@ -93,32 +103,25 @@ def paged_run(
     client_overhead_s: float,
 ) -> ContinuousRun:
     """The logs of the replicas as one run."""
-
-    def joined(of: Callable[[PassLog], array[Any]], dtype: type) -> np.ndarray:
-        return np.concatenate([np.array(of(log), dtype) for log in logs])
-
-    flags = joined(lambda log: log.flags, np.int8)
-    joins = flags & ADMITS > 0
-    start_s = joined(lambda log: log.start_s, np.float64)
-    replica = np.repeat(np.arange(len(logs), dtype=np.int16), [len(log.flags) for log in logs])
-    order = np.arange(len(flags))
+    passes_of = [log.passes() for log in logs]
+    replica = np.repeat(np.arange(len(logs), dtype=np.int16), list(map(len, passes_of)))
+    columns = dict(zip(COLUMNS, np.concatenate(passes_of).T, strict=True))
+    del passes_of
+    members = np.concatenate([log.members() for log in logs])
+    joins = columns["flags"].astype(np.int8) & ADMITS > 0
     if len(logs) > 1:  # by the start of the batch, which is the last join on the replica
-        batch_s = start_s[joins][np.cumsum(joins) - 1]
+        batch_s = columns["start_s"][joins][np.cumsum(joins) - 1]
         order = np.lexsort((replica, batch_s))
-
-    def sorted_(of: Callable[[PassLog], array[Any]], dtype: type) -> np.ndarray:
-        return joined(of, dtype)[order]
-
-    rows = joined(lambda log: log.rows, np.int32)
-    members = joined(lambda log: log.members, np.int32)
-    if len(logs) > 1:
+        rows = columns["rows"].astype(np.int32)
         members = members[ranges((np.cumsum(rows) - rows)[order], rows[order])]
-    flags, joins, start_s = flags[order], joins[order], start_s[order]
-    replica, rows = replica[order], rows[order]
-    shape = sorted_(lambda log: log.shape, np.int16)
-    number = sorted_(lambda log: log.number, np.int32)
-    width = sorted_(lambda log: log.width, np.int32)
-    total_s = sorted_(lambda log: log.seconds, np.float64)
+        columns = {name: values[order] for name, values in columns.items()}
+        joins, replica = joins[order], replica[order]
+    flags = columns["flags"].astype(np.int8)
+    start_s, total_s = (np.ascontiguousarray(columns[name]) for name in ("start_s", "seconds"))
+    shape, number = columns["shape"].astype(np.int16), columns["number"].astype(np.int32)
+    width, rows = columns["width"].astype(np.int32), columns["rows"].astype(np.int32)
+    before = columns["before"].astype(np.int64)
+    del columns
     is_chunk = flags > 0
     count = np.where(is_chunk, np.int32(1), number)
     yields = np.where(is_chunk, (flags & YIELDS > 0).astype(np.int32), number)
@@ -147,13 +150,13 @@ def paged_run(
         tokens=tokens,
         waited_s=waited_s,
         again=again,
-        before=sorted_(lambda log: log.before, np.int64),
+        before=before,
         width=np.where(is_chunk, np.int32(0), width),
     )
     requests = _requests(workload, passes, joins, following, row, ends_s, rejected)
     hit_tokens = np.zeros(len(workload), dtype=np.int64)
-    hits = joined(lambda log: log.hit_tokens, np.int64)
-    np.add.at(hit_tokens, joined(lambda log: log.hit_row, np.int32), hits)
+    for log in logs:
+        np.add.at(hit_tokens, log.hit_row, log.hit_tokens)
     return ContinuousRun(
         workload,
         len(logs),
