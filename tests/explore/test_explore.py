@@ -624,7 +624,7 @@ def test_where_no_request_is_off_by_so_much_a_sentence_says_how_far_the_furthest
 def test_every_control_of_the_kinds_changes_its_picture():
     requests = load_workload("azure_conv", requests=120, rng=np.random.default_rng(0))
     requests = requests.scaled(0.08).with_arrivals("poisson:1", np.random.default_rng(1))
-    engine, model = Engine(4, 256), load_cost(paged=True)
+    engine, model = Engine(4, 256), load_cost()
     chosen = kinds.choose(requests, model, 6, engine, Policy(), Rules())
     shapes = replace(
         chosen.shapes, prefill=model.of_shapes(ShapeSet.parse("64,512 256,512", "4,512")).prefill

@@ -22,7 +22,7 @@ def requests():
 @pytest.fixture(scope="module")
 def chosen(requests):
     engine = Engine(4, 256)
-    return study.choose(requests, load_cost(paged=True), 4, engine, Policy("best_fit"), Rules())
+    return study.choose(requests, load_cost(), 4, engine, Policy("best_fit"), Rules())
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_an_answer_that_never_changes_is_said_so():
 
 
 def test_a_longer_chunk_is_a_graph_more(served, chosen):
-    frame = study.over_chunks(served, load_cost(paged=True), chosen, 0.3)
+    frame = study.over_chunks(served, load_cost(), chosen, 0.3)
     assert frame["chunk_tokens"].is_monotonic_increasing
     assert frame["graphs"].diff().dropna().eq(1).all()
 
