@@ -528,11 +528,13 @@ def kinds() -> Iterator[dict]:
     drawn = load_workload("azure_conv", requests=300, rng=np.random.default_rng(0)).scaled(0.12)
     buckets = BucketSet.parse(map(tuple, KINDS["static"]["buckets"]))
     some = check.fitting(drawn, buckets).head(30)
-    half, static_s = None, None
+    model, half, static_s = model_directory("smollm2"), None, None
     with tempfile.TemporaryDirectory(prefix="spyre-bench-") as scratch:
         for kind, setting in KINDS.items():
             directory = Path(scratch) / kind.replace(", ", "_").replace(" ", "_")
-            with serving.serve(model_directory("smollm2"), None, directory, **setting) as server:
+            others = {name: value for name, value in setting.items() if name != "buckets"}
+            compiled = buckets if "buckets" in setting else None
+            with serving.serve(model, compiled, directory, **others) as server:
                 serving.replay(server, some.head(8).with_arrivals("all"), directory, "first")
                 full = serving.replay(server, some.with_arrivals("all"), directory, "all")
                 if half is None:
