@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -38,7 +37,7 @@ def shapes(
     pictures.require_drawable(plot)
     limits = ShapeLimits(k, warmup_budget)
     engine = Engine(rows, scenario.chunk_tokens or DEFAULT_CHUNK, scenario.blocks)
-    source = replace(scenario, batching="continuous").load_cost()
+    source = scenario.load_cost()
     loaded = scenario.read_workload()
     advice = advise_shapes(
         scenario.scaled(loaded),

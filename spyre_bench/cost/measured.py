@@ -29,8 +29,6 @@ from spyre_bench.shape_set import ShapeSet
 from spyre_bench.shapes import Bucket
 
 SHIPPED = Path(__file__).parents[1] / "data" / "cost.csv"
-SHIPPED_PAGED = SHIPPED.with_name("shape_cost.csv")
-"""Shapes of the same engine, on another machine."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -11,7 +11,7 @@ from typing import TypeVar
 from spyre_bench.cost.bucket_cost import CostModel
 from spyre_bench.cost.card import SpyreCost
 from spyre_bench.cost.card_parameters import WORDS, with_all_reduce
-from spyre_bench.cost.measured import SHIPPED, SHIPPED_PAGED, load_cost_table
+from spyre_bench.cost.measured import load_cost_table
 from spyre_bench.model_sizes import preset
 
 PREFIX = "card:"
@@ -19,18 +19,15 @@ DEFAULTS = {"tp": "1", "dtype": "fp16", "end": "value", "all_reduce_us": "0"}
 """Keys behind the model and what they are if not given; 0 µs: the card's range."""
 
 
-def load_cost(
-    text: str | Path | None = None, *, extrapolate: bool = False, paged: bool = False
-) -> CostModel:
+def load_cost(text: str | Path | None = None, *, extrapolate: bool = False) -> CostModel:
     """The costs that `text` names: the table of a file, the card's model, or, where it is empty,
-    the table that ships; with `paged` the one that has shapes of continuous batching too.
+    the table that ships.
 
     Raises ValueError for a model, a key or a value that is not known, naming those that are.
     """
     if text and str(text).startswith(PREFIX):
         return _card(str(text))
-    ships = SHIPPED_PAGED if paged else SHIPPED
-    return load_cost_table(Path(text) if text else ships, extrapolate=extrapolate)
+    return load_cost_table(Path(text) if text else None, extrapolate=extrapolate)
 
 
 def _card(text: str) -> SpyreCost:

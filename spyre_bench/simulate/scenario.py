@@ -168,7 +168,7 @@ class Scenario:
         """The source of the costs."""
         from spyre_bench.cost.source import load_cost
 
-        return load_cost(self.cost, extrapolate=self.extrapolate, paged=self.is_continuous)
+        return load_cost(self.cost, extrapolate=self.extrapolate)
 
     @property
     def is_continuous(self) -> bool:
