@@ -146,7 +146,7 @@ def test_require_precompiled_refuses_to_start_and_says_what_is_missing(here, arc
 
     other = replace(here, buckets=BucketSet.parse("1,64,4"), require_precompiled=True)
     with pytest.raises(
-        ValueError, match=r"no artefact .*\.tar for .*compiled '1,64,3' instead of '1,64,4'"
+        ValueError, match=r"no artefact .*\.tar for .*buckets '1,64,3' instead of '1,64,4'"
     ):
         compile_into(other)
     assert list(here.artefact_directory.iterdir()) == [archive]

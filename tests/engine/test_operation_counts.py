@@ -63,7 +63,8 @@ def count(model, shape, bucket: Bucket, *, decode: bool) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from spyre_bench.engine.causal_lm import _run_model
+    from spyre_bench.engine.compiled_model import _run_model
+    from spyre_bench.engine.static_attention import SPYRE_STATIC
 
     rows, slots = bucket.batch_size, bucket.context_length
     queries, seen = (1, slots) if decode else (bucket.prompt_length,) * 2
@@ -79,7 +80,8 @@ def count(model, shape, bucket: Bucket, *, decode: bool) -> int:
         mask = torch.zeros(rows, 1, queries, seen, dtype=torch.float16)
         slot = torch.zeros(1, dtype=torch.long) if decode else None
         with FlopCounterMode(display=False) as counter:
-            logits = _run_model(model, tokens, tokens, caches, mask, slot)
+            attention = {"attn_name": SPYRE_STATIC, "mask": mask, "slot": slot}
+            logits = _run_model(model, tokens, tokens, caches, attention)
     assert logits.shape == (rows, shape.vocab_size)
     return counter.get_total_flops()
 
