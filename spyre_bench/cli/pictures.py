@@ -95,6 +95,9 @@ def draw_sweep(frame: pd.DataFrame, settings: list[str], path: Path) -> None:
 
 
 def _save(axes, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
     path.parent.mkdir(parents=True, exist_ok=True)
     axes.figure.savefig(path, dpi=150, bbox_inches="tight")
+    plt.close(axes.figure)
     typer.echo(f"picture: {path}", err=True)

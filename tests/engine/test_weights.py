@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.matrix import Case, expected, prompts, served, write
+from tests.engine.matrix import BUCKETS, Case, expected, prompts, served, write
 
 pytestmark = pytest.mark.engine
 
@@ -64,7 +64,7 @@ def serve(directory: Path):
 
     config = EngineConfig(
         model_directory=directory,
-        buckets=BucketSet.parse("4,64,24 2,128,24"),
+        buckets=BucketSet.parse(BUCKETS),
         compile_backend="eager",
     )
     engine = SpyreCausalLM(config)
