@@ -301,12 +301,13 @@ def _execute(
 
 
 def _hanging(executed: Path) -> str:
-    """The cell that was running when papermill wrote the notebook for the last time."""
+    """The last cell that papermill began."""
     cells = [cell for cell in _read(executed).cells if cell.cell_type == "code"]
+    said = "(unknown)"
     for number, cell in enumerate(cells, start=1):
-        if cell.metadata.get("papermill", {}).get("status") == "running":
-            return f"In [{number}] ({_first_line(cell.source)})"
-    return "(unknown)"
+        if cell.metadata.get("papermill", {}).get("start_time"):
+            said = f"In [{number}] ({_first_line(cell.source)})"
+    return said
 
 
 def _first_line(source: str) -> str:

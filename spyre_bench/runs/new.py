@@ -50,7 +50,7 @@ workload = under_load.fitting(scenario.load_workload(), costs)
 policies = [Policy(name) for name in p.policies.split()]
 capacity_rps = under_load.capacity_rps(workload, costs, policies[0])
 run.result("capacity_rps", capacity_rps, better="higher")
-loads = [float(share) for share in p.load_shares.split()]
+loads = p.load_shares
 frame = under_load.under_load(workload, costs, policies, loads, capacity_rps)
 run.table("under_load", frame)"""
 
@@ -59,8 +59,10 @@ run.figure("latency", plots.latency_under_load(frame, title))"""
 
 PANEL = "explore.how_full(workload, costs, policies[0], capacity_rps) if p.interactive else None"
 
-CHECKS = """run.check("every request is served", (frame["served"] == len(workload)).all())
-run.check("latency grows with load", frame["p95_e2el_s"].iloc[-1] > frame["p95_e2el_s"].iloc[0])"""
+CHECKS = """served, tail_s = frame["served"], frame["p95_e2el_s"]
+run.check("every request is served", served.eq(len(workload)).all(), f"{served.min()} at least")
+grows = tail_s.iloc[-1] > tail_s.iloc[0]
+run.check("latency grows with load", grows, f"{tail_s.iloc[0]:.3g} to {tail_s.iloc[-1]:.3g} s")"""
 
 ANSWER = """best = frame[frame["load"] == loads[-1]].set_index("policy")["p95_e2el_s"]
 run.answer(
