@@ -23,4 +23,4 @@ def test_faults_and_sentences_of_libraries_are_told_from_sentences_of_ours():
     assert raised(lambda: 1 / 0) == "ZeroDivisionError in test_fuzz.py:<lambda>"
     assert raised(int, "x").startswith("a sentence of test_fuzz.py")
     assert raised(open, "/nowhere") == ""
-    assert raised(fuzz.cli.plan._memory_bytes, float("inf")) == ""
+    assert raised(fuzz.cli.plan.memory_bytes, float("inf")) == ""
