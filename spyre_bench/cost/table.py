@@ -45,6 +45,11 @@ class Measurement:
         """The bucket or the shape."""
         raise NotImplementedError
 
+    @property
+    def name(self) -> str:
+        """Of the bucket or the shape."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, kw_only=True)
 class CostRow(Measurement):
@@ -106,6 +111,11 @@ class ShapeRow(Measurement):
     @property
     def name(self) -> str:
         return self.shape.name
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of an engine without a KV cache."""
+        return self.fixed_bytes
 
     @property
     def passes_text(self) -> str:

@@ -7,6 +7,7 @@ plain cells: a figure that only a widget drew would be missing from the executed
 from spyre_bench.explore.cards import does_tp_pay
 from spyre_bench.explore.choice import which_buckets
 from spyre_bench.explore.fill import how_full
+from spyre_bench.explore.kinds import static_or_continuous
 from spyre_bench.explore.panel import panel
 from spyre_bench.explore.passes import first_look
 from spyre_bench.explore.startup import what_warmup_costs
@@ -17,6 +18,7 @@ __all__ = [
     "first_look",
     "how_full",
     "panel",
+    "static_or_continuous",
     "trust_the_simulator",
     "what_warmup_costs",
     "which_buckets",

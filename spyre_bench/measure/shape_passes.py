@@ -1,4 +1,4 @@
-"""Time the passes of a shape of continuous batching by what is in it."""
+"""Time the passes of shapes of continuous batching by what is in it."""
 
 from __future__ import annotations
 
@@ -15,21 +15,37 @@ if TYPE_CHECKING:
     from spyre_bench.engine.paged_causal_lm import PagedCausalLM
 
 Shape = PrefillShape | DecodeShape
+At = tuple[int, ...]
 
 
-def time_shape(model: PagedCausalLM, shape: Shape, passes: int) -> dict[str, Any]:
-    """Medians of passes that differ in what is in the shape, taken in turns, as
-    `ShapeRow` names them, and how far those between are off a straight line. No passes, no
-    figures."""
-    if not passes:
-        return {}
-    run, ends, between = _passes_of(model, shape)
-    times: dict[tuple[int, ...], list[float]] = {at: [] for at in (*ends.values(), *between)}
+def time_shapes(model: PagedCausalLM, passes: int) -> dict[Shape, dict[str, Any]]:
+    """Of each shape that was warmed, medians of passes that differ in what is in it, as `ShapeRow`
+    names them, and how far those between are off a straight line. All are run in turns, so that a
+    machine that changes its pace meanwhile is fast or slow for every one. No passes, no figures."""
+    plans = {shape: _passes_of(model, shape) for shape in model.shapes}
+    times: dict[tuple[Shape, At], list[float]] = {
+        (shape, at): [] for shape, (_, ends, between) in plans.items() for at in _all(ends, between)
+    }
     for _ in range(passes):
-        for at, seconds in times.items():
+        for (shape, at), seconds in times.items():
             started = time.perf_counter()
-            run(*at)
+            plans[shape][0](*at)
             seconds.append(time.perf_counter() - started)
+    if not passes:
+        return {shape: {} for shape in plans}
+    return {
+        shape: _figures(shape, ends, between, {at: times[shape, at] for at in _all(ends, between)})
+        for shape, (_, ends, between) in plans.items()
+    }
+
+
+def _all(ends: dict[str, At], between: list[At]) -> list[At]:
+    return list(dict.fromkeys([*ends.values(), *between]))
+
+
+def _figures(
+    shape: Shape, ends: dict[str, At], between: list[At], times: dict[At, list[float]]
+) -> dict[str, Any]:
     medians = {at: float(np.median(seconds)) for at, seconds in times.items()}
     named = {name: medians[at] for name, at in ends.items()}
     predicted = [_straight(shape, at, named) for at in between]
@@ -40,7 +56,7 @@ def time_shape(model: PagedCausalLM, shape: Shape, passes: int) -> dict[str, Any
 
 def _passes_of(
     model: PagedCausalLM, shape: Shape
-) -> tuple[Callable[..., object], dict[str, tuple[int, ...]], list[tuple[int, ...]]]:
+) -> tuple[Callable[..., object], dict[str, At], list[At]]:
     """A pass by what is in it (tokens before a chunk; rows and the context of each), what is in
     those that a cost goes through, and in some between."""
     from spyre_bench.engine.paged_causal_lm import Chunk, DecodeRow
@@ -65,7 +81,7 @@ def _passes_of(
     return step, ends, [(rows, most // 2), (half, most), (half, most // 2)]
 
 
-def _straight(shape: Shape, at: tuple[int, ...], measured: dict[str, float]) -> float:
+def _straight(shape: Shape, at: At, measured: dict[str, float]) -> float:
     """Seconds of a pass by the straight line through those that were measured."""
     if isinstance(shape, PrefillShape):
         return prefill_cost(shape, **measured).pass_s(*at)

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -160,10 +160,10 @@ def start_here(request: dict) -> list[dict]:
     model = _engine(request)
     warmed = warm_up(model, progress=request["rank"] == 0)
     measured_at = datetime.now(UTC).isoformat(timespec="seconds")
-    times = _times_of_bucket if "buckets" in request else _times_of_shape
+    times = _times_of_buckets if "buckets" in request else _times_of_shapes
     return [
         {
-            **times(model, row, request["passes"]),
+            **figures,
             "load_s": model.load_s,
             "compile_s": row.compile_s,
             "was_warm": row.was_warm,
@@ -173,7 +173,7 @@ def start_here(request: dict) -> list[dict]:
             "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
             "measured_at": measured_at,
         }
-        for row in warmed
+        for row, figures in zip(warmed, times(model, warmed, request["passes"]), strict=True)
     ]
 
 
@@ -200,28 +200,30 @@ def _engine(request: dict):
     return SpyreCausalLM(config) if static else PagedCausalLM(config)
 
 
-def _times_of_bucket(model, row, passes: int) -> dict:
-    first_run_s = row.prefill_s + row.decode_s
-    return {
-        "bucket": str(row.bucket),
-        "first_run_s": first_run_s,
-        "startup_s": row.compile_s + first_run_s,
-        **_time_passes(model, row.bucket, passes),
-    }
+def _times_of_buckets(model, warmed: list, passes: int) -> Iterator[dict]:
+    for row in warmed:
+        first_run_s = row.prefill_s + row.decode_s
+        yield {
+            "bucket": str(row.bucket),
+            "first_run_s": first_run_s,
+            "startup_s": row.compile_s + first_run_s,
+            **_time_passes(model, row.bucket, passes),
+        }
 
 
-def _times_of_shape(model, row, passes: int) -> dict:
+def _times_of_shapes(model, warmed: list, passes: int) -> Iterator[dict]:
     from spyre_bench.engine.memory import pool_bytes
-    from spyre_bench.measure.shape_passes import time_shape
+    from spyre_bench.measure.shape_passes import time_shapes
 
     config = model.config
     block_bytes, _ = pool_bytes(model.sizes, model.shapes, config.dtype, config.rank.tp)
-    return {
-        "shape": row.shape.name,
-        **time_shape(model, row.shape, passes),
+    held = {
         "fixed_bytes": model.memory_bytes - block_bytes * model.shapes.blocks,
         "block_bytes": block_bytes,
     }
+    timed = time_shapes(model, passes)
+    for row in warmed:
+        yield {"shape": row.shape.name, **timed[row.shape], **held}
 
 
 def _time_passes(model, bucket: Bucket, passes: int) -> dict[str, float]:

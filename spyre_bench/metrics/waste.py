@@ -33,7 +33,7 @@ def batches(run: StaticRun) -> pd.DataFrame:
             "seconds": passes.batch_seconds,
             "rows": passes.rows[first],
             "passes": passes.sum_over_batches(passes.count),
-            **{name: passes.sum_over_batches(tokens) for name, tokens in _of_passes(run).items()},
+            **{name: passes.sum_over_batches(tokens) for name, tokens in of_passes(run).items()},
         }
     )
     computed = frame[list(LEDGER)].sum(axis=1)
@@ -43,7 +43,7 @@ def batches(run: StaticRun) -> pd.DataFrame:
 def ledger(run: SimulatedRun) -> Ledger:
     """The waste ledger of the whole run, in token slots: of its kind of batching."""
     if isinstance(run, StaticRun):
-        return WasteLedger(**{name: int(tokens.sum()) for name, tokens in _of_passes(run).items()})
+        return WasteLedger(**{name: int(tokens.sum()) for name, tokens in of_passes(run).items()})
     assert isinstance(run, ContinuousRun)
     return StepLedger(**{name: int(tokens.sum()) for name, tokens in _of_steps(run).items()})
 
@@ -103,7 +103,7 @@ def by_bucket(batches: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(fill=frame["useful"] / frame["computed"]).reset_index()
 
 
-def _of_passes(run: StaticRun) -> dict[str, np.ndarray]:
+def of_passes(run: StaticRun) -> dict[str, np.ndarray]:
     """Each part of `WasteLedger.of_batch` for each row of passes of a static batch, int64 [p]."""
     passes = run.passes
     if not len(passes):

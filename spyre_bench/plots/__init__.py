@@ -5,6 +5,7 @@ figure means is its title, which the caller knows and passes.
 from spyre_bench.plots.cards import all_reduce_shares, capacities, gains, intervals, tornado
 from spyre_bench.plots.choice import buckets, contenders, k_curve, lengths, schemes, waterfall
 from spyre_bench.plots.drawn import drawn
+from spyre_bench.plots.kinds import chunk_lengths, kinds_under_load, paid
 from spyre_bench.plots.runs import small_multiples
 from spyre_bench.plots.serving import (
     FULLNESS,
@@ -29,6 +30,7 @@ __all__ = [
     "break_even",
     "buckets",
     "capacities",
+    "chunk_lengths",
     "contenders",
     "drawn",
     "fill_and_seconds",
@@ -38,10 +40,12 @@ __all__ = [
     "hold_timers",
     "intervals",
     "k_curve",
+    "kinds_under_load",
     "latency_under_load",
     "ledger_shares",
     "lengths",
     "measured_and_simulated",
+    "paid",
     "pass_errors",
     "pass_timeline",
     "predicted",

@@ -200,17 +200,17 @@ def _under_load(
     scale: str,
     bands: pd.DataFrame | None = None,
 ) -> Axes:
-    axes = _panels(title, panels, "load, a share of the capacity", sharey=scale == "log")
+    axes = panels_of(title, panels, "load, a share of the capacity", sharey=scale == "log")
     for column, ax in zip(panels, axes, strict=True):
         for policy, group in frame.groupby("policy", sort=False):
-            _dotted_where_saturated(ax, group, "load", column, policy, *POLICY_MARKS[policy])
+            dotted_where_saturated(ax, group, "load", column, policy, *POLICY_MARKS[policy])
         for policy, group in () if bands is None or bands.empty else bands.groupby("policy"):
             ends = (group[f"low_{column}"], group[f"high_{column}"])
             ax.fill_between(group["load"], *ends, color=POLICY_MARKS[policy][0], alpha=0.25, lw=0)
         if scale == "log":
             ax.set_yscale("log")
             plain_numbers(ax.yaxis)
-    return _legend_of_panels(axes, frame["saturated"].any())
+    return legend_of_panels(axes, frame["saturated"].any())
 
 
 @captioned
@@ -221,16 +221,16 @@ def hold_timers(frame: pd.DataFrame, title: str) -> Axes:
 
     `frame`: set, max_wait_s, saturated, batches, utilisation (0 to 1), median_e2el_s, p95_e2el_s.
     """
-    axes = _panels(title, HOLDING, "hold timer max_wait_s [s]")
+    axes = panels_of(title, HOLDING, "hold timer max_wait_s [s]")
     for column, ax in zip(HOLDING, axes, strict=True):
         for number, (name, group) in enumerate(frame.groupby("set", sort=False)):
             style = list(KINDS.values())[number % len(KINDS)]
-            _dotted_where_saturated(ax, group, "max_wait_s", column, name, *style)
+            dotted_where_saturated(ax, group, "max_wait_s", column, name, *style)
         ax.set_ylim(bottom=0)
-    return _legend_of_panels(axes, frame["saturated"].any())
+    return legend_of_panels(axes, frame["saturated"].any())
 
 
-def _panels(
+def panels_of(
     title: str, panels: Mapping[str, str], xlabel: str, *, sharey: bool = False
 ) -> list[Axes]:
     """Two panels per line, named by their vertical axes; one in [%] shows shares of 0 to 1."""
@@ -249,7 +249,7 @@ def _panels(
     return list(axes.flat)
 
 
-def _dotted_where_saturated(ax, frame, x, y, label, colour, marker) -> None:
+def dotted_where_saturated(ax, frame, x, y, label, colour, marker) -> None:
     """A line with filled markers; hollow and dotted where the run is saturated."""
     ax.plot(frame[x], frame[y], ":", color=colour, linewidth=1.3)
     ax.plot(frame[x], frame[y].where(~frame["saturated"]), "-", color=colour, linewidth=1.8)
@@ -266,7 +266,7 @@ def _dotted_where_saturated(ax, frame, x, y, label, colour, marker) -> None:
         )
 
 
-def _legend_of_panels(axes: list[Axes], saturated: bool) -> Axes:
+def legend_of_panels(axes: list[Axes], saturated: bool) -> Axes:
     """One legend for all panels; returns the first."""
     handles, labels = axes[0].get_legend_handles_labels()
     if saturated:

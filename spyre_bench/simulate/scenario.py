@@ -166,7 +166,7 @@ class Scenario:
         return workload.scaled(lengths=self.length_scale, rate=self.rate_scale)
 
     def load_cost(self) -> CostModel:
-        """The source of the buckets' costs."""
+        """The source of the costs."""
         from spyre_bench.cost.source import load_cost
 
         return load_cost(self.cost, extrapolate=self.extrapolate)

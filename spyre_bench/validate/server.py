@@ -7,6 +7,7 @@ Nothing of vLLM is imported here: server and benchmark are processes of their ow
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import http.client
 import json
 import math
@@ -31,6 +32,7 @@ from spyre_bench.workload.workload import Workload
 VLLM = Path(sys.executable).with_name("vllm")
 READY_S = 900  # a cold compile of many buckets
 STOP_S = 30
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -84,13 +86,26 @@ def serve(
     log = directory / "server.log"
     with log.open("w") as sink:
         process = subprocess.Popen(
-            command, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=ends_with_us,
         )
     try:
         _wait_until_ready(process, f"http://127.0.0.1:{port}/health", log)
         yield Server(f"http://127.0.0.1:{port}", model_directory, pass_log, process.pid)
     finally:
         _stop(process)
+
+
+def ends_with_us() -> None:
+    """In a process that is about to become a server: it gets a Ctrl-C when the thread that started
+    it is no more, as when a notebook is killed, and heeds it though this process may ignore it, as
+    a shell's background job does. Linux only; elsewhere a server outlives a killed notebook."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 def complete(server: Server, prompts: list[list[int]], new_tokens: int) -> None:

@@ -239,3 +239,14 @@ def test_05_requests_are_compared_by_quantity_and_an_error_is_a_sentence(opened,
         timeout=60_000
     )
     assert panel.csv == shown
+
+
+def test_06_what_seconds_are_paid_for_follows_the_rate(opened):
+    panel, tables, _ = opened(
+        "06_static_or_continuous", 3, requests=200, load_shares="0.3 0.9", graphs=4
+    )
+    assert (tables / "queued.csv").exists()
+    before, picture = panel.csv, panel.picture
+    panel.press("decode passes between chunks", "End")
+    panel.wait_for_another(before)
+    assert panel.picture != picture

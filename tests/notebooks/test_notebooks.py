@@ -322,6 +322,23 @@ def test_how_full_batches_are_is_said_of_every_policy_load_and_set_of_buckets(tm
 
 
 @pytest.mark.slow
+def test_both_kinds_of_batching_serve_the_same_requests_on_as_many_graphs(tmp_path):
+    words = ("-p", "requests", "300", "-p", "load_shares", "0.3 0.9 4", "-p", "graphs", "4")
+    record = run(tmp_path, "06_static_or_continuous", None, *words)
+    assert set(record["figures"]) == {"paid", "under-load", "chunks"}
+    found = record["results"]
+    tables = tmp_path / "out/latest/06_static_or_continuous/tables"
+    queued = pd.read_csv(tables / "queued.csv").set_index("kind")
+    ratio = queued.at["continuous", "tokens_per_s"] / queued.at["static", "tokens_per_s"]
+    assert found["tokens_gain"] == pytest.approx(ratio)
+    assert f"{ratio:.2f} times the tokens/s" in record["answer"]
+    assert (queued["graphs"] <= 4).all()
+    loads = pd.read_csv(tables / "under_load.csv")
+    assert loads.loc[loads["load"] == 4, "saturated"].all()
+    assert list(pd.read_csv(tables / "card.csv")["end"]) == ["nominal", "pessimistic", "optimistic"]
+
+
+@pytest.mark.slow
 def test_tensor_parallel_is_held_against_replicas_on_as_many_cards_and_as_a_range(tmp_path):
     words = (
         "-p",

@@ -18,7 +18,9 @@ from spyre_bench.validate.card_anchors import (
     part_anchors,
     product_anchors,
     root_mean_square,
+    serving_anchors,
     sources,
+    start_anchors,
     whole_anchors,
 )
 
@@ -72,7 +74,9 @@ def test_the_page_in_docs_is_what_the_code_computes():
 
 def test_the_page_shows_every_anchor_and_every_parameter():
     page = document()
-    for anchor in (*product_anchors(), *fp8_anchors(), *part_anchors(), *whole_anchors()):
+    unconfirmed = (*start_anchors(), *serving_anchors())
+    confirmed = (*product_anchors(), *fp8_anchors(), *part_anchors(), *whole_anchors())
+    for anchor in (*confirmed, *unconfirmed):
         source = f"[{anchor.source}](#{anchor.source})"
         assert f"| {anchor.what} | {source} | {anchor.measured:.4g} {anchor.unit}" in page
     for field in fields(SpyreCard):
@@ -105,6 +109,7 @@ def test_every_source_can_be_opened_and_says_what_it_is_worth():
 
 def test_every_anchor_and_every_listed_configuration_has_a_source():
     measured = (*product_anchors(), *fp8_anchors(), *part_anchors(), *whole_anchors(), *LISTED)
+    measured = (*measured, *start_anchors(), *serving_anchors())
     assert {one.source for one in measured} <= {source["anchor"] for source in sources()}
 
 

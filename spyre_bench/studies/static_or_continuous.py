@@ -1,0 +1,276 @@
+"""Static or continuous batching: the same requests, on the same engine's costs, under both."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from spyre_bench.choose.advise import advise, within
+from spyre_bench.choose.advise_shapes import Engine, advise_shapes, doublings
+from spyre_bench.choose.optimize import Limits
+from spyre_bench.choose.visits import ShapeLimits
+from spyre_bench.cost.bucket_cost import BucketCost, CostModel, price
+from spyre_bench.cost.shape_cost import ShapeCosts
+from spyre_bench.metrics import summary, waste
+from spyre_bench.metrics.bounds import bound_s, shares_s, step_shares_s
+from spyre_bench.policy.continuous import Rules
+from spyre_bench.policy.static import Policy
+from spyre_bench.shape_set import BLOCK_TOKENS, PrefillShape
+from spyre_bench.simulate import continuous as paged
+from spyre_bench.simulate import static
+from spyre_bench.simulate.result import ContinuousRun, SimulatedRun, StaticRun
+from spyre_bench.studies.under_load import at_rate
+from spyre_bench.workload.workload import Workload
+
+PAID = {
+    "useful": ("useful", "useful_s"),
+    "idle_rows": ("batch_pad", "decode_tail", "row_pad_s"),
+    "prompt_padding": ("prompt_pad", "bucket_pad", "chunk_pad_s"),
+    "wider_shape": ("shape_pad_s",),
+    "again": ("again_s",),
+}
+"""What seconds are paid for, and the parts of either kind's ledger in it. The passes that a static
+batch runs past a row's end are idle rows too."""
+LONG_CHUNK = 512  # upstream's default
+RATIOS = {"p95_ttft_s": "ttft_ratio", "p95_tpot_s": "tpot_ratio"}
+FIGURES = ("median_ttft_s", "p95_ttft_s", "median_tpot_s", "p95_tpot_s", "p95_e2el_s")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A way to batch, and what it compiles."""
+
+    name: str
+    graphs: int
+    compile_s: float
+    run: Callable[[Workload], SimulatedRun]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What each kind compiles on an engine, and the rules of each."""
+
+    costs: tuple[BucketCost, ...]
+    shapes: ShapeCosts
+    policy: Policy
+    rules: Rules
+
+    @property
+    def kinds(self) -> tuple[Kind, Kind]:
+        """Static, continuous."""
+        return static_kind(self.costs, self.policy), continuous_kind(self.shapes, self.rules)
+
+    @property
+    def compiled(self) -> pd.DataFrame:
+        """What is compiled, in words."""
+        shapes = self.shapes.shapes
+        prefill, decode = (" ".join(map(str, some)) for some in (shapes.prefill, shapes.decode))
+        said = {
+            "static": " ".join(str(cost.bucket) for cost in self.costs),
+            "continuous": f"prefill {prefill}; decode {decode}",
+        }
+        return pd.Series(said).to_frame("compiled")
+
+    def priced(self, model: CostModel) -> Chosen:
+        """The same on another engine."""
+        buckets = [cost.bucket for cost in self.costs]
+        shapes = model.of_shapes(self.shapes.shapes)
+        return replace(self, costs=price(buckets, model), shapes=shapes)
+
+
+def choose(
+    workload: Workload,
+    model: CostModel,
+    graphs: int,
+    engine: Engine,
+    policy: Policy,
+    rules: Rules,
+) -> Chosen:
+    """At most so many buckets, and at most so many shapes, as `advise` and `advise_shapes` have
+    them."""
+    sizes = doublings(1, engine.rows)
+    covered = within(workload, model)
+    buckets = advise(covered, model, Limits(graphs), batch_sizes=sizes, policy=policy)
+    shapes = advise_shapes(covered, model, ShapeLimits(graphs), engine, rules)
+    return Chosen(buckets.costs, shapes.costs, policy, rules)
+
+
+def static_kind(costs: Sequence[BucketCost], policy: Policy, name: str = "static") -> Kind:
+    return Kind(
+        name,
+        len(costs),
+        sum(cost.compile_s for cost in costs),
+        lambda workload: static.simulate(workload, costs, policy),
+    )
+
+
+def continuous_kind(costs: ShapeCosts, rules: Rules, name: str = "continuous") -> Kind:
+    return Kind(
+        name,
+        len(costs.shapes),
+        costs.compile_s,
+        lambda workload: paged.simulate(workload, costs, rules),
+    )
+
+
+def fitting(workload: Workload, chosen: Chosen) -> Workload:
+    """The requests that both kinds take. Raises ValueError where there is none."""
+    fits = np.isfinite(shares_s(workload, chosen.costs))
+    fits &= np.isfinite(step_shares_s(workload, chosen.shapes))
+    if not fits.any():
+        raise ValueError(
+            f"no request of {workload.name} fits both the buckets and the shapes: scale the "
+            f"lengths down, or compile longer ones"
+        )
+    return workload.take(fits)
+
+
+def queued(workload: Workload, kinds: Sequence[Kind]) -> pd.DataFrame:
+    """Each kind with all requests there from the start, so that it is never short of company: kind,
+    graphs, compile_s, requests_per_s, tokens_per_s, and what `paid_at` has."""
+    return _side_by_side(workload.with_arrivals("all"), kinds)
+
+
+def paid_at(workload: Workload, kinds: Sequence[Kind], rate_rps: float) -> pd.DataFrame:
+    """Each kind at this rate: kind, graphs, compile_s, busy_s (device seconds a request), bound_s
+    (the least that any batching takes on what it compiles, a request), what the busy seconds are
+    paid for, a request (`PAID`), and the figures of `under_load`."""
+    return _side_by_side(at_rate(workload, rate_rps), kinds)
+
+
+def _side_by_side(arriving: Workload, kinds: Sequence[Kind]) -> pd.DataFrame:
+    rows = []
+    for kind in kinds:
+        run = kind.run(arriving)
+        n = int(run.served.sum())
+        rows.append(
+            {
+                "kind": kind.name,
+                "graphs": kind.graphs,
+                "compile_s": kind.compile_s,
+                "requests_per_s": n / summary.duration_s(run),
+                "busy_s": summary.busy_s(run) / n,
+                "bound_s": bound_s(run) / n,
+                **{part: seconds / n for part, seconds in paid_for(run).items()},
+                **_of(run),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def paid_for(run: SimulatedRun) -> dict[str, float]:
+    """Busy seconds by `PAID`. A static pass pays each of its slots alike, whoever is in it."""
+    if isinstance(run, ContinuousRun):
+        parts = asdict(waste.paid(run))
+    else:
+        assert isinstance(run, StaticRun)
+        seconds = run.passes.seconds / run.passes.slots  # of a slot
+        parts = {name: float(seconds @ tokens) for name, tokens in waste.of_passes(run).items()}
+    return {name: sum(parts.get(part, 0.0) for part in of) for name, of in PAID.items()}
+
+
+def under_load(
+    workload: Workload, kinds: Sequence[Kind], loads: Sequence[float], capacity_rps: float
+) -> pd.DataFrame:
+    """Every kind at every load, a share of `capacity_rps`, with the same arrivals: kind, load,
+    rate_rps, saturated, tokens_per_s, utilisation, fill, and median and P95 of TTFT, TPOT and E2EL.
+    Latencies of a saturated run measure how long it is."""
+    rows = []
+    for kind, load in itertools.product(kinds, loads):
+        run = kind.run(at_rate(workload, load * capacity_rps))
+        rows.append({"kind": kind.name, "load": load, "rate_rps": load * capacity_rps, **_of(run)})
+    return pd.DataFrame(rows)
+
+
+def _of(run: SimulatedRun) -> dict[str, float | bool]:
+    figures = summary.summary(run)
+    tokens = float(run.workload.output_tokens[run.served].sum())
+    return {
+        "saturated": bool(summary.saturation(run)),
+        "tokens_per_s": tokens / figures["duration_s"],
+        "utilisation": figures["utilisation"],
+        "fill": figures["fill"],
+        **{
+            f"{of}_{name}_s": figures[f"{of}_{name}_ms"] / 1e3
+            for name in ("ttft", "tpot", "e2el")
+            for of in ("median", "p95")
+        },
+    }
+
+
+def verdict(table: pd.DataFrame) -> str:
+    """Where the answer changes, in words, of what `turning` gives."""
+    names = {"p95_ttft_s": "TTFT", "p95_tpot_s": "TPOT", "p95_e2el_s": "E2EL"}
+    said = []
+    for row in table.to_dict("records"):
+        if row["figure"] in names:
+            changes = not np.isnan(row["from_load"])
+            where = f"below load {row['from_load']:g}" if changes else "at every load"
+            said.append(f"{names[row['figure']]}: {row['below']} {where}")
+    return "Better by P95: " + ", ".join(said) if said else "At no load is neither saturated"
+
+
+def turning(frame: pd.DataFrame) -> pd.DataFrame:
+    """For each of FIGURES where the answer changes: figure, below (the kind that is better
+    at the lowest load), from_load (the lowest from which the other is, at every higher one; nan:
+    none), and ratio (continuous over static) at the lowest and at the highest load at which neither
+    is saturated."""
+    saturated = frame.groupby("load")["saturated"].any()
+    steady = saturated.index[~saturated]
+    rows = []
+    for figure in FIGURES:
+        table = frame.pivot(index="load", columns="kind", values=figure).loc[steady]
+        if table.empty:
+            continue
+        wins = table["continuous"] < table["static"]
+        since = wins[::-1].eq(wins.iloc[-1]).cumprod()[::-1].astype(bool)
+        changes = not bool(wins.eq(wins.iloc[0]).all())
+        ratio = table["continuous"] / table["static"]
+        rows.append(
+            {
+                "figure": figure,
+                "below": "continuous" if wins.iloc[0] else "static",
+                "from_load": float(wins.index[since][0]) if changes else float("nan"),
+                "ratio_at_lowest": float(ratio.iloc[0]),
+                "ratio_at_highest": float(ratio.iloc[-1]),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def over_chunks(
+    workload: Workload, model: CostModel, chosen: Chosen, rate_rps: float
+) -> pd.DataFrame:
+    """The same engine with chunks up to each doubling of a block, at one rate: chunk_tokens,
+    graphs, compile_s, and the figures of `under_load`. A longer chunk is one more graph, and passes
+    that those who decode wait for."""
+    shapes, rules = chosen.shapes.shapes, replace(chosen.rules, chunk_tokens=None)
+    arriving, longest = at_rate(workload, rate_rps), shapes.max_model_len
+    rows = []
+    for chunk in doublings(BLOCK_TOKENS, max(shapes.max_chunk, min(LONG_CHUNK, longest))):
+        prefill = tuple(PrefillShape(c, longest) for c in doublings(BLOCK_TOKENS, chunk))
+        kind = continuous_kind(model.of_shapes(replace(shapes, prefill=prefill)), rules)
+        graphs = {"graphs": kind.graphs, "compile_s": kind.compile_s}
+        rows.append({"chunk_tokens": chunk, **graphs, **_of(kind.run(arriving))})
+    return pd.DataFrame(rows)
+
+
+def at_ends(workload: Workload, model: CostModel, chosen: Chosen, load: float) -> pd.DataFrame:
+    """The answer of a modelled engine, nominal and at both ends of its parameters: end,
+    tokens_gain (continuous over static, everybody queued), and ratios of P95 of TTFT and of TPOT
+    (continuous over static) at a load that static batching is given everywhere."""
+    ends = zip(("pessimistic", "optimistic"), model.ends, strict=True)
+    rows = []
+    for end, source in [("nominal", model), *ends]:
+        kinds = chosen.priced(source).kinds
+        full = queued(workload, kinds)
+        at = under_load(workload, kinds, [load], float(full["requests_per_s"].iloc[0]))
+        pairs = {"tokens_gain": full["tokens_per_s"]}
+        pairs |= {name: at[figure] for figure, name in RATIOS.items()}
+        ratios = {name: float(it.iloc[1]) / float(it.iloc[0]) for name, it in pairs.items()}
+        rows.append({"end": end} | ratios)
+    return pd.DataFrame(rows)
