@@ -6,9 +6,10 @@ half, reported on the second.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from spyre_bench.metrics import latency, summary
 from spyre_bench.metrics.bounds import bound_s
 from spyre_bench.policy.continuous import Rules
 from spyre_bench.shape_set import BLOCK_TOKENS, DecodeShape, PrefillShape, ShapeSet, blocks_of
-from spyre_bench.simulate.continuous import simulate
+from spyre_bench.simulate.continuous import Prefixes, simulate
 from spyre_bench.simulate.result import ContinuousRun
 from spyre_bench.workload.workload import Workload
 
@@ -62,7 +63,9 @@ class ShapeAdvice:
     """
 
     costs: ShapeCosts
-    certificate: ShapeChoice  # of the advised choice; of a baseline that of our first one
+    rules: Rules  # that they were replayed under
+    certificate: ShapeChoice
+    certified: str  # whose certificate: the advised one's, or, of a baseline, our fastest's
     contenders: pd.DataFrame
     fitted: Workload
     held_out: Workload
@@ -99,6 +102,7 @@ def advise_shapes(
     engine: Engine,
     rules: Rules,
     today: ShapeSet | None = None,
+    prefixes: Callable[[Workload], Prefixes | None] = lambda _: None,
 ) -> ShapeAdvice:
     """Chooses at most `limits.graphs` shapes for the workload, priced by `model`.
 
@@ -107,7 +111,7 @@ def advise_shapes(
     the workload. Advised is the one with the fewest busy device seconds there; of those within
     `TIE` of it those that compile in least time, and of these the lowest P95 of E2EL. The second
     half shows what that is worth on requests that were not looked at. The shapes of `today` are a
-    contender too.
+    contender too. Where `prefixes` names those of the requests, engines have a prefix cache.
 
     Raises ValueError for a budget on what the model says nothing of, where it has no figure for the
     longest context, and what `choose_shapes` refuses.
@@ -115,10 +119,13 @@ def advise_shapes(
     if limits.warmup_budget_s is not None:
         model.require_known("compile_s", "a warmup budget (--warmup-budget)")
     fitted, held_out = workload.halves()
-    grid = _Grid.of(workload, fitted, engine, model)
+    grid = _Grid.of(workload, fitted, engine, model, rules.max_batch_context_tokens)
+
+    def replay(half: Workload, costs: ShapeCosts) -> ContinuousRun:
+        return simulate(half, costs, rules, prefixes=prefixes(half))
 
     def run(costs: ShapeCosts) -> ContinuousRun:
-        return simulate(fitted, costs, rules)
+        return replay(fitted, costs)
 
     chosen: dict[str, ShapeChoice] = {}
     for name, candidates in grid.parts():
@@ -131,14 +138,18 @@ def advise_shapes(
     if today is not None:
         sets["today"] = model.of_shapes(today)
     halves = {"fitted": fitted, "held_out": held_out}
-    contenders = pd.DataFrame(_row(name, it, halves, rules) for name, it in _distinct(sets).items())
+    distinct = _distinct(sets).items()
+    contenders = pd.DataFrame(_row(name, it, halves, replay) for name, it in distinct)
     contenders["kind"] = np.where(contenders["name"].isin(list(chosen)), "ours", "baseline")
     contenders = _best_of_each_width(contenders)
     best = _best(contenders, limits)
     contenders["advised"] = contenders.index == best
     name = str(contenders.at[best, "name"])
-    certificate = chosen.get(name, next(iter(chosen.values())))
-    return ShapeAdvice(sets[name], certificate, contenders, fitted, held_out)
+    ours = contenders[contenders["kind"] == "ours"].set_index("name")
+    certified = name if name in chosen else str(ours["fitted_busy_s"].idxmin())
+    return ShapeAdvice(
+        sets[name], rules, chosen[certified], certified, contenders, fitted, held_out
+    )
 
 
 def _best_of_each_width(contenders: pd.DataFrame) -> pd.DataFrame:
@@ -156,17 +167,28 @@ class _Grid:
     costs: ShapeCosts
     engine: Engine
     longest: int  # context of the longest request of the workload
+    limit: float  # on rows times context of a shape
 
     @classmethod
-    def of(cls, workload: Workload, fitted: Workload, engine: Engine, model: CostModel) -> _Grid:
+    def of(
+        cls,
+        workload: Workload,
+        fitted: Workload,
+        engine: Engine,
+        model: CostModel,
+        batch_context_tokens: int | None = None,
+    ) -> _Grid:
         """Widths and chunks double up to the engine's; contexts are the best boundaries of those
-        that requests end with, and the longest that any may have."""
+        that requests end with, and the longest that any may have. A shape beyond the limit on rows
+        times context would never run full."""
         longest = blocks_of(int((workload.prompt_tokens + workload.max_tokens).max()))
         longest *= BLOCK_TOKENS
         ends = fitted.prompt_tokens + fitted.output_tokens
         chunk = min(engine.chunk_tokens, longest)
-        blocks = engine.blocks or engine.rows * longest // BLOCK_TOKENS + 1
-        widest = PrefillShape(chunk, longest), DecodeShape(engine.rows, longest)
+        limit = math.inf if batch_context_tokens is None else batch_context_tokens
+        widest_rows = rows_within(limit, engine.rows, longest)
+        blocks = engine.blocks or widest_rows * longest // BLOCK_TOKENS + 1
+        widest = PrefillShape(chunk, longest), DecodeShape(widest_rows, longest)
         prefill = {
             PrefillShape(c, t)
             for c in doublings(BLOCK_TOKENS, chunk)
@@ -177,15 +199,25 @@ class _Grid:
             DecodeShape(b, min(t, longest))
             for b in doublings(1, engine.rows)
             for t in (*optimal(ends, DECODE_CONTEXTS)[DECODE_CONTEXTS], longest)
-        }
-        price = _pricing(model, *widest, blocks)
-        costs = ShapeCosts(
-            tuple(it for shape in sorted(prefill) for it in price(shape).prefill),
-            tuple(it for shape in sorted(decode) for it in price(shape).decode),
-            blocks,
-            price(widest[0]).memory_bytes,
+            if b * min(t, longest) <= limit
+        } | {widest[1]}
+        all_like = model.of_shapes(ShapeSet((widest[0],), (widest[1],), blocks))
+
+        def price(prefill: PrefillShape, decode: DecodeShape) -> ShapeCosts | None:
+            """None where the model has no figure for one of them."""
+            try:
+                return model.of_shapes(ShapeSet((prefill,), (decode,), blocks))
+            except ValueError:
+                return None
+
+        chunks = [price(shape, widest[1]) for shape in sorted(prefill)]
+        widths = [price(widest[0], shape) for shape in sorted(decode)]
+        costs = replace(
+            all_like,
+            prefill=tuple(it.prefill[0] for it in chunks if it),
+            decode=tuple(it.decode[0] for it in widths if it),
         )
-        return cls(costs, engine, longest)
+        return cls(costs, engine, longest, limit)
 
     def parts(self) -> Iterator[tuple[str, ShapeCosts]]:
         """All candidates, then those up to each smaller width and chunk."""
@@ -195,12 +227,8 @@ class _Grid:
             said = [f"B ≤ {rows}"] * (rows < widths[0]) + [f"C ≤ {chunk}"] * (chunk < chunks[0])
             prefill = (it for it in self.costs.prefill if it.shape.chunk_length <= chunk)
             decode = (it for it in self.costs.decode if it.shape.rows <= rows)
-            yield (
-                ", ".join(said) or "all widths",
-                ShapeCosts(
-                    tuple(prefill), tuple(decode), self.costs.blocks, self.costs.memory_bytes
-                ),
-            )
+            part = replace(self.costs, prefill=tuple(prefill), decode=tuple(decode))
+            yield ", ".join(said) or "all widths", part
 
     def baselines(self, model: CostModel) -> dict[str, ShapeCosts]:
         """Other stacks' schemes; one that the model has no figure for is left out."""
@@ -210,10 +238,13 @@ class _Grid:
         contexts = doublings(first, longest)
         block = BLOCK_TOKENS
         schemes: dict[str, tuple[Sizes, Sizes]] = {
-            "one shape of each": ([(chunk, longest)], [(rows, longest)]),
+            "one shape of each": (
+                [(chunk, longest)],
+                [(rows_within(self.limit, rows, longest), longest)],
+            ),
             "powers of two": (
                 [(c, longest) for c in doublings(block, chunk)],
-                [(b, t) for b in doublings(1, rows) for t in contexts],
+                [(b, t) for b in doublings(1, rows) for t in contexts if b * t <= self.limit],
             ),
             "one symbolic shape": (
                 [(chunk, longest, block, block)],
@@ -236,21 +267,9 @@ def doublings(first: int, last: int) -> list[int]:
     return [*found, last]
 
 
-def _pricing(
-    model: CostModel, prefill: PrefillShape, decode: DecodeShape, blocks: int
-) -> Callable[[PrefillShape | DecodeShape], ShapeCosts]:
-    """The costs of one shape, none where the model has no figure for it but for the widest of both
-    kinds, where it raises."""
-    widest = model.of_shapes(ShapeSet((prefill,), (decode,), blocks))
-
-    def price(shape: PrefillShape | DecodeShape) -> ShapeCosts:
-        alone = ((shape,), (decode,)) if isinstance(shape, PrefillShape) else ((prefill,), (shape,))
-        try:
-            return model.of_shapes(ShapeSet(*alone, blocks))
-        except ValueError:
-            return widest
-
-    return price
+def rows_within(limit: float, rows: int, context_tokens: int) -> int:
+    """The most rows of such a context within a limit on rows times context; at least one."""
+    return int(max(1, min(rows, limit // context_tokens)))
 
 
 def _distinct(sets: Mapping[str, ShapeCosts]) -> dict[str, ShapeCosts]:
@@ -305,7 +324,10 @@ def _against(frame: pd.DataFrame, advised: str) -> str:
 
 
 def _row(
-    name: str, costs: ShapeCosts, halves: Mapping[str, Workload], rules: Rules
+    name: str,
+    costs: ShapeCosts,
+    halves: Mapping[str, Workload],
+    replay: Callable[[Workload, ShapeCosts], ContinuousRun],
 ) -> dict[str, Any]:
     row = {
         "name": name,
@@ -317,7 +339,7 @@ def _row(
         + sum(it.extrapolated for it in costs.decode),
     }
     for half, workload in halves.items():
-        run = simulate(workload, costs, rules)
+        run = replay(workload, costs)
         times = latency.latencies(run, (95,))
         seconds = summary.duration_s(run)
         served = int(workload.output_tokens[run.served].sum())

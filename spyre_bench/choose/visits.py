@@ -100,13 +100,13 @@ class Visits:
 
 @dataclass(frozen=True)
 class ShapeChoice:
-    """Chosen shapes, and how good they are proved to be for the visits that they were chosen by."""
+    """Chosen shapes, and how good they are proved to be for the visits that they make."""
 
     costs: ShapeCosts
     objective_s: float  # of the visits, each in its cheapest chosen shape
     bound_s: float  # no choice within the limits serves those visits in less
     rounds: int  # of simulation and choice
-    settled: bool  # whether the last round chose what it was simulated on
+    settled: bool  # whether nothing better was found for these visits
     seconds: float  # it took to find
 
     @property
@@ -125,27 +125,35 @@ def choose_shapes(
     time_limit_s: float = 60.0,
 ) -> ShapeChoice:
     """The best of the candidates within the limits for what `run` makes of them: simulated on all,
-    chosen by the visits, simulated on those, until the choice stays or comes back. They have room
-    for a request of `longest_tokens`, prompt and output, whether one came or not.
+    chosen by the visits, simulated on those, until the choice stays. Where it does not, it is the
+    choice whose own run took the fewest device seconds. The shapes have room for a request of
+    `longest_tokens`, prompt and output, whether one came or not.
 
     Raises ValueError where no choice within the limits serves every pass.
     """
     started = time.perf_counter()
-    costs, settled = candidates, False
-    seen: list[ShapeCosts] = []
-    while len(seen) < ROUNDS and not settled:
-        visits = Visits.of(run(costs), blocks_of(longest_tokens))
-        found = _best(candidates, visits, limits, gap, time_limit_s)
-        costs, settled = found.costs, bool(seen) and found.costs == seen[-1]
-        seen.append(costs)
-        if costs in seen[:-1] and not settled:
-            break  # it goes in a circle
-    return replace(found, rounds=len(seen), settled=settled, seconds=time.perf_counter() - started)
+    tried: list[tuple[float, ShapeChoice]] = []
+    costs = candidates
+    for rounds in range(1, ROUNDS + 1):
+        ran = run(costs)
+        visits = Visits.of(ran, blocks_of(longest_tokens))
+        better, bound_s = _best(candidates, visits, limits, gap, time_limit_s)
+        if costs is not candidates:
+            own_s = float(visits.seconds([*costs.prefill, *costs.decode]).min(axis=1).sum())
+            settled = better == costs
+            choice = ShapeChoice(costs, own_s, min(bound_s, own_s), rounds, settled, 0.0)
+            tried.append((float(ran.passes.batch_seconds.sum()), choice))
+        if any(better == choice.costs for _, choice in tried):
+            break  # it stays, or goes in a circle
+        costs = better
+    _, found = min(tried, key=lambda it: (not it[1].settled, it[0]))
+    return replace(found, rounds=rounds, seconds=time.perf_counter() - started)
 
 
 def _best(
     candidates: ShapeCosts, visits: Visits, limits: ShapeLimits, gap: float, time_limit_s: float
-) -> ShapeChoice:
+) -> tuple[ShapeCosts, float]:
+    """Of the candidates for these visits, and the seconds that no choice is below."""
     every: list[PrefillCost | DecodeCost] = [*candidates.prefill, *candidates.decode]
     seconds = visits.seconds(every)
     compile_s = np.array([cost.compile_s for cost in every])
@@ -159,9 +167,7 @@ def _best(
             f"{limits.warmup_budget_s} s serves every pass; the fastest candidate compiles in "
             f"{compile_s.min():.1f} s: raise the budget or k, or leave the longest requests out"
         ) from error
-    costs = _only(candidates, [every[needed[index]] for index in chosen])
-    objective_s = problem.value_s(chosen)
-    return ShapeChoice(costs, objective_s, min(bound_s, objective_s), 0, False, 0.0)
+    return _only(candidates, [every[needed[index]] for index in chosen]), bound_s
 
 
 def _only(candidates: ShapeCosts, chosen: Iterable[PrefillCost | DecodeCost]) -> ShapeCosts:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from spyre_bench.cli import pictures, tables
 from spyre_bench.cli.options import Json, with_options
+from spyre_bench.policy.continuous import RULES
 from spyre_bench.simulate.scenario import ENGINE, SCHEDULING, Scenario
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ def shapes(
         engine,
         scenario.step_rules(source),
         scenario.shapes() if scenario.prefill_shapes or scenario.decode_shapes else None,
+        scenario.prefixes,
     )
     if plot:
         pictures.draw_shapes(advice, plot)
@@ -57,14 +60,18 @@ def shapes(
 
 
 def setting(advice: ShapeAdvice) -> dict[str, Any]:
-    """What `--additional-config` takes."""
+    """What `--additional-config` takes: the shapes, and the rules that they were replayed under
+    where these are not those that a server goes by unasked."""
     chosen = advice.shapes
+    usual, own = asdict(RULES), asdict(advice.rules)
     spyre: dict[str, Any] = {
         "batching": "continuous",
         "prefill_shapes": " ".join(map(str, chosen.prefill)),
         "decode_shapes": " ".join(map(str, chosen.decode)),
         "blocks": chosen.blocks,
     }
+    if rules := {name: value for name, value in own.items() if value != usual[name]}:
+        spyre["rules"] = rules
     return {"spyre": spyre}
 
 
@@ -77,6 +84,7 @@ def _json(advice: ShapeAdvice) -> dict[str, Any]:
         "requests_fitted": len(advice.fitted),
         "requests_held_out": len(advice.held_out),
         "certificate": {
+            "of": advice.certified,
             "seconds_of_visits": found.objective_s,
             "proved_bound_s": found.bound_s,
             "gap": found.gap,
@@ -105,12 +113,13 @@ def _print(advice: ShapeAdvice, priced: str) -> None:
         typer.echo("* saturated: that latency measures the backlog, not the service")
     typer.echo(f"Verdict: {advice.verdict}")
     found = advice.certificate
+    ended = "until it stayed" if found.settled else "and never stayed: this is the fastest of them"
     typer.echo(
-        f"Certificate: the passes that the first half makes on these shapes take "
-        f"{found.objective_s:,.1f} s, and on no other candidates within the limits less than "
-        f"{found.bound_s:,.1f} s, a gap of {found.gap:.3%}; other shapes make other passes, so the "
-        f"choice was simulated and repeated {found.rounds} times, "
-        f"{'until it stayed' if found.settled else 'and went in a circle'}. Costs: {priced}"
+        f"Certificate of {advice.certified}: the passes that the first half makes on its shapes "
+        f"take {found.objective_s:,.1f} s, each where it is cheapest, and on no other candidates "
+        f"within the limits less than {found.bound_s:,.1f} s, a gap of {found.gap:.3%}; other "
+        f"shapes make other passes, so the choice was simulated and repeated {found.rounds} times, "
+        f"{ended}. Costs: {priced}"
     )
     typer.echo(f"--additional-config '{json.dumps(setting(advice))}'")
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from spyre_bench.policy.continuous import Rules
     from spyre_bench.policy.static import Policy
     from spyre_bench.shape_set import ShapeSet
+    from spyre_bench.simulate.continuous import Prefixes
     from spyre_bench.simulate.result import ContinuousRun, SimulatedRun
     from spyre_bench.workload.workload import Workload
 
@@ -210,6 +211,17 @@ class Scenario:
             min_free_blocks=self.min_free_blocks,
         )
 
+    def prefixes(self, workload: Workload) -> Prefixes | None:
+        """Which of these requests' prompts begin alike; None without a prefix cache."""
+        from spyre_bench.simulate.prefixes import TRACE, prefixes_of
+
+        if self.prefix_cache == TRACE and self.length_scale != 1:
+            raise ValueError(
+                f"length_scale {self.length_scale} and prefix_cache trace: hash_ids stand for the "
+                f"trace's own lengths; use one of them"
+            )
+        return prefixes_of(workload, self.prefix_cache)
+
     def costs(self, source: CostModel | None = None) -> tuple[BucketCost, ...]:
         """What the buckets cost, by its own source or another one."""
         if not self.buckets:
@@ -275,21 +287,15 @@ class Scenario:
         """Simulates continuous batching; on another workload or at other costs where these are
         given."""
         from spyre_bench.simulate import continuous
-        from spyre_bench.simulate.prefixes import TRACE, prefixes_of
 
         source = source or self.load_cost()
         costs = self.shape_costs(source)
         workload = self.load_workload() if workload is None else workload
-        if self.prefix_cache == TRACE and self.length_scale != 1:
-            raise ValueError(
-                f"length_scale {self.length_scale} and prefix_cache trace: hash_ids stand for the "
-                f"trace's own lengths; use one of them"
-            )
         return continuous.simulate(
             workload,
             costs,
             self.step_rules(source),
-            prefixes=prefixes_of(workload, self.prefix_cache),
+            prefixes=self.prefixes(workload),
             replicas=self.replicas,
             router=self.router,
             ready_s=costs.warmup_s if self.warmup else 0.0,

@@ -9,9 +9,11 @@ from typer.testing import CliRunner
 from spyre_bench.choose.advise_shapes import Engine, advise_shapes, doublings
 from spyre_bench.choose.visits import ShapeLimits
 from spyre_bench.cli.main import app
+from spyre_bench.cost.bucket_cost import CostModel
 from spyre_bench.cost.source import load_cost
 from spyre_bench.policy.continuous import Rules
 from spyre_bench.shape_set import ShapeSet
+from spyre_bench.simulate.scenario import Scenario
 from spyre_bench.workload.source import load_workload
 
 RULES = Rules()
@@ -67,6 +69,49 @@ def test_a_budget_of_seconds_is_kept(requests):
     assert found.certificate.costs.compile_s <= 15
 
 
+def test_no_shape_is_beyond_the_limit_on_rows_times_context(requests):
+    """And the widths up to the engine's are there, over contexts that the limit leaves them."""
+    card = load_cost("card:granite-3.3-8b,tp=4")
+    rules = Rules(max_batch_context_tokens=4096)
+    found = advise_shapes(requests, card, ShapeLimits(6), Engine(8, 256), rules)
+    for row in found.contenders.itertuples():
+        if row.name != "one symbolic shape":  # which runs smaller programs
+            shapes = ShapeSet.parse(row.prefill, row.decode).decode
+            assert all(it.rows * it.context_length <= 4096 for it in shapes), row.name
+    assert found.shapes.max_model_len >= (requests.prompt_tokens + requests.max_tokens).max()
+
+
+def test_a_shape_that_the_costs_say_nothing_of_is_no_candidate(requests):
+    """And no other one stands in its place: it would count for two."""
+
+    class Known(CostModel):
+        def of_shapes(self, shapes):
+            if min(it.context_length for it in shapes.decode) < 512:
+                raise ValueError("not measured")
+            return load_cost().of_shapes(shapes)
+
+    found = advise_shapes(requests, Known(), ShapeLimits(6), Engine(4, 256), RULES)
+    for row in found.contenders.itertuples():
+        shapes = ShapeSet.parse(row.prefill, row.decode)
+        assert row.graphs == len(shapes), row.name
+        assert min(it.context_length for it in shapes.decode) >= 512
+
+
+def test_tokens_in_the_prefix_cache_are_not_paid_for(requests):
+    def busy_s(text):
+        found = advise_shapes(
+            requests,
+            load_cost(),
+            ShapeLimits(4),
+            Engine(4, 256),
+            RULES,
+            prefixes=Scenario("azure_conv", prefix_cache=text).prefixes,
+        )
+        return found.contenders.set_index("name").loc["one shape of each", "fitted_busy_s"]
+
+    assert busy_s("share:0.9") < 0.97 * busy_s("off")
+
+
 @pytest.mark.parametrize(
     ("engine", "words"),
     [
@@ -99,7 +144,22 @@ def test_the_command_says_what_to_paste_and_why():
     as_json = CliRunner().invoke(app, [*COMMAND.split(), "--json"])
     assert json.loads(as_json.output)["additional_config"] == chosen
     assert chosen["spyre"]["batching"] == "continuous"
+    assert chosen["spyre"]["rules"] == {"chunk_tokens": 256}  # all else is as usual
     ShapeSet.parse(chosen["spyre"]["prefill_shapes"], chosen["spyre"]["decode_shapes"])
+
+
+def test_the_command_draws_its_contenders(tmp_path):
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "shapes.png"
+    done = CliRunner().invoke(app, [*COMMAND.split(), "--plot", str(picture)])
+    assert done.exit_code == 0, done.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_obeys_the_prefix_cache_or_says_why_not():
+    done = CliRunner().invoke(app, [*COMMAND.split(), "--prefix-cache", "trace"])
+    assert done.exit_code != 0
+    assert "hash_ids" in str(done.exception)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
+import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from spyre_bench.cli.main import app
 from spyre_bench.engine.compile import COMPILE_BACKENDS, COMPILE_SCOPES
 from spyre_bench.plugin.config import SpyreConfig
 from spyre_bench.policy.continuous import Rules
@@ -205,3 +208,18 @@ def test_a_bucket_beyond_the_models_context_is_refused():
 )
 def test_a_configuration_survives_the_way_to_another_process(config):
     assert SpyreConfig.read(config.as_settings(), LISTS) == config
+
+
+def test_what_spyre_bench_shapes_prints_is_what_the_backend_takes():
+    """Its shapes, blocks, and the rules that it was replayed under."""
+    words = (
+        "shapes --workload azure_conv --requests 60 --length-scale 0.25 --arrivals poisson:0.5 "
+        "-k 4 --rows 2 --chunk-tokens 128 --layout rectangular --decode-between 2 --json"
+    )
+    done = CliRunner().invoke(app, words.split())
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.output)
+    config = SpyreConfig.read(result["additional_config"]["spyre"], {})
+    assert [str(it) for it in config.shapes.prefill] == result["prefill_shapes"]
+    assert [str(it) for it in config.shapes.decode] == result["decode_shapes"]
+    assert config.rules == Rules(chunk_tokens=128, layout="rectangular", decode_between=2)
