@@ -54,19 +54,26 @@ class Advice:
         frame = self.contenders.set_index("name")
         advised = str(frame.index[frame["advised"]][0])
         said = [_against(frame, advised)]
-        after_s = per_request(self).set_index("name")["held_out_busy_s"].astype(float)
-        less = 1 - float(after_s.min()) / float(after_s[advised])
-        if less > TIE:
-            said.append(
-                f"on the second half {after_s.idxmin()} takes {less:.0%} less, so the requests are "
-                f"too few, or too unlike each other, to tell the two apart"
-            )
-        if len(self.fitted) < FEW:
-            said.append(
-                f"chosen by {len(self.fitted)} requests, which say little of others: give "
-                f"{2 * FEW} or more"
-            )
-        return "; ".join(said)
+        after_s = per_request(self).set_index("name")["held_out_busy_s"]
+        return "; ".join([*said, *doubts(after_s, advised, self.fitted)])
+
+
+def doubts(held_out_s: pd.Series, advised: str, fitted: Workload) -> list[str]:
+    """What speaks against an advice that the first half gave, in words: seconds on the second half
+    by name, and how many requests it was chosen by."""
+    said = []
+    seconds = held_out_s.astype(float)
+    less = 1 - float(seconds.min()) / float(seconds[advised])
+    if less > TIE:
+        said.append(
+            f"on the second half {seconds.idxmin()} takes {less:.0%} less, so the requests are too "
+            f"few, or too unlike each other, to tell the two apart"
+        )
+    if len(fitted) < FEW:
+        said.append(
+            f"chosen by {len(fitted)} requests, which say little of others: give {2 * FEW} or more"
+        )
+    return said
 
 
 def within(workload: Workload, model: CostModel) -> Workload:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from spyre_bench.choose.advise import FEW, TIE
+from spyre_bench.choose.advise import TIE, doubts
 from spyre_bench.choose.schemes import optimal
 from spyre_bench.choose.visits import ShapeChoice, ShapeLimits, choose_shapes
 from spyre_bench.cost.bucket_cost import CostModel
@@ -79,20 +79,8 @@ class ShapeAdvice:
         """What the table comes to, in words: ties, losses and too few requests among it."""
         frame = self.contenders.set_index("name")
         advised = str(frame.index[frame["advised"]][0])
-        said = [_against(frame, advised)]
-        after_s = frame["held_out_busy_s"].astype(float)
-        less = 1 - float(after_s.min()) / float(after_s[advised])
-        if less > TIE:
-            said.append(
-                f"on the second half {after_s.idxmin()} takes {less:.0%} less, so the requests are "
-                f"too few, or too unlike each other, to tell the two apart"
-            )
-        if len(self.fitted) < FEW:
-            said.append(
-                f"chosen by {len(self.fitted)} requests, which say little of others: give "
-                f"{2 * FEW} or more"
-            )
-        return "; ".join(said)
+        against = doubts(frame["held_out_busy_s"], advised, self.fitted)
+        return "; ".join([_against(frame, advised), *against])
 
 
 def advise_shapes(

@@ -138,7 +138,7 @@ COMMAND = (
 def test_the_command_says_what_to_paste_and_why():
     done = CliRunner().invoke(app, COMMAND.split())
     assert done.exit_code == 0, done.output
-    for words in ("Verdict:", "Certificate:", "<- advised", "--additional-config '"):
+    for words in ("Verdict:", "Certificate of ", "<- advised", "--additional-config '"):
         assert words in done.output
     chosen = json.loads(done.output.partition("--additional-config '")[2].partition("'")[0])
     as_json = CliRunner().invoke(app, [*COMMAND.split(), "--json"])
