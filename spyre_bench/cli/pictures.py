@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,10 +38,8 @@ def require_drawable(path: Path | None, *, continuous: bool = False) -> None:
         raise ValueError("--plot draws the buckets of static batching: leave it out")
     if path.suffix not in FORMATS:
         raise ValueError(f"--plot {path} is no picture: name a file in {', '.join(FORMATS)}")
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ValueError("--plot needs matplotlib: pip install 'spyre-bench[notebooks]'") from error
+    if find_spec("matplotlib") is None:
+        raise ValueError("--plot needs matplotlib: pip install 'spyre-bench[notebooks]'")
 
 
 def draw_advice(advice: Advice, path: Path) -> None:

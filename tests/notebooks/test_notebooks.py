@@ -367,7 +367,8 @@ def test_tensor_parallel_is_held_against_replicas_on_as_many_cards_and_as_a_rang
         "eager",
     )
     record = run(tmp_path, "04_does_tensor_parallel_pay", None, *words)
-    assert set(record["figures"]) == {*("all-reduces", "capacity", "intervals", "tornado", "ranks")}
+    figures = {"all-reduces", "capacity", "intervals", "tornado", "ranks"}
+    assert set(record["figures"]) == figures
     found = record["results"]
     tables = tmp_path / "out/latest/04_does_tensor_parallel_pay/tables"
 
