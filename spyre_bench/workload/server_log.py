@@ -132,13 +132,12 @@ def from_metrics(path: Path, rng: np.random.Generator) -> Workload:
 def _bins(text: str, of: str) -> Iterator[tuple[float, float]]:
     """Upper ends and how many requests are below; engines are added up, and a later scrape takes
     the place of an earlier one."""
-    sums: dict[str, float] = {}
+    sums: dict[tuple[str, float], float] = {}
     for line in text.splitlines():
         if (match := BIN.match(line)) and match["of"] == of:
-            sums[line.rpartition(" ")[0]] = float(match["count"])
+            sums[line.rpartition(" ")[0], float(match["le"])] = float(match["count"])
     below: dict[float, float] = {}
-    for name, count in sums.items():
-        end = float(re.search(r'le="([^"]+)"', name)[1])  # type: ignore[index]
+    for (_, end), count in sums.items():
         below[end] = below.get(end, 0.0) + count
     yield from sorted(below.items())
 
