@@ -102,6 +102,17 @@ def requests_of(llm) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def checked_against_its_engine(request) -> Iterator[None]:
+    """A test of the shared engine has its requests checked against that one, whatever engine other
+    tests have built since."""
+    if "llm" not in request.fixturenames:
+        yield
+        return
+    with requests_of(request.getfixturevalue("llm")):
+        yield
+
+
 @pytest.fixture
 def new_passes(llm, pass_log) -> Callable[[], list[dict]]:
     """The lines that the pass log gained since the test began."""
