@@ -26,6 +26,10 @@ ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
 """Rotary embeddings whose frequencies stay as they are up to `max_position_embeddings`."""
 
 
+class NotCarried(ValueError):
+    """FMS would compute something else; other model code may do better."""
+
+
 @dataclass(frozen=True)
 class Question:
     """A field's value, and what decides whether it is carried."""
@@ -232,12 +236,12 @@ def require_carried(config: PretrainedConfig, context_length: int) -> None:
         field = CARRIED[architecture].get(name)
         if field is not None:
             if not field.accepts(Question(value, config, context_length)):
-                raise ValueError(_refusal(architecture, name, value, field))
+                raise NotCarried(_refusal(architecture, name, value, field))
         elif not _is_harmless(architecture, name, value, config):
             if not any(part in name.lower() for part in COULD_CHANGE):
                 unread.append(name)
                 continue
-            raise ValueError(
+            raise NotCarried(
                 f"{architecture}: {name} {_short(value)} in config.json is not carried into FMS, "
                 f"which would run without it: take the field out if the model does not need it, "
                 f"else it cannot be served (docs/MODELS.md lists what can)"
@@ -248,7 +252,7 @@ def require_carried(config: PretrainedConfig, context_length: int) -> None:
 
 def _require_architecture(architecture: str) -> None:
     if architecture not in CARRIED:
-        raise ValueError(
+        raise NotCarried(
             f"architecture {architecture!r} cannot be served: what runs is {', '.join(CARRIED)} "
             f"(docs/MODELS.md)"
         )

@@ -33,7 +33,8 @@ def identity(config) -> Identity:
         "threads": torch.get_num_threads(),  # Inductor writes the number into its loops
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "ibm-fms": version("ibm-fms"),
+        "model_code": config.model_code.name,
+        **config.model_code.versions(),
         "spyre-bench": version("spyre-bench"),
     }
 

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from spyre_bench.checkpoints.weight_files import WeightFiles
-from spyre_bench.engine import fms
 from spyre_bench.engine.compile import check_backend, check_scope, compile_pass, no_compile
-from spyre_bench.engine.linear import can_pack, pack_linears
-from spyre_bench.engine.memory import sizes_of
+from spyre_bench.engine.fms import FMSCode
+from spyre_bench.engine.linear import can_pack
+from spyre_bench.engine.model_code import ModelCode
 from spyre_bench.engine.parallel import ALONE, Rank, require_joined
-from spyre_bench.engine.weights import require_servable
 from spyre_bench.model_sizes import ITEM_BYTES
 from spyre_bench.shape_set import ShapeSet
 from spyre_bench.shapes import BucketSet
@@ -37,6 +35,7 @@ class EngineConfig:
     """
 
     model_directory: Path
+    model_code: ModelCode = field(default_factory=FMSCode)
     buckets: BucketSet | None = None  # static batching
     shapes: ShapeSet | None = None  # continuous batching
     dtype: str = "float32"
@@ -97,34 +96,26 @@ class CompiledModel:
 
     def __init__(self, config: EngineConfig):
         self.config = config
-        longest = config.compiled.max_context_length
-        hf_config = require_servable(config.model_directory, longest)
-        files = WeightFiles(config.model_directory)
-        self.sizes = sizes_of(hf_config, files)
+        self.sizes = config.model_code.sizes(config)
         self.vocab_size = self.sizes.vocab_size
         self.context_length = self.sizes.context_length
         self.dtype = getattr(torch, config.dtype)
-        tp = config.rank.tp
-        self.sizes.require_tp(tp)
+        self.sizes.require_tp(config.rank.tp)
         require_joined(config.rank)
         self.packs = config.compile_backend == "inductor" and can_pack(self.dtype)
         self.memory_bytes = self._check_memory()
         self.pad_token = 0  # fills pad slots and dummy rows; no output depends on it
         started = time.perf_counter()
-        self._model = fms.load(
-            hf_config, self.sizes, files, self.dtype, longest, tp, config.rank.rank
-        )
-        self.weight_bytes = sum(weight.nbytes for weight in set(self._model.parameters()))
+        self._model = config.model_code.load(config, self.sizes, self.returns_caches)
+        self.weight_bytes = self._model.weight_bytes
         if self.packs:
-            pack_linears(self._model, config.rows)
+            self._model.pack_linears(config.rows)
         self.load_s = time.perf_counter() - started
         self._passes: dict[Hashable, Callable] = {}
         self._warmed: set[Hashable] = set()
-        self._layer_pass: Callable = _run_layer  # of the compiled pass that the engine is in
+        self._layer_pass = self._model.layer_pass  # of the compiled pass that the engine is in
         if config.compile_scope == "layer":
-            layers = self._model.base_model.layers
-            for index, layer in enumerate(layers):
-                layers[index] = _SwitchedLayer(layer, self)
+            self._model.route_layers(lambda: self._layer_pass)
 
     def _check_memory(self) -> int:
         """Bytes that this rank will hold; raises ValueError where there are not as many."""
@@ -137,7 +128,7 @@ class CompiledModel:
     def _compile(self, shape: Hashable, name: str) -> None:
         """Readies a pass under a name; it compiles when it first runs (see `warmup`)."""
         by_layer = self.config.compile_scope == "layer"
-        function = self._one_layer if by_layer else self._whole_model
+        function = self._model.layer_pass if by_layer else self._model.whole_pass
         self._passes[shape] = compile_pass(function, name, self.config.compile_backend)
 
     def _require_warmed(self, kind: str, shape: Hashable, compiled: Hashable) -> None:
@@ -159,77 +150,27 @@ class CompiledModel:
     ) -> Any:
         """One compiled pass: tokens and positions [B, Q] in, logits [B, V] of the last out; and the
         caches with them where passes return those."""
-        arguments = (tokens, positions, caches, attention)
         if self.config.compile_backend == "sendnn":
-            _mark_static(arguments)
+            _mark_static(tokens, positions, caches, attention)
+        inputs = self._model.inputs(tokens, positions, caches, attention)
         if closed:
             with no_compile():
-                return self._call(self._passes[compiled], arguments)
-        return self._call(self._passes[compiled], arguments)
+                return self._call(self._passes[compiled], inputs)
+        return self._call(self._passes[compiled], inputs)
 
-    def _call(self, compiled: Callable, arguments: tuple) -> Any:
+    def _call(self, compiled: Callable, inputs: tuple) -> Any:
         if self.config.compile_scope == "model":
-            return compiled(self._model, *arguments)
+            return compiled(self._model.module, *inputs)
         self._layer_pass = compiled
-        return self._whole_model(self._model, *arguments)
-
-    @property
-    def _one_layer(self) -> Callable:
-        return _run_layer_and_cache if self.returns_caches else _run_layer
-
-    @property
-    def _whole_model(self) -> Callable:
-        return _run_model_and_caches if self.returns_caches else _run_model
+        return self._model.whole_pass(self._model.module, *inputs)
 
     def _additive(self, seen: Tensor) -> Tensor:
         """A mask to be added to attention weights: 0 where something is seen, else -inf."""
         return torch.zeros(seen.shape, dtype=self.dtype).masked_fill_(~seen, float("-inf"))
 
 
-class _SwitchedLayer(nn.Module):
-    """A decoder layer that runs in whichever compiled pass the engine is in (scope `layer`)."""
-
-    def __init__(self, layer: nn.Module, engine: CompiledModel):
-        super().__init__()
-        self.layer = layer
-        self.engine = engine
-
-    def forward(self, x, *, position_ids, past_key_value_state, use_cache, **attention):
-        out = self.engine._layer_pass(self.layer, x, position_ids, past_key_value_state, attention)
-        return out if self.engine.returns_caches else (out, past_key_value_state)
-
-
-def _run_layer(layer, x, positions, cache, attention):
-    """One decoder layer over its (keys, values) cache: hidden states in, hidden states out."""
-    return _run_layer_and_cache(layer, x, positions, cache, attention)[0]
-
-
-def _run_layer_and_cache(layer, x, positions, cache, attention):
-    return layer(
-        x=x, position_ids=positions, past_key_value_state=cache, use_cache=True, **attention
-    )
-
-
-def _run_model(model, tokens, positions, caches, attention):
-    """The whole model: tokens [B, Q] in, logits [B, V] of the last column out."""
-    return _run_model_and_caches(model, tokens, positions, caches, attention)[0]
-
-
-def _run_model_and_caches(model, tokens, positions, caches, attention):
-    logits, caches = model(
-        tokens,
-        position_ids=positions,
-        past_key_value_states=caches,
-        use_cache=True,
-        last_n_tokens=1,
-        **attention,
-    )
-    return logits[:, -1], caches
-
-
-def _mark_static(arguments: tuple) -> None:
+def _mark_static(tokens, positions, caches, attention) -> None:
     """Tells the card's compiler that no dimension of any input ever changes."""
-    tokens, positions, caches, attention = arguments
     inputs = (tokens, positions, *attention.values())
     for tensor in (*inputs, *(part for cache in caches for part in cache)):
         if isinstance(tensor, Tensor):

@@ -1,7 +1,12 @@
-"""A checkpoint as an FMS model that computes what transformers would."""
+"""FMS's model code: a checkpoint as an FMS model that computes what transformers would.
+
+Shapes: B rows, Q query tokens of a pass, V vocabulary.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,11 +18,105 @@ from fms.utils.serialization import load_state_dict_into_model
 from torch import Tensor, nn
 
 from spyre_bench.checkpoints.weight_files import WeightFiles
-from spyre_bench.engine.weights import finite_tensors, skeleton
+from spyre_bench.engine.carried import read_config
+from spyre_bench.engine.linear import pack_linears
+from spyre_bench.engine.memory import sizes_of
+from spyre_bench.engine.model_code import LoadedModel
+from spyre_bench.engine.weights import finite_tensors, require_servable, skeleton
 from spyre_bench.model_sizes import ModelSizes
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+    from spyre_bench.engine.compiled_model import EngineConfig
+
+
+class FMSCode:
+    """IBM's foundation-model-stack, which the card's software compiles first."""
+
+    name = "fms"
+
+    def versions(self) -> dict[str, str]:
+        return {"ibm-fms": version("ibm-fms")}
+
+    def sizes(self, config: EngineConfig) -> ModelSizes:
+        directory = config.model_directory
+        hf_config = require_servable(directory, config.compiled.max_context_length)
+        return sizes_of(hf_config, WeightFiles(directory))
+
+    def load(self, config: EngineConfig, sizes: ModelSizes, returns_caches: bool) -> FMSModel:
+        directory, longest = config.model_directory, config.compiled.max_context_length
+        module = load(
+            read_config(directory),
+            sizes,
+            WeightFiles(directory),
+            getattr(torch, config.dtype),
+            longest,
+            config.rank.tp,
+            config.rank.rank,
+        )
+        return FMSModel(module, returns_caches)
+
+
+class FMSModel(LoadedModel):
+    def __init__(self, module: nn.Module, returns_caches: bool):
+        self.module = module
+        self.returns_caches = returns_caches
+        self.whole_pass = _run_model_and_caches if returns_caches else _run_model
+        self.layer_pass = _run_layer_and_cache if returns_caches else _run_layer
+
+    def inputs(self, tokens, positions, caches, attention):
+        return tokens, positions, caches, attention
+
+    def route_layers(self, current):
+        layers = self.module.base_model.layers
+        for index, layer in enumerate(layers):
+            layers[index] = _SwitchedLayer(layer, current, self.returns_caches)
+
+    def pack_linears(self, rows):
+        pack_linears(self.module, rows)
+
+
+class _SwitchedLayer(nn.Module):
+    """A decoder layer that runs in whichever compiled pass the engine is in (scope `layer`)."""
+
+    def __init__(self, layer: nn.Module, current: Callable, returns_caches: bool):
+        super().__init__()
+        self.layer = layer
+        self.current = current
+        self.returns_caches = returns_caches
+
+    def forward(self, x, *, position_ids, past_key_value_state, use_cache, **attention):
+        out = self.current()(self.layer, x, position_ids, past_key_value_state, attention)
+        return out if self.returns_caches else (out, past_key_value_state)
+
+
+def _run_layer(layer, x, positions, cache, attention):
+    """One decoder layer over its (keys, values) cache: hidden states in, hidden states out."""
+    return _run_layer_and_cache(layer, x, positions, cache, attention)[0]
+
+
+def _run_layer_and_cache(layer, x, positions, cache, attention):
+    return layer(
+        x=x, position_ids=positions, past_key_value_state=cache, use_cache=True, **attention
+    )
+
+
+def _run_model(model, tokens, positions, caches, attention):
+    """The whole model: tokens [B, Q] in, logits [B, V] of the last column out."""
+    return _run_model_and_caches(model, tokens, positions, caches, attention)[0]
+
+
+def _run_model_and_caches(model, tokens, positions, caches, attention):
+    logits, caches = model(
+        tokens,
+        position_ids=positions,
+        past_key_value_states=caches,
+        use_cache=True,
+        last_n_tokens=1,
+        **attention,
+    )
+    return logits[:, -1], caches
 
 
 def load(

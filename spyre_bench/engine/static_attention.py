@@ -1,11 +1,14 @@
-"""The attention op registered with FMS: a static KV cache, written in place, read under a mask.
+"""Attention over a static KV cache, written in place, read under a mask; registered with FMS.
 
 Shapes: B bucket batch (padded), Q query tokens of this pass (P in prefill, 1 in decode),
 P bucket prompt, T = P + N cache slots, H KV heads on this rank, G query heads a KV head,
 D head dim.
 """
 
+from __future__ import annotations
+
 from fms.modules.attention import register_attention_op
+from torch import Tensor
 from torch.nn import functional as F
 
 SPYRE_STATIC = "spyre_static"
@@ -29,27 +32,72 @@ def _store(keys, values, key_cache, value_cache, *, slot=None, **attn_kwargs):
     return key_cache, value_cache, key_cache, value_cache
 
 
-def _prefill(query, keys, values, heads, kv_heads, dropout, scale, *, mask, **attn_kwargs):
+def _prefill(
+    query, keys, values, heads, kv_heads, dropout, scale, *, mask, soft_cap=None, **attn_kwargs
+):
     """Attention of the prompt over itself: query [B, P, H·G, D], keys and values
     [B, H, P, D], mask [B, 1, P, P], added. Returns [B, P, H·G, D]."""
-    out = F.scaled_dot_product_attention(
-        query.transpose(1, 2),
-        keys.repeat_interleave(heads // kv_heads, 1),
-        values.repeat_interleave(heads // kv_heads, 1),
-        attn_mask=mask,
-        scale=scale,
-    )
+    group = heads // kv_heads
+    keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
+    return attend_many(query.transpose(1, 2), keys, values, mask, scale, soft_cap)
+
+
+def attend_many(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    scale: float | None,
+    soft_cap: float | None,
+) -> Tensor:
+    """Many queries a row: query [B, H·G, Q, D], keys and values [B, H·G, slots, D], mask
+    [B, 1, Q, slots], added. Returns [B, Q, H·G, D]."""
+    if soft_cap is None:
+        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
+    else:
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        weights = capped(query * scale @ keys.transpose(-1, -2), soft_cap) + mask
+        out = weights.softmax(-1) @ values
     return out.transpose(1, 2).contiguous()
 
 
-def _decode(query, keys, values, heads, kv_heads, dropout, scale, *, mask, **attn_kwargs):
+def capped(products: Tensor, soft_cap: float | None) -> Tensor:
+    """Products of queries and keys within ±soft_cap, as Gemma 2 has them; None leaves them."""
+    return products if soft_cap is None else soft_cap * (products / soft_cap).tanh()
+
+
+def _decode(
+    query, keys, values, heads, kv_heads, dropout, scale, *, mask, soft_cap=None, **attn_kwargs
+):
     """Attention of one token over the cache: query [B, 1, H·G, D], keys and values
     [B, H, T, D], mask [B, 1, 1, T], added. Returns [B, 1, H·G, D]."""
     batch, _, _, head_dim = query.shape
     scale = head_dim**-0.5 if scale is None else scale
     query = query.view(batch, kv_heads, heads // kv_heads, head_dim) * scale
-    weights = (query @ keys.transpose(-1, -2) + mask).softmax(-1)
+    weights = (capped(query @ keys.transpose(-1, -2), soft_cap) + mask).softmax(-1)
     return (weights @ values).view(batch, 1, heads, head_dim)
+
+
+def attend(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    cache: tuple[Tensor, Tensor],
+    scale: float,
+    *,
+    mask: Tensor,
+    slot: Tensor | None,
+    soft_cap: float | None,
+) -> Tensor:
+    """Stores new tokens and attends, for model code that is not FMS's: query [B, Q, H·G, D], keys
+    and values [B, Q, H, D], cache two of [B, H, T, D], mask as in prefill (`slot` None) or decode.
+    Returns [B, Q, H·G, D]."""
+    heads, kv_heads = query.shape[2], keys.shape[2]
+    over_keys, over_values, *_ = _store(keys, values, *cache, slot=slot)
+    op = _prefill if slot is None else _decode
+    return op(
+        query, over_keys, over_values, heads, kv_heads, 0.0, scale, mask=mask, soft_cap=soft_cap
+    )
 
 
 def _is_prefill(slot=None, **attn_kwargs) -> bool:

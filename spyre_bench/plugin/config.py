@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 BATCHING = ("static", "continuous")
 
+MODEL_CODES = ("fms", "vllm")
+
 STEP_TIMEOUT = "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"  # vLLM's own name, with its own default
 
 SHAPES_FILE = "SPYRE_BENCH_SHAPES"  # a file of buckets, as `spyre-bench tune --out` writes it
@@ -67,6 +69,7 @@ class SpyreConfig:
     chunk_tokens: int | None = None  # its longest chunk; --max-num-batched-tokens
     max_num_seqs: int | None = None  # its rows, where no decode_shapes are named
     rules: Rules = RULES
+    model_code: str = "fms"  # or vllm: whose implementation of the model runs
     compile_backend: str = "inductor"
     compile_scope: str = "layer"
     artefact_directory: Path | None = None  # compiled code; None: in the cache directory
@@ -90,6 +93,7 @@ class SpyreConfig:
             value = getattr(self, name)
             if value is not None and (not _is_number(value, int) or value < 1):
                 raise _wrong(name, value, "is a whole number above 0")
+        _require_one_of("model_code", self.model_code, MODEL_CODES)
         _require_one_of("compile_backend", self.compile_backend, COMPILE_BACKENDS)
         _require_one_of("compile_scope", self.compile_scope, COMPILE_SCOPES)
         _require_one_of("artefact_trust", self.artefact_trust, tuple(TRUSTS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import psutil
 import torch
@@ -14,6 +14,8 @@ from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
 from vllm.platforms.interface import Platform, PlatformEnum
 
+from spyre_bench.checkpoints.find import model_directory
+from spyre_bench.engine.carried import NotCarried
 from spyre_bench.engine.memory import blocks_that_fit, memory_there
 from spyre_bench.engine.weights import require_servable
 from spyre_bench.model_sizes import ModelSizes
@@ -24,6 +26,7 @@ from spyre_bench.plugin.options import refuse_options, without_effect
 from spyre_bench.plugin.requests import refuse_request, require_prompt_type
 from spyre_bench.plugin.shims import explain_long_prompts, let_ctrl_c_through, watch_options
 from spyre_bench.plugin.unsupported import refuse_config, refuse_quantization
+from spyre_bench.plugin.vllm_sizes import may_run, sizes_of
 from spyre_bench.shape_set import BLOCK_TOKENS, ShapeSet
 from spyre_bench.shapes import BucketSet
 
@@ -133,9 +136,7 @@ class SpyrePlatform(Platform):
             blocks_are_named = (config.blocks or blocks) is not None
             config = config.with_shapes(model.max_model_len, rows, chunk, blocks)
         config.require_context(model.max_model_len)
-        if (directory := Path(model.model)).is_dir():  # another one is looked at when it is there
-            require_servable(directory, config.compiled.max_context_length)
-        sizes = ModelSizes.of(model.hf_config.to_dict(), directory.name)
+        sizes = _sizes(config, vllm_config)
         sizes.require_tp(vllm_config.parallel_config.tensor_parallel_size)
         if model.enforce_eager and config.compile_backend != "eager":
             logger.info("enforce_eager: compile_backend is eager, not %s.", config.compile_backend)
@@ -266,6 +267,18 @@ class SpyrePlatform(Platform):
         return max(1, cls._config.compiled.max_new_tokens(prompt_len))
 
     @classmethod
+    def get_attn_backend_cls(cls, *args: Any, **kwargs: Any) -> str:
+        return "spyre_bench.plugin.vllm_attention.SpyreAttentionBackend"
+
+    @classmethod
+    def get_device_communicator_cls(cls) -> str:
+        return "spyre_bench.plugin.communicator.SpyreCommunicator"
+
+    @classmethod
+    def use_custom_op_collectives(cls) -> bool:
+        return True  # so that a graph may hold them
+
+    @classmethod
     def get_device_name(cls, device_id: int = 0) -> str:
         return cls.device_name
 
@@ -296,6 +309,25 @@ class SpyrePlatform(Platform):
     @classmethod
     def update_block_size_for_backend(cls, vllm_config: VllmConfig) -> None:
         """The block size is that of the buckets."""
+
+
+def _sizes(config: SpyreConfig, vllm_config: VllmConfig) -> ModelSizes:
+    """Of a model that the model code serves as transformers would; ValueError for any other."""
+    model, length = vllm_config.model_config, config.compiled.max_context_length
+    if config.model_code == "vllm":
+        return sizes_of(vllm_config, model_directory(model.model, tokenizer=False), length)
+    directory = Path(model.model)
+    try:
+        if directory.is_dir():  # another one is looked at when it is there
+            require_servable(directory, length)
+    except NotCarried as error:
+        if not may_run(model):
+            raise
+        raise NotCarried(
+            f'{error}. vLLM\'s own code may run it: additional_config {{"spyre": '
+            f'{{"model_code": "vllm", ...}}}}'
+        ) from None
+    return ModelSizes.of(model.hf_config.to_dict(), directory.name)
 
 
 def _with_blocks_that_fit(

@@ -21,6 +21,8 @@ from spyre_bench.checkpoints.find import model_directory
 from spyre_bench.engine.artefacts import default_artefact_directory
 from spyre_bench.engine.causal_lm import SpyreCausalLM
 from spyre_bench.engine.compiled_model import EngineConfig
+from spyre_bench.engine.fms import FMSCode
+from spyre_bench.engine.model_code import ModelCode
 from spyre_bench.engine.paged_causal_lm import PagedCausalLM
 from spyre_bench.engine.parallel import Rank, join
 from spyre_bench.engine.warmup import warm_up
@@ -117,6 +119,7 @@ class SpyreWorker(WorkerBase):
         self.model = model_class(
             EngineConfig(
                 model_directory=model_directory(self.model_config.model, tokenizer=False),
+                model_code=self._model_code(),
                 buckets=config.buckets,
                 shapes=config.shapes,
                 dtype=str(self.model_config.dtype).removeprefix("torch."),
@@ -139,6 +142,13 @@ class SpyreWorker(WorkerBase):
         # One log is enough: a pass takes as long on every rank, since they wait for each other.
         self.pass_log = PassLog(config.pass_log if self.is_driver_worker else None)
         self.model_runner = runner_class(self.vllm_config, self.model, self.pass_log)
+
+    def _model_code(self) -> ModelCode:
+        if self.spyre_config.model_code == "fms":
+            return FMSCode()
+        from spyre_bench.plugin.vllm_model import VLLMCode  # seconds of imports
+
+        return VLLMCode(self.vllm_config)
 
     def get_kv_cache_spec(self) -> dict[str, KVCacheSpec]:
         """Of all layers as one. Static batching has no paged cache: vLLM is told of one block, of

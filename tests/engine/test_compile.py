@@ -132,7 +132,7 @@ def test_sendnn_compiles_inside_its_warmup_mode_and_deploys_outside_in_fp16(fres
         dtype="float16",
         buckets=BucketSet.parse("2,64,3"),
     )
-    assert {parameter.dtype for parameter in model._model.parameters()} == {torch.float16}
+    assert {parameter.dtype for parameter in model._model.module.parameters()} == {torch.float16}
     warm_up(model, progress=False)
     phases = [word for word in fake_sendnn if word != "static"]
     assert phases == ["enter", "compile", "run", "compile", "run", "exit", "run", "run"]

@@ -63,7 +63,7 @@ def count(model, shape, bucket: Bucket, *, decode: bool) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from spyre_bench.engine.compiled_model import _run_model
+    from spyre_bench.engine.fms import _run_model
     from spyre_bench.engine.static_attention import SPYRE_STATIC
 
     rows, slots = bucket.batch_size, bucket.context_length

@@ -1,0 +1,237 @@
+"""vLLM's own model code in the engine's compiled passes (`"model_code": "vllm"`).
+
+vLLM builds, shards and loads the model; its attention and experts are then replaced by forms that
+compile into one graph for all layers, and its products by oneDNN's.
+
+Shapes: B rows, Q query tokens of a pass, V vocabulary, h hidden size.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from vllm.config import set_current_vllm_config
+from vllm.distributed import parallel_state
+from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    UnquantizedEmbeddingMethod,
+    VocabParallelEmbedding,
+)
+from vllm.model_executor.layers import rotary_embedding
+from vllm.model_executor.model_loader import get_model
+
+from spyre_bench.checkpoints.weight_files import listed
+from spyre_bench.engine.linear import pack, packed_linear
+from spyre_bench.engine.model_code import Cache, LoadedModel
+from spyre_bench.engine.parallel import Rank
+from spyre_bench.model_sizes import ModelSizes
+from spyre_bench.plugin.shims import make_shutdown_quiet
+from spyre_bench.plugin.vllm_attention import PassAttention, prepare, replace_attention
+from spyre_bench.plugin.vllm_experts import replace_experts
+from spyre_bench.plugin.vllm_sizes import sizes_of
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+    from spyre_bench.engine.compiled_model import EngineConfig
+
+
+class VLLMCode:
+    """The classes of vLLM's registry, as one engine's configuration has them."""
+
+    name = "vllm"
+
+    def __init__(self, vllm_config: VllmConfig):
+        self.vllm_config = vllm_config
+
+    def versions(self) -> dict[str, str]:
+        return {"vllm": version("vllm")}
+
+    def sizes(self, config: EngineConfig) -> ModelSizes:
+        if config.compile_backend == "sendnn":
+            raise ValueError(
+                "model_code 'vllm' does not run on sendnn, whose attention is FMS's own operation: "
+                "use model_code 'fms' on the card, or compile_backend 'inductor' on a CPU"
+            )
+        longest = config.compiled.max_context_length
+        return sizes_of(self.vllm_config, config.model_directory, longest)
+
+    def load(self, config: EngineConfig, sizes: ModelSizes, returns_caches: bool) -> VLLMModel:
+        assert not returns_caches, "only on sendnn, see `sizes`"
+        make_shutdown_quiet()  # vLLM's loader empties an accelerator's cache
+        rotary_embedding._ROPE_DICT.clear()  # kept by the parameters, but of another engine's length
+        with set_current_vllm_config(self.vllm_config):
+            _join_groups(config.rank)
+            self.vllm_config.compilation_config.static_forward_context.clear()
+            module = get_model(vllm_config=self.vllm_config)
+        return VLLMModel(module.requires_grad_(False), sizes, config.rank.tp)
+
+
+class VLLMModel(LoadedModel):
+    def __init__(self, module: nn.Module, sizes: ModelSizes, tp: int):
+        self.module = module
+        _require_finite(module)
+        self.attention = replace_attention(module)
+        _require_one_cache(self.attention, sizes, tp)
+        replace_experts(module)
+        self.whole_pass = _run_model
+        self.layer_pass = _run_layer
+
+    def inputs(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        caches: Sequence[Cache],
+        attention: Mapping[str, Any],
+    ) -> tuple[Tensor, Tensor]:
+        prepare(self.attention, positions, caches, attention)
+        return tokens, positions
+
+    def route_layers(self, current: Callable[[], Callable[..., Any]]) -> None:
+        layers = _decoder_layers(self.module)
+        kinds = {_kind(layer) for layer in layers}
+        if len(kinds) > 1:
+            raise ValueError(
+                f"the layers of this model are of {len(kinds)} kinds, which do not share one "
+                f'compiled pass: set "compile_scope" to "model"'
+            )
+        for index, layer in enumerate(layers):
+            layers[index] = _SwitchedLayer(layer, current)
+
+    def pack_linears(self, rows: int) -> None:
+        for module in list(self.module.modules()):
+            method = getattr(module, "quant_method", None)
+            if isinstance(module, LinearBase) and type(method) is UnquantizedLinearMethod:
+                # a subclass with a forward of its own reads its weight
+                if type(module).forward in _PLAIN_FORWARDS:
+                    module.quant_method = _Packed(module.weight, rows)
+                    module.register_parameter("weight", None)
+            elif isinstance(module, ParallelLMHead) and type(method) is UnquantizedEmbeddingMethod:
+                module.quant_method = _Packed(module.weight, rows)
+        head = getattr(self.module, "lm_head", None)  # tied, it may be the embedding itself
+        if (
+            isinstance(head, VocabParallelEmbedding)
+            and type(head.quant_method) is UnquantizedEmbeddingMethod
+        ):
+            head.quant_method = _Packed(head.weight, rows)
+
+
+_PLAIN_FORWARDS = {layer.forward for layer in LinearBase.__subclasses__()}
+
+
+class _Packed(QuantizeMethodBase):
+    """A layer's product on oneDNN's packed weights; a lookup stays on the dense ones."""
+
+    def __init__(self, weight: Tensor, rows: int):
+        self.packed = pack(weight, rows)
+
+    def create_weights(self, *args: Any, **kwargs: Any) -> None:
+        raise AssertionError("the weights are there")
+
+    def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return packed_linear(x, self.packed, bias)
+
+    def embedding(self, layer: nn.Module, tokens: Tensor) -> Tensor:
+        return nn.functional.embedding(tokens, layer.weight)
+
+
+class _SwitchedLayer(nn.Module):
+    """A decoder layer that runs in whichever compiled pass the engine is in (scope `layer`)."""
+
+    def __init__(self, layer: nn.Module, current: Callable[[], Callable[..., Any]]):
+        super().__init__()
+        self.layer = layer
+        self.current = current
+        self.parameters_of_layer = inspect.signature(layer.forward)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:  # some models ask a layer what it is
+            return getattr(super().__getattr__("layer"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        bound = self.parameters_of_layer.bind(*args, **kwargs)
+        given = bound.arguments
+        if "residual" in given and given["residual"] is None:
+            # the first layer has none: with zeros it is a layer like the others, and one graph
+            # serves all
+            given["residual"] = torch.zeros_like(given["hidden_states"])
+        return self.current()(self.layer, bound.args, bound.kwargs)
+
+
+def _run_layer(layer, args, kwargs):
+    """One decoder layer, as the model calls it; its attention was prepared."""
+    return layer(*args, **kwargs)
+
+
+def _run_model(model, tokens, positions):
+    """The whole model: tokens and positions [B, Q] in, logits [B, V] of the last column out."""
+    hidden = model(tokens.flatten(), positions.flatten(), None, None)
+    return model.compute_logits(hidden.view(*tokens.shape, -1)[:, -1])
+
+
+def _decoder_layers(module: nn.Module) -> nn.ModuleList:
+    """The outermost list whose entries attend."""
+    for child in module.modules():
+        if isinstance(child, nn.ModuleList) and any(
+            isinstance(part, PassAttention) for part in child.modules()
+        ):
+            return child
+    raise ValueError(
+        'this model keeps its decoder layers in no list: set "compile_scope" to "model"'
+    )
+
+
+def _kind(layer: nn.Module) -> tuple[Any, ...]:
+    """What must be alike for two layers to share a compiled pass."""
+    modules = tuple((name, type(part)) for name, part in layer.named_modules())
+    shapes = tuple((name, tuple(weight.shape)) for name, weight in layer.named_parameters())
+    return modules, shapes
+
+
+def _require_finite(module: nn.Module) -> None:
+    """Raises ValueError, naming them, for weights that are not finite."""
+    damaged = [
+        name
+        for name, weight in module.named_parameters()
+        if weight.is_floating_point() and not weight.sum(dtype=torch.float64).isfinite()
+    ]
+    if damaged:
+        raise ValueError(
+            f"{len(damaged)} weights have values that are not finite in this type"
+            f"{listed(damaged, ': ')}: the checkpoint is damaged, or its values exceed that type"
+        )
+
+
+def _require_one_cache(layers: Sequence[PassAttention], sizes: ModelSizes, tp: int) -> None:
+    """Raises ValueError where the layers' keys and values do not have the size reckoned with."""
+    expected = (sizes.layers, {(sizes.card_kv_heads(tp), sizes.head_dim)})
+    found = (len(layers), {(layer.kv_heads, layer.head_dim) for layer in layers})
+    if found != expected:
+        raise ValueError(
+            f"the model has {found[0]} attention layers with (KV heads, head size) "
+            f"{sorted(found[1])}, and its configuration says {expected[0]} with "
+            f"{sorted(expected[1])}: layers of different sizes are not served"
+        )
+
+
+def _join_groups(rank: Rank) -> None:
+    """vLLM's groups on the process group that the ranks have made already; alone, one of its own.
+
+    Needs vLLM's current configuration.
+    """
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    parallel_state.init_distributed_environment(
+        rank.tp, rank.rank, "env://", rank.rank, backend="gloo"
+    )
+    parallel_state.ensure_model_parallel_initialized(rank.tp, 1)

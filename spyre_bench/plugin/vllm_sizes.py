@@ -1,0 +1,128 @@
+"""Sizes of a model that vLLM's own code runs, and what of it gives other tokens than transformers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vllm.logger import init_logger
+
+from spyre_bench.checkpoints.weight_files import WeightFiles
+from spyre_bench.model_sizes import ModelSizes
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig, VllmConfig
+
+logger = init_logger("vllm.spyre_bench.vllm_sizes")
+
+HELD: tuple[str, ...] = ()
+"""Held against transformers token by token, see tests/plugin/test_vllm_models.py."""
+
+UNEQUAL: dict[str, str] = {}
+"""Architectures whose tokens differ from transformers', and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredSizes(ModelSizes):
+    """Sizes whose parameters are counted from the files: of an architecture of any form. vLLM
+    splits the vocabulary over the ranks too."""
+
+    stored_parameters: int
+
+    @property
+    def _tables(self) -> int:
+        """Parameters of embedding and head."""
+        return self.vocab_size * self.hidden_size * (1 if self.tied_head else 2)
+
+    def _split_weights(self, tp: int) -> int:
+        return max(0, self.stored_parameters - self._tables) // tp
+
+    def _other_weights(self, tp: int) -> int:
+        return min(self._tables, self.stored_parameters) // tp
+
+
+def may_run(model: ModelConfig) -> bool:
+    """Whether vLLM has code for it that gives transformers' tokens, as far as is known."""
+    known = model.registry.get_supported_archs()
+    return model.architecture in known and model.architecture not in UNEQUAL
+
+
+def sizes_of(vllm_config: VllmConfig, directory: Path, context_length: int) -> StoredSizes:
+    """Of the model of an engine with contexts of `context_length` tokens; loads no weight.
+
+    Raises ValueError, in one sentence, for a model that our passes do not compute or whose tokens
+    would not be transformers'.
+    """
+    model = vllm_config.model_config
+    _require_decoder(model)
+    architecture = model.architecture
+    if reason := UNEQUAL.get(architecture):
+        raise ValueError(f"{architecture} is not served by vLLM's code: {reason}")
+    _refuse_rope(model.hf_text_config, context_length)
+    if architecture not in HELD:
+        logger.warning(
+            "%s has not been held against transformers on this backend: compare some answers "
+            "before you rely on it.",
+            architecture,
+        )
+    return _sizes(vllm_config, WeightFiles(directory))
+
+
+def _sizes(vllm_config: VllmConfig, files: WeightFiles) -> StoredSizes:
+    model, config = vllm_config.model_config, vllm_config.model_config.hf_text_config
+    hidden_size = model.get_hidden_size()
+    return StoredSizes(
+        name=model.architecture,
+        hidden_size=hidden_size,
+        intermediate_size=_width(config) or 4 * hidden_size,
+        layers=model.get_total_num_hidden_layers(),
+        heads=model.model_arch_config.total_num_attention_heads,
+        kv_heads=model.get_total_num_kv_heads(),
+        head_dim=model.get_head_size(),
+        vocab_size=model.get_vocab_size(),
+        context_length=model.max_model_len,
+        tied_head=bool(getattr(config, "tie_word_embeddings", False)),
+        stored_parameters=sum(files.elements.values()),
+    )
+
+
+def _width(config: Any) -> int | None:
+    """Of the MLP, under whichever name the model's family has for it."""
+    for name in ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"):
+        if isinstance(width := getattr(config, name, None), int):
+            return width
+    return None
+
+
+def _require_decoder(model: ModelConfig) -> None:
+    """Raises ValueError for a model whose layers keep something else than keys and values."""
+    kinds = {
+        "multi-head latent attention": model.use_mla,
+        "layers without attention (Mamba and its like)": model.is_hybrid
+        or model.is_attention_free,
+    }
+    for kind, has in kinds.items():
+        if has:
+            raise ValueError(
+                f"{model.architecture} has {kind}, which the engine's KV cache does not hold: "
+                f"serve another model"
+            )
+
+
+def _refuse_rope(config: Any, context_length: int) -> None:
+    """Raises ValueError for longrope beyond its original length: vLLM then takes the long factors
+    from the first token on, transformers only for sequences that are longer."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if not isinstance(rope, dict) or rope.get("rope_type") != "longrope":
+        return
+    original = rope.get("original_max_position_embeddings") or getattr(
+        config, "original_max_position_embeddings", config.max_position_embeddings
+    )
+    if context_length > original:
+        raise ValueError(
+            f"rope_parameters of type longrope change at {original} tokens, and the longest bucket "
+            f"or shape has {context_length}: vLLM's code would give other tokens than "
+            f"transformers, use contexts of {original} at most"
+        )
