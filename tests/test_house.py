@@ -49,12 +49,14 @@ ROOMS["metrics"] = {"simulate", "workload", "cost", "policy", "pass_log", "shape
 ROOMS["choose"] = on("metrics")
 ROOMS["studies"] = on("choose", "model_sizes", "errors")
 ROOMS["engine"] = {"checkpoints", "shapes", "shape_set", "model_sizes", "pass_log", "cost", "files"}
-ROOMS["measure"] = {"engine", "checkpoints", "cost", "shapes", "shape_set", "files"}
 ROOMS["plugin"] = {
     *("engine", "checkpoints", "policy", "cost", "pass_log", "shapes", "shape_set"),
     *("model_sizes", "files", "errors"),
 }
-ROOMS["validate"] = on("metrics", "measure", "pass_log", "model_sizes") - {"engine", "checkpoints"}
+ROOMS["measure"] = {"engine", "plugin", "checkpoints", "cost", "shapes", "shape_set", "files"}
+ROOMS["validate"] = on("metrics", "measure", "pass_log", "model_sizes") - {
+    *("engine", "checkpoints", "plugin", "errors")
+}
 ROOMS["runs"] = {"plots", "files", "errors"}
 ROOMS["review"] = {"runs", "files"}
 ROOMS["explore"] = set(ROOMS)

@@ -78,6 +78,7 @@ class Engine:
 
     model: str = setting("Engine", "directory, hub id or smollm2", "smollm2")
     tp: int = setting("Engine", "tensor parallel size", 1)
+    model_code: str = setting("Engine", "whose code runs the model: fms or vllm", "fms")
     compile_backend: str = setting(
         "Engine", "eager, inductor or sendnn", "inductor", flag="--backend"
     )

@@ -93,7 +93,11 @@ class MeasuredCost(CostModel):
     @property
     def label(self) -> str:
         row = self._all[0]
-        engine = (row.model, row.dtype, f"tp {row.tp}", row.compile_backend, row.compile_scope)
+        code = "" if row.model_code == "fms" else f"{row.model_code}'s code"
+        engine = (
+            *(row.model, row.dtype, f"tp {row.tp}", code),
+            *(row.compile_backend, row.compile_scope),
+        )
         measured = []
         if self.rows:
             measured.append(f"{_counted(self.rows, 'bucket')} measured, {self.span}")

@@ -56,6 +56,11 @@ class EngineConfig:
             )
         check_backend(self.compile_backend)
         check_scope(self.compile_scope)
+        if self.compile_backend not in (known := self.model_code.compile_backends):
+            raise ValueError(
+                f"model_code {self.model_code.name!r} does not run on {self.compile_backend!r}: "
+                f"use compile_backend {' or '.join(known)}, or another model_code"
+            )
         if self.dtype not in ITEM_BYTES:
             raise ValueError(f"dtype {self.dtype!r} is unknown: use one of {', '.join(ITEM_BYTES)}")
         if self.compile_backend == "sendnn" and self.dtype != "float16":
@@ -96,7 +101,8 @@ class CompiledModel:
 
     def __init__(self, config: EngineConfig):
         self.config = config
-        self.sizes = config.model_code.sizes(config)
+        longest = config.compiled.max_context_length
+        self.sizes = config.model_code.sizes(config.model_directory, longest)
         self.vocab_size = self.sizes.vocab_size
         self.context_length = self.sizes.context_length
         self.dtype = getattr(torch, config.dtype)
@@ -106,7 +112,14 @@ class CompiledModel:
         self.memory_bytes = self._check_memory()
         self.pad_token = 0  # fills pad slots and dummy rows; no output depends on it
         started = time.perf_counter()
-        self._model = config.model_code.load(config, self.sizes, self.returns_caches)
+        self._model = config.model_code.load(
+            config.model_directory,
+            self.sizes,
+            self.dtype,
+            longest,
+            config.rank,
+            self.returns_caches,
+        )
         self.weight_bytes = self._model.weight_bytes
         if self.packs:
             self._model.pack_linears(config.rows)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,42 +20,41 @@ from torch import Tensor, nn
 
 from spyre_bench.checkpoints.weight_files import WeightFiles
 from spyre_bench.engine.carried import read_config
+from spyre_bench.engine.compile import COMPILE_BACKENDS
 from spyre_bench.engine.linear import pack_linears
 from spyre_bench.engine.memory import sizes_of
 from spyre_bench.engine.model_code import LoadedModel
+from spyre_bench.engine.parallel import Rank
 from spyre_bench.engine.weights import finite_tensors, require_servable, skeleton
 from spyre_bench.model_sizes import ModelSizes
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from spyre_bench.engine.compiled_model import EngineConfig
-
 
 class FMSCode:
     """IBM's foundation-model-stack, which the card's software compiles first."""
 
     name = "fms"
+    compile_backends = COMPILE_BACKENDS
 
     def versions(self) -> dict[str, str]:
         return {"ibm-fms": version("ibm-fms")}
 
-    def sizes(self, config: EngineConfig) -> ModelSizes:
-        directory = config.model_directory
-        hf_config = require_servable(directory, config.compiled.max_context_length)
-        return sizes_of(hf_config, WeightFiles(directory))
+    def sizes(self, directory: Path, context_length: int) -> ModelSizes:
+        return sizes_of(require_servable(directory, context_length), WeightFiles(directory))
 
-    def load(self, config: EngineConfig, sizes: ModelSizes, returns_caches: bool) -> FMSModel:
-        directory, longest = config.model_directory, config.compiled.max_context_length
-        module = load(
-            read_config(directory),
-            sizes,
-            WeightFiles(directory),
-            getattr(torch, config.dtype),
-            longest,
-            config.rank.tp,
-            config.rank.rank,
-        )
+    def load(
+        self,
+        directory: Path,
+        sizes: ModelSizes,
+        dtype: torch.dtype,
+        context_length: int,
+        rank: Rank,
+        returns_caches: bool,
+    ) -> FMSModel:
+        config, files = read_config(directory), WeightFiles(directory)
+        module = load(config, sizes, files, dtype, context_length, rank.tp, rank.rank)
         return FMSModel(module, returns_caches)
 
 

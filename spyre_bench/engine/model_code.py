@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
+from spyre_bench.engine.parallel import Rank
 from spyre_bench.model_sizes import ModelSizes
-
-if TYPE_CHECKING:
-    from spyre_bench.engine.compiled_model import EngineConfig
 
 Cache = tuple[Tensor, Tensor]
 """Keys and values of one layer."""
@@ -25,22 +25,31 @@ class ModelCode(Protocol):
     """Whose implementation of a model runs; the same on every rank."""
 
     name: str
+    compile_backends: tuple[str, ...]  # that it compiles for
 
     def versions(self) -> dict[str, str]:
         """Of the packages that the code comes from: other versions make other compiled code."""
         ...
 
-    def sizes(self, config: EngineConfig) -> ModelSizes:
-        """Of the model in the engine's directory; loads no weight.
+    def sizes(self, directory: Path, context_length: int) -> ModelSizes:
+        """Of the model in a directory, for contexts of so many tokens; loads no weight.
 
         Raises ValueError, in one sentence, for one that this code does not compute as transformers
         would.
         """
         ...
 
-    def load(self, config: EngineConfig, sizes: ModelSizes, returns_caches: bool) -> LoadedModel:
-        """This rank's share of the model, weights in place. `returns_caches`: a pass returns its
-        caches instead of writing in place, as the card's own operations do."""
+    def load(
+        self,
+        directory: Path,
+        sizes: ModelSizes,
+        dtype: torch.dtype,
+        context_length: int,
+        rank: Rank,
+        returns_caches: bool,
+    ) -> LoadedModel:
+        """This rank's share of a model that `sizes` accepted, weights in place. `returns_caches`: a
+        pass returns its caches instead of writing in place, as the card's own operations do."""
         ...
 
 

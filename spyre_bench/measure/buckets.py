@@ -33,6 +33,7 @@ def measure_bucket(
     bucket: Bucket,
     *,
     tp: int = 1,
+    model_code: str = "fms",
     compile_backend: str = "inductor",
     compile_scope: str = "layer",
     dtype: str = "float32",
@@ -51,6 +52,7 @@ def measure_bucket(
     starts = measure_starts(
         model_directory(str(model), tokenizer=False),
         BucketSet((bucket,)),
+        model_code=model_code,
         compile_backend=compile_backend,
         compile_scope=compile_scope,
         dtype=dtype,
@@ -66,6 +68,7 @@ def measure_bucket(
         prompt_length=bucket.prompt_length,
         new_tokens=bucket.new_tokens,
         tp=tp,
+        model_code=model_code,
         compile_backend=compile_backend,
         compile_scope=compile_scope,
         dtype=dtype,

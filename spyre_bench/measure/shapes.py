@@ -25,6 +25,7 @@ def measure_shapes(
     shapes: Sequence[Shape],
     *,
     tp: int = 1,
+    model_code: str = "fms",
     compile_backend: str = "inductor",
     compile_scope: str = "layer",
     dtype: str = "float32",
@@ -36,6 +37,7 @@ def measure_shapes(
     if passes < 1:
         raise ValueError(f"passes {passes} is below 1: use 1 or more")
     setting = {
+        "model_code": model_code,
         "compile_backend": compile_backend,
         "compile_scope": compile_scope,
         "dtype": dtype,

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,9 @@ import pandas as pd
 from spyre_bench.engine.parallel import Rank, join, share_of_cores
 from spyre_bench.shape_set import ShapeSet
 from spyre_bench.shapes import Bucket, BucketSet
+
+if TYPE_CHECKING:
+    from spyre_bench.engine.model_code import ModelCode
 
 STARTS = ("cold", "warm")
 UNTIMED = dict.fromkeys(
@@ -42,6 +46,7 @@ def measure_starts(
     model_directory: Path,
     buckets: BucketSet,
     *,
+    model_code: str = "fms",
     compile_backend: str = "inductor",
     compile_scope: str = "layer",
     dtype: str = "float32",
@@ -69,6 +74,7 @@ def measure_starts(
     """
     Rank(0, tp)  # refuses a number that cannot be before any process starts
     setting = {
+        "model_code": model_code,
         "compile_backend": compile_backend,
         "compile_scope": compile_scope,
         "dtype": dtype,
@@ -187,17 +193,35 @@ def _engine(request: dict):
     if rank.tp > 1:
         join(rank, Path(request["meeting_point"]), timeout_s=120)
     static = "buckets" in request
+    directory, dtype = Path(request["model_directory"]), request["dtype"]
+    buckets = BucketSet.parse(request["buckets"]) if static else None
+    shapes = None if static else ShapeSet.parse(*request["shapes"])
     config = EngineConfig(
-        model_directory=Path(request["model_directory"]),
-        buckets=BucketSet.parse(request["buckets"]) if static else None,
-        shapes=None if static else ShapeSet.parse(*request["shapes"]),
-        dtype=request["dtype"],
+        model_directory=directory,
+        model_code=_model_code(request["model_code"], directory, buckets or shapes, dtype, rank.tp),
+        buckets=buckets,
+        shapes=shapes,
+        dtype=dtype,
         compile_backend=request["compile_backend"],
         compile_scope=request["compile_scope"],
         artefact_directory=Path(request["artefact_directory"]),
         rank=rank,
     )
     return SpyreCausalLM(config) if static else PagedCausalLM(config)
+
+
+def _model_code(
+    name: str, directory: Path, compiled: BucketSet | ShapeSet, dtype: str, tp: int
+) -> ModelCode:
+    if name == "fms":
+        from spyre_bench.engine.fms import FMSCode
+
+        return FMSCode()
+    if name != "vllm":
+        raise ValueError(f"model_code {name!r} is unknown: use fms or vllm")
+    from spyre_bench.plugin.vllm_model import VLLMCode  # vLLM, which the other code needs not
+
+    return VLLMCode.of(directory, compiled, dtype=dtype, tp=tp)
 
 
 def _times_of_buckets(model, warmed: list, passes: int) -> Iterator[dict]:

@@ -26,7 +26,7 @@ from spyre_bench.plugin.options import refuse_options, without_effect
 from spyre_bench.plugin.requests import refuse_request, require_prompt_type
 from spyre_bench.plugin.shims import explain_long_prompts, let_ctrl_c_through, watch_options
 from spyre_bench.plugin.unsupported import refuse_config, refuse_quantization
-from spyre_bench.plugin.vllm_sizes import may_run, sizes_of
+from spyre_bench.plugin.vllm_sizes import may_run, sizes_of, warn_of_untried
 from spyre_bench.shape_set import BLOCK_TOKENS, ShapeSet
 from spyre_bench.shapes import BucketSet
 
@@ -315,7 +315,9 @@ def _sizes(config: SpyreConfig, vllm_config: VllmConfig) -> ModelSizes:
     """Of a model that the model code serves as transformers would; ValueError for any other."""
     model, length = vllm_config.model_config, config.compiled.max_context_length
     if config.model_code == "vllm":
-        return sizes_of(vllm_config, model_directory(model.model, tokenizer=False), length)
+        sizes = sizes_of(vllm_config, model_directory(model.model, tokenizer=False), length)
+        warn_of_untried(model)
+        return sizes
     directory = Path(model.model)
     try:
         if directory.is_dir():  # another one is looked at when it is there

@@ -1,12 +1,13 @@
 """What no hook of vLLM 0.32 reaches, in place: two faults at start and end, a look at requests
-before their max_tokens is lowered and at options before defaults are filled in, and the words for a
-prompt that is too long.
+before their max_tokens is lowered and at options before defaults are filled in, the words for a
+prompt that is too long, and a function of its model code that compiles itself.
 
 Each test of `tests/plugin/test_shims.py` fails once vLLM does without, and names what can go.
 """
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,17 @@ def make_shutdown_quiet() -> None:
 
 def _nothing_to_empty() -> None:
     """No accelerator: no cache of one."""
+
+
+def trace_vocabulary_masks() -> None:
+    """vLLM compiles the mask of a vocabulary that is split over ranks by itself, which would be a
+    graph of its own beside those of a pass. Plain, it is part of them."""
+    from vllm.model_executor.layers import vocab_parallel_embedding as module
+
+    compiled = module.get_masked_input_and_mask
+    module.get_masked_input_and_mask = inspect.unwrap(
+        getattr(compiled, "_torchdynamo_orig_callable", compiled)
+    )
 
 
 def let_ctrl_c_through() -> None:

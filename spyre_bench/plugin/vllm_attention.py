@@ -11,7 +11,7 @@ attention), H query heads, K KV heads on this rank, D head dim.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,7 @@ class SpyreAttentionImpl(AttentionImpl):
 class SpyreAttentionBackend(AttentionBackend):
     """What vLLM's layers are given by `SpyrePlatform.get_attn_backend_cls`."""
 
-    supported_dtypes = [torch.float32, torch.bfloat16, torch.float16]
+    supported_dtypes: ClassVar[list[torch.dtype]] = [torch.float32, torch.bfloat16, torch.float16]
 
     @staticmethod
     def get_name() -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from vllm.config import set_current_vllm_config
 from vllm.distributed import parallel_state
+from vllm.model_executor.layers import rotary_embedding
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.model_executor.layers.vocab_parallel_embedding import (
@@ -25,7 +27,6 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
     UnquantizedEmbeddingMethod,
     VocabParallelEmbedding,
 )
-from vllm.model_executor.layers import rotary_embedding
 from vllm.model_executor.model_loader import get_model
 
 from spyre_bench.checkpoints.weight_files import listed
@@ -33,46 +34,79 @@ from spyre_bench.engine.linear import pack, packed_linear
 from spyre_bench.engine.model_code import Cache, LoadedModel
 from spyre_bench.engine.parallel import Rank
 from spyre_bench.model_sizes import ModelSizes
-from spyre_bench.plugin.shims import make_shutdown_quiet
+from spyre_bench.plugin.shims import make_shutdown_quiet, trace_vocabulary_masks
 from spyre_bench.plugin.vllm_attention import PassAttention, prepare, replace_attention
 from spyre_bench.plugin.vllm_experts import replace_experts
 from spyre_bench.plugin.vllm_sizes import sizes_of
+from spyre_bench.shape_set import ShapeSet
+from spyre_bench.shapes import BucketSet
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-
-    from spyre_bench.engine.compiled_model import EngineConfig
 
 
 class VLLMCode:
     """The classes of vLLM's registry, as one engine's configuration has them."""
 
     name = "vllm"
+    compile_backends = ("eager", "inductor")  # the card's attention is FMS's own operation
 
     def __init__(self, vllm_config: VllmConfig):
         self.vllm_config = vllm_config
 
+    @classmethod
+    def of(
+        cls, directory: Path, compiled: BucketSet | ShapeSet, *, dtype: str = "float32", tp: int = 1
+    ) -> VLLMCode:
+        """For an engine that vLLM does not start itself, such as a measurement's.
+
+        Raises ValueError for a model or shapes that the backend refuses.
+        """
+        from vllm.engine.arg_utils import EngineArgs  # the platform must be known before
+
+        if isinstance(compiled, BucketSet):
+            asked: dict[str, Any] = {"buckets": str(compiled)}
+        else:
+            asked = {
+                "batching": "continuous",
+                "prefill_shapes": " ".join(map(str, compiled.prefill)),
+                "decode_shapes": " ".join(map(str, compiled.decode)),
+                "blocks": compiled.blocks,
+            }
+        arguments = EngineArgs(
+            model=str(directory),
+            skip_tokenizer_init=True,
+            dtype=dtype,
+            tensor_parallel_size=tp,
+            additional_config={"spyre": asked | {"model_code": cls.name}},
+        )
+        return cls(arguments.create_engine_config())
+
     def versions(self) -> dict[str, str]:
         return {"vllm": version("vllm")}
 
-    def sizes(self, config: EngineConfig) -> ModelSizes:
-        if config.compile_backend == "sendnn":
-            raise ValueError(
-                "model_code 'vllm' does not run on sendnn, whose attention is FMS's own operation: "
-                "use model_code 'fms' on the card, or compile_backend 'inductor' on a CPU"
-            )
-        longest = config.compiled.max_context_length
-        return sizes_of(self.vllm_config, config.model_directory, longest)
+    def sizes(self, directory: Path, context_length: int) -> ModelSizes:
+        return sizes_of(self.vllm_config, directory, context_length)
 
-    def load(self, config: EngineConfig, sizes: ModelSizes, returns_caches: bool) -> VLLMModel:
-        assert not returns_caches, "only on sendnn, see `sizes`"
+    def load(
+        self,
+        directory: Path,
+        sizes: ModelSizes,
+        dtype: torch.dtype,
+        context_length: int,
+        rank: Rank,
+        returns_caches: bool,
+    ) -> VLLMModel:
+        assert not returns_caches, "on sendnn alone"
+        assert dtype == self.vllm_config.model_config.dtype, "vLLM's configuration is of another"
+        trace_vocabulary_masks()
         make_shutdown_quiet()  # vLLM's loader empties an accelerator's cache
-        rotary_embedding._ROPE_DICT.clear()  # kept by the parameters, but of another engine's length
+        rotary_embedding._ROPE_DICT.clear()  # kept by parameters, but longrope knows the length too
         with set_current_vllm_config(self.vllm_config):
-            _join_groups(config.rank)
+            _join_groups(rank)
             self.vllm_config.compilation_config.static_forward_context.clear()
             module = get_model(vllm_config=self.vllm_config)
-        return VLLMModel(module.requires_grad_(False), sizes, config.rank.tp)
+        return VLLMModel(module.requires_grad_(False), sizes, rank.tp)
 
 
 class VLLMModel(LoadedModel):

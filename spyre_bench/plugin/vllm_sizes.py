@@ -1,5 +1,5 @@
-"""Sizes of a model that vLLM's own code runs, and what of it gives other tokens than transformers.
-"""
+"""What vLLM's own code may run: sizes of any architecture, and which give other tokens than
+transformers."""
 
 from __future__ import annotations
 
@@ -24,10 +24,14 @@ UNEQUAL: dict[str, str] = {}
 """Architectures whose tokens differ from transformers', and why."""
 
 
+VOCABULARY_MULTIPLE = 64
+"""vLLM's DEFAULT_VOCAB_PADDING_SIZE."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoredSizes(ModelSizes):
     """Sizes whose parameters are counted from the files: of an architecture of any form. vLLM
-    splits the vocabulary over the ranks too."""
+    splits the vocabulary over the ranks too, and fills it up to a multiple of 64."""
 
     stored_parameters: int
 
@@ -40,13 +44,24 @@ class StoredSizes(ModelSizes):
         return max(0, self.stored_parameters - self._tables) // tp
 
     def _other_weights(self, tp: int) -> int:
-        return min(self._tables, self.stored_parameters) // tp
+        filled = -self.vocab_size % VOCABULARY_MULTIPLE * (1 if self.tied_head else 2)
+        return (min(self._tables, self.stored_parameters) + filled * self.hidden_size) // tp
 
 
 def may_run(model: ModelConfig) -> bool:
     """Whether vLLM has code for it that gives transformers' tokens, as far as is known."""
     known = model.registry.get_supported_archs()
     return model.architecture in known and model.architecture not in UNEQUAL
+
+
+def warn_of_untried(model: ModelConfig) -> None:
+    """Says so where nobody has held the architecture against transformers."""
+    if model.architecture not in HELD:
+        logger.warning(
+            "%s has not been held against transformers on this backend: compare some answers "
+            "before you rely on it.",
+            model.architecture,
+        )
 
 
 def sizes_of(vllm_config: VllmConfig, directory: Path, context_length: int) -> StoredSizes:
@@ -61,12 +76,6 @@ def sizes_of(vllm_config: VllmConfig, directory: Path, context_length: int) -> S
     if reason := UNEQUAL.get(architecture):
         raise ValueError(f"{architecture} is not served by vLLM's code: {reason}")
     _refuse_rope(model.hf_text_config, context_length)
-    if architecture not in HELD:
-        logger.warning(
-            "%s has not been held against transformers on this backend: compare some answers "
-            "before you rely on it.",
-            architecture,
-        )
     return _sizes(vllm_config, WeightFiles(directory))
 
 
@@ -100,8 +109,7 @@ def _require_decoder(model: ModelConfig) -> None:
     """Raises ValueError for a model whose layers keep something else than keys and values."""
     kinds = {
         "multi-head latent attention": model.use_mla,
-        "layers without attention (Mamba and its like)": model.is_hybrid
-        or model.is_attention_free,
+        "layers without attention (Mamba and its like)": model.is_hybrid or model.is_attention_free,
     }
     for kind, has in kinds.items():
         if has:
