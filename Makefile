@@ -31,6 +31,7 @@ test-faults: setup ## ranks of an engine killed, stopped, out of memory; prints 
 
 test-models: setup ## every model that runs, each value of its config, against transformers; a line each
 	@$(BIN)/python -m pytest tests/engine/test_matrix.py tests/engine/test_paged_causal_lm.py \
+	    tests/plugin/test_vllm_models.py \
 	    -m "models or not models" -v --durations=0
 
 test-ranks: setup ## several ranks, through vLLM or with compiled code: minutes

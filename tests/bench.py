@@ -1,7 +1,7 @@
 """`make bench`: figures of this machine as JSON lines, one a measurement, medians of several.
 
-`python -m tests.bench [NAME ...]` runs some of them: decode, generate, overhead, compile, paged and
-shapes of the engine; simulate, simulate_many, simulate_continuous, optimize_1d, optimize_joint and
+`python -m tests.bench [NAME ...]` runs some of them: decode, generate, overhead, compile, paged,
+model_codes and shapes of the engine; simulate, simulate_many, simulate_continuous, optimize_1d, optimize_joint and
 sweep of the core, without torch; scheduler, continuous_scheduler and serve of the server;
 tensor_parallel and dead_rank of its ranks; panels of notebooks.
 Every measurement has a process of its own, with its threads pinned; nothing else should be running.
@@ -183,6 +183,46 @@ def paged_over_static(threads: int, rows: int, context_length: int) -> dict:
         "bandwidth_gb_s": bandwidth / 1e9,
         "static_over_floor": static_s / floor_s,
         "paged_over_floor": paged_s / floor_s,
+    }
+
+
+def model_codes(threads: int, batch_size: int) -> dict:
+    """vLLM's model code over FMS's: passes of the same checkpoint, bucket and prompts in turn in
+    one process; starts, cold and warm, in fresh ones."""
+    from spyre_bench.checkpoints.find import model_directory
+    from spyre_bench.engine.causal_lm import SpyreCausalLM
+    from spyre_bench.engine.compiled_model import EngineConfig
+    from spyre_bench.engine.warmup import warm_up
+    from spyre_bench.measure.starts import measure_starts
+    from spyre_bench.plugin.vllm_model import VLLMCode
+    from spyre_bench.shapes import Bucket, BucketSet
+
+    directory = model_directory("smollm2")
+    bucket = Bucket(batch_size, PROMPT_LENGTH, NEW_TOKENS)
+    buckets = BucketSet((bucket,))
+    figures = {}
+    for name in ("fms", "vllm"):
+        starts = measure_starts(directory, buckets, model_code=name, threads=threads, timed=())
+        for start in starts.to_dict("records"):
+            figures[f"{name}_{start['start']}_compile_s"] = start["compile_s"]
+            figures[f"{name}_{start['start']}_load_s"] = start["load_s"]
+    ours, _ = warmed(batch_size)
+    theirs = SpyreCausalLM(
+        EngineConfig(
+            model_directory=directory, model_code=VLLMCode.of(directory, buckets), buckets=buckets
+        )
+    )
+    warm_up(theirs, progress=False)
+    rounds = [(generate(ours, bucket), generate(theirs, bucket)) for _ in range(5)]
+    for which, name in enumerate(("fms", "vllm")):
+        figures[f"{name}_prefill_ms"] = 1e3 * statistics.median(one[which][0] for one in rounds)
+        figures[f"{name}_decode_ms"] = 1e3 * statistics.median(
+            s for one in rounds for s in one[which][1:]
+        )
+    return figures | {
+        "prefill_ratio": figures["vllm_prefill_ms"] / figures["fms_prefill_ms"],
+        "decode_ratio": figures["vllm_decode_ms"] / figures["fms_decode_ms"],
+        "aim": 1.1,
     }
 
 
@@ -460,6 +500,7 @@ ENGINE = {
     "generate": (generate_against_hugging_face, [(1, 4), (2, 4)]),
     "overhead": (overhead, [(1, 4), (2, 4)]),
     "compile": (compile_times, [(2, 4)]),
+    "model_codes": (model_codes, [(1, 4), (2, 4)]),
     "paged": (paged_over_static, [(1, 4, 256), (1, 8, 512), (1, 8, 1024)]),
 }
 

@@ -134,6 +134,11 @@ class CompiledModel:
         """Bytes that this rank will hold; raises ValueError where there are not as many."""
         raise NotImplementedError
 
+    @property
+    def graphs_per_pass(self) -> int:
+        """At most: one, or one for each kind of layer."""
+        return self._model.graphs_per_pass if self.config.compile_scope == "layer" else 1
+
     def close_compiling(self, shape: Hashable) -> None:
         """From here on a pass of this shape that would compile raises instead."""
         self._warmed.add(shape)

@@ -7,11 +7,11 @@ Each test of `tests/plugin/test_shims.py` fails once vLLM does without, and name
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from inspect import isfunction
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,15 +33,17 @@ def _nothing_to_empty() -> None:
     """No accelerator: no cache of one."""
 
 
-def trace_vocabulary_masks() -> None:
-    """vLLM compiles the mask of a vocabulary that is split over ranks by itself, which would be a
-    graph of its own beside those of a pass. Plain, it is part of them."""
-    from vllm.model_executor.layers import vocab_parallel_embedding as module
-
-    compiled = module.get_masked_input_and_mask
-    module.get_masked_input_and_mask = inspect.unwrap(
-        getattr(compiled, "_torchdynamo_orig_callable", compiled)
-    )
+def leave_compiling_to_the_engine() -> None:
+    """Some functions of vLLM's layers and models compile themselves (the mask of a vocabulary that
+    is split over ranks, Cohere's norms), which would be graphs beside those of a pass. From here on
+    they are plain, in all modules that are loaded."""
+    for module in list(sys.modules.values()):
+        if not getattr(module, "__name__", "").startswith("vllm.model_executor."):
+            continue
+        for name, held in list(vars(module).items()):
+            plain = getattr(held, "_torchdynamo_orig_callable", None) if isfunction(held) else None
+            if plain is not None:
+                setattr(module, name, plain)
 
 
 def let_ctrl_c_through() -> None:

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.model_executor.layers.fused_moe.router.custom_routing_router import CustomRoutingRouter
+from vllm.model_executor.layers.fused_moe.router.fused_topk_bias_router import FusedTopKBiasRouter
 from vllm.model_executor.layers.fused_moe.router.fused_topk_router import FusedTopKRouter
+from vllm.model_executor.layers.fused_moe.router.grouped_topk_router import GroupedTopKRouter
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
 ACTIVATIONS = {
@@ -24,6 +26,7 @@ ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
 }
+ROUTERS = (FusedTopKRouter, FusedTopKBiasRouter, GroupedTopKRouter, CustomRoutingRouter)
 SCORES = {"softmax": lambda x: x.softmax(-1), "sigmoid": torch.sigmoid}
 
 
@@ -35,10 +38,15 @@ class PassExperts(nn.Module):
         super().__init__()
         router, experts = runner.router, runner.routed_experts
         activation = experts.activation.value
+        scoring = getattr(router, "scoring_func", "softmax")
         _refuse(
             {
-                f"routing by {type(router).__name__}": type(router)
-                not in (FusedTopKRouter, CustomRoutingRouter),
+                f"experts run by {type(runner).__name__}": type(runner) is not MoERunner,
+                f"routing by {type(router).__name__}": type(router) not in ROUTERS,
+                "routing by a table of tokens": getattr(router, "_hash_indices_table", None)
+                is not None,
+                f"scores of experts by {scoring}": scoring not in SCORES,
+                "a gate of shared experts in the router": runner._fse_fuse_gate,
                 f"experts with activation {activation!r}": activation not in ACTIVATIONS,
                 "weights of the router on the experts' input": experts.apply_router_weight_on_input,
                 "transforms around the experts": runner.routed_input_transform is not None
@@ -47,16 +55,20 @@ class PassExperts(nn.Module):
                 "expert parallelism": experts.expert_map is not None,
             }
         )
+        self.moe_config = runner.moe_config  # some models ask for it
         self.top_k = router.top_k
         self.renormalize = router.renormalize
-        self.scores = SCORES[getattr(router, "scoring_func", "softmax")]
+        self.scores = SCORES[scoring]
+        self.bias = getattr(router, "e_score_correction_bias", None)  # [E], for the choice alone
+        self.groups = _groups(router)
+        self.weight_scale = getattr(router, "routed_scaling_factor", 1.0)
         self.custom = getattr(router, "custom_routing_function", None)
         self.activation = ACTIVATIONS[activation]
         self.scale = runner.routed_scaling_factor
         self.gate = runner.gate
         shared = runner.shared_experts
         self.shared = None if shared is None else shared._layer
-        self.sums = runner.moe_config.tp_size > 1 and not runner.moe_config.skip_final_all_reduce
+        self.sums = self.moe_config.tp_size > 1 and not self.moe_config.skip_final_all_reduce
         self.gate_up = experts.w13_weight  # [E, 2 * i, h]
         self.down = experts.w2_weight  # [E, h, i]
 
@@ -87,10 +99,24 @@ class PassExperts(nn.Module):
                 renormalize=self.renormalize,
             )
             return weights, experts.long()
-        weights, experts = self.scores(logits.float()).topk(self.top_k)
+        scores = self.scores(logits.float())
+        choice = scores if self.bias is None else scores + self.bias
+        if self.groups is not None:
+            choice = self._of_the_best_groups(choice)
+        experts = choice.topk(self.top_k).indices
+        weights = scores.gather(1, experts)
         if self.renormalize:
             weights = weights / weights.sum(-1, keepdim=True)
-        return weights, experts
+        return weights * self.weight_scale, experts
+
+    def _of_the_best_groups(self, choice: Tensor) -> Tensor:
+        """[M, E] without the experts of other groups. A group is as good as its best expert, with a
+        bias as its best two."""
+        count, best = self.groups
+        grouped = choice.unflatten(-1, (count, -1))
+        worth = grouped.amax(-1) if self.bias is None else grouped.topk(2).values.sum(-1)
+        taken = torch.zeros_like(worth, dtype=torch.bool).scatter(1, worth.topk(best).indices, True)
+        return grouped.masked_fill(~taken[..., None], float("-inf")).flatten(1)
 
     def _all(self, x: Tensor, weights: Tensor) -> Tensor:
         """Every token through every expert, weighted [M, E]: no expert's weights are read twice."""
@@ -106,6 +132,13 @@ class PassExperts(nn.Module):
     def _activated(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, -1)
         return self.activation(gate) * up
+
+
+def _groups(router: Any) -> tuple[int, int] | None:
+    """Groups of experts and how many of them a token may use; None where they decide nothing."""
+    count, best = getattr(router, "num_expert_group", 0), getattr(router, "topk_group", 0)
+    experts = router.global_num_experts
+    return (count, best) if 1 < count < experts and experts % count == 0 else None
 
 
 def replace_experts(model: nn.Module) -> None:

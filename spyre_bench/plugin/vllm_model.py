@@ -34,7 +34,7 @@ from spyre_bench.engine.linear import pack, packed_linear
 from spyre_bench.engine.model_code import Cache, LoadedModel
 from spyre_bench.engine.parallel import Rank
 from spyre_bench.model_sizes import ModelSizes
-from spyre_bench.plugin.shims import make_shutdown_quiet, trace_vocabulary_masks
+from spyre_bench.plugin.shims import leave_compiling_to_the_engine, make_shutdown_quiet
 from spyre_bench.plugin.vllm_attention import PassAttention, prepare, replace_attention
 from spyre_bench.plugin.vllm_experts import replace_experts
 from spyre_bench.plugin.vllm_sizes import sizes_of
@@ -99,17 +99,19 @@ class VLLMCode:
     ) -> VLLMModel:
         assert not returns_caches, "on sendnn alone"
         assert dtype == self.vllm_config.model_config.dtype, "vLLM's configuration is of another"
-        trace_vocabulary_masks()
         make_shutdown_quiet()  # vLLM's loader empties an accelerator's cache
         rotary_embedding._ROPE_DICT.clear()  # kept by parameters, but longrope knows the length too
         with set_current_vllm_config(self.vllm_config):
             _join_groups(rank)
             self.vllm_config.compilation_config.static_forward_context.clear()
             module = get_model(vllm_config=self.vllm_config)
+        leave_compiling_to_the_engine()  # now that all its modules are loaded
         return VLLMModel(module.requires_grad_(False), sizes, rank.tp)
 
 
 class VLLMModel(LoadedModel):
+    graphs_per_pass = torch._dynamo.config.recompile_limit  # some models' layers are of two kinds
+
     def __init__(self, module: nn.Module, sizes: ModelSizes, tp: int):
         self.module = module
         _require_finite(module)
@@ -131,12 +133,6 @@ class VLLMModel(LoadedModel):
 
     def route_layers(self, current: Callable[[], Callable[..., Any]]) -> None:
         layers = _decoder_layers(self.module)
-        kinds = {_kind(layer) for layer in layers}
-        if len(kinds) > 1:
-            raise ValueError(
-                f"the layers of this model are of {len(kinds)} kinds, which do not share one "
-                f'compiled pass: set "compile_scope" to "model"'
-            )
         for index, layer in enumerate(layers):
             layers[index] = _SwitchedLayer(layer, current)
 
@@ -209,7 +205,7 @@ def _run_layer(layer, args, kwargs):
 
 def _run_model(model, tokens, positions):
     """The whole model: tokens and positions [B, Q] in, logits [B, V] of the last column out."""
-    hidden = model(tokens.flatten(), positions.flatten(), None, None)
+    hidden = model(tokens.flatten(), positions.flatten())
     return model.compute_logits(hidden.view(*tokens.shape, -1)[:, -1])
 
 
@@ -223,13 +219,6 @@ def _decoder_layers(module: nn.Module) -> nn.ModuleList:
     raise ValueError(
         'this model keeps its decoder layers in no list: set "compile_scope" to "model"'
     )
-
-
-def _kind(layer: nn.Module) -> tuple[Any, ...]:
-    """What must be alike for two layers to share a compiled pass."""
-    modules = tuple((name, type(part)) for name, part in layer.named_modules())
-    shapes = tuple((name, tuple(weight.shape)) for name, weight in layer.named_parameters())
-    return modules, shapes
 
 
 def _require_finite(module: nn.Module) -> None:
@@ -268,4 +257,6 @@ def _join_groups(rank: Rank) -> None:
     parallel_state.init_distributed_environment(
         rank.tp, rank.rank, "env://", rank.rank, backend="gloo"
     )
+    # made anew: an earlier engine of dense layers in this process has left none for experts
+    parallel_state.destroy_model_parallel()
     parallel_state.ensure_model_parallel_initialized(rank.tp, 1)

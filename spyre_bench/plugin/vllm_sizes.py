@@ -134,3 +134,39 @@ def _refuse_rope(config: Any, context_length: int) -> None:
             f"or shape has {context_length}: vLLM's code would give other tokens than "
             f"transformers, use contexts of {original} at most"
         )
+
+
+# --- the page ---------------------------------------------------------------------------------
+PAGE_HEAD = """# Models that vLLM's own code runs
+
+Written by `python -m spyre_bench.plugin.vllm_sizes`; a test holds this page to the code. With
+`"model_code": "vllm"` ([OPERATIONS](OPERATIONS.md#model-code)).
+
+## Held against transformers
+
+For each of these `make test-models` writes checkpoints of random weights, as they are and with the
+values that their config.json can have (rope types, windows, biases, head sizes, soft caps, experts,
+tied heads), and compares 24 greedy tokens after prompts of 3, 40, 64 and 120 tokens, in blocks and
+in buckets, eager and compiled.
+
+"""
+
+
+def page() -> str:
+    """The text of docs/VLLM_MODELS.md."""
+    return (
+        PAGE_HEAD
+        + "".join(f"- {name}\n" for name in HELD)
+        + "\nAny other decoder that vLLM loads is served with a warning: compare some answers first.\n"
+        + "\n## Refused, since the tokens would not be transformers'\n\n"
+        + "".join(f"- {name}: {reason}\n" for name, reason in UNEQUAL.items())
+        + "- longrope beyond its original length: vLLM takes the long factors from the first token "
+        "on\n\n## Refused, since our passes do not compute it\n\nALiBi, attention sinks, multi-head "
+        "latent attention, Mamba and other layers without a KV cache, layers that share one, layers "
+        "whose keys and values differ in size, encoders, biases of experts, routers that vLLM "
+        "does not compute in plain torch, quantised checkpoints, LoRA, `sendnn`.\n"
+    )
+
+
+if __name__ == "__main__":
+    (Path(__file__).parents[2] / "docs" / "VLLM_MODELS.md").write_text(page())

@@ -28,6 +28,20 @@ STAGES = {
 }
 
 
+CHOICES = tuple(
+    choice + code
+    for choice in ("eager,layer", "inductor,layer", "inductor,model")
+    for code in ("", ",vllm")
+)
+"""Compile backend, compile scope and, where it is not FMS's, whose model code."""
+
+
+def setting(choice: str) -> dict[str, str]:
+    """One of `CHOICES` as `measure_starts` takes it."""
+    names = ("compile_backend", "compile_scope", "model_code")
+    return dict(zip(names, choice.split(","), strict=False))
+
+
 def corners(base: Bucket, factor: int) -> tuple[BucketSet, BucketSet]:
     """The buckets to fit on, which are `base` with none, one or all of its dimensions grown by
     `factor`, and those to hold out, with two grown."""

@@ -287,12 +287,14 @@ def test_buckets_are_chosen_within_k_and_budget_and_held_against_other_schemes(t
 @pytest.mark.slow
 @pytest.mark.engine
 def test_the_cost_of_warmup_is_measured_in_that_very_run(tmp_path, tiny_llama):
-    words = ("-p", "base", "1,64,4", "-p", "compared", "eager,layer", "-p", "compared_layers", "1")
+    compared = "eager,layer eager,layer,vllm"
+    words = ("-p", "base", "1,64,4", "-p", "compared", compared, "-p", "compared_layers", "1")
     record = run(tmp_path, "02_what_does_warmup_cost", tiny_llama, *words)
     starts = pd.read_csv(tmp_path / "out/latest/02_what_does_warmup_cost/tables/starts.csv")
     assert len(starts) == 16
     assert (starts["measured_at"] >= record["started_at"]).all()
     assert record["results"]["bucket_cold_s"] > 0
+    assert set(record["results"]["compile_cold_s"]) == set(compared.split())
 
 
 @pytest.mark.slow

@@ -1,0 +1,241 @@
+"""vLLM's own model code gives the tokens of transformers, or refuses in a sentence. `make
+test-models` runs every checkpoint of `vllm_models.py`; here what the backend promises first, eager
+in blocks, and one of each other way."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.engine.matrix import BUCKETS, SHAPES, prompts, served, served_in_blocks
+from tests.plugin.conftest import platform_as_before
+from tests.plugin.vllm_models import CASES, REFUSED, UNEQUAL, VALUES, Case, expected, write
+
+pytestmark = pytest.mark.engine
+
+PROMISED = (
+    *("LlamaForCausalLM", "GraniteForCausalLM", "GraniteMoeHybridForCausalLM"),
+    *("MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM"),
+    *("Gemma2ForCausalLM", "GPTNeoXForCausalLM", "GPT2LMHeadModel", "OPTForCausalLM"),
+    *("GraniteMoeForCausalLM", "MixtralForCausalLM"),
+)
+FIRST = [case for case in CASES if case.architecture in PROMISED]
+OTHERS = [case for case in CASES if case.architecture not in PROMISED]
+COMPILED = [case for case in FIRST if case.architecture == "Gemma2ForCausalLM"]
+RANKS = ("LlamaForCausalLM", "GPT2LMHeadModel", "Gemma2ForCausalLM", "GraniteMoeForCausalLM")
+
+
+@pytest.fixture(autouse=True)
+def _the_engine_of_other_tests_stays_the_last_one():
+    with platform_as_before():
+        yield
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Callable[[Case], tuple[Path, list[list[int]]]]:
+    """Writes each case's directory once; with it transformers' answers."""
+    made: dict[str, tuple[Path, list[list[int]]]] = {}
+
+    def make(case: Case) -> tuple[Path, list[list[int]]]:
+        if str(case) not in made:
+            directory = write(case, tmp_path_factory.mktemp("case"))
+            made[str(case)] = directory, expected(directory)
+        return made[str(case)]
+
+    return make
+
+
+def engine(directory: Path, compiled, **setting):
+    """A warmed engine of buckets, or of shapes."""
+    from spyre_bench.engine.causal_lm import SpyreCausalLM
+    from spyre_bench.engine.compiled_model import EngineConfig
+    from spyre_bench.engine.paged_causal_lm import PagedCausalLM
+    from spyre_bench.engine.warmup import warm_up
+    from spyre_bench.plugin.vllm_model import VLLMCode
+    from spyre_bench.shapes import BucketSet
+
+    kind = "buckets" if isinstance(compiled, str) else "shapes"
+    compiled = BucketSet.parse(compiled) if kind == "buckets" else compiled
+    config = EngineConfig(
+        model_directory=directory,
+        model_code=VLLMCode.of(directory, compiled),
+        **{kind: compiled},
+        **setting,
+    )
+    model = (SpyreCausalLM if kind == "buckets" else PagedCausalLM)(config)
+    model.warmup = warm_up(model, progress=False)
+    return model
+
+
+def in_blocks(directory: Path, **setting) -> list[list[int]]:
+    return served_in_blocks(engine(directory, SHAPES, **setting), prompts())
+
+
+def in_buckets(directory: Path, **setting) -> list[list[int]]:
+    return served(engine(directory, BUCKETS, **setting), prompts())
+
+
+@pytest.mark.parametrize("case", FIRST, ids=str)
+def test_each_architecture_gives_the_tokens_of_transformers(case, checkpoint):
+    directory, tokens = checkpoint(case)
+    assert in_blocks(directory, compile_backend="eager") == tokens
+
+
+@pytest.mark.parametrize("scope", ["layer", "model"])
+@pytest.mark.parametrize("case", COMPILED, ids=str)
+def test_so_do_buckets_and_either_scope(case, scope, checkpoint):
+    directory, tokens = checkpoint(case)
+    assert in_buckets(directory, compile_backend="eager", compile_scope=scope) == tokens
+
+
+@pytest.mark.parametrize("case", COMPILED, ids=str)
+def test_so_does_compiled_code_of_one_graph_for_layers_with_and_without_windows(case, checkpoint):
+    directory, tokens = checkpoint(case)
+    model = engine(directory, SHAPES, compile_backend="inductor")
+    assert served_in_blocks(model, prompts()) == tokens
+    assert {row.graphs for row in model.warmup} == {1}
+
+
+def test_so_do_two_ranks(checkpoint):
+    case = next(case for case in FIRST if case.architecture == "GraniteForCausalLM")
+    ranks_agree(*checkpoint(case), "eager")
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("case", OTHERS, ids=str)
+def test_every_other_architecture(case, checkpoint):
+    test_each_architecture_gives_the_tokens_of_transformers(case, checkpoint)
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("case", VALUES, ids=str)
+def test_every_value(case, checkpoint):
+    test_each_architecture_gives_the_tokens_of_transformers(case, checkpoint)
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_architecture_in_buckets(case, checkpoint):
+    directory, tokens = checkpoint(case)
+    assert in_buckets(directory, compile_backend="eager") == tokens
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_architecture_compiled(case, checkpoint):
+    directory, tokens = checkpoint(case)
+    assert in_blocks(directory, compile_backend="inductor") == tokens
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@pytest.mark.parametrize("case", [case for case in CASES if case.architecture in RANKS], ids=str)
+def test_several_architectures_on_two_ranks(case, backend, checkpoint):
+    ranks_agree(*checkpoint(case), backend)
+
+
+@pytest.mark.models
+@pytest.mark.parametrize(("case", "reason"), UNEQUAL, ids=str)
+def test_what_vllm_computes_otherwise_is_refused(case, reason, tmp_path):
+    from spyre_bench.plugin.vllm_model import VLLMCode
+
+    write(case, tmp_path)
+    with pytest.raises(ValueError, match=reason):
+        VLLMCode.of(tmp_path, SHAPES)
+
+
+@pytest.mark.models
+@pytest.mark.parametrize(("case", "reason"), REFUSED, ids=str)
+def test_what_our_passes_do_not_compute_is_refused_by_name(case, reason, tmp_path):
+    write(case, tmp_path)
+    with pytest.raises(ValueError, match=f"(?i){reason}"):
+        engine(tmp_path, SHAPES, compile_backend="eager")
+
+
+def test_every_architecture_that_is_said_to_be_held_is_in_the_table():
+    from spyre_bench.plugin.vllm_sizes import HELD
+
+    assert set(HELD) == {case.architecture for case in CASES}
+
+
+def test_the_page_of_models_is_written_from_the_code():
+    from spyre_bench.plugin.vllm_sizes import page
+
+    written = Path(__file__).parents[2] / "docs" / "VLLM_MODELS.md"
+    assert written.read_text() == page(), "python -m spyre_bench.plugin.vllm_sizes"
+
+
+def test_a_model_that_fms_would_compute_otherwise_is_sent_to_vllms_code(checkpoint, tmp_path):
+    from vllm.engine.arg_utils import EngineArgs
+
+    directory, _ = checkpoint(next(c for c in CASES if c.architecture == "Gemma2ForCausalLM"))
+    with pytest.raises(ValueError, match='"model_code": "vllm"'):
+        EngineArgs(
+            str(directory), additional_config={"spyre": {"buckets": BUCKETS}}
+        ).create_engine_config()
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    write(Case("LlamaForCausalLM"), tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.1.mlp.down_proj.weight"][3, 5] = torch.nan
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"1 weights .*layers\.1\.mlp\.down_proj"):
+        engine(tmp_path, SHAPES, compile_backend="eager")
+
+
+def test_it_does_not_run_on_the_card_yet(tiny_llama, fake_torch_sendnn):
+    with pytest.raises(ValueError, match="model_code 'vllm' does not run on 'sendnn'"):
+        engine(tiny_llama, SHAPES, compile_backend="sendnn", dtype="float16")
+
+
+@pytest.fixture
+def fake_torch_sendnn(monkeypatch):
+    import sys
+    import types
+
+    monkeypatch.setitem(sys.modules, "torch_sendnn", types.ModuleType("torch_sendnn"))
+
+
+@pytest.mark.parametrize("batching", ["static", "continuous"])
+def test_an_engine_of_vllm_says_the_same_by_either_code(batching, tiny_llama, tmp_path):
+    from vllm import SamplingParams
+
+    from tests.plugin.conftest import SHAPES as OF_VLLM
+    from tests.plugin.conftest import make_llm
+
+    asked = OF_VLLM if batching == "continuous" else {"buckets": [[2, 64, 16]]}
+    answers = []
+    for code in ("fms", "vllm"):
+        llm = make_llm(tiny_llama, batching=batching, model_code=code, **asked)
+        params = SamplingParams(max_tokens=12, temperature=0, logprobs=2, ignore_eos=True)
+        answers.append(llm.generate(["Once upon", "a time"], params, use_tqdm=False))
+    ids = [[answer.outputs[0].token_ids for answer in some] for some in answers]
+    assert ids[0] == ids[1]
+    for one, other in zip(*answers, strict=True):
+        for left, right in zip(one.outputs[0].logprobs, other.outputs[0].logprobs, strict=True):
+            token = next(iter(left))
+            assert left[token].logprob == pytest.approx(right[token].logprob, abs=1e-3)
+
+
+def ranks_agree(directory: Path, tokens: list[list[int]], backend: str) -> None:
+    from spyre_bench.plugin.vllm_model import VLLMCode
+    from spyre_bench.shapes import BucketSet
+    from tests.engine.ranks import run_ranks
+
+    code = VLLMCode.of(directory, BucketSet.parse(BUCKETS), tp=2)
+    ranks = run_ranks(
+        directory, 2, BUCKETS, prompts(), served, compile_backend=backend, model_code=code
+    )
+    assert [rank.tokens for rank in ranks] == [tokens, tokens]
+
+
+def test_the_embedded_models_config_is_one_of_them(smollm2):
+    from spyre_bench.plugin.vllm_sizes import HELD
+
+    assert json.loads((smollm2 / "config.json").read_text())["architectures"][0] in HELD
