@@ -1,9 +1,9 @@
 """`make bench`: figures of this machine as JSON lines, one a measurement, medians of several.
 
-`python -m tests.bench [NAME ...]` runs some of them: decode, generate, overhead, compile, paged,
-model_codes and shapes of the engine; simulate, simulate_many, simulate_continuous, optimize_1d, optimize_joint and
-sweep of the core, without torch; scheduler, continuous_scheduler and serve of the server;
-tensor_parallel and dead_rank of its ranks; panels of notebooks.
+`python -m tests.bench [NAME ...]` runs some of them: decode, generate, overhead, compile,
+model_codes, paged and shapes of the engine; simulate, simulate_many, simulate_continuous,
+optimize_1d, optimize_joint and sweep of the core, without torch; scheduler, continuous_scheduler
+and serve of the server; tensor_parallel and dead_rank of its ranks; panels of notebooks.
 Every measurement has a process of its own, with its threads pinned; nothing else should be running.
 """
 

@@ -152,20 +152,26 @@ in buckets, eager and compiled.
 """
 
 
+REFUSED = """
+Any other decoder that vLLM loads is served with a warning: compare some answers first.
+
+## Refused, since the tokens would not be transformers'
+
+{unequal}- longrope beyond its original length: vLLM takes the long factors from the first token on
+
+## Refused, since our passes do not compute it
+
+ALiBi, attention sinks, multi-head latent attention, Mamba and other layers without a KV cache,
+layers that share one or whose caches differ in size, encoders, experts with biases and routers of a
+model's own, quantised checkpoints, LoRA, `sendnn`.
+"""
+
+
 def page() -> str:
     """The text of docs/VLLM_MODELS.md."""
-    return (
-        PAGE_HEAD
-        + "".join(f"- {name}\n" for name in HELD)
-        + "\nAny other decoder that vLLM loads is served with a warning: compare some answers first.\n"
-        + "\n## Refused, since the tokens would not be transformers'\n\n"
-        + "".join(f"- {name}: {reason}\n" for name, reason in UNEQUAL.items())
-        + "- longrope beyond its original length: vLLM takes the long factors from the first token "
-        "on\n\n## Refused, since our passes do not compute it\n\nALiBi, attention sinks, multi-head "
-        "latent attention, Mamba and other layers without a KV cache, layers that share one, layers "
-        "whose keys and values differ in size, encoders, biases of experts, routers that vLLM "
-        "does not compute in plain torch, quantised checkpoints, LoRA, `sendnn`.\n"
-    )
+    held = "".join(f"- {name}\n" for name in HELD)
+    unequal = "".join(f"- {name}: {reason}\n" for name, reason in UNEQUAL.items())
+    return PAGE_HEAD + held + REFUSED.format(unequal=unequal)
 
 
 if __name__ == "__main__":
