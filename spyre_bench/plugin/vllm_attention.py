@@ -76,7 +76,10 @@ class SpyreAttentionBackend(AttentionBackend):
 
     @staticmethod
     def get_builder_cls():
-        raise AssertionError("a pass has no metadata of vLLM's")
+        raise ValueError(
+            "the spyre backend does not compute attention in chunks, or another form made from "
+            "plain attention, in vLLM's model code: serve another model"
+        )
 
 
 class PassAttention(nn.Module):
