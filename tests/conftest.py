@@ -42,6 +42,24 @@ collect_ignore = (
 
 def pytest_addoption(parser):
     parser.addoption("--screenshots", metavar="DIR", help="where pages of browser tests are kept")
+    parser.addoption("--passed", metavar="FILE", help="takes the names of the tests that passed")
+    parser.addoption("--without", metavar="FILE", help="leaves out the tests that it names")
+
+
+# `make test` runs the core's tests in an environment of the core alone and the others in the full
+# one. What passed there decides, and not a list of files: what was skipped there runs here.
+def pytest_terminal_summary(terminalreporter, config):
+    if path := config.getoption("--passed"):
+        passed = {report.nodeid for report in terminalreporter.stats.get("passed", ())}
+        Path(path).write_text("".join(f"{name}\n" for name in sorted(passed)))
+
+
+def pytest_collection_modifyitems(config, items):
+    if path := config.getoption("--without"):
+        done = set(Path(path).read_text().splitlines())
+        again = [one for one in items if one.nodeid not in done or one.get_closest_marker("both")]
+        config.hook.pytest_deselected(items=[one for one in items if one not in set(again)])
+        items[:] = again
 
 
 @pytest.fixture(scope="session")

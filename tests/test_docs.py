@@ -81,6 +81,7 @@ def with_examples() -> list[Path]:
     return [page for page in PAGES if any(block.language in RUN for block in blocks(page))]
 
 
+@pytest.mark.both  # examples that need torch or vLLM run only where that is
 @pytest.mark.parametrize("page", with_examples(), ids=lambda page: page.stem)
 def test_the_examples_of_a_page_do_what_it_says(page, tmp_path, monkeypatch):
     if any(block.language == "python" and "plots." in block.text for block in blocks(page)):
