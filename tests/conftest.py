@@ -4,7 +4,12 @@ import os
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# A test that waits for another process has done nothing wrong.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 # Who starts the tests may ignore Ctrl-C (nohup, a shell in the background), and every process that
 # they start would inherit that.
