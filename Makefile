@@ -28,7 +28,7 @@ run: setup ## execute every notebook headless; prints where the report is
 test test-core: export OMP_NUM_THREADS ?= 1
 
 test: setup test-core ## all tests but those with a target of their own
-	@$(BIN)/python -m pytest --without .core-passed
+	@$(BIN)/python -m pytest --without=.core-passed
 
 test-faults: setup ## ranks of an engine killed, stopped, out of memory; prints seconds
 	@$(BIN)/python -m pytest -m faults -s --durations=0
@@ -129,5 +129,5 @@ $(STAMPS)/ready: $(STAMPS)/package
 test-core: | check-tools
 	@rm -rf .venv-core && $(PYTHON) -m venv .venv-core
 	@.venv-core/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt . pytest hypothesis
-	@cd tests && SPYRE_BENCH_CORE_ONLY=1 ../.venv-core/bin/python -m pytest -q -p no:cacheprovider --passed ../.core-passed
+	@cd tests && SPYRE_BENCH_CORE_ONLY=1 ../.venv-core/bin/python -m pytest -q -p no:cacheprovider --passed=../.core-passed
 	@rm -rf .venv-core
