@@ -52,8 +52,9 @@ def pytest_addoption(parser):
 
 
 # `make test` runs the core's tests in an environment of the core alone and the others in the full
-# one. What passed there decides, and not a list of files: what was skipped there runs here. (Written
-# with "=": pytest takes a file that stands alone for one of tests, and then misses these options.)
+# one. What passed there decides, and not a list of files: what was skipped there runs here.
+# Say `--without=FILE`: a file that stands alone pytest takes for one of tests, and then it does not
+# know the option.
 def pytest_terminal_summary(terminalreporter, config):
     if path := config.getoption("--passed"):
         passed = {report.nodeid for report in terminalreporter.stats.get("passed", ())}
