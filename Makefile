@@ -24,7 +24,7 @@ run: setup ## execute every notebook headless; prints where the report is
 	@$(BIN)/spyre-bench run notebooks/*.ipynb -o $(REPORTS)
 
 # A thread of BLAS or OpenMP that waits for another one turns on its core, and what runs beside it
-# waits too: on two busy cores a test of seven seconds took two minutes.
+# waits too: on two busy cores twelve seconds of tests became two minutes.
 test test-core: export OMP_NUM_THREADS ?= 1
 
 test: setup test-core ## all tests but those with a target of their own
