@@ -4,7 +4,12 @@ import os
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# A test that waits for another process has done nothing wrong.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 # Who starts the tests may ignore Ctrl-C (nohup, a shell in the background), and every process that
 # they start would inherit that.
@@ -42,6 +47,26 @@ collect_ignore = (
 
 def pytest_addoption(parser):
     parser.addoption("--screenshots", metavar="DIR", help="where pages of browser tests are kept")
+    parser.addoption("--passed", metavar="FILE", help="takes the names of the tests that passed")
+    parser.addoption("--without", metavar="FILE", help="leaves out the tests that it names")
+
+
+# `make test` runs the core's tests in an environment of the core alone and the others in the full
+# one. What passed there decides, and not a list of files: what was skipped there runs here.
+# Say `--without=FILE`: a file that stands alone pytest takes for one of tests, and then it does not
+# know the option.
+def pytest_terminal_summary(terminalreporter, config):
+    if path := config.getoption("--passed"):
+        passed = {report.nodeid for report in terminalreporter.stats.get("passed", ())}
+        Path(path).write_text("".join(f"{name}\n" for name in sorted(passed)))
+
+
+def pytest_collection_modifyitems(config, items):
+    if path := config.getoption("--without"):
+        done = set(Path(path).read_text().splitlines())
+        again = [one for one in items if one.nodeid not in done or one.get_closest_marker("both")]
+        config.hook.pytest_deselected(items=[one for one in items if one not in set(again)])
+        items[:] = again
 
 
 @pytest.fixture(scope="session")

@@ -77,11 +77,15 @@ def run_python(block: Block, page: Path, names: dict) -> None:
     exec(compile("\n" * block.line + block.text, str(page), "exec"), names)
 
 
-def with_examples() -> list[Path]:
-    return [page for page in PAGES if any(block.language in RUN for block in blocks(page))]
+def with_examples() -> Iterator:
+    for page in PAGES:
+        if examples := [block for block in blocks(page) if block.language in RUN]:
+            # an example that needs torch or vLLM runs only where that is
+            more = any(block.note.startswith("needs ") for block in examples)
+            yield pytest.param(page, id=page.stem, marks=[pytest.mark.both] if more else [])
 
 
-@pytest.mark.parametrize("page", with_examples(), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", with_examples())
 def test_the_examples_of_a_page_do_what_it_says(page, tmp_path, monkeypatch):
     if any(block.language == "python" and "plots." in block.text for block in blocks(page)):
         pytest.importorskip("matplotlib")

@@ -313,6 +313,7 @@ def test_the_package_itself_names_modules_and_does_not_go_through_its_face():
         assert not names & spyre_bench.FACE.keys(), module
 
 
+@pytest.mark.both
 def test_the_face_imports_without_torch():
     code = (
         "import sys; from spyre_bench import *\n"
@@ -323,6 +324,7 @@ def test_the_face_imports_without_torch():
     assert out.stdout.strip() == "[]"
 
 
+@pytest.mark.both
 def test_the_package_and_the_command_line_import_without_torch():
     code = (
         "import sys, spyre_bench.cli.main; "

@@ -1,22 +1,16 @@
 """The command `compare` on runs written by hand."""
 
 import json
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
 
+from tests.command import spyre_bench
 from tests.runs.test_records import KEPT, write
-
-COMMAND = (sys.executable, "-c", "from spyre_bench.cli.main import main; main()", "compare")
 
 
 def compare(folder, *words) -> tuple[int, str]:
-    done = subprocess.run(
-        [*COMMAND, "base", "new", *words], cwd=folder, capture_output=True, text=True, timeout=60
-    )
-    return done.returncode, done.stdout + done.stderr
+    return spyre_bench(folder, "compare", "base", "new", *words)
 
 
 @pytest.fixture

@@ -142,7 +142,7 @@ def run(folder: Path, stem: str, model: Path | None, *words: str) -> dict:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,  # beside other work
     )
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((folder / "out/latest" / stem / "results.json").read_text())
@@ -180,7 +180,7 @@ def calculated(tmp_path_factory) -> Path:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,  # beside other work
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "out"

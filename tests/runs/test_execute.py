@@ -12,8 +12,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from spyre_bench.runs.new import write_notebook
+from tests.command import spyre_bench
 
-COMMAND = (sys.executable, "-c", "from spyre_bench.cli.main import main; main()", "run")
 PARAMETERS = 'threads: int = 2  # threads\nname: str = "x"\noutput_directory: str = ""'
 START = """from spyre_bench.runs import report
 run = report.start("Does it run?", globals(), threads=report.between(1, 8))"""
@@ -44,14 +44,8 @@ def notebook(
 
 def spyre_bench_run(folder: Path, *words) -> tuple[int, str, Path]:
     """Exit code, everything printed, and the folder with the report."""
-    done = subprocess.run(
-        [*COMMAND, "-o", "out", *map(str, words)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    return done.returncode, done.stdout + done.stderr, folder / "out" / "latest"
+    code, said = spyre_bench(folder, "run", "-o", "out", *words)
+    return code, said, folder / "out" / "latest"
 
 
 def results(folder: Path) -> dict:

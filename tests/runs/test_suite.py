@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -13,7 +14,8 @@ from spyre_bench.files import in_use
 from spyre_bench.runs import suite
 from spyre_bench.runs.execute import Outcome, Task, execute
 from spyre_bench.runs.records import Traits
-from tests.runs.test_execute import COMMAND, notebook, results, spyre_bench_run
+from tests.command import spyre_bench
+from tests.runs.test_execute import notebook, results, spyre_bench_run
 
 CALCULATES, MEASURES = {"measures": False}, {"measures": True}
 SPAN = """import time
@@ -204,7 +206,7 @@ def test_ctrl_c_leaves_what_has_finished_and_ends_what_runs(tmp_path):
     project(tmp_path, a=("1", CALCULATES), b=(cell, MEASURES), c=("1", MEASURES))
     (tmp_path / "wait").touch()
     with subprocess.Popen(
-        [*COMMAND, "-o", "out", "--all"],
+        [sys.executable, "-m", "spyre_bench.cli.main", "run", "-o", "out", "--all"],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -230,15 +232,7 @@ def test_ctrl_c_leaves_what_has_finished_and_ends_what_runs(tmp_path):
 
 
 def baseline_update(folder, *words, answer="") -> tuple[int, str]:
-    done = subprocess.run(
-        [*COMMAND[:-1], "baseline", "update", *words],
-        cwd=folder,
-        input=answer,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    return done.returncode, done.stdout + done.stderr
+    return spyre_bench(folder, "baseline", "update", *words, answer=answer)
 
 
 def test_a_baseline_is_shown_before_it_is_written_and_holds_what_calculates(tmp_path):

@@ -15,7 +15,7 @@ from spyre_bench.metrics.served import Served, read_served
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket, BucketSet
 from spyre_bench.simulate.static import simulate
-from spyre_bench.studies.tune import of_log, tune
+from spyre_bench.studies.tune import Tuning, of_log, tune
 from spyre_bench.workload.workload import Workload
 from tests.validate.machine import Machine
 
@@ -96,25 +96,34 @@ def tuned(served: Served, **limits):
     )
 
 
-@pytest.mark.slow
+def saved_after_restart(folder: Path, seed: int) -> tuple[float, Tuning]:
+    """Traffic on bad shapes, tune, restart, the same traffic, on a machine that drifts: the share
+    of the seconds that is gone, and what was said of it before."""
+    walk = {"drift": 0.02, "batch": 0.02, "step": 0.02}
+    before = machine(seed, BAD, **walk)
+    served = read_served(logged(folder / f"{seed}.jsonl", before, requests(seed)))
+    tuning = tuned(served)
+    buckets = tuple(dict.fromkeys((*BAD, *tuning.new.buckets)))
+    truth = {cost.bucket: cost for cost in machine(seed, buckets, **walk).costs}
+    after = Machine([truth[b] for b in sorted(tuning.new.buckets)], POLICY, seed=99, **walk)
+    again = read_served(logged(folder / f"{seed}-after.jsonl", after, requests(seed)))
+    return 1 - again.busy_s / served.busy_s, tuning
+
+
+def test_a_saving_comes_true_within_its_interval(tmp_path):
+    saved, tuning = saved_after_restart(tmp_path, seed=0)
+    assert saved > 0.1
+    assert tuning.saving.low <= saved <= tuning.saving.high
+    assert not tuning.keeps
+
+
+@pytest.mark.loop
 def test_savings_come_true_as_often_as_their_intervals_say(tmp_path):
-    """Traffic on bad shapes, tune, restart, the same traffic: on machines that drift."""
-    held, sure = 0, 0
-    for seed in range(10):
-        walk = {"drift": 0.02, "batch": 0.02, "step": 0.02}
-        before = machine(seed, BAD, **walk)
-        served = read_served(logged(tmp_path / f"{seed}.jsonl", before, requests(seed)))
-        tuning = tuned(served)
-        sure += not tuning.keeps
-        buckets = tuple(dict.fromkeys((*BAD, *tuning.new.buckets)))
-        truth = {cost.bucket: cost for cost in machine(seed, buckets, **walk).costs}
-        after = Machine([truth[b] for b in sorted(tuning.new.buckets)], POLICY, seed=99, **walk)
-        again = read_served(logged(tmp_path / f"{seed}-after.jsonl", after, requests(seed)))
-        saved = 1 - again.busy_s / served.busy_s
-        assert saved > 0.1
-        held += tuning.saving.low <= saved <= tuning.saving.high
+    found = [saved_after_restart(tmp_path, seed) for seed in range(10)]
+    assert min(saved for saved, _ in found) > 0.1
+    held = sum(tuning.saving.low <= saved <= tuning.saving.high for saved, tuning in found)
     assert held >= 8, "of ten intervals from P5 to P95"
-    assert sure >= 9
+    assert sum(not tuning.keeps for _, tuning in found) >= 9
 
 
 def test_good_buckets_are_kept_and_the_file_has_them(tmp_path):

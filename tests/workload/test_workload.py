@@ -337,10 +337,10 @@ def test_a_bad_jsonl_is_refused_with_file_line_and_rule(tmp_path, text, words):
     ("name", "content"),
     [
         ("trace.csv", b"\xff\xfe\x00garbage"),
-        ("trace.csv", gzip.compress(OURS.encode())),  # the wrong suffix
+        ("trace.csv", gzip.compress(OURS.encode(), mtime=0)),  # the wrong suffix
         ("trace.csv.gz", OURS.encode()),
-        ("trace.csv.gz", gzip.compress(OURS.encode() * 1000)[:-20]),  # cut off
-        ("trace.csv.gz", gzip.compress(b"")[:10] + b"garbage" * 9),
+        ("trace.csv.gz", gzip.compress(OURS.encode() * 1000, mtime=0)[:-20]),  # cut off
+        ("trace.csv.gz", gzip.compress(b"", mtime=0)[:10] + b"garbage" * 9),
         ("trace.jsonl.gz", b"garbage"),
     ],
 )
