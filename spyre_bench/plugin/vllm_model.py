@@ -27,9 +27,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
     UnquantizedEmbeddingMethod,
     VocabParallelEmbedding,
 )
-from vllm.model_executor.model_loader import get_model
 
-from spyre_bench.checkpoints.weight_files import listed
 from spyre_bench.engine.linear import pack, packed_linear
 from spyre_bench.engine.model_code import Cache, LoadedModel
 from spyre_bench.engine.parallel import Rank
@@ -37,6 +35,7 @@ from spyre_bench.model_sizes import ModelSizes
 from spyre_bench.plugin.shims import leave_compiling_to_the_engine, make_shutdown_quiet
 from spyre_bench.plugin.vllm_attention import PassAttention, prepare, replace_attention
 from spyre_bench.plugin.vllm_experts import replace_experts
+from spyre_bench.plugin.vllm_loading import load_watched
 from spyre_bench.plugin.vllm_sizes import sizes_of
 from spyre_bench.shape_set import ShapeSet
 from spyre_bench.shapes import BucketSet
@@ -104,7 +103,7 @@ class VLLMCode:
         with set_current_vllm_config(self.vllm_config):
             _join_groups(rank)
             self.vllm_config.compilation_config.static_forward_context.clear()
-            module = get_model(vllm_config=self.vllm_config)
+            module = load_watched(self.vllm_config)
         leave_compiling_to_the_engine()  # now that all its modules are loaded
         return VLLMModel(module.requires_grad_(False), sizes, rank.tp)
 
@@ -114,7 +113,6 @@ class VLLMModel(LoadedModel):
 
     def __init__(self, module: nn.Module, sizes: ModelSizes, tp: int):
         self.module = module
-        _require_finite(module)
         self.attention = replace_attention(module)
         _require_one_cache(self.attention, sizes, tp)
         replace_experts(module)
@@ -219,20 +217,6 @@ def _decoder_layers(module: nn.Module) -> nn.ModuleList:
     raise ValueError(
         'this model keeps its decoder layers in no list: set "compile_scope" to "model"'
     )
-
-
-def _require_finite(module: nn.Module) -> None:
-    """Raises ValueError, naming them, for weights that are not finite."""
-    damaged = [
-        name
-        for name, weight in module.named_parameters()
-        if weight.is_floating_point() and not weight.sum(dtype=torch.float64).isfinite()
-    ]
-    if damaged:
-        raise ValueError(
-            f"{len(damaged)} weights have values that are not finite in this type"
-            f"{listed(damaged, ': ')}: the checkpoint is damaged, or its values exceed that type"
-        )
 
 
 def _require_one_cache(layers: Sequence[PassAttention], sizes: ModelSizes, tp: int) -> None:

@@ -185,7 +185,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path):
     tensors = load_file(path)
     tensors["model.layers.1.mlp.down_proj.weight"][3, 5] = torch.nan
     save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"1 weights .*layers\.1\.mlp\.down_proj"):
+    with pytest.raises(ValueError, match=r"1 weights are .*layers\.1\.mlp\.down_proj"):
         engine(tmp_path, SHAPES, compile_backend="eager")
 
 
