@@ -161,14 +161,15 @@ Any other decoder that vLLM loads is served with a warning: compare some answers
 
 ## Refused, since the tokens would not be transformers'
 
-{unequal}- longrope and dynamic beyond their original length: vLLM rotates by one rule at all lengths
+{unequal}- longrope and dynamic beyond their original length: vLLM rotates by one rule everywhere
+- a tensor that vLLM's model passes over and transformers computes with: some biases, an untied head
+- a parameter that no tensor fills, a value that is not finite
 
 ## Refused, since our passes do not compute it
 
-A tensor of the checkpoint that vLLM's model passes over and transformers computes with (biases, an
-untied head), a parameter that no tensor fills, values that are not finite. ALiBi, attention sinks, multi-head latent attention, Mamba and other layers without a KV cache,
-layers that share one or whose caches differ in size, encoders, experts with biases and routers of a
-model's own, quantised checkpoints, LoRA, `sendnn`.
+ALiBi, attention sinks, attention in chunks, multi-head latent attention, Mamba and other layers
+without a KV cache, layers that share one or whose caches differ in size, encoders, experts with
+biases and routers of a model's own, quantised checkpoints, LoRA, `sendnn`.
 """
 
 
