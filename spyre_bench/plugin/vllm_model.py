@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,19 +101,34 @@ class VLLMCode:
         assert dtype == self.vllm_config.model_config.dtype, "vLLM's configuration is of another"
         make_shutdown_quiet()  # vLLM's loader empties an accelerator's cache
         rotary_embedding._ROPE_DICT.clear()  # kept by parameters, but longrope knows the length too
+        self._join_groups(rank)
         with set_current_vllm_config(self.vllm_config):
-            _join_groups(rank)
             self.vllm_config.compilation_config.static_forward_context.clear()
             module = load_watched(self.vllm_config)
         leave_compiling_to_the_engine()  # now that all its modules are loaded
-        return VLLMModel(module.requires_grad_(False), sizes, rank.tp)
+        rejoin = partial(self._join_groups, rank)
+        return VLLMModel(module.requires_grad_(False), sizes, rank.tp, rejoin)
+
+    def _join_groups(self, rank: Rank) -> None:
+        """vLLM's groups on the process group that the ranks have made already; alone, one of its
+        own. Made anew: an earlier engine of dense layers in this process has left none for experts.
+        """
+        if not dist.is_initialized():
+            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        with set_current_vllm_config(self.vllm_config):
+            parallel_state.init_distributed_environment(
+                rank.tp, rank.rank, "env://", rank.rank, backend="gloo"
+            )
+            parallel_state.destroy_model_parallel()
+            parallel_state.ensure_model_parallel_initialized(rank.tp, 1)
 
 
 class VLLMModel(LoadedModel):
     graphs_per_pass = torch._dynamo.config.recompile_limit  # some models' layers are of two kinds
 
-    def __init__(self, module: nn.Module, sizes: ModelSizes, tp: int):
+    def __init__(self, module: nn.Module, sizes: ModelSizes, tp: int, rejoin: Callable[[], None]):
         self.module = module
+        self._rejoin = rejoin
         self.attention = replace_attention(module)
         _require_one_cache(self.attention, sizes, tp)
         replace_experts(module)
@@ -126,6 +142,8 @@ class VLLMModel(LoadedModel):
         caches: Sequence[Cache],
         attention: Mapping[str, Any],
     ) -> tuple[Tensor, Tensor]:
+        if not parallel_state.model_parallel_is_initialized():
+            self._rejoin()  # another engine of this process has ended, and taken them with it
         prepare(self.attention, positions, caches, attention)
         return tokens, positions
 
@@ -229,18 +247,3 @@ def _require_one_cache(layers: Sequence[PassAttention], sizes: ModelSizes, tp: i
             f"{sorted(found[1])}, and its configuration says {expected[0]} with "
             f"{sorted(expected[1])}: layers of different sizes are not served"
         )
-
-
-def _join_groups(rank: Rank) -> None:
-    """vLLM's groups on the process group that the ranks have made already; alone, one of its own.
-
-    Needs vLLM's current configuration.
-    """
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    parallel_state.init_distributed_environment(
-        rank.tp, rank.rank, "env://", rank.rank, backend="gloo"
-    )
-    # made anew: an earlier engine of dense layers in this process has left none for experts
-    parallel_state.destroy_model_parallel()
-    parallel_state.ensure_model_parallel_initialized(rank.tp, 1)

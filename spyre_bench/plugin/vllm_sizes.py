@@ -27,6 +27,12 @@ UNEQUAL: dict[str, str] = {
 """Architectures whose tokens differ from transformers', and why."""
 
 
+IGNORED: dict[str, dict[str, Any]] = {
+    "OlmoeForCausalLM": {"clip_qkv": None},
+    "GPT2LMHeadModel": {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
+}
+"""Fields that vLLM's class does not read, with the value by which it computes as transformers."""
+
 VOCABULARY_MULTIPLE = 64
 """vLLM's DEFAULT_VOCAB_PADDING_SIZE."""
 
@@ -78,6 +84,7 @@ def sizes_of(vllm_config: VllmConfig, directory: Path, context_length: int) -> S
     architecture = model.architecture
     if reason := UNEQUAL.get(architecture):
         raise ValueError(f"{architecture} is not served by vLLM's code: {reason}")
+    _refuse_ignored(architecture, model.hf_text_config)
     _refuse_rope(model.hf_text_config, context_length)
     return _sizes(vllm_config, WeightFiles(directory))
 
@@ -119,6 +126,16 @@ def _require_decoder(model: ModelConfig) -> None:
             raise ValueError(
                 f"{model.architecture} has {kind}, which the engine's KV cache does not hold: "
                 f"serve another model"
+            )
+
+
+def _refuse_ignored(architecture: str, config: Any) -> None:
+    """Raises ValueError for a field that vLLM would pass over, naming its value."""
+    for name, read_as in IGNORED.get(architecture, {}).items():
+        if (value := getattr(config, name, read_as)) != read_as:
+            raise ValueError(
+                f"{architecture}: {name} {value!r} in config.json is not read by vLLM, which "
+                f"computes with {read_as!r}: its tokens would not be transformers'"
             )
 
 

@@ -3,7 +3,9 @@ test-models` runs every checkpoint of `vllm_models.py`; here what the backend pr
 in blocks, and one of each other way."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -33,17 +35,24 @@ def _the_engine_of_other_tests_stays_the_last_one():
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Callable[[Case], tuple[Path, list[list[int]]]]:
-    """Writes each case's directory once; with it transformers' answers."""
+def checkpoint(tmp_path_factory) -> Iterator[Callable[[Case], tuple[Path, list[list[int]]]]]:
+    """Writes each case's directory once; with it transformers' answers, from a process of its own:
+    vLLM changes transformers' classes where it runs their code."""
     made: dict[str, tuple[Path, list[list[int]]]] = {}
+    with ProcessPoolExecutor(1, get_context("forkserver")) as elsewhere:
 
-    def make(case: Case) -> tuple[Path, list[list[int]]]:
-        if str(case) not in made:
-            directory = write(case, tmp_path_factory.mktemp("case"))
-            made[str(case)] = directory, expected(directory)
-        return made[str(case)]
+        def make(case: Case) -> tuple[Path, list[list[int]]]:
+            if str(case) not in made:
+                directory = tmp_path_factory.mktemp("case")
+                made[str(case)] = directory, elsewhere.submit(written, case, directory).result()
+            return made[str(case)]
 
-    return make
+        yield make
+
+
+def written(case: Case, directory: Path) -> list[list[int]]:
+    write(case, directory)
+    return expected(directory)
 
 
 def engine(directory: Path, compiled, **setting):
