@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -151,16 +152,31 @@ def buckets(
 
 
 def validate(
-    measured: Annotated[Path, typer.Argument(help="of `vllm bench serve --save-detailed`")],
-    simulated: Annotated[Path, typer.Argument(help="of `spyre-bench simulate --detailed --out`")],
+    measured: Annotated[
+        Path,
+        typer.Argument(help="of `vllm bench serve --save-detailed`; or a server's pass log alone"),
+    ],
+    simulated: Annotated[
+        Path | None, typer.Argument(help="of `spyre-bench simulate --detailed --out`")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Hold a simulated result against a measured one of the same requests."""
+    """Hold a simulated result against a measured one of the same requests; or, of the pass log of a
+    server of continuous batching, the simulator's decisions against the server's (exit code 1 where
+    they differ)."""
     from rich.console import Console
     from rich.markup import escape
 
     from spyre_bench.validate.compare import by_quantity, left_out, read_result
+    from spyre_bench.validate.step_decisions import logged_decisions
 
+    if simulated is None:
+        found = logged_decisions(measured)
+        said = asdict(found) | {"agree": found.agree}
+        typer.echo(json.dumps(said) if as_json else str(found))
+        if not found.agree:
+            raise typer.Exit(1)
+        return
     results = read_result(measured), read_result(simulated)
     frame = by_quantity(*results)
     for sentence in left_out(*results):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from spyre_bench.shape_set import DecodeShape, PrefillShape, ShapeSet
 
@@ -97,3 +99,34 @@ class ShapeCosts:
         """Cold compile and one run of each pass, before the server is ready."""
         prefill_s = sum(cost.full_s for cost in self.prefill)
         return self.compile_s + prefill_s + sum(cost.full_s for cost in self.decode)
+
+
+class Warmed(Protocol):
+    """What warmup measured of a shape, in seconds."""
+
+    @property
+    def shape(self) -> PrefillShape | DecodeShape: ...
+    @property
+    def compile_s(self) -> float: ...
+    @property
+    def full_s(self) -> float: ...  # a pass whose context is full
+    @property
+    def empty_s(self) -> float: ...  # ... and one with nothing in it but one token
+
+
+def warmed_costs(warmup: Iterable[Warmed], blocks: int) -> ShapeCosts:
+    """What warmup measured, as the costs that an engine of so many blocks decides by: in a straight
+    line from an empty context to a full one."""
+    prefill, decode = [], []
+    for row in warmup:
+        shape, more_s = row.shape, max(0.0, row.full_s - row.empty_s)
+        if isinstance(shape, PrefillShape):
+            before = shape.context_length - shape.chunk_length
+            slot_s = more_s / before if before else 0.0
+            prefill.append(PrefillCost(shape, row.empty_s, slot_s, row.compile_s))
+        else:
+            slot_s = more_s / (shape.rows * shape.context_length)
+            decode.append(DecodeCost(shape, row.empty_s, 0.0, slot_s, row.compile_s))
+    prefill.sort(key=lambda cost: cost.shape)
+    decode.sort(key=lambda cost: cost.shape)
+    return ShapeCosts(tuple(prefill), tuple(decode), blocks)

@@ -318,8 +318,7 @@ class _Engine:
         pauses = size < len(self._members)
         if pauses:
             self._sum_up(rows)
-        if self._left < count:
-            count = self._left
+        count = min(count, self._left, self._until_asked_again(rows))
         context = self._stored + size
         index, cost = self._decode[id(shape)]
         until_s = self._next_to_hang_up_s()
@@ -344,6 +343,10 @@ class _Engine:
             self._end(rows)
         elif pauses or hung_up:
             self._sum_up(self._all_decoding())
+
+    def _until_asked_again(self, rows: Sequence[Request]) -> int:
+        """Passes after which the policy may answer otherwise by what the rows have put out."""
+        return NEVER
 
     def _could_admit(self) -> bool:
         """Whether a request that arrives now could be admitted before somebody ends."""
@@ -479,6 +482,15 @@ class _CachingEngine(_Engine):
     def _step(self, until_s: float) -> None:
         self.free_blocks = self.pool.free_blocks
         super()._step(until_s)
+
+    def _until_asked_again(self, rows: Sequence[Request]) -> int:
+        """Until an output completes a block that somebody who waits may begin with."""
+        passes = NEVER
+        for row in rows if self.waiting else ():
+            assert isinstance(row, Named)
+            if row.computed_tokens // BLOCK_TOKENS < len(row.prefixes):
+                passes = min(passes, BLOCK_TOKENS - row.computed_tokens % BLOCK_TOKENS)
+        return passes
 
     def _admit(self, request: Request) -> None:
         assert isinstance(request, Named)

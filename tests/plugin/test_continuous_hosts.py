@@ -115,7 +115,14 @@ class VllmHost:
         self.scheduler.sleep = lambda seconds: None
         self.left: dict[str, int] = {}
 
-    def add(self, name: str, prompt: list[int], outputs: int, limit: int) -> None:
+    def add(
+        self,
+        name: str,
+        prompt: list[int],
+        outputs: int,
+        limit: int,
+        arrival_s: float | None = None,
+    ) -> None:
         from vllm import SamplingParams
         from vllm.v1.request import Request as VllmRequest
 
@@ -127,7 +134,7 @@ class VllmHost:
                 prompt,
                 parameters,
                 None,
-                arrival_time=float(self.steps),
+                arrival_time=float(self.steps) if arrival_s is None else arrival_s,
                 block_hasher=self.hasher,
             )
         )
@@ -139,37 +146,44 @@ class VllmHost:
 
     def step(self, aborted: Sequence[str] = ()) -> tuple | None:
         """What the pass was handed; None where nothing ran. Some are aborted while it runs."""
-        from vllm.v1.outputs import ModelRunnerOutput
-
         output = self.scheduler.schedule()
         self.steps += 1
-        names = list(output.num_scheduled_tokens)
         for name in aborted:
             self.abort(name)
-        if not names:
+        if not output.num_scheduled_tokens:
             return None
-        if output.chunk is not None:
-            chunk, (name,) = output.chunk, names
-            end = chunk.start + len(chunk.tokens)
-            again = chunk.write_from - chunk.start
-            rows = [(name, end, tuple(chunk.table[: blocks_of(end)]))]
-            seen = output.shape, len(chunk.tokens) - again, again, rows
-            sampled = [[self._token(name)] if output.is_last else []]
-        else:
+        seen = self._handed(output)
+        self.answer(output)
+        return seen
+
+    @staticmethod
+    def _handed(output) -> tuple:
+        """See `as_seen`."""
+        if output.chunk is None:
             rows = [
                 (name, row.position + 1, tuple(row.table[: blocks_of(row.position + 1)]))
                 for name, row in zip(output.row_ids, output.rows, strict=True)
             ]
-            seen = output.shape, 1, 0, rows
-            names = list(output.row_ids)
-            sampled = [[self._token(name)] for name in names]
+            return output.shape, 1, 0, rows
+        chunk, (name,) = output.chunk, output.num_scheduled_tokens
+        end = chunk.start + len(chunk.tokens)
+        again = chunk.write_from - chunk.start
+        rows = [(name, end, tuple(chunk.table[: blocks_of(end)]))]
+        return output.shape, len(chunk.tokens) - again, again, rows
+
+    def answer(self, output) -> None:
+        """What a model would say, to vLLM's scheduler."""
+        from vllm.v1.outputs import ModelRunnerOutput
+
+        decodes = output.chunk is None
+        names = list(output.row_ids if decodes else output.num_scheduled_tokens)
+        yields = decodes or output.is_last
         result = ModelRunnerOutput(
             req_ids=names,
             req_id_to_index={name: row for row, name in enumerate(names)},
-            sampled_token_ids=sampled,
+            sampled_token_ids=[[self._token(name)] if yields else [] for name in names],
         )
         self.scheduler.update_from_output(output, result)
-        return seen
 
     def _token(self, name: str) -> int:
         self.left[name] -= 1

@@ -116,6 +116,19 @@ def test_a_common_prefix_is_computed_once():
     assert run.passes.again.sum() == 0
 
 
+def test_who_goes_on_with_an_answer_begins_with_its_blocks_once_they_are_complete():
+    load = workload((0, 60, 40), (0, 130, 2), limit=20)  # of two and three blocks
+    names = [["a"], ["a"]]  # which the first's answer completes with its fourth decode pass
+    run = simulate(load, costs(blocks=5), prefixes=names)
+    assert log(run)[:4] == [
+        ("prefill 64", 0.0, 4.0, 1, [0]),
+        ("decode 2", 4.0, 1.5, 1, [0]),
+        ("decode 2", 5.5, 1.5, 3, [0]),
+        ("prefill 64", 10.0, 4.0, 1, [1]),
+    ]
+    assert run.hit_tokens.tolist() == [0, 64]
+
+
 def test_a_preempted_request_computes_again_and_its_client_waits_for_the_next_token():
     load = workload((0, 60, 120), (0, 60, 120))
     run = simulate(load, costs(context=192, blocks=5), Rules(admission="preempt"))
@@ -235,7 +248,8 @@ SET = ShapeCosts(
     12,
 )
 SETS = st.sampled_from([SET, costs(rows=3), costs(rows=2, blocks=6, slot_s=1 / 64)])
-PREFIXES = st.sampled_from([None, 2, 3])  # so many different first blocks
+# so many different first blocks; below 0 so many texts, of which each request is the beginning
+PREFIXES = st.sampled_from([None, 2, 3, -1, -2])
 STAY_S = st.lists(  # of each request, until its client hangs up
     st.one_of(st.just(math.inf), st.integers(0, 400).map(lambda n: n / 4)), min_size=12, max_size=12
 )
@@ -256,10 +270,17 @@ def expanded(run):
 
 
 def served(load, shapes, rules, kinds, **setting):
-    prefixes = None
-    if kinds is not None:  # a name for the first block of who has one
-        prefixes = [[row % kinds][: int(n) // 64] for row, n in enumerate(load.prompt_tokens)]
-    return simulate(load, shapes, rules, prefixes=prefixes, **setting)
+    return simulate(load, shapes, rules, prefixes=named(load, kinds), **setting)
+
+
+def named(load, kinds):
+    """See PREFIXES."""
+    if kinds is None:
+        return None
+    prompts, ends = load.prompt_tokens, load.prompt_tokens + load.output_tokens
+    if kinds > 0:  # a name for the first block of who has one
+        return [[row % kinds][: n // 64] for row, n in enumerate(prompts.tolist())]
+    return [[(row % -kinds, at) for at in range(n // 64)] for row, n in enumerate(ends.tolist())]
 
 
 def leaving(load, stay_s):
@@ -268,7 +289,9 @@ def leaving(load, stay_s):
 
 
 @settings(max_examples=150, deadline=None)
-@given(REQUESTS, RULES, SETS, PREFIXES, STAY_S, ENDS_S, st.integers(0, 100), st.sampled_from(ROUTERS))
+@given(
+    REQUESTS, RULES, SETS, PREFIXES, STAY_S, ENDS_S, st.integers(0, 100), st.sampled_from(ROUTERS)
+)
 def test_stretches_are_what_pass_by_pass_would_be(
     requests, rules, shapes, kinds, stay_s, ends_s, limit, router
 ):
@@ -327,20 +350,16 @@ def test_the_smallest_host_runs_the_same_steps(requests, rules, shapes, kinds):
         rules = dataclasses.replace(rules, max_age_s=0.0)
     host = engine_host.Host(shapes.shapes, rules)
     host.costs = shapes
+    names = named(load, kinds) or [[] for _ in range(len(load))]
     for row in np.flatnonzero(ok):
-        prefixes = [("p", row % kinds)] if kinds and load.prompt_tokens[row] >= 64 else []
-        request = engine_host.Request(
-            row, int(load.prompt_tokens[row]), *[int(load.output_tokens[row])] * 2, 0.0, prefixes
-        )
+        sizes = int(load.prompt_tokens[row]), *[int(load.output_tokens[row])] * 2
+        request = engine_host.Request(row, *sizes, 0.0, [("p", name) for name in names[row]])
         host.add(request)
     theirs = []
     for step, _ in host.run():
         of = step.rows if isinstance(step, Decode) else [step.request]
         theirs.append((str(step.shape), [request.name for request in of]))
-    names = [
-        [("p", row % kinds)] if kinds and prompt >= 64 else []
-        for row, prompt in enumerate(load.prompt_tokens)
-    ]
+    names = [[("p", name) for name in some] for some in names]
     run = simulate(load, shapes, rules, prefixes=names)
     ours = [(run.shapes[shape].split()[1], members) for _, shape, members in expanded(run)]
     assert ours == theirs
