@@ -160,3 +160,22 @@ def test_the_simulator_takes_the_steps_that_the_pass_log_says(vllm_config, first
         assert found.latest_s <= LATE_S < NEAR_S, f"seed {seed}"
         hung_up += clocked.hung_up
     assert hung_up > 50
+
+
+@pytest.mark.parametrize("lost", ["names of outputs", "who hung up", "a rule"])
+def test_a_log_that_lacks_something_or_another_rule_is_noticed(vllm_config, lost):
+    def less(step: Step) -> Step:
+        if lost == "names of outputs":
+            return replace(step, named=[[] for _ in step.named])
+        if lost == "who hung up":
+            return replace(step, gone=[one for one in step.gone if one.ended])
+        return step
+
+    noticed = 0
+    for seed in range(12):
+        clocked, _, rules = served(vllm_config, seed)
+        if lost == "a rule":
+            rules = replace(rules, decode_between=rules.decode_between + 1)
+        log, costs = list(map(less, clocked.log)), clocked.host.scheduler.costs
+        noticed += not step_decisions(log, rules, costs).same
+    assert noticed >= 2
