@@ -15,6 +15,7 @@ from spyre_bench.simulate.scenario import CONTINUOUS, ENGINE, Scenario
 
 if TYPE_CHECKING:
     from spyre_bench.cost.bucket_cost import CostModel
+    from spyre_bench.cost.spread import Draw
     from spyre_bench.simulate.result import SimulatedRun
     from spyre_bench.workload.workload import Workload
 
@@ -49,10 +50,10 @@ def simulate(
     loaded = scenario.read_workload()
     workload = scenario.scaled(loaded)
 
-    def served(at: CostModel) -> SimulatedRun:
+    def served(at: CostModel, draw: Draw | None = None) -> SimulatedRun:
         if scenario.is_continuous:
-            return scenario.run_continuous(workload, at)
-        return scenario.run(workload, scenario.costs(at))
+            return scenario.run_continuous(workload, at, draw)
+        return scenario.run(workload, scenario.costs(at), draw)
 
     run = served(source)
     result = bench_result(run, goodput_ms=limits, detailed=detailed, model=source.model_name) | {
@@ -60,15 +61,17 @@ def simulate(
         "spyre_read_as": str(loaded),
         "spyre_lint": [],
     }
-    if not scenario.is_continuous:
+    if scenario.is_continuous:
+        spread = source.spread_of_shapes(scenario.shape_costs(source))
+    else:
         costs = scenario.costs(source)
-        result["spyre_lint"] = lint(workload, costs, source).sentences()
-    if replications and not scenario.is_continuous:
         spread = source.spread(costs)
+        result["spyre_lint"] = lint(workload, costs, source).sentences()
+    if replications:
         result["spyre_interval"] = (
             spread
             and replicate(
-                lambda draw: scenario.run(workload, costs, draw),
+                lambda draw: served(source, draw),
                 spread,
                 replications=replications,
                 seed=scenario.seed,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from spyre_bench.shape_set import DecodeShape, PrefillShape, ShapeSet
@@ -23,6 +23,10 @@ class PrefillCost:
     def pass_s(self, before_tokens: int) -> float:
         """Seconds of a chunk with so many tokens before it."""
         return self.base_s + self.slot_s * before_tokens
+
+    def scaled(self, factor: float) -> PrefillCost:
+        """With passes that take so many times as long."""
+        return replace(self, base_s=self.base_s * factor, slot_s=self.slot_s * factor)
 
     @property
     def full_s(self) -> float:
@@ -51,6 +55,11 @@ class DecodeCost:
         first of them with `context_tokens` in all."""
         mean_tokens = context_tokens + rows * (count - 1) / 2
         return count * self.pass_s(rows, mean_tokens)
+
+    def scaled(self, factor: float) -> DecodeCost:
+        """With passes that take so many times as long."""
+        base_s, row_s, slot_s = (s * factor for s in (self.base_s, self.row_s, self.slot_s))
+        return replace(self, base_s=base_s, row_s=row_s, slot_s=slot_s)
 
     @property
     def full_s(self) -> float:
@@ -87,6 +96,13 @@ class ShapeCosts:
             tuple(cost.shape for cost in self.decode),
             self.blocks,
         )
+
+    def scaled(self, factors: Sequence[float]) -> ShapeCosts:
+        """With passes that take so many times as long: a factor for each shape, prefill first."""
+        costs = (*self.prefill, *self.decode)
+        scaled = [cost.scaled(factor) for cost, factor in zip(costs, factors, strict=True)]
+        chunks = len(self.prefill)
+        return replace(self, prefill=tuple(scaled[:chunks]), decode=tuple(scaled[chunks:]))
 
     @property
     def compile_s(self) -> float:

@@ -16,6 +16,7 @@ import math
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
 from heapq import heappop, heappush
+from typing import Any
 
 import numpy as np
 
@@ -118,8 +119,10 @@ def simulate(
     seen_s: np.ndarray | None = None,
     leaves_s: np.ndarray | None = None,
     ends_s: np.ndarray | None = None,
+    estimated: ShapeCosts | None = None,
 ) -> ContinuousRun:
-    """Serves the workload on engines that have the shapes of `costs` compiled.
+    """Serves the workload on engines that have the shapes of `costs` compiled. The policy decides
+    by `costs`, or by `estimated` ones of the same shapes.
 
     With `prefixes` the engines have a prefix cache; without, blocks are counted and not named. The
     rest is as in `simulate.static`. A request longer than the shapes take is rejected.
@@ -132,7 +135,7 @@ def simulate(
 
     Raises ValueError for a replica count below 1, an unknown router, a negative time, times or
     prefixes of another number of requests, ends of passes that do not ascend or are of several
-    engines, and for a request that the rules never let run.
+    engines, estimated costs of other shapes, and for a request that the rules never let run.
     """
     require_replicas(replicas, router, ready_s, client_overhead_s)
     for name, given in (("prefixes", prefixes), ("seen_s", seen_s), ("leaves_s", leaves_s)):
@@ -144,6 +147,11 @@ def simulate(
     if ends_s is not None:
         require(replicas == 1, f"ends_s are of one engine and replicas is {replicas}: use 1")
         require(bool((np.diff(ends_s) >= 0).all()), "ends_s do not ascend: sort the passes by time")
+    estimated = costs if estimated is None else estimated
+    require(
+        estimated.shapes == costs.shapes,
+        "estimated costs are of other shapes than costs: give those of the same shapes and blocks",
+    )
     seen_s = workload.arrival_s if seen_s is None else seen_s
     leaves_s = np.full(len(workload), math.inf) if leaves_s is None else leaves_s
     too_long = workload.prompt_tokens >= costs.max_model_len
@@ -151,7 +159,8 @@ def simulate(
     rejected = np.select([too_long, too_large], [1, 2], 0).astype(np.int8)
     kind = _Engine if prefixes is None else _CachingEngine
     times = ByCost() if ends_s is None else Measured(ends_s.tolist())
-    engines = [kind(costs, rules, workload.start_s + ready_s, times) for _ in range(replicas)]
+    first_s = workload.start_s + ready_s
+    engines = [kind(costs, estimated, rules, first_s, times) for _ in range(replicas)]
 
     def requests(rows: np.ndarray) -> Iterator[Request]:
         return _requests(workload, seen_s, leaves_s, rows, prefixes)
@@ -191,8 +200,15 @@ def _requests(
 class _Engine:
     """One replica: its queue, its clock and the log of its passes."""
 
-    def __init__(self, costs: ShapeCosts, rules: Rules, first_s: float, times: PassTimes):
-        self.costs, self.rules, self.times = costs, rules, times
+    def __init__(
+        self,
+        costs: ShapeCosts,
+        estimated: ShapeCosts,
+        rules: Rules,
+        first_s: float,
+        times: PassTimes,
+    ):
+        self.costs, self.rules, self.times = estimated, rules, times
         self.now = first_s  # the running pass ends
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
@@ -210,9 +226,10 @@ class _Engine:
         self._left = NEVER  # passes until the first of them ends
         self._reserves = rules.admission == "reserve"
         # where each shape is among the costs, by identity: the policy gives back what it was given
-        self._prefill = {id(cost.shape): (at, cost) for at, cost in enumerate(costs.prefill)}
+        decided = [id(cost.shape) for cost in (*estimated.prefill, *estimated.decode)]
         after = len(costs.prefill)
-        self._decode = {id(cost.shape): (at, cost) for at, cost in enumerate(costs.decode, after)}
+        self._prefill = dict(zip(decided, enumerate(costs.prefill), strict=False))
+        self._decode = dict(zip(decided[after:], enumerate(costs.decode, after), strict=True))
 
     def serve(self, requests: Iterator[Request]) -> None:
         """Runs everything, with few of the requests in memory at a time."""
@@ -470,8 +487,8 @@ class _Engine:
 class _CachingEngine(_Engine):
     """One replica with a prefix cache: its blocks, and what they keep, are named."""
 
-    def __init__(self, costs: ShapeCosts, rules: Rules, first_s: float, times: PassTimes):
-        super().__init__(costs, rules, first_s, times)
+    def __init__(self, costs: ShapeCosts, *others: Any):
+        super().__init__(costs, *others)
         self.pool = BlockPool(costs.blocks)
 
     def _arrive(self, request: Request) -> None:

@@ -251,6 +251,15 @@ def test_continuous_batching_is_simulated_on_shapes_and_says_what_ran_in_each(co
     assert "no bucket given: write, for example, --bucket 4,64,32, or --batching continuous" in err
 
 
+def test_continuous_batching_on_a_card_has_an_interval_around_its_point(command, trace):
+    words = ("--batching", "continuous", "--prefill-shape", "64,512", "--decode-shape", "4,512")
+    card = ("simulate", "--workload", trace, *words, "--cost", "card:granite-3.3-8b", "--json")
+    found = json.loads(command(*card).out)
+    low, high = found["spyre_interval"]["p5_to_p95"]["median_e2el_ms"]
+    assert low < found["median_e2el_ms"] < high
+    assert json.loads(command(*card).out)["spyre_interval"] == found["spyre_interval"]
+
+
 def test_json_is_all_that_is_printed_where_it_is_asked_for(command, table, trace):
     done = command("simulate", "--workload", trace, *TWO, "--cost", table, "--json")
     assert json.loads(done.out)["completed"] == 59

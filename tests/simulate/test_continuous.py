@@ -194,6 +194,18 @@ def test_who_is_read_late_is_served_late_and_as_old_as_it_is():
     assert run.ttft_s.tolist() == [5.5]
 
 
+def test_the_policy_decides_by_estimated_costs_and_passes_take_the_others():
+    def two(first_s, second_s):
+        """Costs of two decode shapes that both fit."""
+        wide = DecodeCost(DecodeShape(2, 256), first_s), DecodeCost(DecodeShape(4, 256), second_s)
+        return dataclasses.replace(costs(), decode=wide)
+
+    run = simulate(workload((0, 10, 3)), two(1.0, 5.0), estimated=two(2.0, 1.0))
+    assert log(run) == [("prefill 64", 0.0, 4.0, 1, [0]), ("decode 4", 4.0, 5.0, 2, [0])]
+    with pytest.raises(ValueError, match="estimated costs are of other shapes than costs"):
+        simulate(workload((0, 10, 3)), costs(), estimated=costs(rows=3))
+
+
 def test_replicas_share_the_load_by_the_fewest_unfinished():
     load = workload((0, 10, 40), (1, 10, 1), (2, 10, 1), (20, 10, 1))
     dealt = simulate(load, costs(), replicas=2)
