@@ -139,7 +139,7 @@ class Step:
 
 
 CHANGES = ("came", "gone", "named")
-PARTS: dict[str, type[Came] | type[Gone]] = {"came": Came, "gone": Gone}
+PARTS: dict[str, type[Any]] = {"came": Came, "gone": Gone}
 Line: TypeAlias = Warmup | Pass | ShapeWarmup | StepRules | Step
 Row = TypeVar("Row", Warmup, Pass, ShapeWarmup, StepRules, Step)
 Part = TypeVar("Part", Warmup, Pass, ShapeWarmup, StepRules, Step, Came, Gone)

@@ -102,8 +102,7 @@ class SpyreCost(CostModel):
             return None
         at = {end: replace(self, end=end).of_shapes(costs.shapes) for end in ENDS}
         fast, value, slow = (
-            np.log([[cost.full_s] for cost in (*at[end].prefill, *at[end].decode)])
-            for end in ("fast", "value", "slow")
+            np.log([[cost.full_s] for cost in at[end].each]) for end in ("fast", "value", "slow")
         )
         return Spread(OF_CARD, (value - fast) / Z, (slow - value) / Z, together=True)
 

@@ -83,7 +83,7 @@ class MeasuredShapes:
         """The interquartile ranges of the table's full passes; for a shape between those measured
         the median of all, and how far the table without a row is from that row. None where the
         table has none, and for a shape outside of its range."""
-        priced = (*costs.prefill, *costs.decode)
+        priced = costs.each
         if any(cost.extrapolated for cost in priced):
             return None
         own = {row.shape: row.full_iqr_s / row.full_s / IQR for row in self.rows}

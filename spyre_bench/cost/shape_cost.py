@@ -90,6 +90,11 @@ class ShapeCosts:
         object.__setattr__(self, "cheapest_decode", tuple(cost.shape for cost in ascending))
 
     @property
+    def each(self) -> tuple[PrefillCost | DecodeCost, ...]:
+        """Prefill shapes first."""
+        return (*self.prefill, *self.decode)
+
+    @property
     def shapes(self) -> ShapeSet:
         return ShapeSet(
             tuple(cost.shape for cost in self.prefill),
@@ -99,10 +104,12 @@ class ShapeCosts:
 
     def scaled(self, factors: Sequence[float]) -> ShapeCosts:
         """With passes that take so many times as long: a factor for each shape, prefill first."""
-        costs = (*self.prefill, *self.decode)
-        scaled = [cost.scaled(factor) for cost, factor in zip(costs, factors, strict=True)]
-        chunks = len(self.prefill)
-        return replace(self, prefill=tuple(scaled[:chunks]), decode=tuple(scaled[chunks:]))
+        of_prefill, of_decode = factors[: len(self.prefill)], factors[len(self.prefill) :]
+        return replace(
+            self,
+            prefill=tuple(cost.scaled(f) for cost, f in zip(self.prefill, of_prefill, strict=True)),
+            decode=tuple(cost.scaled(f) for cost, f in zip(self.decode, of_decode, strict=True)),
+        )
 
     @property
     def compile_s(self) -> float:

@@ -226,7 +226,7 @@ class _Engine:
         self._left = NEVER  # passes until the first of them ends
         self._reserves = rules.admission == "reserve"
         # where each shape is among the costs, by identity: the policy gives back what it was given
-        decided = [id(cost.shape) for cost in (*estimated.prefill, *estimated.decode)]
+        decided = [id(cost.shape) for cost in estimated.each]
         after = len(costs.prefill)
         self._prefill = dict(zip(decided, enumerate(costs.prefill), strict=False))
         self._decode = dict(zip(decided[after:], enumerate(costs.decode, after), strict=True))
