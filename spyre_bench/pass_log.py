@@ -21,8 +21,9 @@ from spyre_bench.shapes import Bucket
 log = logging.getLogger(__name__)
 
 WARMUP, PASSES = "warmup", ("prefill", "decode")  # kinds of a line of static batching
-SHAPE_WARMUP, STEPS = "shape_warmup", ("chunk", "rows")  # ... and of continuous batching
-KINDS = (WARMUP, *PASSES, SHAPE_WARMUP, *STEPS)
+# ... and of continuous batching
+SHAPE_WARMUP, STEP_RULES, STEPS = "shape_warmup", "step_rules", ("chunk", "rows")
+KINDS = (WARMUP, *PASSES, SHAPE_WARMUP, STEP_RULES, *STEPS)
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,38 @@ class ShapeWarmup:
 
 
 @dataclass(frozen=True)
+class StepRules:
+    """What an engine of continuous batching decides by, beside the seconds of its warmup."""
+
+    blocks: int  # of the KV cache, the dummy included
+    prefix_cache: bool
+    rules: dict[str, Any]  # the fields of policy.continuous.Rules
+
+
+@dataclass(frozen=True)
+class Came:
+    """A request of continuous batching that a decision saw for the first time, as the scheduler
+    knew it. Times are of the system's clock."""
+
+    request: str
+    arrival_s: float  # at the front end
+    seen_s: float  # of the decision
+    prompt_tokens: int
+    max_tokens: int  # as the shapes allow
+    # a name for each whole block of its prompt: equal ones stand for equal tokens up to there
+    prefixes: list[str]
+
+
+@dataclass(frozen=True)
+class Gone:
+    """A request of continuous batching that gave its blocks back for good."""
+
+    request: str
+    ended: bool  # with its last token; otherwise its client hung up, or it failed
+    output_tokens: int
+
+
+@dataclass(frozen=True)
 class Step:
     """One pass of an engine of continuous batching."""
 
@@ -98,11 +131,20 @@ class Step:
     paused: int  # running requests that sat it out
     waiting: int
     free_blocks: int
+    # Since the decision for the pass before; a log from before that has none of it.
+    came: list[Came] = field(default_factory=list)  # in the order of the queue
+    gone: list[Gone] = field(default_factory=list)  # in the order in which they went
+    # of each row: names of blocks that the pass completes behind those of its prompt; [] for none
+    named: list[list[str]] = field(default_factory=list)
 
 
-WARMUPS = {Warmup: WARMUP, ShapeWarmup: SHAPE_WARMUP}  # their kind is their type
-Line: TypeAlias = Warmup | Pass | ShapeWarmup | Step
-Row = TypeVar("Row", Warmup, Pass, ShapeWarmup, Step)
+CHANGES = ("came", "gone", "named")
+PARTS: dict[str, type[Any]] = {"came": Came, "gone": Gone}
+Line: TypeAlias = Warmup | Pass | ShapeWarmup | StepRules | Step
+Row = TypeVar("Row", Warmup, Pass, ShapeWarmup, StepRules, Step)
+Part = TypeVar("Part", Warmup, Pass, ShapeWarmup, StepRules, Step, Came, Gone)
+KIND_OF = {Warmup: WARMUP, ShapeWarmup: SHAPE_WARMUP, StepRules: STEP_RULES}
+"""Of lines whose kind is their type."""
 
 
 class PassLog:
@@ -117,9 +159,7 @@ class PassLog:
 
     def write(self, row: Line) -> None:
         if self._file is not None:
-            kind = {Warmup: {"kind": WARMUP}, ShapeWarmup: {"kind": SHAPE_WARMUP}}.get(
-                type(row), {}
-            )
+            kind = {"kind": KIND_OF[type(row)]} if type(row) in KIND_OF else {}
             self._file.write(json.dumps(kind | vars(row), default=_plain) + "\n")
             self._file.flush()
 
@@ -167,17 +207,35 @@ def read_warmup(path: Path) -> pd.DataFrame:
 
 
 def read_steps(path: Path) -> pd.DataFrame:
-    """As `read_passes`, of an engine of continuous batching: the fields of `Step` with the shape as
-    text, start_s after the first pass, and measured_at."""
-    rows = _rows(path, Step)
-    if not rows:
-        raise ValueError(f"{path}: holds no pass of continuous batching: did a request come?")
-    steps = pd.DataFrame([vars(row) | {"shape": str(row.shape)} for row in rows])
+    """As `read_passes`, of an engine of continuous batching: the fields of `Step` but who came and
+    went, with the shape as text, start_s after the first pass, and measured_at."""
+    rows = [vars(row) | {"shape": str(row.shape)} for row in read_step_rows(path)]
+    steps = pd.DataFrame(rows).drop(columns=list(CHANGES))
     steps["measured_at"] = [
         datetime.fromtimestamp(start_s, UTC).isoformat() for start_s in steps["start_s"]
     ]
     steps["start_s"] -= steps["start_s"].min()
     return steps
+
+
+def read_step_rows(path: Path) -> list[Step]:
+    """Every pass of continuous batching as it was written, times of the system's clock. Raises
+    ValueError as `read_passes` does."""
+    rows = _rows(path, Step)
+    if not rows:
+        raise ValueError(f"{path}: holds no pass of continuous batching: did a request come?")
+    return rows
+
+
+def read_step_rules(path: Path) -> StepRules:
+    """What the engine decided by. Raises ValueError for a log that does not say it."""
+    rows = _rows(path, StepRules)
+    if not rows:
+        raise ValueError(
+            f"{path} does not say what its engine decided by: an older server wrote it, or one of "
+            f"static batching; serve and log again"
+        )
+    return rows[0]
 
 
 def read_shape_warmup(path: Path) -> list[ShapeWarmup]:
@@ -219,10 +277,12 @@ def _row(text: bytes) -> Line:
         return _of_type(Warmup, line)
     if kind == SHAPE_WARMUP:
         return _of_type(ShapeWarmup, line)
+    if kind == STEP_RULES:
+        return _of_type(StepRules, line)
     return _of_type(Pass, line) if kind in PASSES else _of_type(Step, line)
 
 
-def _of_type(row: type[Row], line: dict[str, Any]) -> Row:
+def _of_type(row: type[Part], line: dict[str, Any]) -> Part:
     values = {}
     for entry in fields(row):
         if entry.name not in line:
@@ -236,6 +296,8 @@ def _of_type(row: type[Row], line: dict[str, Any]) -> Row:
             values[entry.name] = _shape(value)
         elif not IS[str(entry.type)](value):
             raise ValueError(f"its {entry.name} is {value!r}")
+        elif entry.name in PARTS:
+            values[entry.name] = [_of_type(PARTS[entry.name], one) for one in value]
     return row(**values)
 
 
@@ -258,6 +320,11 @@ IS: dict[str, Callable[[Any], bool]] = {
         isinstance(value, list) and all(map(IS["list[float]"], value))
     ),
     "list[int]": lambda value: isinstance(value, list) and all(map(_is_whole, value)),
+    "list[Came]": lambda value: IS["list[dict]"](value),
+    "list[Gone]": lambda value: IS["list[dict]"](value),
+    "list[dict]": lambda value: isinstance(value, list) and all(map(IS["dict[str, Any]"], value)),
+    "list[list[str]]": lambda value: isinstance(value, list) and all(map(IS["list[str]"], value)),
+    "dict[str, Any]": lambda value: isinstance(value, dict),
 }
 """By a field's type: whether a value in JSON is of it."""
 
@@ -273,9 +340,11 @@ def _shape(text: Any) -> PrefillShape | DecodeShape:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no buckets and no shapes."""
+    """JSON has no buckets, no shapes and no rows in rows."""
     if isinstance(value, Bucket):
         return [value.batch_size, value.prompt_length, value.new_tokens]
     if isinstance(value, PrefillShape | DecodeShape):
         return value.name
+    if isinstance(value, Came | Gone):
+        return vars(value)
     raise TypeError(f"{value!r} does not go into the pass log")

@@ -4,13 +4,21 @@ import pytest
 
 from spyre_bench.metrics.waste import waste
 from spyre_bench.pass_log import (
+    Came,
+    Gone,
     Pass,
     PassLog,
+    Step,
+    StepRules,
     Warmup,
     count_passes,
     read_passes,
+    read_step_rows,
+    read_step_rules,
+    read_steps,
     read_warmup,
 )
+from spyre_bench.shape_set import DecodeShape
 from spyre_bench.shapes import Bucket
 
 WARMUP = {
@@ -208,3 +216,44 @@ def test_what_the_scheduler_knew_is_read_where_it_is_asked_for_on_the_logs_clock
     assert not {"place", "seen_s", "left"} & set(read_passes(path))
     with pytest.raises(ValueError, match="its left is"):
         read_passes(log(first | {"left": [[1, "a"]]}))
+
+
+def a_step(**knew) -> Step:
+    return Step("rows", DecodeShape(2, 256), 1000.0, 0.5, ["a"], [1], 0, [64], 64, 0, 0, 9, **knew)
+
+
+def test_who_came_and_went_and_what_decided_is_read_as_it_was_written(tmp_path):
+    came = Came("a", 999.5, 1000.0, 63, 4, [])
+    step = a_step(came=[came], gone=[Gone("b", False, 3)], named=[["5ad9c770752d6fdd"]])
+    rules = StepRules(16, True, {"admission": "preempt"})
+    path = tmp_path / "passes.jsonl"
+    writer = PassLog(path)
+    writer.write(rules)
+    writer.write(step)
+    writer.close()
+    assert read_step_rules(path) == rules
+    assert read_step_rows(path) == [step]
+    assert not {"came", "gone", "named"} & set(read_steps(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("came", [{"request": "a"}]),
+        ("came", ["a"]),
+        ("gone", [{"request": "a", "ended": 1, "output_tokens": 3}]),
+        ("named", ["a"]),
+    ],
+)
+def test_who_came_or_went_in_another_form_is_refused_by_line(tmp_path, name, value):
+    path = tmp_path / "passes.jsonl"
+    writer = PassLog(path)
+    writer.write(a_step(**{name: value}))
+    writer.close()
+    with pytest.raises(ValueError, match="line 1 is not of a pass log: it"):
+        read_step_rows(path)
+
+
+def test_a_log_without_what_decided_is_refused(log):
+    with pytest.raises(ValueError, match="does not say what its engine decided by: an older"):
+        read_step_rules(log(WARMUP))

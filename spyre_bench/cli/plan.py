@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from spyre_bench.simulate.scenario import CONTINUOUS, ENGINE, Scenario
 
 if TYPE_CHECKING:
     from spyre_bench.cost.bucket_cost import CostModel
+    from spyre_bench.cost.spread import Draw
     from spyre_bench.simulate.result import SimulatedRun
     from spyre_bench.workload.workload import Workload
 
@@ -48,10 +50,10 @@ def simulate(
     loaded = scenario.read_workload()
     workload = scenario.scaled(loaded)
 
-    def served(at: CostModel) -> SimulatedRun:
+    def served(at: CostModel, draw: Draw | None = None) -> SimulatedRun:
         if scenario.is_continuous:
-            return scenario.run_continuous(workload, at)
-        return scenario.run(workload, scenario.costs(at))
+            return scenario.run_continuous(workload, at, draw)
+        return scenario.run(workload, scenario.costs(at), draw)
 
     run = served(source)
     result = bench_result(run, goodput_ms=limits, detailed=detailed, model=source.model_name) | {
@@ -59,15 +61,17 @@ def simulate(
         "spyre_read_as": str(loaded),
         "spyre_lint": [],
     }
-    if not scenario.is_continuous:
+    if scenario.is_continuous:
+        spread = source.spread_of_shapes(scenario.shape_costs(source))
+    else:
         costs = scenario.costs(source)
-        result["spyre_lint"] = lint(workload, costs, source).sentences()
-    if replications and not scenario.is_continuous:
         spread = source.spread(costs)
+        result["spyre_lint"] = lint(workload, costs, source).sentences()
+    if replications:
         result["spyre_interval"] = (
             spread
             and replicate(
-                lambda draw: scenario.run(workload, costs, draw),
+                lambda draw: served(source, draw),
                 spread,
                 replications=replications,
                 seed=scenario.seed,
@@ -151,16 +155,31 @@ def buckets(
 
 
 def validate(
-    measured: Annotated[Path, typer.Argument(help="of `vllm bench serve --save-detailed`")],
-    simulated: Annotated[Path, typer.Argument(help="of `spyre-bench simulate --detailed --out`")],
+    measured: Annotated[
+        Path,
+        typer.Argument(help="of `vllm bench serve --save-detailed`; or a server's pass log alone"),
+    ],
+    simulated: Annotated[
+        Path | None, typer.Argument(help="of `spyre-bench simulate --detailed --out`")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Hold a simulated result against a measured one of the same requests."""
+    """Hold a simulated result against a measured one of the same requests; or, of the pass log of a
+    server of continuous batching, the simulator's decisions against the server's (exit code 1 where
+    they differ)."""
     from rich.console import Console
     from rich.markup import escape
 
     from spyre_bench.validate.compare import by_quantity, left_out, read_result
+    from spyre_bench.validate.step_decisions import logged_decisions
 
+    if simulated is None:
+        found = logged_decisions(measured)
+        said = asdict(found) | {"agree": found.agree}
+        typer.echo(json.dumps(said) if as_json else str(found))
+        if not found.agree:
+            raise typer.Exit(1)
+        return
     results = read_result(measured), read_result(simulated)
     frame = by_quantity(*results)
     for sentence in left_out(*results):

@@ -104,6 +104,11 @@ class CostModel(Protocol):
         """How far passes may be from these costs of its own; None where nobody knows."""
         return None
 
+    def spread_of_shapes(self, costs: ShapeCosts) -> Spread | None:
+        """How far paged passes may be from these costs of its own, a row for each shape, prefill
+        first; None where nobody knows."""
+        return None
+
     def covers(self, workload: Lengths) -> np.ndarray:
         """bool [requests], those that a bucket of its range takes."""
         return np.ones(len(workload.prompt_tokens), bool)

@@ -31,6 +31,7 @@ from spyre_bench.model_sizes import (
 from spyre_bench.shape_set import BLOCK_TOKENS, DecodeShape, PrefillShape, ShapeSet
 from spyre_bench.shapes import Bucket
 
+OF_CARD = "the card's parameters, their optimistic and pessimistic ends as P5 and P95"
 REFERENCE_ELEMENTS = 512 * 4096
 """Tokens × hidden size at which `rest_prefill_s` was found: 512 tokens of Granite-3.3-8B."""
 
@@ -93,8 +94,17 @@ class SpyreCost(CostModel):
             np.log([(at.prefill_s, at.decode_s) for at in (self.at(end, c.bucket) for c in costs)])
             for end in ("fast", "value", "slow")
         )
-        source = "the card's parameters, their optimistic and pessimistic ends as P5 and P95"
-        return Spread(source, (value - fast) / Z, (slow - value) / Z, together=True)
+        return Spread(OF_CARD, (value - fast) / Z, (slow - value) / Z, together=True)
+
+    def spread_of_shapes(self, costs: ShapeCosts) -> Spread | None:
+        """As `spread`, of full passes."""
+        if self.end != "value":
+            return None
+        at = {end: replace(self, end=end).of_shapes(costs.shapes) for end in ENDS}
+        fast, value, slow = (
+            np.log([[cost.full_s] for cost in at[end].each]) for end in ("fast", "value", "slow")
+        )
+        return Spread(OF_CARD, (value - fast) / Z, (slow - value) / Z, together=True)
 
     @property
     def rows(self) -> tuple[CostRow, ...]:

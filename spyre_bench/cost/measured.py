@@ -150,6 +150,10 @@ class MeasuredCost(CostModel):
             source += f", and the table's error between its buckets ({', '.join(guessed)})"
         return Spread(source, own, own)
 
+    def spread_of_shapes(self, costs: ShapeCosts) -> Spread | None:
+        """As `spread`, of the table's shapes; None where it has none."""
+        return self.measured_shapes.spread(costs) if self.shape_rows else None
+
     def _deviations(self, bucket: Bucket) -> list[float]:
         """Of the logarithm of prefill and decode."""
         row = self._measured.get(bucket)

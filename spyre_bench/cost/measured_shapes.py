@@ -13,6 +13,7 @@ from scipy.optimize import nnls
 
 from spyre_bench.cost.between import Ratios
 from spyre_bench.cost.shape_cost import DecodeCost, PrefillCost, ShapeCosts
+from spyre_bench.cost.spread import IQR, Spread
 from spyre_bench.cost.table import ShapeRow
 from spyre_bench.shape_set import DecodeShape, PrefillShape, ShapeSet
 
@@ -77,6 +78,26 @@ class MeasuredShapes:
                     error = predicted / measured - 1
                     found.append((row.shape.name, name, measured, predicted, error))
         return pd.DataFrame(found, columns=["shape", "quantity", "measured", "predicted", "error"])
+
+    def spread(self, costs: ShapeCosts) -> Spread | None:
+        """The interquartile ranges of the table's full passes; for a shape between those measured
+        the median of all, and how far the table without a row is from that row. None where the
+        table has none, and for a shape outside of its range."""
+        priced = costs.each
+        if any(cost.extrapolated for cost in priced):
+            return None
+        own = {row.shape: row.full_iqr_s / row.full_s / IQR for row in self.rows}
+        guessed = [cost.shape.name for cost in priced if cost.shape not in own]
+        errors = np.log1p(self.leave_one_out()["error"]) if guessed else np.zeros(0)
+        between = np.sqrt(np.mean(np.square(errors))) if len(errors) else np.nan
+        typical = float(np.hypot(np.median(list(own.values())), between))
+        deviations = np.array([[own.get(cost.shape, typical)] for cost in priced])
+        if np.isnan(deviations).any():
+            return None
+        source = "interquartile ranges of the cost table's passes"
+        if guessed:
+            source += f", and the table's error between its shapes ({', '.join(guessed)})"
+        return Spread(source, deviations, deviations)
 
     def _priced(self, shape: PrefillShape | DecodeShape, extrapolate: bool) -> dict[str, Any]:
         """The quantities of a shape, and whether they are outside of what was measured. A shape

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from spyre_bench.shape_set import DecodeShape, PrefillShape, ShapeSet
 
@@ -21,6 +23,10 @@ class PrefillCost:
     def pass_s(self, before_tokens: int) -> float:
         """Seconds of a chunk with so many tokens before it."""
         return self.base_s + self.slot_s * before_tokens
+
+    def scaled(self, factor: float) -> PrefillCost:
+        """With passes that take so many times as long."""
+        return replace(self, base_s=self.base_s * factor, slot_s=self.slot_s * factor)
 
     @property
     def full_s(self) -> float:
@@ -49,6 +55,11 @@ class DecodeCost:
         first of them with `context_tokens` in all."""
         mean_tokens = context_tokens + rows * (count - 1) / 2
         return count * self.pass_s(rows, mean_tokens)
+
+    def scaled(self, factor: float) -> DecodeCost:
+        """With passes that take so many times as long."""
+        base_s, row_s, slot_s = (s * factor for s in (self.base_s, self.row_s, self.slot_s))
+        return replace(self, base_s=base_s, row_s=row_s, slot_s=slot_s)
 
     @property
     def full_s(self) -> float:
@@ -79,11 +90,25 @@ class ShapeCosts:
         object.__setattr__(self, "cheapest_decode", tuple(cost.shape for cost in ascending))
 
     @property
+    def each(self) -> tuple[PrefillCost | DecodeCost, ...]:
+        """Prefill shapes first."""
+        return (*self.prefill, *self.decode)
+
+    @property
     def shapes(self) -> ShapeSet:
         return ShapeSet(
             tuple(cost.shape for cost in self.prefill),
             tuple(cost.shape for cost in self.decode),
             self.blocks,
+        )
+
+    def scaled(self, factors: Sequence[float]) -> ShapeCosts:
+        """With passes that take so many times as long: a factor for each shape, prefill first."""
+        of_prefill, of_decode = factors[: len(self.prefill)], factors[len(self.prefill) :]
+        return replace(
+            self,
+            prefill=tuple(cost.scaled(f) for cost, f in zip(self.prefill, of_prefill, strict=True)),
+            decode=tuple(cost.scaled(f) for cost, f in zip(self.decode, of_decode, strict=True)),
         )
 
     @property
@@ -97,3 +122,34 @@ class ShapeCosts:
         """Cold compile and one run of each pass, before the server is ready."""
         prefill_s = sum(cost.full_s for cost in self.prefill)
         return self.compile_s + prefill_s + sum(cost.full_s for cost in self.decode)
+
+
+class Warmed(Protocol):
+    """What warmup measured of a shape, in seconds."""
+
+    @property
+    def shape(self) -> PrefillShape | DecodeShape: ...
+    @property
+    def compile_s(self) -> float: ...
+    @property
+    def full_s(self) -> float: ...  # a pass whose context is full
+    @property
+    def empty_s(self) -> float: ...  # ... and one with nothing in it but one token
+
+
+def warmed_costs(warmup: Iterable[Warmed], blocks: int) -> ShapeCosts:
+    """What warmup measured, as the costs that an engine of so many blocks decides by: in a straight
+    line from an empty context to a full one."""
+    prefill, decode = [], []
+    for row in warmup:
+        shape, more_s = row.shape, max(0.0, row.full_s - row.empty_s)
+        if isinstance(shape, PrefillShape):
+            before = shape.context_length - shape.chunk_length
+            slot_s = more_s / before if before else 0.0
+            prefill.append(PrefillCost(shape, row.empty_s, slot_s, row.compile_s))
+        else:
+            slot_s = more_s / (shape.rows * shape.context_length)
+            decode.append(DecodeCost(shape, row.empty_s, 0.0, slot_s, row.compile_s))
+    prefill.sort(key=lambda cost: cost.shape)
+    decode.sort(key=lambda cost: cost.shape)
+    return ShapeCosts(tuple(prefill), tuple(decode), blocks)

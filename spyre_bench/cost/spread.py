@@ -62,7 +62,8 @@ class Spread:
     the logarithm; those below and above a cost may differ."""
 
     source: str  # in words: what they were taken from
-    below: np.ndarray  # float64 [shapes, kinds], of each cost by itself; prefill first
+    # float64 [shapes, kinds], of each cost by itself; prefill first, a paged shape is of one kind
+    below: np.ndarray
     above: np.ndarray  # float64 [shapes, kinds]
     together: bool = False  # whether all costs are off the same way, as at the ends of a card
     pace: float = 0.0  # of the machine, in all passes of a run alike

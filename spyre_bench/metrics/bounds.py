@@ -65,10 +65,11 @@ def bound_s(run: SimulatedRun) -> float:
     """L1 of the served requests, whichever way they were batched. What a prefix cache had counts as
     never computed."""
     if isinstance(run, StaticRun):
-        return shape_bound_s(run.workload, run.costs)
-    assert isinstance(run, ContinuousRun)
-    shares = step_shares_s(run.workload, run.costs, run.hit_tokens)
-    return float(shares[np.isfinite(shares)].sum())
+        shares = shares_s(run.workload, run.costs)
+    else:
+        assert isinstance(run, ContinuousRun)
+        shares = step_shares_s(run.workload, run.costs, run.hit_tokens)
+    return float(shares[run.served & np.isfinite(shares)].sum())
 
 
 def step_shares_s(

@@ -107,7 +107,7 @@ def _itls(run: SimulatedRun) -> list[list[float]]:
     for row in np.flatnonzero(yields):
         seconds, got = float(passes.seconds[row]), passes.of_row(row)
         for member, tokens, waited_s in zip(*(column.tolist() for column in got), strict=True):
-            if tokens:
+            if tokens and run.served[member]:
                 gaps_s[member] += [waited_s + seconds, *[seconds] * (tokens - 1)]
     return gaps_s
 

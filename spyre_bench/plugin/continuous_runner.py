@@ -8,7 +8,7 @@ that sits out a pass leaves its batch and comes back with what it has put out so
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
@@ -56,17 +56,8 @@ class ContinuousModelRunner(SpyreModelRunner):
 
     def _chunk(self, scheduled: ContinuousSchedulerOutput, request_id: str) -> torch.Tensor:
         """Logits [1, V] after the chunk."""
-        chunk = scheduled.chunk
-        end = chunk.start + len(chunk.tokens)
-        written = max(chunk.start, chunk.write_from)
         logits = self._logged(
-            scheduled,
-            "chunk",
-            lambda: self.engine.prefill(scheduled.shape, chunk),
-            requests=[request_id],
-            tokens=[end - written],
-            again_tokens=written - chunk.start,
-            context_tokens=[end],
+            scheduled, lambda: self.engine.prefill(scheduled.shape, scheduled.chunk)
         )
         if scheduled.is_last:
             self._sample_of(self._joining, [request_id])
@@ -75,13 +66,7 @@ class ContinuousModelRunner(SpyreModelRunner):
     def _decode(self, scheduled: ContinuousSchedulerOutput) -> torch.Tensor:
         """Logits [rows, V] after one token for each row."""
         logits = self._logged(
-            scheduled,
-            "rows",
-            lambda: self.engine.decode(scheduled.shape, scheduled.rows),
-            requests=list(scheduled.row_ids),
-            tokens=[1] * len(scheduled.rows),
-            again_tokens=0,
-            context_tokens=[row.position + 1 for row in scheduled.rows],
+            scheduled, lambda: self.engine.decode(scheduled.shape, scheduled.rows)
         )
         self._sample_of(self._decoding, scheduled.row_ids)
         return logits
@@ -109,20 +94,45 @@ class ContinuousModelRunner(SpyreModelRunner):
         for request_id in request_ids:
             batch.remove_request(request_id)
 
-    def _logged(self, scheduled: ContinuousSchedulerOutput, kind: str, run, **rows) -> torch.Tensor:
+    def _logged(self, scheduled: ContinuousSchedulerOutput, run) -> torch.Tensor:
         start_s, start = time.time(), time.perf_counter()
         logits = run()
-        self.pass_log.write(
-            Step(
-                kind=kind,
-                shape=scheduled.shape,
-                start_s=start_s,
-                seconds=time.perf_counter() - start,
-                context=scheduled.context,
-                paused=scheduled.paused,
-                waiting=scheduled.waiting,
-                free_blocks=scheduled.free_blocks,
-                **rows,
-            )
-        )
+        self.pass_log.write(step_of(scheduled, start_s, time.perf_counter() - start))
         return logits
+
+
+def step_of(scheduled: ContinuousSchedulerOutput, start_s: float, seconds: float) -> Step:
+    """The line of the pass log for a pass that took so long."""
+    chunk = scheduled.chunk
+    rows: dict[str, Any]
+    if chunk is None:
+        rows = {
+            "kind": "rows",
+            "requests": list(scheduled.row_ids),
+            "tokens": [1] * len(scheduled.rows),
+            "again_tokens": 0,
+            "context_tokens": [row.position + 1 for row in scheduled.rows],
+        }
+    else:
+        end = chunk.start + len(chunk.tokens)
+        written = max(chunk.start, chunk.write_from)
+        rows = {
+            "kind": "chunk",
+            "requests": list(scheduled.num_scheduled_tokens),
+            "tokens": [end - written],
+            "again_tokens": written - chunk.start,
+            "context_tokens": [end],
+        }
+    return Step(
+        shape=scheduled.shape,
+        start_s=start_s,
+        seconds=seconds,
+        context=scheduled.context,
+        paused=scheduled.paused,
+        waiting=scheduled.waiting,
+        free_blocks=scheduled.free_blocks,
+        came=list(scheduled.came),
+        gone=list(scheduled.gone),
+        named=list(scheduled.named),
+        **rows,
+    )

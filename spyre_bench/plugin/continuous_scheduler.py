@@ -15,10 +15,11 @@ from vllm.v1.core.sched.request_queue import create_request_queue
 from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.request import Request
 
-from spyre_bench.cost.shape_cost import DecodeCost, PrefillCost, ShapeCosts
+from spyre_bench.cost.shape_cost import warmed_costs
 from spyre_bench.engine.paged_causal_lm import Chunk, DecodeRow
-from spyre_bench.pass_log import ShapeWarmup
+from spyre_bench.pass_log import Came, Gone
 from spyre_bench.plugin.base_scheduler import POLL_S, BaseScheduler
+from spyre_bench.plugin.changes import Changes, completed
 from spyre_bench.plugin.config import noted_shape_warmup
 from spyre_bench.plugin.engine_counts import StepCounts
 from spyre_bench.policy.continuous import NEVER, Decode, Preempt, Prefill, next_step
@@ -26,7 +27,6 @@ from spyre_bench.shape_set import (
     BLOCK_TOKENS,
     DecodeShape,
     PrefillShape,
-    ShapeSet,
     blocks_of,
 )
 
@@ -49,6 +49,9 @@ class ContinuousSchedulerOutput(SchedulerOutput):
     paused: int = 0
     waiting: int = 0
     free_blocks: int = 0
+    came: Sequence[Came] = ()  # see pass_log.Step
+    gone: Sequence[Gone] = ()
+    named: Sequence[list[str]] = ()
 
 
 class Waiting(NamedTuple):
@@ -96,16 +99,28 @@ class ContinuousScheduler(BaseScheduler):
         shapes = self.spyre_config.shapes
         assert shapes is not None, "continuous batching has shapes"
         warmup = noted_shape_warmup(self.vllm_config)
-        self.costs = costs_of(warmup, shapes)
+        self.costs = warmed_costs(warmup, shapes.blocks)
         self.counts = StepCounts(warmup)
         self.decodes_since_chunk = NEVER
         self._pauses = Pauses()
         self._queued_tokens = 0
         # tokens that a running request had to prefill when it was admitted
         self._to_prefill: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
+        self._changes = Changes()
+
+    def add_request(self, request: Request) -> None:
+        super().add_request(request)
+        refused = request.request_id in self.grammar_compile_error_reqs
+        if self.spyre_config.pass_log is not None and not refused:
+            self._changes.unseen.append(request)
+
+    def _free_request(self, request: Request, *args, **kwargs):
+        self._changes.leave(request)
+        return super()._free_request(request, *args, **kwargs)
 
     def schedule(self, throttle_prefills: bool = False) -> ContinuousSchedulerOutput:
         """The next pass: a chunk of one request, or a token for each row whose turn it is."""
+        self._changes.see(self.wall_clock())
         preempted: list[str] = []
         step = self._decide()
         while isinstance(step, Preempt):
@@ -133,6 +148,7 @@ class ContinuousScheduler(BaseScheduler):
             preempted=preempted,
             waiting=len(self.waiting),
             free_blocks=self._free_blocks_now(),
+            **(self._changes.told() if ran else {}),
         )
 
     def _decide(self) -> Prefill | Decode | Preempt | None:
@@ -197,6 +213,7 @@ class ContinuousScheduler(BaseScheduler):
             ),
             "is_last": step.is_last,
             "context": end,
+            "named": [completed(request, write_from, end)],
         }
 
     def _rows(self, step: Decode) -> dict:
@@ -218,6 +235,7 @@ class ContinuousScheduler(BaseScheduler):
             ],
             "row_ids": [request.request_id for request in rows],
             "context": step.context_tokens,
+            "named": [completed(row, (n := row.num_computed_tokens) - 1, n) for row in rows],
             "paused": len(decoding) - len(rows),
         }
 
@@ -280,19 +298,3 @@ class ContinuousScheduler(BaseScheduler):
             self._pauses.of(request),
             request,
         )
-
-
-def costs_of(warmup: Sequence[ShapeWarmup], shapes: ShapeSet) -> ShapeCosts:
-    """What warmup measured, as costs: in a straight line from an empty context to a full one."""
-    rows = {row.shape: row for row in warmup}
-    prefill = []
-    for chunk in shapes.prefill:
-        row, before = rows[chunk], chunk.context_length - chunk.chunk_length
-        slot_s = max(0.0, row.full_s - row.empty_s) / before if before else 0.0
-        prefill.append(PrefillCost(chunk, row.empty_s, slot_s, row.compile_s))
-    decode = []
-    for wide in shapes.decode:
-        row, slots = rows[wide], wide.rows * wide.context_length
-        slot_s = max(0.0, row.full_s - row.empty_s) / slots
-        decode.append(DecodeCost(wide, row.empty_s, 0.0, slot_s, row.compile_s))
-    return ShapeCosts(tuple(prefill), tuple(decode), shapes.blocks)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from spyre_bench.engine.model_code import ModelCode
 from spyre_bench.engine.paged_causal_lm import PagedCausalLM
 from spyre_bench.engine.parallel import Rank, join
 from spyre_bench.engine.warmup import warm_up
-from spyre_bench.pass_log import PassLog, ShapeWarmup, Warmup
+from spyre_bench.pass_log import PassLog, ShapeWarmup, StepRules, Warmup
 from spyre_bench.plugin import card_runtime
 from spyre_bench.plugin.config import SpyreConfig
 from spyre_bench.plugin.continuous_runner import ContinuousModelRunner
@@ -184,6 +185,9 @@ class SpyreWorker(WorkerBase):
         for row in self.warmup if self.is_driver_worker else ():
             self.pass_log.write(row)
             logger.info("%s", _said(row))
+        if (shapes := self.spyre_config.shapes) is not None:
+            cached, rules = self.cache_config.enable_prefix_caching, self.spyre_config.rules
+            self.pass_log.write(StepRules(shapes.blocks, bool(cached), asdict(rules)))
         self.model_runner.warm_up_sampler()
         set_random_seed(self.model_config.seed)  # as if nothing had run
         return CompilationTimes(language_model=time.perf_counter() - start_s, encoder=0.0)

@@ -2,8 +2,12 @@
 
 Before every pass the engine asks `policy.continuous.next_step` what runs, as vLLM's scheduler does.
 Decode passes that nothing can interrupt are one stretch: until the answer may change, the next true
-end, or the pass in which somebody arrives who could be admitted. At equal times arrivals come
-before decisions.
+end, or the pass in which somebody hangs up, or arrives who could be admitted.
+
+A client that hangs up during a pass is gone when it ends, before those whose last token comes with
+it: vLLM's engine reads aborts there. Blocks go back in this order, which decides what a prefix
+cache keeps. At equal times ends of passes come first, then arrivals and those who hang up, then
+decisions.
 """
 
 from __future__ import annotations
@@ -11,21 +15,25 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
+from heapq import heappop, heappush
+from typing import Any
 
 import numpy as np
 
-from spyre_bench.cost.shape_cost import DecodeCost, ShapeCosts
+from spyre_bench.cost.shape_cost import ShapeCosts
 from spyre_bench.policy.blocks import BlockPool
 from spyre_bench.policy.continuous import NEVER, RULES, Decode, Preempt, Prefill, Rules, next_step
 from spyre_bench.shape_set import BLOCK_TOKENS, blocks_of
 from spyre_bench.simulate.paged_log import PassLog, paged_run
+from spyre_bench.simulate.pass_times import ByCost, Measured, PassTimes
 from spyre_bench.simulate.replicas import CHUNK, require, require_replicas, serve
 from spyre_bench.simulate.result import ContinuousRun
 from spyre_bench.workload.workload import Workload
 
 Prefixes = Sequence[Sequence[Hashable]]
 """For each request: a name for each whole block of its prompt, or for the first of them. Two that
-are equal stand for equal tokens up to the block's end."""
+are equal stand for equal tokens up to the block's end. Behind all of its prompt's may stand those
+of its outputs, where it is known what they will be."""
 
 
 class Request:
@@ -36,19 +44,30 @@ class Request:
         "arrival_s",
         "computed_tokens",
         "end_tokens",
+        "gone",
         "held_blocks",
         "highest_tokens",
+        "leaves_s",
         "max_tokens",
         "paused_for",
         "prompt_tokens",
         "row",
+        "seen_s",
     )
     hit_blocks = shared_blocks = reserved_blocks = 0
 
     def __init__(
-        self, arrival_s: float, prompt_tokens: int, max_tokens: int, output_tokens: int, row: int
+        self,
+        arrival_s: float,
+        prompt_tokens: int,
+        max_tokens: int,
+        output_tokens: int,
+        seen_s: float,
+        leaves_s: float,
+        row: int,
     ):
-        self.arrival_s, self.row = arrival_s, row
+        self.arrival_s, self.seen_s, self.leaves_s, self.row = arrival_s, seen_s, leaves_s, row
+        self.gone = False  # it ended, or its client hung up
         self.prompt_tokens, self.max_tokens = prompt_tokens, max_tokens
         self.end_tokens = prompt_tokens + output_tokens - 1  # computed when the last token comes
         self.computed_tokens = self.highest_tokens = self.held_blocks = self.paused_for = 0
@@ -97,36 +116,68 @@ def simulate(
     router: str = "round_robin",
     ready_s: float = 0.0,
     client_overhead_s: float = 0.0,
+    seen_s: np.ndarray | None = None,
+    leaves_s: np.ndarray | None = None,
+    ends_s: np.ndarray | None = None,
+    estimated: ShapeCosts | None = None,
 ) -> ContinuousRun:
-    """Serves the workload on engines that have the shapes of `costs` compiled.
+    """Serves the workload on engines that have the shapes of `costs` compiled. The policy decides
+    by `costs`, or by `estimated` ones of the same shapes.
 
     With `prefixes` the engines have a prefix cache; without, blocks are counted and not named. The
     rest is as in `simulate.static`. A request longer than the shapes take is rejected.
 
-    Raises ValueError for a replica count below 1, an unknown router, a negative time, prefixes of
-    another number of requests, and for a request that the rules never let run.
+    `seen_s` is when an engine reads each request, ascending and not before its arrival, which is
+    the default. At `leaves_s` a request's client hangs up, and it gives its blocks back whether it
+    waits or runs; it is not served, and the pass that runs then still computes a token of it. Of
+    one engine `ends_s` may say when each of its passes ends, ascending, as a server's did; passes
+    behind the last take their cost.
+
+    Raises ValueError for a replica count below 1, an unknown router, a negative time, times or
+    prefixes of another number of requests, ends of passes that do not ascend or are of several
+    engines, estimated costs of other shapes, and for a request that the rules never let run.
     """
     require_replicas(replicas, router, ready_s, client_overhead_s)
+    for name, given in (("prefixes", prefixes), ("seen_s", seen_s), ("leaves_s", leaves_s)):
+        require(
+            given is None or len(given) == len(workload),
+            f"{name} are of {0 if given is None else len(given)} requests and the workload has "
+            f"{len(workload)}: give one for each",
+        )
+    if ends_s is not None:
+        require(replicas == 1, f"ends_s are of one engine and replicas is {replicas}: use 1")
+        require(bool((np.diff(ends_s) >= 0).all()), "ends_s do not ascend: sort the passes by time")
+    estimated = costs if estimated is None else estimated
     require(
-        prefixes is None or len(prefixes) == len(workload),
-        f"prefixes are of {0 if prefixes is None else len(prefixes)} requests and the workload has "
-        f"{len(workload)}: give one list for each",
+        estimated.shapes == costs.shapes,
+        "estimated costs are of other shapes than costs: give those of the same shapes and blocks",
     )
+    seen_s = workload.arrival_s if seen_s is None else seen_s
+    leaves_s = np.full(len(workload), math.inf) if leaves_s is None else leaves_s
     too_long = workload.prompt_tokens >= costs.max_model_len
     too_large = workload.prompt_tokens + workload.max_tokens.astype(int) > costs.max_model_len
     rejected = np.select([too_long, too_large], [1, 2], 0).astype(np.int8)
     kind = _Engine if prefixes is None else _CachingEngine
-    engines = [kind(costs, rules, workload.start_s + ready_s) for _ in range(replicas)]
+    times = ByCost() if ends_s is None else Measured(ends_s.tolist())
+    first_s = workload.start_s + ready_s
+    engines = [kind(costs, estimated, rules, first_s, times) for _ in range(replicas)]
 
     def requests(rows: np.ndarray) -> Iterator[Request]:
-        return _requests(workload, rows, prefixes)
+        return _requests(workload, seen_s, leaves_s, rows, prefixes)
 
     serve(engines, router, np.flatnonzero(rejected == 0), requests)
+    assert all(engine.free_blocks == costs.blocks - 1 for engine in engines), "blocks leaked"
     logs = [engine.log for engine in engines]
     return paged_run(workload, costs, rules, logs, rejected, ready_s, client_overhead_s)
 
 
-def _requests(workload: Workload, rows: np.ndarray, prefixes: Prefixes | None) -> Iterator[Request]:
+def _requests(
+    workload: Workload,
+    seen_s: np.ndarray,
+    leaves_s: np.ndarray,
+    rows: np.ndarray,
+    prefixes: Prefixes | None,
+) -> Iterator[Request]:
     """The rows of the workload one by one, turned into Python's numbers a chunk at a time."""
     kind = Request if prefixes is None else Named
     columns = (
@@ -134,13 +185,14 @@ def _requests(workload: Workload, rows: np.ndarray, prefixes: Prefixes | None) -
         workload.prompt_tokens,
         workload.max_tokens,
         workload.output_tokens,
+        seen_s,
+        leaves_s,
     )
     for first in range(0, len(rows), CHUNK):
         some = rows[first : first + CHUNK]
         for request in map(kind, *(column[some].tolist() for column in columns), some.tolist()):
             if isinstance(request, Named) and prefixes is not None:
-                whole = request.prompt_tokens // BLOCK_TOKENS
-                request.prefixes = prefixes[request.row][:whole]
+                request.prefixes = prefixes[request.row][:]
                 request.table, request.kept = [], 0
             yield request
 
@@ -148,8 +200,15 @@ def _requests(workload: Workload, rows: np.ndarray, prefixes: Prefixes | None) -
 class _Engine:
     """One replica: its queue, its clock and the log of its passes."""
 
-    def __init__(self, costs: ShapeCosts, rules: Rules, first_s: float):
-        self.costs, self.rules = costs, rules
+    def __init__(
+        self,
+        costs: ShapeCosts,
+        estimated: ShapeCosts,
+        rules: Rules,
+        first_s: float,
+        times: PassTimes,
+    ):
+        self.costs, self.rules, self.times = estimated, rules, times
         self.now = first_s  # the running pass ends
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
@@ -158,17 +217,19 @@ class _Engine:
         self._coming: deque[Request] = deque()
         self._upcoming: Iterator[Request] = iter(())
         self._next_s = math.inf  # somebody arrives
+        self._leaving: list[tuple[float, int, Request]] = []  # a heap: whose client hangs up when
         self._decodes_since_chunk = NEVER
         self._has_paused = False
-        self._ended = 0  # with the last pass
+        self._gone_s: list[float] = []  # when those went who did since the last pass began
         self._members: list[int] = []  # who decodes, by row of the workload
         self._stored = 0  # computed tokens of all of them
         self._left = NEVER  # passes until the first of them ends
         self._reserves = rules.admission == "reserve"
         # where each shape is among the costs, by identity: the policy gives back what it was given
-        self._prefill = {id(cost.shape): (at, cost) for at, cost in enumerate(costs.prefill)}
+        decided = [id(cost.shape) for cost in estimated.each]
         after = len(costs.prefill)
-        self._decode = {id(cost.shape): (at, cost) for at, cost in enumerate(costs.decode, after)}
+        self._prefill = dict(zip(decided, enumerate(costs.prefill), strict=False))
+        self._decode = dict(zip(decided[after:], enumerate(costs.decode, after), strict=True))
 
     def serve(self, requests: Iterator[Request]) -> None:
         """Runs everything, with few of the requests in memory at a time."""
@@ -179,7 +240,7 @@ class _Engine:
     def push(self, request: Request) -> None:
         """Takes a request at its arrival; the clock must have been advanced to there."""
         self._coming.append(request)
-        self._next_s = self._coming[0].arrival_s
+        self._next_s = self._coming[0].seen_s
 
     def advance(self, until_s: float) -> None:
         """Starts every pass that starts before `until_s`."""
@@ -188,6 +249,8 @@ class _Engine:
             while self._next_s <= self.now:
                 self._arrive(self._coming.popleft())
                 self._read()
+            if self._leaving and self._hang_up(math.nextafter(self.now, math.inf)):
+                self._sum_up(self._all_decoding())
             if not waiting and not running:
                 if self._next_s >= until_s:
                     return
@@ -198,9 +261,10 @@ class _Engine:
                 self._step(until_s)
 
     def unfinished(self, now: float) -> int:
-        """Requests here that have not got their last token by `now`."""
-        ending = self._ended if self.now > now else 0
-        return len(self._coming) + len(self.waiting) + len(self.running) + ending
+        """Requests here that have not got their last token by `now`, nor hung up."""
+        here = len(self.waiting) + len(self.running)
+        here += sum(request.leaves_s > now for request in self._coming)
+        return here + sum(gone_s > now for gone_s in self._gone_s)
 
     def _read(self) -> None:
         """Fetches a request to come, if there is one."""
@@ -210,10 +274,12 @@ class _Engine:
                 self._next_s = math.inf
                 return
             self._coming.append(request)
-        self._next_s = self._coming[0].arrival_s
+        self._next_s = self._coming[0].seen_s
 
     def _arrive(self, request: Request) -> None:
         self.waiting.append(request)
+        if request.leaves_s < math.inf:
+            heappush(self._leaving, (request.leaves_s, request.row, request))
 
     def _step(self, until_s: float) -> None:
         """The next pass, or stretch of passes."""
@@ -245,22 +311,23 @@ class _Engine:
             self._admit(request)
         before = request.computed_tokens
         index, cost = self._prefill[id(shape)]
-        seconds = cost.pass_s(before - again_tokens)
+        seconds, end_s = self.times.chunk(self.now, cost, before - again_tokens)
         self._store((request,), tokens)
         fresh = tokens
         if request.highest_tokens > before:  # it was preempted
             fresh = max(0, request.computed_tokens - request.highest_tokens)
         self.log.chunk(step, index, self.now, seconds, before, fresh)
-        self.now += seconds
+        self.now = end_s
         self._decodes_since_chunk = 0
-        self._ended = 0
-        if is_last:
+        hung_up = self._pass_ends()
+        if is_last and not request.gone:
             left = request.end_tokens - request.computed_tokens
             if left:
                 self._join(request, left)
             else:
-                self._ended = 1
-                self._leave(request)
+                self._go(request, end_s)
+        if hung_up:
+            self._sum_up(self._all_decoding())
 
     def _run_decode(self, step: Decode[Request], next_s: float) -> None:
         rows, shape, longest_tokens, count = step
@@ -268,17 +335,19 @@ class _Engine:
         pauses = size < len(self._members)
         if pauses:
             self._sum_up(rows)
-        if self._left < count:
-            count = self._left
+        count = min(count, self._left, self._until_asked_again(rows))
         context = self._stored + size
         index, cost = self._decode[id(shape)]
-        if count > 1 and not self.waiting and next_s < math.inf and self._could_admit():
-            count = _passes_until(next_s - self.now, cost, size, context, count)
-        seconds = cost.passes_s(size, context, count)
+        until_s = self._next_to_hang_up_s()
+        if not self.waiting and next_s < until_s and self._could_admit():
+            until_s = next_s
+        if count > 1 and until_s < math.inf:
+            count = self.times.passes_until(until_s, self.now, cost, size, context, count)
+        seconds, end_s = self.times.decode(self.now, cost, size, context, count)
         self.log.decode(
             self._members, index, self.now, seconds, count, self._stored, longest_tokens
         )
-        self.now += seconds
+        self.now = end_s
         self._decodes_since_chunk += count
         self._store(rows, count)
         self._stored += size * count
@@ -286,11 +355,15 @@ class _Engine:
         ended = self._left == 0
         if pauses or self._has_paused:
             self._take_turns(rows, pauses)
-        self._ended = 0
+        hung_up = self._pass_ends()
         if ended:
             self._end(rows)
-        elif pauses:
+        elif pauses or hung_up:
             self._sum_up(self._all_decoding())
+
+    def _until_asked_again(self, rows: Sequence[Request]) -> int:
+        """Passes after which the policy may answer otherwise by what the rows have put out."""
+        return NEVER
 
     def _could_admit(self) -> bool:
         """Whether a request that arrives now could be admitted before somebody ends."""
@@ -318,14 +391,51 @@ class _Engine:
     def _end(self, rows: Sequence[Request]) -> None:
         """Those of the rows leave that have their last token."""
         for row in rows:
-            if row.computed_tokens == row.end_tokens:
-                self._ended += 1
-                self._leave(row)
+            if row.computed_tokens == row.end_tokens and not row.gone:
+                self._go(row, self.now)
         self._sum_up(self._all_decoding())
+
+    def _go(self, request: Request, at_s: float) -> None:
+        """One that runs is here no more."""
+        self._leave(request)
+        request.gone = True
+        self._gone_s.append(at_s)
 
     def _leave(self, request: Request) -> None:
         self.running.remove(request)
         self._give_back(request)
+
+    # --- clients that hang up
+
+    def _next_to_hang_up_s(self) -> float:
+        """When the next client does whose request is still here."""
+        leaving = self._leaving
+        while leaving:
+            at_s, _, request = leaving[0]
+            if not request.gone:
+                return at_s
+            heappop(leaving)
+        return math.inf
+
+    def _pass_ends(self) -> bool:
+        """Who hung up during the pass is gone; whether anybody did."""
+        self._gone_s.clear()
+        return bool(self._leaving) and self._hang_up(self.now)
+
+    def _hang_up(self, before_s: float) -> bool:
+        """Who hangs up before then is gone; whether anybody was. Who decodes is not summed up."""
+        any_gone = False
+        while (at_s := self._next_to_hang_up_s()) < before_s:
+            request = heappop(self._leaving)[-1]
+            any_gone = True
+            self.log.left.append(request.row)
+            if request.held_blocks:
+                self._go(request, at_s)
+            else:
+                self.waiting.remove(request)
+                request.gone = True
+                self._gone_s.append(at_s)
+        return any_gone
 
     # --- who decodes, summed up, so that a pass need not look at each of them
 
@@ -377,8 +487,8 @@ class _Engine:
 class _CachingEngine(_Engine):
     """One replica with a prefix cache: its blocks, and what they keep, are named."""
 
-    def __init__(self, costs: ShapeCosts, rules: Rules, first_s: float):
-        super().__init__(costs, rules, first_s)
+    def __init__(self, costs: ShapeCosts, *others: Any):
+        super().__init__(costs, *others)
         self.pool = BlockPool(costs.blocks)
 
     def _arrive(self, request: Request) -> None:
@@ -389,6 +499,15 @@ class _CachingEngine(_Engine):
     def _step(self, until_s: float) -> None:
         self.free_blocks = self.pool.free_blocks
         super()._step(until_s)
+
+    def _until_asked_again(self, rows: Sequence[Request]) -> int:
+        """Until an output completes a block that somebody who waits may begin with."""
+        passes = NEVER
+        for row in rows if self.waiting else ():
+            assert isinstance(row, Named)
+            if row.computed_tokens // BLOCK_TOKENS < len(row.prefixes):
+                passes = min(passes, BLOCK_TOKENS - row.computed_tokens % BLOCK_TOKENS)
+        return passes
 
     def _admit(self, request: Request) -> None:
         assert isinstance(request, Named)
@@ -415,21 +534,4 @@ class _CachingEngine(_Engine):
         assert isinstance(request, Named)
         self.pool.give_back(request.table)
         request.table, request.kept, request.held_blocks = [], 0, 0
-
-
-def _passes_until(
-    seconds: float, cost: DecodeCost, rows: int, context_tokens: int, most: int
-) -> int:
-    """After how many of at most so many passes the seconds have passed; at least one."""
-    first_s, growth_s = cost.pass_s(rows, context_tokens), cost.slot_s * rows
-    # count · first + growth · count · (count - 1) / 2 = seconds, without cancellation
-    linear_s = first_s - growth_s / 2
-    root = math.sqrt(max(0.0, linear_s * linear_s + 2 * growth_s * seconds)) + linear_s
-    if root <= 0 or 2 * seconds >= root * most:
-        return most
-    count = max(1, math.ceil(2 * seconds / root))
-    while count > 1 and cost.passes_s(rows, context_tokens, count - 1) >= seconds:
-        count -= 1
-    while count < most and cost.passes_s(rows, context_tokens, count) < seconds:
-        count += 1
-    return count
+        self.free_blocks = self.pool.free_blocks

@@ -14,7 +14,9 @@ from spyre_bench.policy.continuous import Prefill, Rules
 from spyre_bench.simulate.replicas import ranges
 from spyre_bench.simulate.result import (
     DECODE,
+    LEFT,
     PREFILL,
+    UNSERVED,
     ContinuousRun,
     PagedPasses,
     Requests,
@@ -43,6 +45,7 @@ class PassLog:
         self._members: list[int] = []
         self._settled: list[tuple[np.ndarray, np.ndarray]] = []
         self.hit_row, self.hit_tokens = array("i"), array("i")
+        self.left = array("i")  # whose clients hung up
 
     def chunk(
         self, step: Prefill[Any], shape: int, now: float, seconds: float, before: int, fresh: int
@@ -153,6 +156,9 @@ def paged_run(
         before=before,
         width=np.where(is_chunk, np.int32(0), width),
     )
+    rejected = rejected.copy()
+    for log in logs:
+        rejected[log.left] = 1 + UNSERVED.index(LEFT)
     requests = _requests(workload, passes, joins, following, row, ends_s, rejected)
     hit_tokens = np.zeros(len(workload), dtype=np.int64)
     for log in logs:
@@ -213,6 +219,7 @@ def _requests(
     batch = np.full(len(workload), -1, dtype=np.int32)
     replica = np.full(len(workload), -1, dtype=np.int16)
     batch[who], replica[who] = passes.batch[joined], passes.replica[joined]
+    times[:, rejected > 0], batch[rejected > 0], replica[rejected > 0] = np.nan, -1, -1
     further = workload.output_tokens - 1
     with np.errstate(invalid="ignore", divide="ignore"):
         tpot_s = np.where(further > 0, (finish_s - first_token_s) / further, np.nan)

@@ -15,11 +15,13 @@ OFF, TRACE, SHARE = "off", "trace", "share:"
 class _Blocks(Sequence[Hashable]):
     """A name for each block of a prompt: the id that stands for its tokens, and which of it."""
 
-    def __init__(self, ids: Sequence[Hashable]):
+    def __init__(self, ids: Sequence[Hashable], prompt_tokens: int):
         self._ids = ids
+        named = len(ids) * (HASHED_TOKENS // BLOCK_TOKENS)
+        self._blocks = min(named, prompt_tokens // BLOCK_TOKENS)
 
     def __len__(self) -> int:
-        return len(self._ids) * (HASHED_TOKENS // BLOCK_TOKENS)
+        return self._blocks
 
     def __getitem__(self, at):  # type: ignore[no-untyped-def]
         if isinstance(at, slice):
@@ -58,7 +60,7 @@ def prefixes_of(workload: Workload, text: str) -> Sequence[Sequence[Hashable]] |
                 f"workload {workload.name} has no hash_ids, so nothing says which prompts begin "
                 f"alike: state a share, such as prefix cache share:0.3, or off"
             )
-        return [_Blocks(some) for some in ids]
+        return [_Blocks(*of) for of in zip(ids, workload.prompt_tokens.tolist(), strict=True)]
     if text.startswith(SHARE):
         try:
             share = float(text.removeprefix(SHARE))

@@ -18,7 +18,7 @@ from spyre_bench.workload.workload import Workload
 
 PREFILL, DECODE = 0, 1
 KINDS = ("prefill", "decode")
-LEFT = "left"  # its client gave up before it ran
+LEFT = "left"  # its client gave up: static batching runs to the end what has begun
 UNSERVED = (*REJECTIONS, LEFT)
 
 
@@ -26,7 +26,8 @@ UNSERVED = (*REJECTIONS, LEFT)
 class Requests:
     """When each of the n requests of the workload was served, in its order; seconds of its clock.
 
-    Times are nan, `batch` and `replica` -1 where a request was rejected.
+    Times are nan, `batch` and `replica` -1 where a request was rejected or its client left; what
+    ran of it until then is in the passes.
     """
 
     batch: np.ndarray  # int32 [n], the batch that it started in

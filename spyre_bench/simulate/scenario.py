@@ -282,10 +282,13 @@ class Scenario:
         )
 
     def run_continuous(
-        self, workload: Workload | None = None, source: CostModel | None = None
+        self,
+        workload: Workload | None = None,
+        source: CostModel | None = None,
+        draw: Draw | None = None,
     ) -> ContinuousRun:
         """Simulates continuous batching; on another workload or at other costs where these are
-        given."""
+        given. With a `draw` passes take what it says, and the policy still decides by the costs."""
         from spyre_bench.simulate import continuous
 
         source = source or self.load_cost()
@@ -293,8 +296,9 @@ class Scenario:
         workload = self.load_workload() if workload is None else workload
         return continuous.simulate(
             workload,
-            costs,
+            costs.scaled(draw.factors[:, 0].tolist()) if draw else costs,
             self.step_rules(source),
+            estimated=costs,
             prefixes=self.prefixes(workload),
             replicas=self.replicas,
             router=self.router,

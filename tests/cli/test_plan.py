@@ -251,6 +251,15 @@ def test_continuous_batching_is_simulated_on_shapes_and_says_what_ran_in_each(co
     assert "no bucket given: write, for example, --bucket 4,64,32, or --batching continuous" in err
 
 
+def test_continuous_batching_on_a_card_has_an_interval_around_its_point(command, trace):
+    words = ("--batching", "continuous", "--prefill-shape", "64,512", "--decode-shape", "4,512")
+    card = ("simulate", "--workload", trace, *words, "--cost", "card:granite-3.3-8b", "--json")
+    found = json.loads(command(*card).out)
+    low, high = found["spyre_interval"]["p5_to_p95"]["median_e2el_ms"]
+    assert low < found["median_e2el_ms"] < high
+    assert json.loads(command(*card).out)["spyre_interval"] == found["spyre_interval"]
+
+
 def test_json_is_all_that_is_printed_where_it_is_asked_for(command, table, trace):
     done = command("simulate", "--workload", trace, *TWO, "--cost", table, "--json")
     assert json.loads(done.out)["completed"] == 59
@@ -755,6 +764,44 @@ def test_a_result_without_arrays_says_that_single_requests_were_not_compared(com
     assert done.code == 0
     assert done.err.count("single requests are not compared") == 2
     assert "mean TTFT" in done.out
+
+
+def test_a_pass_log_alone_is_asked_whether_the_simulator_decides_as_the_server(command, tmp_path):
+    shapes = {"prefill 64,256": 4.0, "decode 2,256": 1.0}
+    log: list[dict] = [
+        {"kind": "shape_warmup", "shape": shape, "compile_s": 1.0, "full_s": seconds}
+        | {"empty_s": seconds, "was_warm": True, "graphs": 1}
+        for shape, seconds in shapes.items()
+    ]
+    log.append({"kind": "step_rules", "blocks": 9, "prefix_cache": True, "rules": {}})
+    came = {"request": "a", "arrival_s": 50.0, "seen_s": 50.0, "prompt_tokens": 10}
+    came |= {"max_tokens": 3, "prefixes": []}
+    for at_s, kind, shape, context in (
+        (50.0, "chunk", "prefill 64,256", 10),
+        (54.0, "rows", "decode 2,256", 11),
+    ):
+        log.append(
+            {"kind": kind, "shape": shape, "start_s": at_s, "seconds": 0.9, "requests": ["a"]}
+            | {"tokens": [context if kind == "chunk" else 1], "again_tokens": 0}
+            | {"context_tokens": [context], "context": context, "paused": 0, "waiting": 0}
+            | {"free_blocks": 7, "came": [came] * (kind == "chunk"), "gone": [], "named": [[]]}
+        )
+    path = tmp_path / "passes.jsonl"
+
+    def written() -> Path:
+        path.write_text("".join(json.dumps(line) + "\n" for line in log))
+        return path
+
+    done = command("validate", written())
+    assert (done.code, done.err) == (0, "")
+    assert "takes the server's steps in all 2 passes, starts at most 0.0 ms apart" in done.out
+    assert json.loads(command("validate", path, "--json").out)["agree"] is True
+    log[-1]["context_tokens"] = [12]
+    done = command("validate", written())
+    assert done.code == 1
+    assert "pass 1 of 2 (counted from 0) differs" in done.out
+    del log[2]
+    assert "does not say what its engine decided by" in command("validate", written()).err
 
 
 def test_what_cannot_be_held_against_each_other_is_one_sentence(command, trace, tmp_path):

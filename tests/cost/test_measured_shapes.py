@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from spyre_bench.cost.measured import MeasuredCost, load_cost_table
 from spyre_bench.cost.measured_shapes import MeasuredShapes
+from spyre_bench.cost.spread import IQR
 from spyre_bench.cost.table import ShapeRow, read_cost_table, read_shape_rows, write_cost_table
 from spyre_bench.shape_set import DecodeShape, PrefillShape, ShapeSet
 from spyre_bench.shapes import Bucket
@@ -155,3 +156,22 @@ def test_a_table_of_shapes_alone_prices_them_and_says_what_a_bucket_lacks(tmp_pa
     assert table.model_name == "x"
     with pytest.raises(ValueError, match="shapes of continuous batching only, and no bucket"):
         table.of(Bucket(1, 64, 2))
+
+
+def test_the_spread_of_a_measured_shape_is_its_own_and_of_one_between_the_tables_error_too():
+    own = MeasuredShapes(tuple(replace(row, full_iqr_s=0.1 * row.full_s) for row in ROWS))
+    measured = own.of(ShapeSet((PREFILL[-1],), (DECODE[-1],), 300))
+    spread = own.spread(measured)
+    assert spread.below[:, 0] == pytest.approx([0.1 / IQR] * 2)
+    assert "between" not in spread.source
+    between = own.spread(own.of(ShapeSet((PREFILL[-1],), (DecodeShape(4, 2048),), 300)))
+    assert between.below[1, 0] >= 0.1 / IQR
+    assert "decode 4,2048" in between.source
+
+
+def test_there_is_no_spread_beyond_the_measured_shapes_nor_of_a_table_without_ranges():
+    wide = ShapeSet((PREFILL[-1],), (DecodeShape(64, 2048),), 3000)
+    own = MeasuredShapes(tuple(replace(row, full_iqr_s=0.1 * row.full_s) for row in ROWS))
+    assert own.spread(own.of(wide, extrapolate=True)) is None
+    assert TABLE.spread(TABLE.of(ShapeSet((PREFILL[-1],), (DECODE[-1],), 300))) is None
+    assert load_cost_table().spread_of_shapes(own.of(wide, extrapolate=True)) is None

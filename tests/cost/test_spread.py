@@ -9,6 +9,7 @@ from spyre_bench.cost.bucket_cost import BucketCost, price
 from spyre_bench.cost.measured import MeasuredCost, load_cost_table
 from spyre_bench.cost.source import load_cost
 from spyre_bench.cost.spread import IQR, Spread, learned, log_deviation, steady
+from spyre_bench.shape_set import ShapeSet
 from spyre_bench.shapes import Bucket
 
 COSTS = (BucketCost(Bucket(2, 64, 8), 1.0, 0.5), BucketCost(Bucket(2, 256, 8), 4.0, 1.0))
@@ -125,3 +126,20 @@ def test_a_cards_spread_reaches_from_its_optimistic_to_its_pessimistic_end():
         ratio = np.log([at.prefill_s / costs[0].prefill_s, at.decode_s / costs[0].decode_s])
         assert np.percentile(off, share, axis=0) == pytest.approx(ratio, rel=0.06)
     assert load_cost("card:granite-3.3-8b,end=slow").spread(costs) is None
+
+
+def test_a_cards_spread_of_shapes_reaches_from_end_to_end_and_scales_every_pass():
+    card = load_cost("card:granite-3.3-8b")
+    costs = card.of_shapes(ShapeSet.parse("256/64,2048/64", "8/2,2048/64"))
+    spread = card.spread_of_shapes(costs)
+    off = factors(spread)[:, :, 0]
+    for end, share in (("fast", 5), ("slow", 95)):
+        at = replace(card, end=end).of_shapes(costs.shapes)
+        ends = at.prefill[0].full_s / costs.prefill[0].full_s, at.decode[0].full_s
+        ratio = np.log([ends[0], ends[1] / costs.decode[0].full_s])
+        assert np.percentile(off, share, axis=0) == pytest.approx(ratio, rel=0.06)
+    chunk, step = np.exp(off[0]).tolist()
+    drawn = costs.scaled([chunk, step])
+    assert drawn.prefill[0].pass_s(64) == pytest.approx(chunk * costs.prefill[0].pass_s(64))
+    assert drawn.decode[0].pass_s(3, 99) == pytest.approx(step * costs.decode[0].pass_s(3, 99))
+    assert load_cost("card:granite-3.3-8b,end=slow").spread_of_shapes(costs) is None

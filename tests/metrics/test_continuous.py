@@ -15,7 +15,17 @@ from spyre_bench.policy.continuous import Rules
 from spyre_bench.policy.ledger import StepLedger
 from spyre_bench.shape_set import DecodeShape, PrefillShape
 from spyre_bench.simulate.continuous import simulate
-from tests.simulate.test_continuous import PREFIXES, REQUESTS, RULES, SETS, costs, served, workload
+from tests.simulate.test_continuous import (
+    PREFIXES,
+    REQUESTS,
+    RULES,
+    SETS,
+    STAY_S,
+    costs,
+    leaving,
+    served,
+    workload,
+)
 
 
 def test_slots_of_chunks_and_decode_passes_are_useful_or_padding():
@@ -60,9 +70,10 @@ def test_a_summary_and_a_result_say_what_ran_in_each_shape():
 
 
 @settings(max_examples=60, deadline=None)
-@given(REQUESTS, RULES, SETS, PREFIXES)
-def test_ledgers_close_and_no_batching_is_below_the_bound(requests, rules, shapes, kinds):
-    run = served(workload(*requests), shapes, rules, kinds)
+@given(REQUESTS, RULES, SETS, PREFIXES, STAY_S)
+def test_ledgers_close_and_no_batching_is_below_the_bound(requests, rules, shapes, kinds, stay_s):
+    load = workload(*requests)
+    run = served(load, shapes, rules, kinds, leaves_s=leaving(load, stay_s))
     slots, seconds = ledger(run), paid(run)
     assert slots.computed == (run.passes.slots * run.passes.count).sum()
     assert min(asdict(slots).values()) >= 0

@@ -1,17 +1,26 @@
-"""One decision, two hosts: the pure block pool and vLLM's scheduler with its KVCacheManager take
-the same steps with the same blocks, whatever comes, is aborted, paused or preempted."""
+"""One decision, three hosts: the pure block pool and vLLM's scheduler with its KVCacheManager take
+the same steps with the same blocks, and the simulator the same steps, whatever comes, is aborted
+between passes or in the middle of one, paused or preempted."""
 
 from __future__ import annotations
 
+import math
 import random
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 
+from spyre_bench.cost.shape_cost import ShapeCosts
 from spyre_bench.plugin.platform import SpyrePlatform
 from spyre_bench.policy import blocks as pool_module
 from spyre_bench.policy.continuous import Prefill, Rules
 from spyre_bench.shape_set import BLOCK_TOKENS, ShapeSet, blocks_of
+from spyre_bench.simulate.continuous import _Engine, simulate
+from spyre_bench.simulate.result import PREFILL as PREFILL_KIND
+from spyre_bench.simulate.result import ContinuousRun
+from spyre_bench.workload.workload import Workload
 from tests.policy.engine_host import Host, Request, costs_of
 
 pytestmark = pytest.mark.vllm
@@ -73,7 +82,11 @@ def make_scheduler(vllm_config, shapes: ShapeSet, rules: Rules):
 
 
 class PureHost(Host):
-    """Notes what each pass was handed."""
+    """Notes what each pass was handed; some are aborted while it runs."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.aborted: list[Request] = []
 
     def compute(self, step) -> None:
         self.seen = as_seen(
@@ -82,6 +95,8 @@ class PureHost(Host):
             step.tokens if isinstance(step, Prefill) else 1,
             step.again_tokens if isinstance(step, Prefill) else 0,
         )
+        for request in self.aborted:
+            self.abort(request)
 
 
 def as_seen(shape, requests, tokens, again) -> tuple:
@@ -100,7 +115,14 @@ class VllmHost:
         self.scheduler.sleep = lambda seconds: None
         self.left: dict[str, int] = {}
 
-    def add(self, name: str, prompt: list[int], outputs: int, limit: int) -> None:
+    def add(
+        self,
+        name: str,
+        prompt: list[int],
+        outputs: int,
+        limit: int,
+        arrival_s: float | None = None,
+    ) -> None:
         from vllm import SamplingParams
         from vllm.v1.request import Request as VllmRequest
 
@@ -112,7 +134,7 @@ class VllmHost:
                 prompt,
                 parameters,
                 None,
-                arrival_time=float(self.steps),
+                arrival_time=float(self.steps) if arrival_s is None else arrival_s,
                 block_hasher=self.hasher,
             )
         )
@@ -122,37 +144,46 @@ class VllmHost:
 
         self.scheduler.finish_requests([name], RequestStatus.FINISHED_ABORTED)
 
-    def step(self) -> tuple | None:
-        """What the pass was handed; None where nothing ran."""
-        from vllm.v1.outputs import ModelRunnerOutput
-
+    def step(self, aborted: Sequence[str] = ()) -> tuple | None:
+        """What the pass was handed; None where nothing ran. Some are aborted while it runs."""
         output = self.scheduler.schedule()
         self.steps += 1
-        names = list(output.num_scheduled_tokens)
-        if not names:
+        for name in aborted:
+            self.abort(name)
+        if not output.num_scheduled_tokens:
             return None
-        if output.chunk is not None:
-            chunk, (name,) = output.chunk, names
-            end = chunk.start + len(chunk.tokens)
-            again = chunk.write_from - chunk.start
-            rows = [(name, end, tuple(chunk.table[: blocks_of(end)]))]
-            seen = output.shape, len(chunk.tokens) - again, again, rows
-            sampled = [[self._token(name)] if output.is_last else []]
-        else:
+        seen = self._handed(output)
+        self.answer(output)
+        return seen
+
+    @staticmethod
+    def _handed(output) -> tuple:
+        """See `as_seen`."""
+        if output.chunk is None:
             rows = [
                 (name, row.position + 1, tuple(row.table[: blocks_of(row.position + 1)]))
                 for name, row in zip(output.row_ids, output.rows, strict=True)
             ]
-            seen = output.shape, 1, 0, rows
-            names = list(output.row_ids)
-            sampled = [[self._token(name)] for name in names]
+            return output.shape, 1, 0, rows
+        chunk, (name,) = output.chunk, output.num_scheduled_tokens
+        end = chunk.start + len(chunk.tokens)
+        again = chunk.write_from - chunk.start
+        rows = [(name, end, tuple(chunk.table[: blocks_of(end)]))]
+        return output.shape, len(chunk.tokens) - again, again, rows
+
+    def answer(self, output) -> None:
+        """What a model would say, to vLLM's scheduler."""
+        from vllm.v1.outputs import ModelRunnerOutput
+
+        decodes = output.chunk is None
+        names = list(output.row_ids if decodes else output.num_scheduled_tokens)
+        yields = decodes or output.is_last
         result = ModelRunnerOutput(
             req_ids=names,
             req_id_to_index={name: row for row, name in enumerate(names)},
-            sampled_token_ids=sampled,
+            sampled_token_ids=[[self._token(name)] if yields else [] for name in names],
         )
         self.scheduler.update_from_output(output, result)
-        return seen
 
     def _token(self, name: str) -> int:
         self.left[name] -= 1
@@ -180,8 +211,24 @@ def draw_rules(draw: random.Random) -> Rules:
     )
 
 
-def draw_load(draw: random.Random) -> list[tuple]:
-    """(arrival step, prompt, outputs, max_tokens, abort step or None)."""
+@dataclass
+class Asked:
+    """A request of a random load; times are steps."""
+
+    arrival: int
+    prompt: list[int]
+    outputs: int
+    limit: int  # its max_tokens
+    gone: float  # aborted, in the middle of a pass where it is no whole number; or never
+
+    @property
+    def prefixes(self) -> list[tuple[int, ...]]:
+        whole = range(BLOCK_TOKENS, len(self.prompt) + 1, BLOCK_TOKENS)
+        return [tuple(self.prompt[:end]) for end in whole]
+
+
+def draw_load(draw: random.Random) -> list[Asked]:
+    """In order of arrival."""
     stems = [draw.choices(range(10, 90), k=256) for _ in range(3)]
     load = []
     for _ in range(draw.randint(2, 14)):
@@ -190,55 +237,125 @@ def draw_load(draw: random.Random) -> list[tuple]:
         outputs = draw.randint(1, 90)
         limit = min(outputs + draw.choice([0, 5, 80]), LONGEST - len(prompt))
         arrival = draw.randrange(60)
-        gone = arrival + draw.randrange(80) if draw.random() < 0.2 else None
-        load.append((arrival, prompt, min(outputs, limit), limit, gone))
-    return load
+        gone = arrival + draw.randrange(160) / 2 if draw.random() < 0.3 else math.inf
+        load.append(Asked(arrival, prompt, min(outputs, limit), limit, gone))
+    return sorted(load, key=lambda asked: asked.arrival)
 
 
-def serve_on_both(vllm_config, seed: int) -> tuple[int, int]:
-    """Steps and prefix hits of a random load; the hosts differ nowhere."""
+@dataclass
+class Agreed:
+    """What the hosts did alike with a random load."""
+
+    steps: int
+    hits: int  # blocks
+    waited: int  # aborted while they waited
+    ran: int  # aborted while they ran, between two passes
+    in_pass: int  # ... in the middle of one
+
+
+def serve_on_all(vllm_config, seed: int) -> Agreed:
+    """Serves a random load; the hosts differ nowhere."""
     draw = random.Random(seed)
     shapes = ShapeSet.parse(PREFILL, DECODE, draw.choice([10, 14, 20, 60]))
     rules, load = draw_rules(draw), draw_load(draw)
     pure, real = PureHost(shapes, rules), VllmHost(vllm_config, shapes, rules)
     asked: dict[int, Request] = {}
-    hits = 0
+    done = Agreed(0, 0, 0, 0, 0)
+    passes, ends = [], []
+
+    def here(at: float) -> list[int]:
+        """Who is aborted then, of those that wait or run."""
+        some = [*pure.waiting, *pure.running]
+        return [place for place, it in enumerate(load) if it.gone == at and asked[place] in some]
+
     while len(asked) < len(load) or pure.waiting or pure.running:
-        for place, (arrival, prompt, outputs, limit, _) in enumerate(load):
-            if place not in asked and arrival <= pure.steps:
-                whole = range(BLOCK_TOKENS, len(prompt) + 1, BLOCK_TOKENS)
-                prefixes = [tuple(prompt[:end]) for end in whole]
+        now = pure.steps
+        for place, it in enumerate(load):
+            if place not in asked and it.arrival <= now:
                 asked[place] = Request(
-                    str(place), len(prompt), outputs, limit, pure.steps, prefixes
+                    str(place), len(it.prompt), it.outputs, it.limit, now, it.prefixes
                 )
                 pure.add(asked[place])
-                real.add(str(place), prompt, outputs, limit)
-        for place, (*_, gone) in enumerate(load):
-            request = asked.get(place)
-            if gone == pure.steps and request and request in [*pure.waiting, *pure.running]:
-                pure.abort(request)
-                real.abort(str(place))
-        pure.seen = None
+                real.add(str(place), it.prompt, it.outputs, it.limit)
+        for place in here(now):
+            done.waited += asked[place] in pure.waiting
+            done.ran += asked[place] in pure.running
+            pure.abort(asked[place])
+            real.abort(str(place))
+        pure.seen, in_pass = None, here(now + 0.5)
+        done.in_pass += len(in_pass)
+        pure.aborted = [asked[place] for place in in_pass]
         step, _ = pure.step()
-        assert real.step() == pure.seen, f"seed {seed}, step {pure.steps}"
-        assert real.free_blocks == pure.pool.free_blocks, f"seed {seed}, step {pure.steps}"
+        assert real.step(list(map(str, in_pass))) == pure.seen, f"seed {seed}, step {now}"
+        assert real.free_blocks == pure.pool.free_blocks, f"seed {seed}, step {now}"
         if isinstance(step, Prefill) and step.is_first:
-            hits += (pure.seen[3][0][1] - step.tokens) // BLOCK_TOKENS
+            done.hits += (pure.seen[3][0][1] - step.tokens) // BLOCK_TOKENS
+        if pure.seen:
+            passes.append(pure.seen)
+            ends.append(pure.steps)
         assert pure.steps < 5000
     assert real.free_blocks == shapes.blocks - 1, "blocks leaked"
     assert not real.scheduler.has_unfinished_requests()
-    return pure.steps, hits
+    run = simulated(load, pure.costs, rules, ends)
+    assert passes_of(run) == [in_short(seen) for seen in passes], f"seed {seed}, simulated"
+    done.steps = pure.steps
+    return done
 
 
-def serve_many(vllm_config, seeds: range) -> list[tuple[int, int]]:
-    return [serve_on_both(vllm_config, seed) for seed in seeds]
+def simulated(load: list[Asked], costs: ShapeCosts, rules: Rules, ends: list[int]) -> ContinuousRun:
+    """The load on the simulator, with passes that end when those of the hosts did."""
+    numbers = ((it.arrival, len(it.prompt), it.outputs, it.limit, it.gone) for it in load)
+    arrival_s, *tokens, leaves_s = map(np.array, zip(*numbers, strict=True))
+    return simulate(
+        Workload("random", arrival_s.astype(float), *tokens),
+        costs,
+        rules,
+        prefixes=[it.prefixes for it in load],
+        leaves_s=leaves_s,
+        ends_s=np.array(ends, float),
+    )
+
+
+def passes_of(run: ContinuousRun) -> list[tuple]:
+    """Each pass of a simulated run: its shape, the tokens of its rows behind it, and who they
+    are."""
+    passes, found = run.passes, []
+    for row in range(len(passes)):
+        members = [str(name) for name in passes.of_row(row)[0]]
+        tokens = int(passes.before[row])
+        shape = run.shapes[passes.shape[row]]
+        if passes.kind[row] == PREFILL_KIND:
+            found.append((shape, tokens + passes.useful[row] + passes.again[row], members))
+        else:
+            for _ in range(passes.count[row]):
+                tokens += len(members)
+                found.append((shape, tokens, members))
+    return found
+
+
+def in_short(seen: tuple) -> tuple:
+    """The same of what a pass was handed."""
+    shape, _, _, rows = seen
+    return shape.name, sum(tokens for _, tokens, _ in rows), [name for name, *_ in rows]
+
+
+def serve_many(vllm_config, seeds: range) -> list[Agreed]:
+    return [serve_on_all(vllm_config, seed) for seed in seeds]
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, 100))
-def test_both_hosts_take_the_same_steps_with_the_same_blocks(vllm_config, first):
+def test_all_hosts_take_the_same_steps_with_the_same_blocks(vllm_config, first):
     served = serve_many(vllm_config, range(first, first + 100))
-    assert sum(steps for steps, _ in served) > 5000
-    assert sum(hits for _, hits in served) > 20
+    assert sum(it.steps for it in served) > 5000
+    assert sum(it.hits for it in served) > 20
+    assert min(sum(it.waited for it in served), sum(it.ran for it in served)) > 10
+    assert sum(it.in_pass for it in served) > 20
+
+
+def test_a_simulator_in_which_nobody_hangs_up_is_noticed(vllm_config, monkeypatch):
+    monkeypatch.setattr(_Engine, "_hang_up", lambda self, before_s: False)
+    with pytest.raises(AssertionError, match="simulated"):
+        serve_many(vllm_config, range(20))
 
 
 @pytest.mark.parametrize("wrong", ["free order", "reservation", "prefix"])

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 
+from spyre_bench.validate.step_decisions import logged_decisions
 from tests.plugin.servers import PROMPTS, Server
 
 pytestmark = pytest.mark.slow
@@ -17,16 +18,21 @@ CONTEXT = 256
 
 
 @pytest.fixture(scope="module")
-def server(smollm2, tmp_path_factory):
+def passes(tmp_path_factory):
+    return tmp_path_factory.mktemp("continuous") / "passes.jsonl"
+
+
+@pytest.fixture(scope="module")
+def server(smollm2, passes):
     spyre = {
+        "pass_log": str(passes),
         "batching": "continuous",
         "compile_backend": "eager",
         "prefill_shapes": "64,256 128,256",
         "decode_shapes": "2,256 4,128 4,256",
         "blocks": 24,
     }
-    log = tmp_path_factory.mktemp("continuous") / "log"
-    one = Server(smollm2, spyre, log, "--enable-prompt-tokens-details")
+    one = Server(smollm2, spyre, passes.with_name("log"), "--enable-prompt-tokens-details")
     one.wait_until_ready()
     yield one
     one.clean_up()
@@ -114,3 +120,12 @@ def test_the_log_names_the_shapes_and_nothing_compiled_later(server):
     text = server.output()
     assert re.search(r"Continuous batching: prefill 64,256 128,256 decode 2,256 4,128", text)
     assert len(re.findall(r"Shape \w+ [\d,]+: compiled", text)) == 5
+
+
+def test_the_simulator_takes_the_servers_steps(client, passes):
+    """All of this file's, or at least these."""
+    with ThreadPoolExecutor(6) as clients:
+        list(clients.map(lambda prompt: complete(client, prompt), PROMPTS * 2))
+    found = logged_decisions(passes)
+    assert found.same, str(found)
+    assert found.batches > 40

@@ -113,7 +113,7 @@ class Host:
             yield self.step()
 
     def compute(self, step: Prefill[Request] | Decode[Request]) -> None:
-        """What a real engine does here; its blocks are taken."""
+        """What a real engine does here; its blocks are taken. Aborts come here too."""
 
     def _prefill(self, step: Prefill[Request]) -> list[Request]:
         request = step.request
@@ -149,9 +149,11 @@ class Host:
             request.kept += 1
 
     def _output(self, rows: Sequence[Request]) -> list[Request]:
+        ended = []
         for request in rows:
             request.done += 1
-        ended = [request for request in rows if request.done == request.outputs]
+            if request.done == request.outputs and request in self.running:
+                ended.append(request)
         for request in ended:
             self._leave(request)
         return ended

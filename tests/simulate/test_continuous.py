@@ -1,6 +1,7 @@
 """The simulator of continuous batching: event logs by hand, and laws over random workloads."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -8,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spyre_bench.cost.shape_cost import DecodeCost, PrefillCost, ShapeCosts
+from spyre_bench.metrics.vllm_json import bench_result
 from spyre_bench.policy.continuous import Decode, Rules
 from spyre_bench.policy.continuous import next_step as decide
 from spyre_bench.shape_set import DecodeShape, PrefillShape, blocks_of
 from spyre_bench.simulate import continuous
 from spyre_bench.simulate.continuous import simulate
 from spyre_bench.simulate.replicas import ROUTERS
+from spyre_bench.simulate.result import LEFT, UNSERVED
 from spyre_bench.workload.workload import Workload
 from tests.policy import engine_host
 
@@ -113,6 +116,19 @@ def test_a_common_prefix_is_computed_once():
     assert run.passes.again.sum() == 0
 
 
+def test_who_goes_on_with_an_answer_begins_with_its_blocks_once_they_are_complete():
+    load = workload((0, 60, 40), (0, 130, 2), limit=20)  # of two and three blocks
+    names = [["a"], ["a"]]  # which the first's answer completes with its fourth decode pass
+    run = simulate(load, costs(blocks=5), prefixes=names)
+    assert log(run)[:4] == [
+        ("prefill 64", 0.0, 4.0, 1, [0]),
+        ("decode 2", 4.0, 1.5, 1, [0]),
+        ("decode 2", 5.5, 1.5, 3, [0]),
+        ("prefill 64", 10.0, 4.0, 1, [1]),
+    ]
+    assert run.hit_tokens.tolist() == [0, 64]
+
+
 def test_a_preempted_request_computes_again_and_its_client_waits_for_the_next_token():
     load = workload((0, 60, 120), (0, 60, 120))
     run = simulate(load, costs(context=192, blocks=5), Rules(admission="preempt"))
@@ -120,6 +136,74 @@ def test_a_preempted_request_computes_again_and_its_client_waits_for_the_next_to
     assert run.passes.outputs.sum() == 240
     assert run.passes.useful.sum() == 2 * 60 + 2 * 119
     assert run.requests.tpot_s[1] > run.requests.tpot_s[0]
+
+
+def test_who_hangs_up_gives_its_blocks_back_with_the_end_of_the_pass_that_runs():
+    load = workload((0, 10, 90), (0, 10, 90), (0, 10, 2), limit=20)  # two blocks each
+    leaves_s = np.array([9.75, np.inf, np.inf])
+    run = simulate(load, costs(context=128, blocks=4), leaves_s=leaves_s)
+    assert log(run)[:4] == [
+        ("prefill 64,128", 0.0, 4.0, 1, [0]),
+        ("decode 2,128", 4.0, 1.5, 1, [0]),
+        ("decode 2,128", 5.5, 1.5, 3, [0]),
+        ("prefill 64,128", 10.0, 4.0, 1, [1]),
+    ]
+    assert run.requests.rejected.tolist() == [1 + UNSERVED.index(LEFT), 0, 0]
+    assert np.isnan(run.requests.start_s).tolist() == [True, False, False]
+    assert run.requests.batch.tolist() == [-1, 1, 2]
+    assert bench_result(run, detailed=True)["itls"][0] == []
+
+
+def test_who_hangs_up_in_the_queue_lets_those_behind_it_go_first():
+    load = workload((0, 10, 4), (1, 200, 2), (2, 10, 2))
+    leaves_s = np.array([np.inf, 3.0, np.inf])
+    run = simulate(load, costs(rows=1), leaves_s=leaves_s)
+    assert [members for *_, members in log(run)] == [[0], [0], [2], [2]]
+    assert run.requests.start_s[2] == run.requests.finish_s[0]
+    before = simulate(load, costs(rows=1), leaves_s=np.array([np.inf, 0.5, np.inf]))
+    assert log(before) == log(run)  # nobody saw it
+
+
+def test_who_hangs_up_with_the_very_end_of_its_last_pass_was_served():
+    at_once = np.array([4.0])
+    assert simulate(workload((0, 10, 1)), costs(), leaves_s=at_once).served.all()
+    assert not simulate(workload((0, 10, 1)), costs(), leaves_s=at_once - 0.25).served.any()
+
+
+def test_passes_end_when_a_servers_did_and_those_behind_take_their_cost():
+    ends_s = np.array([5.0, 6.0, 8.0])
+    run = simulate(workload((0, 10, 5)), costs(), ends_s=ends_s)
+    assert log(run) == [
+        ("prefill 64", 0.0, 5.0, 1, [0]),
+        ("decode 2", 5.0, (3.0 + 2 * 1.5) / 4, 4, [0]),
+    ]
+    later = simulate(workload((0, 10, 4), (6, 10, 1), (7.5, 10, 1)), costs(), ends_s=ends_s)
+    assert [row[:2] + row[4:] for row in log(later)] == [
+        ("prefill 64", 0.0, [0]),
+        ("decode 2", 5.0, [0]),
+        ("prefill 64", 6.0, [1]),
+        ("decode 2", 8.0, [0]),
+        ("prefill 64", 9.5, [2]),
+        ("decode 2", 13.5, [0]),
+    ]
+
+
+def test_who_is_read_late_is_served_late_and_as_old_as_it_is():
+    run = simulate(workload((0, 10, 1)), costs(), seen_s=np.array([1.5]))
+    assert run.requests.start_s.tolist() == [1.5]
+    assert run.ttft_s.tolist() == [5.5]
+
+
+def test_the_policy_decides_by_estimated_costs_and_passes_take_the_others():
+    def two(first_s, second_s):
+        """Costs of two decode shapes that both fit."""
+        wide = DecodeCost(DecodeShape(2, 256), first_s), DecodeCost(DecodeShape(4, 256), second_s)
+        return dataclasses.replace(costs(), decode=wide)
+
+    run = simulate(workload((0, 10, 3)), two(1.0, 5.0), estimated=two(2.0, 1.0))
+    assert log(run) == [("prefill 64", 0.0, 4.0, 1, [0]), ("decode 4", 4.0, 5.0, 2, [0])]
+    with pytest.raises(ValueError, match="estimated costs are of other shapes than costs"):
+        simulate(workload((0, 10, 3)), costs(), estimated=costs(rows=3))
 
 
 def test_replicas_share_the_load_by_the_fewest_unfinished():
@@ -142,6 +226,12 @@ def test_requests_wait_for_the_engine_to_be_ready_and_bad_settings_are_refused()
         simulate(workload((3, 10, 1)), costs(), prefixes=[[], []])
     with pytest.raises(ValueError, match="router 'best' is not known"):
         simulate(workload((3, 10, 1)), costs(), router="best")
+    with pytest.raises(ValueError, match="leaves_s are of 2 requests and the workload has 1"):
+        simulate(workload((3, 10, 1)), costs(), leaves_s=np.zeros(2))
+    with pytest.raises(ValueError, match="ends_s are of one engine and replicas is 2: use 1"):
+        simulate(workload((3, 10, 1)), costs(), ends_s=np.array([5.0]), replicas=2)
+    with pytest.raises(ValueError, match="ends_s do not ascend"):
+        simulate(workload((3, 10, 1)), costs(), ends_s=np.array([5.0, 4.0]))
 
 
 # --- laws
@@ -170,7 +260,15 @@ SET = ShapeCosts(
     12,
 )
 SETS = st.sampled_from([SET, costs(rows=3), costs(rows=2, blocks=6, slot_s=1 / 64)])
-PREFIXES = st.sampled_from([None, 2, 3])  # so many different first blocks
+# so many different first blocks; below 0 so many texts, of which each request is the beginning
+PREFIXES = st.sampled_from([None, 2, 3, -1, -2])
+STAY_S = st.lists(  # of each request, until its client hangs up
+    st.one_of(st.just(math.inf), st.integers(0, 400).map(lambda n: n / 4)), min_size=12, max_size=12
+)
+ENDS_S = st.one_of(  # of passes
+    st.none(),
+    st.lists(st.integers(1, 40), max_size=80).map(lambda gaps: np.cumsum(gaps) / 8),
+)
 
 
 def expanded(run):
@@ -184,19 +282,38 @@ def expanded(run):
 
 
 def served(load, shapes, rules, kinds, **setting):
-    prefixes = None if kinds is None else [[row % kinds] for row in range(len(load))]
-    return simulate(load, shapes, rules, prefixes=prefixes, **setting)
+    return simulate(load, shapes, rules, prefixes=named(load, kinds), **setting)
 
 
-@settings(max_examples=100, deadline=None)
-@given(REQUESTS, RULES, SETS, PREFIXES, st.integers(0, 100), st.sampled_from(ROUTERS))
-def test_stretches_are_what_pass_by_pass_would_be(requests, rules, shapes, kinds, limit, router):
+def named(load, kinds):
+    """See PREFIXES."""
+    if kinds is None:
+        return None
+    prompts, ends = load.prompt_tokens, load.prompt_tokens + load.output_tokens
+    if kinds > 0:  # a name for the first block of who has one
+        return [[row % kinds][: n // 64] for row, n in enumerate(prompts.tolist())]
+    return [[(row % -kinds, at) for at in range(n // 64)] for row, n in enumerate(ends.tolist())]
+
+
+def leaving(load, stay_s):
+    """When each client hangs up."""
+    return load.arrival_s + np.array(stay_s[: len(load)])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    REQUESTS, RULES, SETS, PREFIXES, STAY_S, ENDS_S, st.integers(0, 100), st.sampled_from(ROUTERS)
+)
+def test_stretches_are_what_pass_by_pass_would_be(
+    requests, rules, shapes, kinds, stay_s, ends_s, limit, router
+):
     def one(*state):
         step = decide(*state)
         return step._replace(stable_for=1) if isinstance(step, Decode) else step
 
     load = workload(*requests, limit=limit)
-    setting = {"replicas": 2, "router": router}
+    setting = {"replicas": 2 if ends_s is None else 1, "router": router, "ends_s": ends_s}
+    setting["leaves_s"] = leaving(load, stay_s)
     long = served(load, shapes, rules, kinds, **setting)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(continuous, "next_step", one)
@@ -209,17 +326,25 @@ def test_stretches_are_what_pass_by_pass_would_be(requests, rules, shapes, kinds
     assert long.hit_tokens.tolist() == short.hit_tokens.tolist()
 
 
-@settings(max_examples=60, deadline=None)
-@given(REQUESTS, RULES, SETS, PREFIXES)
-def test_every_request_gets_its_tokens_and_every_token_is_counted(requests, rules, shapes, kinds):
+@settings(max_examples=100, deadline=None)
+@given(REQUESTS, RULES, SETS, PREFIXES, STAY_S)
+def test_every_request_gets_its_tokens_and_every_token_is_counted(
+    requests, rules, shapes, kinds, stay_s
+):
     load = workload(*requests)
-    run = served(load, shapes, rules, kinds)
+    leaves_s = leaving(load, stay_s)
+    run = served(load, shapes, rules, kinds, leaves_s=leaves_s)
     p, ok = run.passes, run.served
+    left = run.requests.rejected == 1 + UNSERVED.index(LEFT)
     got = np.bincount(p.members, weights=p.tokens, minlength=len(load))
-    assert (got == np.where(ok, load.output_tokens, 0)).all()
+    assert (got[ok] == load.output_tokens[ok]).all()
+    assert (got[~ok & ~left] == 0).all()
+    assert (got[left] <= load.output_tokens[left]).all()
+    assert (run.requests.finish_s[ok] <= leaves_s[ok]).all()
+    assert (np.repeat(p.start_s, p.rows) < leaves_s[p.members]).all()
     computed = load.prompt_tokens + load.output_tokens - 1
-    assert (run.hit_tokens[~ok] == 0).all()
-    if rules.admission == "reserve":
+    assert (run.hit_tokens[~ok & ~left] == 0).all()
+    if rules.admission == "reserve" and not left.any():
         assert p.useful.sum() == (computed - run.hit_tokens)[ok].sum()
     assert (p.useful + p.again <= p.slots * p.count).all()
     assert (p.waited_s >= 0).all()
@@ -237,19 +362,17 @@ def test_the_smallest_host_runs_the_same_steps(requests, rules, shapes, kinds):
         rules = dataclasses.replace(rules, max_age_s=0.0)
     host = engine_host.Host(shapes.shapes, rules)
     host.costs = shapes
-    host.costs = shapes
+    names = named(load, kinds) or [[] for _ in range(len(load))]
     for row in np.flatnonzero(ok):
-        prefixes = [("p", row % kinds)] if kinds and load.prompt_tokens[row] >= 64 else []
-        request = engine_host.Request(
-            row, int(load.prompt_tokens[row]), *[int(load.output_tokens[row])] * 2, 0.0, prefixes
-        )
+        sizes = int(load.prompt_tokens[row]), *[int(load.output_tokens[row])] * 2
+        request = engine_host.Request(row, *sizes, 0.0, [("p", name) for name in names[row]])
         host.add(request)
     theirs = []
     for step, _ in host.run():
         of = step.rows if isinstance(step, Decode) else [step.request]
         theirs.append((str(step.shape), [request.name for request in of]))
-    names = None if kinds is None else [[("p", row % kinds)] for row in range(len(load))]
-    run = simulate(load, shapes, rules, prefixes=names or [[] for _ in range(len(load))])
+    names = [[("p", name) for name in some] for some in names]
+    run = simulate(load, shapes, rules, prefixes=names)
     ours = [(run.shapes[shape].split()[1], members) for _, shape, members in expanded(run)]
     assert ours == theirs
 
