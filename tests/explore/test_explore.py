@@ -18,9 +18,10 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 
-from spyre_bench import explore
+from spyre_bench import explore, plots
+from spyre_bench.choose.advise import per_request, within
 from spyre_bench.choose.advise_shapes import Engine
-from spyre_bench.choose.optimize import Limits, choose_buckets
+from spyre_bench.choose.optimize import Limits
 from spyre_bench.cost.bucket_cost import BucketCost
 from spyre_bench.cost.card_parameters import with_all_reduce
 from spyre_bench.cost.measured import MeasuredCost
@@ -29,14 +30,15 @@ from spyre_bench.cost.table import write_cost_table
 from spyre_bench.explore import cards, choice, fill, passes, trust
 from spyre_bench.explore.work import Step
 from spyre_bench.metrics import summary, waste
-from spyre_bench.metrics.bounds import shape_bound_s
 from spyre_bench.policy.continuous import Rules
 from spyre_bench.policy.static import Policy
 from spyre_bench.shape_set import ShapeSet
 from spyre_bench.shapes import Bucket
+from spyre_bench.simulate.scenario import Scenario
 from spyre_bench.simulate.static import simulate
 from spyre_bench.studies import startup, under_load
 from spyre_bench.studies import static_or_continuous as kinds
+from spyre_bench.studies.advised import advise_at
 from spyre_bench.studies.deployments import best, capacities
 from spyre_bench.workload.source import load_workload
 from tests.cost.test_cost import CORNERS, machine
@@ -306,6 +308,9 @@ def chosen_for(tmp_path) -> SimpleNamespace:
         cost=str(tmp_path / "cost.csv"),
         seed=0,
         warmup_budget_s=0.0,
+        arrivals="poisson:1",
+        load=0.1,
+        policy="best_fit",
     )
 
 
@@ -333,22 +338,27 @@ def test_a_budget_too_small_for_any_bucket_is_a_sentence(chosen_for):
     assert panel.figure.value == before
 
 
-def test_the_panel_shows_the_proved_choice_and_says_what_is_left_out(chosen_for):
+def test_the_panel_shows_the_advised_set_and_says_what_is_left_out(chosen_for):
     table = MeasuredCost(machine(*CORNERS))
-    some, costs, drawn = choice.few_requests(chosen_for, table, "azure_conv")
-    assert len(some) < drawn == 300
-    ax = choice.draw_choice(lambda name: (some, costs, drawn), "azure_conv", 2, 0.0)
-    best_two = choose_buckets(some, costs, Limits(2))
+    drawn = Scenario.of(chosen_for, workload="azure_conv").load_workload()
+    some = within(drawn, table)
+    assert len(some) < len(drawn) == 300
+    ax = choice.draw_choice(chosen_for, table, "azure_conv", 2, 0.0)
+    settings = {"batch_sizes": table.batch_sizes, "policy": Policy("best_fit")}
+    advice = advise_at(0.1, some, table, Limits(2), **settings, **choice.FEW_CANDIDATES)
+    assert advice.buckets != advice.certificate.buckets  # a light load fills no batch
+    ours = per_request(advice).query("advised").iloc[0]
     seconds, beyond = ax.get_title(loc="left").split("\n")
-    assert f"{shape_bound_s(some, best_two.costs) / len(some):.3f} device seconds" in seconds
+    assert f"advised: {ours['held_out_busy_s']:.3f} device seconds" in seconds
     assert f"{1 - len(some) / 300:.0%} of the requests are beyond" in beyond
     labels = [text.get_text() for text in ax.figure.legends[0].get_texts()]
-    for label, bucket in zip(labels, best_two.buckets, strict=True):
-        assert f"P {bucket.prompt_length}, N {bucket.new_tokens}" in label
+    for label, bucket in zip(labels, advice.buckets, strict=True):
+        shape = f"B {bucket.batch_size}, P {bucket.prompt_length}, N {bucket.new_tokens}"
+        assert shape in label
     plt.close("all")
 
 
-def test_for_the_whole_workload_as_many_buckets_as_asked_are_chosen_from_all_candidates(chosen_for):
+def test_for_the_whole_workload_the_title_says_what_the_last_bucket_saves(chosen_for):
     table = MeasuredCost(machine(*CORNERS))
     steps, shares = choice.choose_for_all(chosen_for, table, "azure_conv", 2, 0.0), []
     while True:
@@ -358,12 +368,28 @@ def test_for_the_whole_workload_as_many_buckets_as_asked_are_chosen_from_all_can
             ax = end.value()
             break
     assert shares == pytest.approx([0, 1 / 3, 2 / 3])
-    few, costs, _ = choice.few_requests(chosen_for, table, "azure_conv")
+    some = within(Scenario.of(chosen_for, workload="azure_conv").load_workload(), table)
+    settings = {"batch_sizes": table.batch_sizes, "policy": Policy("best_fit")}
+    one, two = (
+        per_request(advise_at(0.1, some, table, Limits(k), **settings)).query("advised").iloc[0]
+        for k in (1, 2)
+    )
+    saved = 1 - two["held_out_busy_s"] / one["held_out_busy_s"]
     title = ax.get_title(loc="left").replace("\n", " ")
-    assert title.startswith("300 requests, 2 buckets")
-    assert "less than 1," in title
-    seconds = float(title.split("2 buckets: ")[1].split(" ")[0])
-    assert seconds <= choose_buckets(few, costs, Limits(2)).objective_s / len(few) + 5e-4
+    assert title.startswith(f"300 requests, 2 buckets advised: {two['held_out_busy_s']:.3f} ")
+    assert f", {saved:.0%} less than with 1, " in title
+    plt.close("all")
+
+
+def test_a_batch_size_has_its_colour_whatever_other_sizes_are_chosen():
+    requests = pd.DataFrame({"prompt_tokens": [10, 60], "max_tokens": [5, 30]})
+    large = {"batch_size": 8, "prompt_length": 64, "new_tokens": 32, "compile_s": 1, "share": 1}
+    small = large | {"batch_size": 2}
+    alone, among = (
+        plots.buckets(pd.DataFrame(some), requests, "").lines[-1]
+        for some in ([large], [small, large])
+    )
+    assert alone.get_color() == among.get_color()
     plt.close("all")
 
 
