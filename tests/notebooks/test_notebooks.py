@@ -397,7 +397,7 @@ def test_tensor_parallel_is_held_against_replicas_on_as_many_cards_and_as_a_rang
     assert record["answer"].startswith("**Modelled, not measured: on 4 cards granite-3.3-8b")
 
     leads = pd.read_csv(tables / "tornado.csv")
-    assert found["deciding"] == leads.loc[leads["changes"], "parameter"].tolist()
+    assert found["deciding"] == leads.loc[leads["changes"], "name"].tolist()
     assert {"all_reduce_s", "rest_decode_s"} <= set(leads["parameter"])
 
 
