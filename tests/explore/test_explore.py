@@ -98,14 +98,21 @@ def test_a_changed_control_changes_the_picture_and_back(bar):
     assert bar.figure.value == first
 
 
-def test_what_is_meant_for_people_is_a_sentence_and_the_last_picture_stays(bar):
+@pytest.mark.parametrize("bad", [13, 14])
+def test_no_picture_of_other_settings_stays_beside_an_error(bar, bad):
     first = bar.figure.value
+    bar.controls["height"].value = bad
+    shown = bar.figure.value, bar.caption.value, bar.numbers.value, bar.figure.layout.display
+    assert shown == (b"", "", "", "none")
+    bar.controls["height"].value = 3
+    assert bar.message.value == ""
+    assert bar.figure.value == first
+    assert bar.figure.layout.display is None
+
+
+def test_what_is_meant_for_people_is_a_sentence(bar):
     bar.controls["height"].value = 13
     assert bar.message.value == "<b>height 13 is &lt; 14 &amp; unlucky</b>"
-    assert bar.figure.value == first
-    bar.controls["height"].value = 5
-    assert bar.message.value == ""
-    assert bar.figure.value != first
 
 
 def test_any_other_error_shows_its_type(bar):
@@ -332,10 +339,9 @@ def test_every_control_of_the_choice_changes_its_picture(chosen_for):
 
 def test_a_budget_too_small_for_any_bucket_is_a_sentence(chosen_for):
     panel = parts(explore.which_buckets(chosen_for, 3))
-    before = panel.figure.value
     panel.controls["warmup budget [s], 0: none"].value = 5.0
     assert "no choice of 3 buckets within a warmup budget of 5.0 s" in panel.message.value
-    assert panel.figure.value == before
+    assert panel.figure.value == b""
 
 
 def test_the_panel_shows_the_advised_set_and_says_what_is_left_out(chosen_for):
@@ -525,6 +531,18 @@ def test_the_title_of_the_fill_is_that_of_the_run(arriving):
     plt.close("all")
 
 
+def test_a_bucket_without_a_batch_keeps_its_place_and_the_axis_its_length(arriving):
+    some, capacity_rps = arriving
+    costs = (*FOUR_ROWS, BucketCost(Bucket(4, 2048, 128), 90.0, 9.0))  # never the cheapest
+    for rate in (0.2 * capacity_rps, 2 * capacity_rps):
+        ax = fill.draw_fill(some, costs, Policy(), capacity_rps, "best_fit", rate, 0.0)
+        names = [label.get_text().split(":")[0] for label in ax.get_yticklabels()]
+        assert names == ["4,128,64", "4,512,128", "4,2048,128"]
+        assert ax.get_yticklabels()[-1].get_text().endswith(": 0")
+        assert ax.get_xlim() == (0, 100)
+    plt.close("all")
+
+
 # --- 04_does_tensor_parallel_pay ------------------------------------------------------------------
 
 
@@ -629,9 +647,22 @@ def test_the_comparison_shows_the_requests_that_are_off_by_so_much(compared):
     assert "queued" not in set(shown["series"])
     ax = trust.draw_requests(compared, "every run", "e2el", 9.0)
     assert ax.get_title(loc="left").replace("\n", " ") == (
-        "E2EL is off by 9.5% in the median of the 2 of 10 requests of every run that are off by "
-        "9 % or more"
+        "E2EL is off by 9.5% either way, +9.5% signed (pessimistic), in the median of the 2 of 10 "
+        "requests of every run that are off by 9 % or more"
     )
+    plt.close("all")
+
+
+def test_the_axes_and_the_marks_of_the_comparison_are_the_same_whatever_is_picked_out(compared):
+    every = trust.draw_requests(compared, "every run", "e2el", 0.0)
+    (last,) = compared["run"].unique()[-1:]
+    alone = trust.draw_requests(compared, last, "e2el", 0.0)
+    assert alone.get_xlim() == every.get_xlim()
+    marks = [
+        {line.get_label(): (line.get_marker(), line.get_color()) for line in ax.lines}
+        for ax in (every, alone)
+    ]
+    assert marks[1][last] == marks[0][last]
     plt.close("all")
 
 

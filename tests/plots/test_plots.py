@@ -166,7 +166,7 @@ GAINS = pd.DataFrame(
 )
 TORNADO = pd.DataFrame(
     {
-        "name": ["rest of a layer in decode", "latency of an all-reduce", "fp16 products"],
+        "name": ["overhead per layer in decode", "latency of an all-reduce", "fp16 products"],
         "range": ["0 to 3.6 ms", "50 to 200 µs", "98.3 to 72 TFLOPS"],
         "confidence": ["low to medium", "low", "high to medium"],
         "winner": "2 × TP 1",
@@ -298,6 +298,10 @@ def test_the_stages_of_a_start_lie_end_to_end():
 
 def test_a_bucket_that_never_pays_is_said_to():
     ax = plots.break_even(BREAK_EVEN, "")
+    assert ax.get_xscale() == "log"
+    assert ax.get_xlim() == (10, 10_000), "around 12 and 1,200, with room for the words"
+    some = plots.break_even(BREAK_EVEN.query("bucket == 'b'"), "", among=BREAK_EVEN)
+    assert some.get_xlim() == ax.get_xlim(), "one bucket beside the range of all"
     assert [text.get_text() for text in ax.texts] == ["1,200", "never", "12", "never"]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
 
@@ -426,7 +430,7 @@ def test_a_parameter_that_decides_is_bold_and_who_wins_then_is_named():
 def test_a_parameter_is_called_what_people_call_it_and_one_that_moves_nothing_has_no_row():
     ax = plots.tornado(TORNADO, "")
     first, second = (label.get_text() for label in ax.get_yticklabels())
-    assert first == "rest of a layer in decode\n0 to 3.6 ms, confidence low to medium"
+    assert first == "overhead per layer in decode\n0 to 3.6 ms, confidence low to medium"
     assert second.startswith("latency of an all-reduce\n50 to 200 µs")
     assert ax.get_xlabel().endswith("hardly move it: fp16 products")
 

@@ -176,14 +176,18 @@ def test_what_is_not_there_is_said(tmp_path):
 
 
 def test_bounds_accuracy_and_changes_are_on_it(tmp_path):
-    errors = {"quantity": ["fill"], "run": ["load 1"], "measured": 1.0, "simulated": 0.9}
-    errors = pd.DataFrame(errors | {"error": [-0.1]})
+    errors = {"quantity": ["fill", "TTFT of a request"], "kind": ["bias", "absolute"]}
+    errors |= {"run": "load 1", "error": [-0.1, 0.2], "direction": ["pessimistic", ""]}
+    errors = pd.DataFrame(errors)
     results = {"over_shape_bound": {"skip": 2.5}, "fill": 0.4}
     run = write(tmp_path / "run", kept=KEPT | {"results": results}, errors=errors)
     base = write(tmp_path / "base", kept=KEPT | {"results": results | {"fill": 0.5}}, errors=errors)
     page = page_of(run, base=base)
     assert "skip +150.0%" in section(page, "bounds")
-    assert "fill −10.0%" in section(page, "accuracy")
+    accuracy = section(page, "accuracy")
+    assert "Bias: the simulator is optimistic in 0 figures, pessimistic in 1" in accuracy
+    assert "fill −10.0%" in accuracy
+    assert "TTFT of a request 20.0%" in accuracy.split("Absolute error")[1]
     assert "some/results/ fill 0.5 0.4 −20.00%" in section(page, "changes").replace("/f", "/ f")
 
 

@@ -337,7 +337,7 @@ def test_each_parameter_moves_alone(service, given_buckets):
     card = SpyreCard().fixed(rest_decode_s=3.6e-3)
     costs = [SpyreCost(GRANITE, 2, card=card).of(bucket) for bucket in BUCKETS]
     assert row["number"] == 3.6e-3
-    assert (row["name"], row["range"]) == ("rest of a layer in decode", "0 to 3.6 ms")
+    assert (row["name"], row["range"]) == ("overhead per layer in decode", "0 to 3.6 ms")
     assert row["capacity_rps_a_card"] == service.capacity_rps(4, costs, 2) / 4
     base = service.capacity_rps(4, four[1].costs()[0], 2) / 4
     assert (moved.loc[moved["tp"] == 2, "base_rps_a_card"] == base).all()
