@@ -6,6 +6,7 @@ import pty
 import re
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -99,6 +100,7 @@ def test_a_run_says_a_line_per_notebook_and_nothing_of_libraries(tmp_path):
 def test_on_a_terminal_a_bar_moves_and_leaves_one_line(tmp_path):
     path = notebook(tmp_path / "good.ipynb", "import time; time.sleep(0.5)")
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(ours, (24, 100))  # of no width a bar shows nothing
     with subprocess.Popen(
         [*COMMAND, "-o", "out", str(path)], cwd=tmp_path, stdout=theirs, stderr=theirs
     ) as process:
