@@ -110,7 +110,7 @@ def advise(
     policy: Policy | None = None,
     objective: str = "device_seconds",
     goodput_ms: Mapping[str, float] | None = None,
-    **numbers: int,
+    numbers: Mapping[str, int] | None = None,
 ) -> Advice:
     """Chooses at most `limits.buckets` buckets for the workload.
 
@@ -136,7 +136,7 @@ def advise(
     fitted, held_out = workload.halves()
     baselines = _baselines(fitted, limits, max(batch_sizes), model)
     others = (cost.bucket for cost in itertools.chain(*baselines.values()))
-    costs = priced_candidates(fitted, model, batch_sizes, extra=others, **numbers)
+    costs = priced_candidates(fitted, model, batch_sizes, extra=others, **(numbers or {}))
     certificate = choose_buckets(fitted, costs, limits)
     ours = {"optimum": certificate.costs} | _relatives(fitted, costs, limits, batch_sizes)
     sets = _distinct(ours) | baselines

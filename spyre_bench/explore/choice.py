@@ -75,16 +75,16 @@ def choose_for_all(
     last bucket saves."""
     yield Step(0.0, f"drawing {parameters.requests:,} requests")
     covered, drawn = _covered(parameters, table, workload, parameters.requests)
-    advices = []
+    chosen = []
     for number in range(max(1, k - 1), k + 1):
-        yield Step((1 + len(advices)) / 3, f"{number} of {k} buckets for {len(covered):,} requests")
-        advices.append(_advised(parameters, table, covered, number, warmup_budget_s))
+        yield Step((1 + len(chosen)) / 3, f"{number} of {k} buckets for {len(covered):,} requests")
+        chosen.append(_advised(parameters, table, covered, number, warmup_budget_s))
     compared = ""
-    if len(advices) > 1:
-        fewer_s, seconds = map(_seconds_per_request, advices)
+    if len(chosen) > 1:
+        fewer_s, seconds = map(_seconds_per_request, chosen)
         more = "less" if seconds <= fewer_s else "more"
         compared = f", {abs(1 - seconds / fewer_s):.0%} {more} than with {k - 1}"
-    return functools.partial(_map, covered, advices[-1], drawn, compared)
+    return functools.partial(_map, covered, chosen[-1], drawn, compared)
 
 
 def _covered(

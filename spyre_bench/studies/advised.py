@@ -29,6 +29,8 @@ def advise_at(
 
     Raises ValueError for a load that is not positive, and what `advise` refuses."""
     fitted, _ = workload.halves()
-    full = choose_buckets(fitted, priced_candidates(fitted, model, batch_sizes, **numbers), limits)
+    full = choose_buckets(
+        fitted, priced_candidates(fitted, model, batch_sizes, extra=(), **numbers), limits
+    )
     arriving = at_rate(workload, load * capacity_rps(fitted, full.costs, policy))
-    return advise(arriving, model, limits, batch_sizes=batch_sizes, policy=policy, **numbers)
+    return advise(arriving, model, limits, batch_sizes=batch_sizes, policy=policy, numbers=numbers)
