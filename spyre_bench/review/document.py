@@ -20,6 +20,7 @@ SHOWN_ROWS, SHOWN_COLUMNS = 10, 12  # of a table on the page; its CSV file has a
 SHOWN_CHANGES = 15  # of each state
 LABEL = 40  # characters at most of words that a row is called by
 MADE = re.compile(r"""run\.(figure|table)\(\s*["']([^"']+)["']""")
+BOLD = re.compile(r"\*\*(.+?)\*\*", re.DOTALL)
 PARAMETER = re.compile(r"^(\w+): \w+ = .*?  # (.+)$", re.MULTILINE)
 # A table's column of device seconds, and the column it cannot be below, behind the same prefix.
 BOUNDED, BOUNDS = ("busy_s", "device_s"), ("bound_s", "shape_bound_s")
@@ -79,6 +80,15 @@ class Chapter:
     results: list[tuple[str, Any]]
     provenance: Mapping[str, str]
     story: list[Prose | Figure | Table] = field(default_factory=list)
+    unless: str = ""  # what would change the answer, with its number
+    figure: Figure | None = None  # the one to look at first
+
+    @property
+    def headline(self) -> str:
+        """What the answer begins with: its first bold words, or else its first sentence."""
+        said = (self.answer or "").strip()
+        bold = BOLD.search(said)
+        return bold[1] if bold else re.split(r"(?<=[.!?])\s", said, maxsplit=1)[0]
 
     @property
     def passed(self) -> int:
@@ -209,6 +219,9 @@ def _chapter(folder: Path, record: Record) -> Chapter:
     kept = read_results(folder)
     cells = _cells(folder / "notebook.ipynb")
     meanings = dict(PARAMETER.findall("\n".join(cell.source for cell in cells)))
+    story = list(_story(cells, _exhibits(folder, record, kept)))
+    figures = [part for part in story if isinstance(part, Figure)]
+    named = [figure for figure in figures if figure.path.name == record.traits.figure]
     return Chapter(
         name=folder.name,
         question=kept.get("question") or folder.name,
@@ -221,7 +234,9 @@ def _chapter(folder: Path, record: Record) -> Chapter:
         ],
         results=list(leaves(record.results)),
         provenance=_provenance(kept),
-        story=list(_story(cells, _exhibits(folder, record, kept))),
+        story=story,
+        unless=str(kept.get("unless") or ""),
+        figure=next(iter([*named, *figures]), None),
     )
 
 

@@ -19,7 +19,7 @@ from spyre_bench.runs.html import markdown
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PRINTING_S = 300  # before a browser is given up
-LARGEST_SVG = 2**20  # bytes; a figure of more dots than that goes onto the page as PNG
+LARGEST_SVG = 2**18  # bytes; a figure of more dots than that goes onto the page as PNG
 LONGEST_TEXT = 100  # characters of a table's cell; its CSV file has all
 
 

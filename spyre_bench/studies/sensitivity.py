@@ -86,5 +86,11 @@ def tornado(moved: pd.DataFrame) -> pd.DataFrame:
     return frame.drop(columns="width").reset_index(drop=True)
 
 
+def deciding(leads: pd.DataFrame) -> list[str]:
+    """The parameters of a `tornado` that change the choice, in words and with their range."""
+    rows = leads[leads["changes"]]
+    return [f"{name} ({range_})" for name, range_ in zip(rows["name"], rows["range"], strict=True)]
+
+
 def _lead(rps: pd.Series, winner: str) -> float:
     return float(rps[winner] - rps.drop(winner).max())
