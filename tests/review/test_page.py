@@ -184,6 +184,12 @@ def test_the_summary_has_of_an_answer_what_it_begins_with():
         assert Chapter(**chapter, answer=answer).headline == headline
 
 
+def test_a_hatched_figure_is_a_png_which_prints_smaller(tmp_path):
+    run = picture(write(tmp_path), svg=f"{SVG}<pattern/></svg>")
+    (shown,) = page_of(run).find_all("img")
+    assert shown["src"].startswith("data:image/png")
+
+
 def test_a_failed_notebook_has_its_error_on_the_summary_and_in_its_chapter(tmp_path):
     page = page_of(write(tmp_path, kept=None, error="cell In [3]: ZeroDivisionError"))
     for place in ("summary", "deck-some", "some"):
