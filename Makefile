@@ -12,13 +12,17 @@ PIP        = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c
 BUILD_TOOLS := "setuptools<81" setuptools-scm setuptools-rust packaging cmake ninja jinja2 wheel numpy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-core test-models test-faults test-ranks test-loop test-browser lint lab fuzz bench bench-peers soak trust image clean check-tools
+.PHONY: help setup first run test test-core test-models test-faults test-ranks test-loop test-browser lint lab fuzz bench bench-peers soak trust image clean check-tools
 .DELETE_ON_ERROR:
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(STAMPS)/ready ## virtual environment with torch, vLLM (no kernels), FMS, the model, the kernel
+
+first: setup ## a first answer with a picture, in seconds: buckets for a trace that ships
+	@$(BIN)/spyre-bench buckets --workload azure_conv --length-scale 0.25 --arrivals poisson:0.3 \
+	    -k 5 --warmup-budget 60 --plot $(REPORTS)/first.png
 
 run: setup ## execute every notebook headless; prints where the report is
 	@$(BIN)/spyre-bench run notebooks/*.ipynb -o $(REPORTS)

@@ -110,16 +110,17 @@ def advise(
     policy: Policy | None = None,
     objective: str = "device_seconds",
     goodput_ms: Mapping[str, float] | None = None,
+    numbers: Mapping[str, int] | None = None,
 ) -> Advice:
     """Chooses at most `limits.buckets` buckets for the workload.
 
-    Candidates are priced by `model`. The programme's optimum assumes full batches, which a light
-    load never has, so it is solved once for every largest batch size too; each optimum, and each
-    scheme of another stack, is replayed on the first half of the workload under `policy`. Advised
-    is the best there by `objective`: fewest busy device seconds, or most goodput under
-    `goodput_ms`; of those within `TIE` of it the one that compiles in least time, then the one with
-    the lowest P95 of E2EL. The second half shows what that is worth on requests that were not
-    looked at.
+    Candidates (`numbers` as for `priced_candidates`) are priced by `model`. The programme's optimum
+    assumes full batches, which a light load never has, so it is solved once for every largest batch
+    size too; each optimum, and each scheme of another stack, is replayed on the first half of the
+    workload under `policy`. Advised is the best there by `objective`: fewest busy device seconds,
+    or most goodput under `goodput_ms`; of those within `TIE` of it the one that compiles in least
+    time, then the one with the lowest P95 of E2EL. The second half shows what that is worth on
+    requests that were not looked at.
 
     Raises ValueError for an unknown objective, goodput without limits, and what `choose_buckets`
     refuses.
@@ -135,7 +136,7 @@ def advise(
     fitted, held_out = workload.halves()
     baselines = _baselines(fitted, limits, max(batch_sizes), model)
     others = (cost.bucket for cost in itertools.chain(*baselines.values()))
-    costs = priced_candidates(fitted, model, batch_sizes, extra=others)
+    costs = priced_candidates(fitted, model, batch_sizes, extra=others, **(numbers or {}))
     certificate = choose_buckets(fitted, costs, limits)
     ours = {"optimum": certificate.costs} | _relatives(fitted, costs, limits, batch_sizes)
     sets = _distinct(ours) | baselines

@@ -47,8 +47,14 @@ def draw_advice(advice: Advice, path: Path) -> None:
     from spyre_bench import plots
     from spyre_bench.choose.advise import per_request
 
-    title = "Sets of buckets on requests that the choice has seen, and on others"
-    _save(plots.contenders(per_request(advice), title), path)
+    replayed = per_request(advice)
+    ours = replayed[replayed["advised"]].iloc[0]
+    title = f"Advised: {ours['name']}, {ours['held_out_busy_s']:.3g} device seconds per request"
+    others = replayed[(replayed["kind"] == "baseline") & ~replayed["advised"]]
+    if len(others):
+        best = others.loc[others["held_out_busy_s"].idxmin()]
+        title += f"; best other scheme, {best['name']}: {best['held_out_busy_s']:.3g}"
+    _save(plots.contenders(replayed, title), path)
 
 
 def draw_shapes(advice: ShapeAdvice, path: Path) -> None:

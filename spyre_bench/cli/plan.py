@@ -187,9 +187,10 @@ def validate(
     if as_json:
         typer.echo(frame.to_json(orient="records"))
         return
-    table = tables.narrow("", "measured", "simulated", "error")
+    table = tables.narrow("", "measured", "simulated", "bias", "absolute error", "the simulator is")
     for row in frame.itertuples():
-        values = (f"{row.measured:,.3f}", f"{row.simulated:,.3f}", f"{row.error:+.1%}")
+        off = (f"{row.error:+.1%}", "") if row.kind == "bias" else ("", f"{row.error:.1%}")
+        values = (f"{row.measured:,.3f}", f"{row.simulated:,.3f}", *off, row.direction)
         shown = ("" if "nan" in text else text for text in values)
         table.add_row(escape(row.quantity), *shown)  # [s] is a unit, no markup
     Console().print(table)

@@ -1,10 +1,9 @@
-"""01_which_buckets: the proved choice for a workload, a number of buckets and a budget."""
+"""01_which_buckets: the advised set for a workload, a number of buckets and a budget."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from spyre_bench.explore.panel import panel
@@ -14,8 +13,8 @@ if TYPE_CHECKING:
     from ipywidgets import Box
     from matplotlib.axes import Axes
 
-    from spyre_bench.choose.optimize import Choice
-    from spyre_bench.cost.bucket_cost import BucketCost, CostModel
+    from spyre_bench.choose.advise import Advice
+    from spyre_bench.cost.bucket_cost import CostModel
     from spyre_bench.workload.workload import Workload
 
 FEW_REQUESTS = 600
@@ -23,7 +22,7 @@ FEW_CANDIDATES = {"prompt_lengths": 6, "new_tokens": 3}
 
 
 def which_buckets(parameters: Any, k: int) -> Box:
-    """Workload, number of buckets and warmup budget over the map of the proved choice. `parameters`
+    """Workload, number of buckets and warmup budget over the map of the advised set. `parameters`
     are those of the notebook, `k` the number that it chose."""
     import ipywidgets as widgets
 
@@ -45,33 +44,53 @@ def which_buckets(parameters: Any, k: int) -> Box:
         ),
     }
     note = (
-        f"A moved control chooses for at most {FEW_REQUESTS} requests, from fewer candidates "
-        f"than in the notebook, so that the picture follows at once; its seconds differ a little "
-        f"from those above."
+        f"Advised at a load of {parameters.load:.0%}, as above. A moved control chooses for at "
+        f"most {FEW_REQUESTS} requests, from fewer candidates than in the notebook, so that the "
+        f"picture follows at once; its seconds differ a little from those above."
     )
-    few = functools.cache(functools.partial(few_requests, parameters, table))
     for_all = functools.partial(choose_for_all, parameters, table)
     return panel(
-        functools.partial(draw_choice, few),
+        functools.partial(draw_choice, parameters, table),
         controls,
         note,
         ("Choose for the whole workload", for_all),
     )
 
 
-def few_requests(
-    parameters: Any, table: CostModel, workload: str
-) -> tuple[Workload, tuple[BucketCost, ...], int]:
-    """A few requests of a workload that the cost table covers, the candidates for them with their
-    costs, and how many requests there were before."""
-    few = min(FEW_REQUESTS, parameters.requests)
-    covered, drawn = _covered(parameters, table, workload, few)
-    return covered, _candidates(covered, table, **FEW_CANDIDATES), drawn
+def draw_choice(
+    parameters: Any, table: CostModel, workload: str, k: int, warmup_budget_s: float
+) -> Axes:
+    """The set of at most `k` buckets that is advised for a few requests of a workload, as a map.
+    ValueError where none is within the budget (seconds, 0 for none), or the cost table covers no
+    request."""
+    covered, drawn = _covered(parameters, table, workload, min(FEW_REQUESTS, parameters.requests))
+    advice = _advised(parameters, table, covered, k, warmup_budget_s, **FEW_CANDIDATES)
+    return _map(covered, advice, drawn)
+
+
+def choose_for_all(
+    parameters: Any, table: CostModel, workload: str, k: int, warmup_budget_s: float
+) -> Steps:
+    """The same for all requests of the notebook, from all candidates, and in the title what the
+    last bucket saves."""
+    yield Step(0.0, f"drawing {parameters.requests:,} requests")
+    covered, drawn = _covered(parameters, table, workload, parameters.requests)
+    chosen = []
+    for number in range(max(1, k - 1), k + 1):
+        yield Step((1 + len(chosen)) / 3, f"{number} of {k} buckets for {len(covered):,} requests")
+        chosen.append(_advised(parameters, table, covered, number, warmup_budget_s))
+    compared = ""
+    if len(chosen) > 1:
+        fewer_s, seconds = map(_seconds_per_request, chosen)
+        more = "less" if seconds <= fewer_s else "more"
+        compared = f", {abs(1 - seconds / fewer_s):.0%} {more} than with {k - 1}"
+    return functools.partial(_map, covered, chosen[-1], drawn, compared)
 
 
 def _covered(
     parameters: Any, table: CostModel, workload: str, requests: int
 ) -> tuple[Workload, int]:
+    """Requests of a workload that the cost table covers, and how many there were before."""
     from spyre_bench.choose.advise import within
     from spyre_bench.simulate.scenario import Scenario
 
@@ -79,50 +98,41 @@ def _covered(
     return within(drawn, table), len(drawn)
 
 
-def _candidates(requests: Workload, table: CostModel, **most: int) -> tuple[BucketCost, ...]:
-    from spyre_bench.choose.advise import priced_candidates
+def _advised(
+    parameters: Any,
+    table: CostModel,
+    requests: Workload,
+    k: int,
+    warmup_budget_s: float,
+    **numbers: int,
+) -> Advice:
+    from spyre_bench.choose.optimize import Limits
+    from spyre_bench.simulate.scenario import Scenario
+    from spyre_bench.studies.advised import advise_at
 
-    return priced_candidates(requests, table, table.batch_sizes, **most)
-
-
-def draw_choice(few: Callable[[str], tuple], workload: str, k: int, warmup_budget_s: float) -> Axes:
-    """The proved choice of `k` buckets for the few requests of a workload, as a map. ValueError
-    where none is within the budget (seconds, 0 for none), or the cost table covers no request."""
-    from spyre_bench.choose.optimize import Limits, choose_buckets
-
-    requests, costs, drawn = few(workload)
-    choice = choose_buckets(requests, costs, Limits(k, warmup_budget_s or None))
-    return _map(requests, choice, drawn)
-
-
-def choose_for_all(
-    parameters: Any, table: CostModel, workload: str, k: int, warmup_budget_s: float
-) -> Steps:
-    """The same for all requests of the notebook, from all candidates, and in the title what the
-    last bucket saves: one bucket is chosen, then two, up to `k`."""
-    from spyre_bench.choose.optimize import Limits, choose_buckets
-
-    yield Step(0.0, f"drawing {parameters.requests:,} requests")
-    covered, drawn = _covered(parameters, table, workload, parameters.requests)
-    costs, choices = _candidates(covered, table), []
-    for number in range(1, k + 1):
-        yield Step(number / (k + 1), f"{number} of {k} buckets out of {len(costs)} candidates")
-        choices.append(choose_buckets(covered, costs, Limits(number, warmup_budget_s or None)))
-    saved = ""
-    if len(choices) > 1:
-        saved = f", {1 - choices[-1].objective_s / choices[-2].objective_s:.0%} less than {k - 1}"
-    return functools.partial(_map, covered, choices[-1], drawn, saved)
+    limits, rules = Limits(k, warmup_budget_s or None), Scenario.of(parameters).rules()
+    settings = {"batch_sizes": table.batch_sizes, "policy": rules, **numbers}
+    return advise_at(parameters.load, requests, table, limits, **settings)
 
 
-def _map(requests: Workload, choice: Choice, drawn: int, saved: str = "") -> Axes:
+def _seconds_per_request(advice: Advice) -> float:
+    """Device seconds of the advised set on the held-out half."""
+    from spyre_bench.choose.advise import per_request
+
+    replayed = per_request(advice)
+    return float(replayed.loc[replayed["advised"], "held_out_busy_s"].item())
+
+
+def _map(requests: Workload, advice: Advice, drawn: int, compared: str = "") -> Axes:
     from spyre_bench import plots
     from spyre_bench.metrics.bounds import bound_by_bucket
 
-    buckets = f"{len(choice.costs)} bucket{'s' if len(choice.costs) > 1 else ''}"
+    buckets = f"{len(advice.costs)} bucket{'s' if len(advice.costs) > 1 else ''}"
+    compile_s = sum(cost.compile_s for cost in advice.costs)
     title = (
-        f"{drawn:,} requests, {buckets}: {choice.objective_s / len(requests):.3f} "
-        f"device seconds per request{saved}, {choice.compile_s:.0f} s of compiling"
+        f"{drawn:,} requests, {buckets} advised: {_seconds_per_request(advice):.3f} "
+        f"device seconds per request{compared}, {compile_s:.0f} s of compiling"
     )
     if len(requests) < drawn:
         title += f"\n{1 - len(requests) / drawn:.0%} of the requests are beyond the cost table"
-    return plots.buckets(bound_by_bucket(requests, choice.costs), requests.frame(), title)
+    return plots.buckets(bound_by_bucket(requests, advice.costs), requests.frame(), title)

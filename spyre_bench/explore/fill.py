@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from spyre_bench.explore.panel import panel
 
 if TYPE_CHECKING:
+    import pandas as pd
     from ipywidgets import Box
     from matplotlib.axes import Axes
 
@@ -78,7 +79,7 @@ def draw_fill(
     rules = replace(rules, name=policy, max_wait_s=max_wait_s)
     run = simulate(under_load.at_rate(workload, rate), costs, rules)
     figures = summary.summary(run)
-    frame = under_load.waste_by_bucket(run)
+    frame = _every_bucket(under_load.waste_by_bucket(run), costs)
     labels = [f"{row.bucket}: {row.batches:,}" for row in frame.itertuples()]
     saturated = bool(summary.saturation(run))
     title = (
@@ -89,4 +90,12 @@ def draw_fill(
         f"{' (saturated: depends on the length of the run)' if saturated else ''}"
     )
     grouped = frame.assign(label=labels, group="bucket: batches", saturated=False)
-    return plots.ledger_shares(grouped, title)
+    ax = plots.ledger_shares(grouped, title)
+    ax.set_xlim(0, 100)  # whatever the setting
+    return ax
+
+
+def _every_bucket(frame: pd.DataFrame, costs: Sequence[BucketCost]) -> pd.DataFrame:
+    """The waste of every compiled bucket, in one order; nothing in those without a batch."""
+    names = [str(cost.bucket) for cost in costs]
+    return frame.set_index("bucket").reindex(names, fill_value=0).reset_index(names="bucket")

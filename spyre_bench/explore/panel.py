@@ -23,8 +23,9 @@ def panel(
     """The controls over the figure of `draw(**values)`, drawn anew whenever a value changes, and
     below it the numbers that it shows as CSV, to copy from.
 
-    A ValueError of `draw` is for people and appears as a sentence in the panel, the last figure
-    staying; any other error appears with its type, since Jupyter would hide it. `note` says what
+    A ValueError of `draw` is for people and appears as a sentence in the panel; any other error
+    appears with its type, since Jupyter would hide it. Either takes the figure away, which would
+    be of settings that are no longer shown. `note` says what
     the panel does differently from the notebook, such as fewer requests. `long_work` is the label
     of a button and what it starts, with the same values, in steps that lead to a function which
     draws; it can be cancelled, and ends when a control is moved.
@@ -39,12 +40,14 @@ def panel(
     def show(drawing: Callable[[], Axes]) -> None:
         try:
             figure.value, caption.value, numbers.value = _shown(drawing)
-            message.value = ""
+            message.value, figure.layout.display = "", None
         except Exception as error:
             fail(error)
 
     def fail(error: Exception) -> None:
         kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        figure.value, caption.value, numbers.value = b"", "", ""
+        figure.layout.display = "none"  # a browser would draw a broken picture
         message.value = f"<b>{escape(kind + str(error))}</b>"
 
     def values() -> dict[str, Any]:

@@ -63,4 +63,4 @@ def draw_start(
         f"{start_s(predicted, start, [str(fallback), *soonest]):.1f} s; "
     )
     title += "some never pay" if last == float("inf") else f"all pay within {last:,.0f} requests"
-    return plots.break_even(shown, title)
+    return plots.break_even(shown, title, among=paid)

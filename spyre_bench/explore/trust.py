@@ -42,10 +42,11 @@ def draw_requests(compared: pd.DataFrame, run: str, metric: str, least: float) -
     """The requests of a run whose simulated time is off by `least` per cent or more. ValueError
     where there is none."""
     from spyre_bench import plots
+    from spyre_bench.validate.compare import direction
 
+    compared = compared[compared[f"measured_{metric}_s"] > 0]  # one output token has no TPOT
     requests = compared if run == EVERY else compared[compared["run"] == run]
-    requests = requests[requests[f"measured_{metric}_s"] > 0]  # one output token has no TPOT
-    off = requests[f"error_{metric}"].abs()
+    bias, off = requests[f"error_{metric}"], requests[f"error_{metric}"].abs()
     far = requests[off >= least / 100]
     if far.empty:
         raise ValueError(
@@ -58,5 +59,8 @@ def draw_requests(compared: pd.DataFrame, run: str, metric: str, least: float) -
             f"the {len(far)} of {len(requests)} requests of {run} that are off by {least:g} % or "
             f"more"
         )
-    title = f"{metric.upper()} is off by {off[far.index].median():.1%} in the median of\n{which}"
-    return plots.measured_and_simulated(far, title, metric)
+    middle = float(bias[far.index].median())
+    way = direction(metric, middle) or "no bias"
+    title = f"{metric.upper()} is off by {off[far.index].median():.1%} either way, "
+    title += f"{middle:+.1%} signed ({way}), in the median of\n{which}"
+    return plots.measured_and_simulated(far, title, metric, among=compared)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 ENGINES = ((BLUE, "o"), (GREEN, "s"), (ORANGE, "^"), (PURPLE, "D"))
 MARKS = {"prefill": "s", "decode": "o"}
 MINUTE = 60  # seconds; figures of a card are a few requests per minute
+UNSEEN = 0.01  # of the widest move: a bar so short is no bar
 REASON = 80  # letters of a refusal that fit into the picture
 
 
@@ -172,9 +173,14 @@ def tornado(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     """How far the winner leads as one parameter at a time moves to its optimistic and its
     pessimistic end; left of the line it has lost, to the deployment that is named there.
 
-    `frame`: parameter, unit, confidence, fast, slow, winner, base_lead, fast_lead, slow_lead,
-    fast_winner, slow_winner, changes.
+    `frame`, the widest move first: name, range, confidence, winner, base_lead, fast_lead,
+    slow_lead, fast_winner, slow_winner, changes. Moves that nobody could see are named below the
+    axis.
     """
+    leads = frame[["base_lead", "fast_lead", "slow_lead"]]
+    width = leads.max(axis=1) - leads.min(axis=1)
+    seen = frame["changes"] | (width > UNSEEN * width.max())
+    frame, left_out = frame[seen], frame[~seen]
     ax = new_axes(ax, title, height=1.9 + 0.5 * len(frame))
     places, base = np.arange(len(frame)), MINUTE * frame["base_lead"]
     for end, word, colour, hatch, shift in (
@@ -199,20 +205,20 @@ def tornado(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     ax.axvline(base.iloc[0], color="black", linewidth=0.8)
     ax.set_yticks(
         places,
-        [
-            f"{row.parameter}\n{row.fast:.3g} to {row.slow:.3g} {row.unit}, {row.confidence}"
-            for row in frame.itertuples()
-        ],
+        [f"{row.name}\n{row.range}, confidence {row.confidence}" for row in frame.itertuples()],
     )
     for label, changes in zip(ax.get_yticklabels(), frame["changes"], strict=True):
         label.set_fontweight("bold" if changes else "normal")
     ax.set_ylim(len(frame) - 0.5, -0.5)
     ax.margins(x=0.14)
     ax.grid(visible=False, axis="y")
-    ax.set_xlabel(
+    says = (
         f"capacity per card of {frame['winner'].iloc[0]} above that of the best other "
         f"[requests/min]; bold: it decides"
     )
+    if len(left_out):
+        says += f"\nhardly move it: {', '.join(left_out['name'])}"
+    ax.set_xlabel(says)
     return legend(ax)
 
 

@@ -159,10 +159,9 @@ def buckets(chosen: pd.DataFrame, requests: pd.DataFrame, title: str, ax: Axes |
     token_axis(ax, "x", np.append(requests["prompt_tokens"], chosen["prompt_length"]))
     token_axis(ax, "y", np.append(requests["max_tokens"], chosen["new_tokens"]))
     low_x, low_y = ax.get_xlim()[0], ax.get_ylim()[0]
-    sizes = sorted(set(chosen["batch_size"]))
     corners: list[tuple[int, int]] = []
     for number, row in enumerate(chosen.itertuples(), 1):
-        colour, style = BATCHES[sizes.index(row.batch_size) % len(BATCHES)]
+        colour, style = BATCHES[int(row.batch_size).bit_length() % len(BATCHES)]
         ax.plot(
             [row.prompt_length, row.prompt_length, low_x],
             [low_y, row.new_tokens, row.new_tokens],

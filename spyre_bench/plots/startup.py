@@ -102,13 +102,18 @@ def predicted(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
 
 
 @captioned
-def break_even(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
-    """After how many requests each bucket has paid for itself; no bar where it never does.
+def break_even(
+    frame: pd.DataFrame, title: str, ax: Axes | None = None, *, among: pd.DataFrame | None = None
+) -> Axes:
+    """After how many requests, on a logarithmic axis, each bucket has paid for itself; no bar where
+    it never does.
 
-    `frame`: bucket, start ("cold" or "warm"), requests (infinite: never).
+    `frame`: bucket, start ("cold" or "warm"), requests (infinite: never). `among`: more buckets in
+    the same form, whose range the axis has, so that pictures of some of them compare.
     """
     labels = list(dict.fromkeys(frame["bucket"]))
     ax = new_axes(ax, title, height=1.6 + 0.6 * len(labels))
+    least, most = _decades((frame if among is None else among)["requests"])
     for offset, start, colour, hatch in ((-0.2, "cold", BLUE, "///"), (0.2, "warm", ORANGE, "")):
         group = frame[frame["start"] == start]
         places = [labels.index(label) + offset for label in group["bucket"]]
@@ -124,11 +129,21 @@ def break_even(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
         )
         texts = ["never" if value == np.inf else f"{value:,.0f}" for value in group["requests"]]
         for bar, text in zip(bars, texts, strict=True):
-            width = 0 if np.isnan(bar.get_width()) else bar.get_width()
+            width = least if np.isnan(bar.get_width()) else max(least, bar.get_width())
             note(ax, text, (width, bar.get_y() + 0.19), right=4)
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.5, -0.5)
-    ax.margins(x=0.12)
+    ax.set_xscale("log")
+    ax.set_xlim(least, most)
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.xaxis.set_minor_formatter("")
     ax.set_xlabel("requests until the saved seconds equal the start-up seconds")
     ax.set_ylabel("bucket B,P,N")
     return legend(ax)
+
+
+def _decades(requests: pd.Series) -> tuple[float, float]:
+    """Whole powers of ten, from 1, that the finite numbers lie between, with room for a word."""
+    finite = requests[np.isfinite(requests)].clip(lower=1)
+    least, most = (finite.min(), finite.max()) if len(finite) else (1, 1)
+    return 10 ** np.floor(np.log10(least)), 10 ** (np.floor(np.log10(2 * most)) + 1)

@@ -30,19 +30,28 @@ MARKS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PURPLE, "D"), (SKY, "v"), (R
 
 @captioned
 def measured_and_simulated(
-    frame: pd.DataFrame, title: str, metric: str = "e2el", ax: Axes | None = None
+    frame: pd.DataFrame,
+    title: str,
+    metric: str = "e2el",
+    ax: Axes | None = None,
+    *,
+    among: pd.DataFrame | None = None,
 ) -> Axes:
-    """Every request of some runs, simulated over measured; on the line they agree.
+    """Every request of some runs, simulated over measured; on the line they agree, below it the
+    simulator is optimistic.
 
     `frame`: run and, for the `metric` e2el, ttft or tpot, measured_e2el_s, simulated_e2el_s.
+    `among`: more requests in the same form, whose range the axes have and whose runs the marks
+    tell apart, so that pictures of some of them compare.
     """
     ax = new_axes(ax, title, height=5)
+    among = frame if among is None else among
     columns = [f"measured_{metric}_s", f"simulated_{metric}_s"]
-    ends = [frame[columns].min().min() / 1.2, frame[columns].max().max() * 1.2]
+    ends = [among[columns].min().min() / 1.2, among[columns].max().max() * 1.2]
+    marks = dict(zip(among["run"].unique(), itertools.cycle(MARKS), strict=False))
     ax.plot(ends, ends, color="black", linewidth=0.8, label="simulated = measured")
-    for (run, group), (colour, marker) in zip(
-        frame.groupby("run", sort=False), itertools.cycle(MARKS)
-    ):
+    for run, group in frame.groupby("run", sort=False):
+        colour, marker = marks[run]
         ax.plot(
             *(group[name] for name in columns),
             marker,
@@ -61,7 +70,7 @@ def measured_and_simulated(
     ax.set_xlim(ends)
     ax.set_ylim(ends)
     ax.set_xlabel(f"{metric.upper()} measured by the client [s]")
-    ax.set_ylabel(f"{metric.upper()} simulated [s]")
+    ax.set_ylabel(f"{metric.upper()} simulated [s]; optimistic below")
     return legend(ax)
 
 
@@ -84,7 +93,10 @@ def pass_errors(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes
     ax.invert_yaxis()
     ax.set_xscale("symlog", linthresh=10)
     ax.xaxis.set_major_formatter("{x:g}")
-    ax.set_xlabel("the pass took longer than its constant by [%]; beyond 10 % the scale is shorter")
+    ax.set_xlabel(
+        "the pass took longer than its constant by [%], which was optimistic then; beyond 10 % the "
+        "scale is shorter"
+    )
     ax.set_ylabel("bucket B,P,N")
     return ax
 

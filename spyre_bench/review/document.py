@@ -20,9 +20,12 @@ SHOWN_ROWS, SHOWN_COLUMNS = 10, 12  # of a table on the page; its CSV file has a
 SHOWN_CHANGES = 15  # of each state
 LABEL = 40  # characters at most of words that a row is called by
 MADE = re.compile(r"""run\.(figure|table)\(\s*["']([^"']+)["']""")
+BOLD = re.compile(r"\*\*(.+?)\*\*", re.DOTALL)
 PARAMETER = re.compile(r"^(\w+): \w+ = .*?  # (.+)$", re.MULTILINE)
 # A table's column of device seconds, and the column it cannot be below, behind the same prefix.
-BOUNDED, BOUND = ("busy_s", "device_s"), "bound_s"
+BOUNDED, BOUNDS = ("busy_s", "device_s"), ("bound_s", "shape_bound_s")
+ERRORS = ("quantity", "kind", "run", "error", "direction")
+DIRECTIONS = ("optimistic", "pessimistic")
 PREDICTED = ("run", "figure", "low", "point", "high", "measured", "state")
 PROVENANCE = ("commit", "host", "cpu", "threads", "load", "started_at", "seconds", "versions")
 
@@ -77,6 +80,15 @@ class Chapter:
     results: list[tuple[str, Any]]
     provenance: Mapping[str, str]
     story: list[Prose | Figure | Table] = field(default_factory=list)
+    unless: str = ""  # what would change the answer, with its number
+    figure: Figure | None = None  # the one to look at first
+
+    @property
+    def headline(self) -> str:
+        """What the answer begins with: its first bold words, or else its first sentence."""
+        said = (self.answer or "").strip()
+        bold = BOLD.search(said)
+        return bold[1] if bold else re.split(r"(?<=[.!?])\s", said, maxsplit=1)[0]
 
     @property
     def passed(self) -> int:
@@ -105,13 +117,24 @@ class Changes:
 
 
 @dataclass(frozen=True)
+class Accuracy:
+    """Errors of the simulator, a row per quantity and a column per run: `bias` is signed,
+    `absolute` is of single requests, either way."""
+
+    bias: pd.DataFrame
+    absolute: pd.DataFrame
+    optimistic: int  # figures that the simulator promises better than they came
+    pessimistic: int
+
+
+@dataclass(frozen=True)
 class Review:
     """All that goes onto the page."""
 
     folder: Path
     chapters: list[Chapter]
     distances: pd.DataFrame
-    accuracy: dict[str, pd.DataFrame]  # by notebook: errors of the simulator by quantity and run
+    accuracy: dict[str, Accuracy]  # by notebook that held the simulator against a server
     predictions: dict[str, pd.DataFrame]  # by notebook: what was registered, and what came
     errors: list[tuple[str, str, float]]  # notebook, path of a result that is called an error, it
     changes: Changes
@@ -196,6 +219,9 @@ def _chapter(folder: Path, record: Record) -> Chapter:
     kept = read_results(folder)
     cells = _cells(folder / "notebook.ipynb")
     meanings = dict(PARAMETER.findall("\n".join(cell.source for cell in cells)))
+    story = list(_story(cells, _exhibits(folder, record, kept)))
+    figures = [part for part in story if isinstance(part, Figure)]
+    named = [figure for figure in figures if figure.path.name == record.traits.figure]
     return Chapter(
         name=folder.name,
         question=kept.get("question") or folder.name,
@@ -208,7 +234,9 @@ def _chapter(folder: Path, record: Record) -> Chapter:
         ],
         results=list(leaves(record.results)),
         provenance=_provenance(kept),
-        story=list(_story(cells, _exhibits(folder, record, kept))),
+        story=story,
+        unless=str(kept.get("unless") or ""),
+        figure=next(iter([*named, *figures]), None),
     )
 
 
@@ -263,7 +291,9 @@ def distances(records: Mapping[str, Record]) -> pd.DataFrame:
     """How far above a bound: whatever results and tables hold under a name that says so.
 
     One row per figure of a result that is called `..._over_shape_bound`, and one per group of rows
-    of a table with such a column, or with seconds and their `bound_s`, if no result has it already.
+    of a table with seconds and their `bound_s`, or else with such a column, if no result has it
+    already. Rows that words name are alternatives, such as sets of buckets, each with a bound of
+    its own: they are held against the least of these, so that they compare.
     Columns: notebook, of (the measure), item, least, median, largest (each over the bound, less 1).
     """
     rows = [
@@ -292,14 +322,21 @@ def _of_tables(record: Record) -> Iterator[dict[str, Any]]:
 
 def _above(frame: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
     numbers = frame.select_dtypes("number")
+    pairs = [
+        (f"{prefix}{seconds}", f"{prefix}{bound}")
+        for bound in BOUNDS
+        for prefix in (name.removesuffix(bound) for name in numbers if name.endswith(bound))
+        for seconds in BOUNDED
+        if f"{prefix}{seconds}" in numbers
+    ]
+    alternatives = _label(frame) is not None
+    for seconds, bound in pairs:
+        least = numbers[bound].min() if alternatives else numbers[bound]
+        of = "the least " if alternatives else ""
+        yield f"{seconds} over {of}{bound}", numbers[seconds] / least - 1
     for name in numbers:
-        if name.endswith("over_shape_bound"):
+        if name.endswith("over_shape_bound") and not pairs:
             yield name, numbers[name] - 1
-        elif name.endswith(BOUND):
-            prefix = name.removesuffix(BOUND)
-            for seconds in (f"{prefix}{bounded}" for bounded in BOUNDED):
-                if seconds in numbers:
-                    yield f"{seconds} over {name}", numbers[seconds] / numbers[name] - 1
 
 
 def _groups(frame: pd.DataFrame) -> pd.Series:
@@ -324,12 +361,19 @@ def _spread(values: pd.Series) -> dict[str, float]:
     return {"least": values.min(), "median": values.median(), "largest": values.max()}
 
 
-def _accuracy(record: Record) -> pd.DataFrame | None:
-    """Errors of the simulator, a row per quantity and a column per run, where there are any."""
+def _accuracy(record: Record) -> Accuracy | None:
+    """None where the notebook has no such errors."""
     errors = record.tables.get("errors")
-    if errors is None or not {"quantity", "run", "measured", "simulated", "error"} <= {*errors}:
+    if errors is None or not {*ERRORS} <= {*errors}:
         return None
-    return errors.pivot_table(index="quantity", columns="run", values="error", sort=False)
+    bias, absolute = (
+        errors[errors["kind"] == kind].pivot_table(
+            index="quantity", columns="run", values="error", sort=False
+        )
+        for kind in ("bias", "absolute")
+    )
+    said = errors["direction"].value_counts()
+    return Accuracy(bias, absolute, *(int(said.get(word, 0)) for word in DIRECTIONS))
 
 
 def _changes(records: Mapping[str, Record], base: Path | None, baseline: Path | None) -> Changes:

@@ -19,7 +19,7 @@ from spyre_bench.runs.html import markdown
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PRINTING_S = 300  # before a browser is given up
-LARGEST_SVG = 2**20  # bytes; a figure of more dots than that goes onto the page as PNG
+LARGEST_SVG = 2**18  # bytes; a figure of more dots than that goes onto the page as PNG
 LONGEST_TEXT = 100  # characters of a table's cell; its CSV file has all
 
 
@@ -132,6 +132,13 @@ def picture(figure: Figure) -> str:
 
     As an image and not as elements of the page: an SVG's names meet those of no other figure."""
     svg, png = (figure.path.with_name(f"{figure.path.name}.{end}") for end in ("svg", "png"))
-    if svg.exists() and not (png.exists() and svg.stat().st_size > LARGEST_SVG):
-        return f"data:image/svg+xml;base64,{b64encode(svg.read_bytes()).decode()}"
+    drawn = svg.read_bytes() if svg.exists() else b""
+    if drawn and not (png.exists() and _prints_large(drawn)):
+        return f"data:image/svg+xml;base64,{b64encode(drawn).decode()}"
     return f"data:image/png;base64,{b64encode(png.read_bytes()).decode()}" if png.exists() else ""
+
+
+def _prints_large(svg: bytes) -> bool:
+    """Whether a PNG is the smaller in a PDF: of many dots, or of hatches, each of which Chromium
+    prints as a picture of the whole."""
+    return len(svg) > LARGEST_SVG or b"<pattern" in svg

@@ -8,21 +8,17 @@ notebook is kept anyway.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import time
-import weakref
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import nbformat
 import papermill
-from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 from nbclient.exceptions import CellTimeoutError
 from papermill.exceptions import PapermillExecutionError
@@ -31,6 +27,7 @@ from spyre_bench.errors import sentence
 from spyre_bench.files import code, content, digest, read_json, replace_text
 from spyre_bench.runs import provenance
 from spyre_bench.runs.html import notebook_page
+from spyre_bench.runs.kernel import Output
 from spyre_bench.runs.parameters import declared, given_value, literal, refuse_unknown, value_of
 from spyre_bench.runs.records import OUTCOME, WHERE, Traits, faults, read_results
 
@@ -68,9 +65,7 @@ class Outcome:
     @property
     def answer(self) -> str | None:
         """Markdown; None where the notebook records none."""
-        with suppress(ValueError):
-            return read_results(self.directory).get("answer")
-        return None
+        return _answer(self.directory)
 
 
 def measures(notebook: Path) -> bool:
@@ -125,26 +120,6 @@ def execute(task: Task, *, resume: bool = False, progress: bool = True) -> Outco
     except OSError as failure:
         return replace(outcome, error=f"{task.notebook}: {sentence(failure)}")
     return outcome
-
-
-class Kernel(AsyncKernelManager):
-    """A kernel that `interrupt_kernels` finds."""
-
-    running: ClassVar[weakref.WeakSet[Kernel]] = weakref.WeakSet()
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.running.add(self)
-
-
-def interrupt_kernels(number: int = signal.SIGINT) -> None:
-    """Sends the signal to every kernel of this process and to what the kernel has started."""
-    for kernel in list(Kernel.running):
-        if kernel.has_kernel and (group := getattr(kernel.provisioner, "pgid", None)):
-            try:
-                os.killpg(group, number)
-            except ProcessLookupError:
-                continue
 
 
 # --- before -------------------------------------------------------------------------------------
@@ -273,16 +248,16 @@ def _execute(
     executed = task.directory / "notebook.ipynb"
     # Until it has ended, the folder says that it has not.
     _keep(Outcome(task.notebook, task.directory, 0, UNFINISHED, Traits(), {}), finished=False)
-    error = None
+    error, output = None, Output(task.directory)
     try:
         papermill.execute_notebook(
             literal(task.notebook),
             literal(executed),
             parameters=dict(parameters),
             log_output=False,
-            progress_bar=progress,
+            progress_bar={"desc": task.notebook.stem, "leave": False} if progress else False,
             execution_timeout=cell_timeout_s,
-            kernel_manager_class=Kernel,
+            kernel_manager_class=output.kernel(),
         )
     except PapermillExecutionError as failure:
         place = f"In [{failure.exec_count}] ({_first_line(failure.source)})"
@@ -294,10 +269,19 @@ def _execute(
             f'{{"cell_timeout_s": {2 * cell_timeout_s:g}}}'
         )
     except Exception as failure:  # such as a kernel that died
-        error = sentence(failure)
+        error = sentence(failure) + output.mention
     if executed.exists():
-        replace_text(task.directory / "report.html", notebook_page(executed, task.notebook.stem))
+        page = notebook_page(executed, task.notebook.stem, _answer(task.directory))
+        replace_text(task.directory / "report.html", page)
     return error or _faults(task.directory)
+
+
+def _answer(directory: Path) -> str | None:
+    """Markdown; None where the notebook records none, or none that can be read."""
+    with suppress(ValueError):
+        answer = read_results(directory).get("answer")
+        return answer if isinstance(answer, str) else None
+    return None
 
 
 def _hanging(executed: Path) -> str:

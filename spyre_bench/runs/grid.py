@@ -62,7 +62,7 @@ def run_grid(
     ]
     folder.mkdir(parents=True, exist_ok=True)
     with in_use(folder):
-        outcomes = run_tasks(tasks, resume=True)
+        outcomes = run_tasks(tasks, folder, resume=True)
         passed = conclude(outcomes, folder)
         frame = collect(points, outcomes)
         replace_text(folder / FRAME, frame.to_csv(index=False))

@@ -1,5 +1,5 @@
-"""An executed notebook as one HTML page that asks the network for nothing and runs no script,
-whoever wrote the notebook."""
+"""An executed notebook as one HTML page: the answer below the question, code folded. It asks the
+network for nothing and runs no script, whoever wrote the notebook."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import mistune
 import nbformat
 from bleach.css_sanitizer import CSSSanitizer
 from bs4 import BeautifulSoup
+from jinja2 import DictLoader
 from markupsafe import Markup
 from nbconvert import HTMLExporter
+from nbformat.v4 import new_markdown_cell
 
 # What nbconvert's pages would fetch from content networks.
 NETWORK_ADDRESSES = (
@@ -73,14 +75,46 @@ ATTRIBUTES = {
 INSIDE = re.compile(r"data:image/[\w.+-]+;base64,|[\w.-]+(/[\w.-]+)*$")
 
 
-def notebook_page(executed: Path, title: str) -> str:
-    """The page; scripts, styles and outside images of its Markdown and outputs are left out."""
-    exporter = HTMLExporter(sanitize_html=True, **dict.fromkeys(NETWORK_ADDRESSES, ""))
+# A cell's code opens with a click, and stands open where the cell failed.
+FOLDED = """
+{%- extends "lab/index.html.j2" -%}
+{%- block input_group -%}
+{%- set failed = cell.outputs | selectattr("output_type", "equalto", "error") | list -%}
+<details{% if failed %} open{% endif %}>
+<summary>code [{{ cell.execution_count or " " }}]</summary>
+{{ super() }}
+</details>
+{%- endblock input_group -%}
+{%- block header -%}
+{{ super() }}
+<style>.jp-CodeCell summary { color: #5b6875; cursor: pointer; font-size: 80%; }</style>
+{%- endblock header -%}
+"""
+
+
+def notebook_page(executed: Path, title: str, answer: str | None = None) -> str:
+    """The page, with the answer (Markdown) where there is one; scripts, styles and outside images
+    of its Markdown and outputs are left out."""
+    exporter = HTMLExporter(
+        sanitize_html=True,
+        extra_loaders=[DictLoader({"folded.html.j2": FOLDED})],
+        template_file="folded.html.j2",
+        **dict.fromkeys(NETWORK_ADDRESSES, ""),
+    )
     exporter.register_filter("clean_html", _clean)
     notebook = nbformat.read(executed, as_version=4)
+    if answer:
+        cell = new_markdown_cell(f"## Answer\n\n{answer}")
+        notebook.cells.insert(_after_question(notebook), cell)
     page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}})
     policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"/>'
     return page.replace("<head>", f"<head>{policy}", 1)
+
+
+def _after_question(notebook: nbformat.NotebookNode) -> int:
+    """Behind the first Markdown cell, which asks it."""
+    kinds = [cell.cell_type for cell in notebook.cells]
+    return kinds.index("markdown") + 1 if "markdown" in kinds else 0
 
 
 def _clean(html: object) -> str:

@@ -55,6 +55,7 @@ class Traits:
     cell_timeout_s: float = CELL_TIMEOUT_S  # a cell that takes longer hangs
     chance: tuple[str, ...] = ()  # differs from run to run, for no reason of the code
     ties: tuple[Tie, ...] = ()
+    figure: str = ""  # the one that a review shows beside the answer; empty: the first
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> Traits:
@@ -75,6 +76,8 @@ class Traits:
             raise ValueError(f"cell_timeout_s {timeout_s!r} is not a number of seconds above 0")
         if not isinstance(said["measures"], bool):
             raise ValueError(f"measures {said['measures']!r} is not true or false")
+        if not isinstance(said["figure"], str):
+            raise ValueError(f"figure {said['figure']!r} is not the name of a figure")
         for name in ("calculated", "chance", "ties"):
             if not isinstance(said[name], list | tuple):
                 raise ValueError(f"{name} {said[name]!r} is not a list")
@@ -84,6 +87,7 @@ class Traits:
             calculated=tuple(said["calculated"]),
             chance=tuple(said["chance"]),
             ties=tuple(map(_tie, said["ties"])),
+            figure=said["figure"],
         )
 
     def repeats(self, item: str) -> bool:

@@ -134,6 +134,7 @@ class Run:
             "question": question,
             "finished": False,
             "answer": None,
+            "unless": "",
             "parameters": raw,
             "seed": raw.get("seed"),
             "results": {},
@@ -216,13 +217,14 @@ class Run:
         self._record["aims"][name] = {"state": state, "evidence": evidence}
         self._save()
 
-    def answer(self, markdown: str) -> Any:
-        """Keeps the answer, which ends the record; returns it for display."""
+    def answer(self, markdown: str, *, unless: str = "") -> Any:
+        """Keeps the answer, which ends the record; returns it for display. `unless` is a sentence
+        with the number that would change it."""
         from IPython.display import Markdown
 
-        self._record |= {"answer": markdown, "finished": True}
+        self._record |= {"answer": markdown, "unless": unless, "finished": True}
         self._save()
-        return Markdown(markdown)
+        return Markdown(f"{markdown}\n\n**What would change it:** {unless}" if unless else markdown)
 
     def _save(self) -> None:
         self._record["seconds"] = round(time.monotonic() - self._started, 3)

@@ -20,16 +20,17 @@ from urllib.parse import quote
 from xml.etree import ElementTree
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from spyre_bench.files import in_use, read_yaml, replace_text
-from spyre_bench.runs.execute import Outcome, Task, execute, interrupt_kernels, measures
+from spyre_bench.runs.execute import Outcome, Task, execute, measures
 from spyre_bench.runs.html import markdown
+from spyre_bench.runs.kernel import interrupt_kernels
 from spyre_bench.runs.records import OURS, Traits
 
 UNPRINTABLE = re.compile(r"[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in XML
 FOLDER = "%Y%m%d-%H%M%S"  # of a run, by its time
+INDEX = "index.html"
+RELOAD_S = 20  # of that page, as long as it grows
 PATIENCE_S = 10.0  # between two interrupts: a notebook may have a server to end
 
 
@@ -49,7 +50,7 @@ def run_notebooks(
         Task(path, _fresh(folder / path.stem), sections[path.stem], parameters)
         for path in notebooks
     ]
-    return conclude(run_tasks(tasks), folder)
+    return conclude(run_tasks(tasks, folder), folder)
 
 
 def run_suite(
@@ -65,7 +66,7 @@ def run_suite(
     tasks = [Task(path, folder / path.stem, sections[path.stem], parameters) for path in notebooks]
     folder.mkdir(parents=True, exist_ok=True)
     with in_use(folder):
-        return conclude(run_tasks(tasks, resume=True), folder)
+        return conclude(run_tasks(tasks, folder, resume=True), folder)
 
 
 def _require_one(notebooks: Sequence[Path]) -> None:
@@ -94,30 +95,33 @@ def project_notebooks() -> list[Path]:
     raise ValueError(f"no notebooks/*.ipynb in {here} or above it: change into the project")
 
 
-def run_tasks(tasks: Sequence[Task], *, resume: bool = False) -> list[Outcome]:
+def run_tasks(tasks: Sequence[Task], folder: Path, *, resume: bool = False) -> list[Outcome]:
     """Executes the tasks and returns their outcomes in the same order; those that only calculate
-    come first.
+    come first. Says a line for each, and from the first on `index.html` in `folder` has them.
 
     Ctrl-C interrupts what is running, which then has failed like what was to come, and leaves what
     has finished; a second one kills."""
-    console = Console(stderr=True)
     done: dict[Path, Outcome] = {}
 
     def finish(outcome: Outcome) -> None:
         done[outcome.directory] = outcome
-        style = "red" if outcome.error else None
-        line = f"{len(done)}/{len(tasks)} {outcome.directory.name}: {_line(outcome)}"
-        for text in filter(None, (line, outcome.error)):
-            console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        _say(f"{len(done)}/{len(tasks)} {outcome.directory.name}: {_line(outcome)}", outcome.error)
+        if len(done) < len(tasks):
+            so_far = [done[task.directory] for task in tasks if task.directory in done]
+            replace_text(folder / INDEX, _index(so_far, to_come=len(tasks) - len(done)))
+            if len(done) == 1:
+                _say(f"what has finished is in {folder / INDEX}")
 
     measuring = [task for task in tasks if measures(task.notebook)]
     calculating = [task for task in tasks if task not in measuring]
-    side_by_side = len(calculating) > 1
+    terminal = sys.stderr.isatty()
     try:
-        _run(calculating, resume, progress=not side_by_side, finish=finish)
-        _run(measuring, resume, progress=True, finish=finish)
+        alone = terminal and len(calculating) == 1
+        _run(calculating, resume, side_by_side=True, progress=alone, finish=finish)
+        _run(measuring, resume, side_by_side=False, progress=terminal, finish=finish)
     except KeyboardInterrupt:
-        console.print("interrupted; what has finished stays")
+        again = "; the same command goes on from there" if resume else ""
+        _say(f"interrupted; what has finished stays in {folder}{again}")
     return [done.get(task.directory) or _left_out(task) for task in tasks]
 
 
@@ -127,22 +131,29 @@ def _left_out(task: Task) -> Outcome:
 
 
 def conclude(outcomes: Sequence[Outcome], folder: Path) -> bool:
-    """Writes `index.html`, `index.json` and `junit.xml`, prints where the first is, and returns
-    whether all passed."""
-    replace_text(folder / "index.html", _index(outcomes))
+    """Writes `index.html`, `index.json` and `junit.xml`, prints how many passed and where the first
+    is, and returns whether all did."""
+    replace_text(folder / INDEX, _index(outcomes))
     replace_text(folder / "index.json", json.dumps(_index_json(outcomes), indent=1) + "\n")
     replace_text(folder / "junit.xml", junit(outcomes))
-    Console(stderr=True).print(_summary(outcomes))
-    print(f"report: {folder / 'index.html'}")
-    return not any(outcome.error for outcome in outcomes)
+    passed = sum(not outcome.error for outcome in outcomes)
+    if len(outcomes) > 1:
+        _say(f"{passed} of {len(outcomes)} notebooks passed")
+    print(f"report: {folder / INDEX}")
+    return passed == len(outcomes)
 
 
 def _run(
-    tasks: Sequence[Task], resume: bool, progress: bool, finish: Callable[[Outcome], None]
+    tasks: Sequence[Task],
+    resume: bool,
+    *,
+    side_by_side: bool,
+    progress: bool,
+    finish: Callable[[Outcome], None],
 ) -> None:
     if not tasks:
         return
-    workers = 1 if progress else min(len(tasks), len(os.sched_getaffinity(0)))
+    workers = min(len(tasks), len(os.sched_getaffinity(0))) if side_by_side else 1
     # In threads even one by one: papermill would swallow an interrupt of the main thread.
     with ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(execute, task, resume=resume, progress=progress) for task in tasks]
@@ -229,18 +240,20 @@ def _line(outcome: Outcome) -> str:
     return f"{outcome.state}, {outcome.seconds:.0f} s{again}"
 
 
-def _summary(outcomes: Sequence[Outcome]) -> Table:
-    table = Table("notebook", "outcome", "seconds")
-    for outcome in outcomes:
-        colour = "red" if outcome.error else "green"
-        state = "there already" if outcome.reused else outcome.state
-        name = Text(outcome.directory.name)  # which may hold brackets
-        table.add_row(name, Text(state, colour), f"{outcome.seconds:.0f}")
-    return table
+def _say(line: str, error: str | None = None) -> None:
+    """A line for people and, where something went wrong, what; both red then."""
+    for text in filter(None, (line, error)):
+        Console(stderr=True).print(
+            text, style="red" if error else None, markup=False, highlight=False, soft_wrap=True
+        )
 
 
-def _index(outcomes: Sequence[Outcome]) -> str:
+def _index(outcomes: Sequence[Outcome], to_come: int = 0) -> str:
+    """The page; while notebooks are to come it says so and loads itself anew."""
     parts = ["<!doctype html><meta charset=utf-8><title>spyre_bench report</title>"]
+    if to_come:
+        parts.append(f"<meta http-equiv=refresh content={RELOAD_S}>")
+        parts.append(f"<p>{to_come} of {len(outcomes) + to_come} notebooks are still to come.</p>")
     parts.append("<style>body{font:16px/1.5 sans-serif;max-width:50em;margin:2em auto}</style>")
     for outcome in outcomes:
         folder = escape(outcome.directory.name)

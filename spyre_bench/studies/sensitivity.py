@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 import pandas as pd
 
 from spyre_bench.cost.card_parameters import LIMITS, SpyreCard
+from spyre_bench.cost.card_words import CONFIDENCE, name_of, range_of
 from spyre_bench.studies.capacity import Service
 from spyre_bench.studies.deployments import TIE, Deployment
 
@@ -18,9 +19,9 @@ def sensitivity(deployments: Iterable[Deployment], service: Service) -> pd.DataF
     """Capacities with one parameter of the card moved to one of its ends and all others at their
     value, each deployment with the set of buckets that serves it best there.
 
-    One row per parameter, end and deployment that is not refused: parameter, unit, confidence, end
-    ("fast", "slow"), number (of the parameter), cards, tp, replicas, deployment,
-    capacity_rps_a_card, and base_rps_a_card, with nothing moved.
+    One row per parameter, end and deployment that is not refused: parameter, name and range (in
+    people's words and units), unit, confidence, end ("fast", "slow"), number (of the parameter),
+    cards, tp, replicas, deployment, capacity_rps_a_card, and base_rps_a_card, with nothing moved.
     """
     rows = []
     for deployment in deployments:
@@ -31,9 +32,11 @@ def sensitivity(deployments: Iterable[Deployment], service: Service) -> pd.DataF
             there = replace(deployment, cost=replace(deployment.cost, card=card))
             moves = there.costs() != base  # else it plays no part, as an all-reduce on one card
             rps = there.capacity(service)[0] if moves else base_rps
-            parameter = getattr(deployment.cost.card, name)
+            known = deployment.cost.card
+            parameter = getattr(known, name)
             rows.append(
-                {"parameter": name, "unit": parameter.unit, "confidence": parameter.confidence}
+                {"parameter": name, "name": name_of(name), "range": range_of(known, name)}
+                | {"unit": parameter.unit, "confidence": CONFIDENCE[parameter.confidence]}
                 | {"end": end, "number": getattr(parameter, end), **deployment.names}
                 | {"capacity_rps_a_card": rps / deployment.cards}
                 | {"base_rps_a_card": base_rps / deployment.cards}
@@ -53,10 +56,10 @@ def tornado(moved: pd.DataFrame) -> pd.DataFrame:
     """By how much the winner of `sensitivity` leads as each parameter moves, the widest first.
 
     The winner is the deployment with the largest capacity while nothing is moved, ties going to
-    the smaller engines. One row per parameter: parameter, unit, confidence, fast and slow (its
-    numbers), winner, base_lead, fast_lead and slow_lead (requests/s per card over the best other;
-    below 0 it has lost), fast_winner, slow_winner, changes (another leads by more than `TIE`).
-    Parameters that move no lead have no row.
+    the smaller engines. One row per parameter: parameter, name, range, unit, confidence, fast and
+    slow (its numbers), winner, base_lead, fast_lead and slow_lead (requests/s per card over the
+    best other; below 0 it has lost), fast_winner, slow_winner, changes (another leads by more than
+    `TIE`). Parameters that move no lead have no row.
 
     Raises ValueError for fewer than two deployments, or for several numbers of cards.
     """
@@ -68,7 +71,7 @@ def tornado(moved: pd.DataFrame) -> pd.DataFrame:
     winner = str(base.idxmax())
     rows = []
     for name, moves in moved.groupby("parameter", sort=False):
-        row = {"parameter": name, **moves[["unit", "confidence"]].iloc[0]}
+        row = {"parameter": name, **moves[["name", "range", "unit", "confidence"]].iloc[0]}
         row |= {"winner": winner, "base_lead": _lead(base, winner), "changes": False}
         for end, at in moves.groupby("end", sort=False):
             rps = at.set_index("deployment")["capacity_rps_a_card"]
@@ -81,6 +84,12 @@ def tornado(moved: pd.DataFrame) -> pd.DataFrame:
     frame["width"] = leads.max(axis=1) - leads.min(axis=1)
     frame = frame[frame["width"] > 0].sort_values("width", ascending=False, kind="stable")
     return frame.drop(columns="width").reset_index(drop=True)
+
+
+def deciding(leads: pd.DataFrame) -> list[str]:
+    """The parameters of a `tornado` that change the choice, in words and with their range."""
+    rows = leads[leads["changes"]]
+    return [f"{name} ({range_})" for name, range_ in zip(rows["name"], rows["range"], strict=True)]
 
 
 def _lead(rps: pd.Series, winner: str) -> float:

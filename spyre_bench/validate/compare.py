@@ -31,6 +31,9 @@ STATISTICS = {
     for metric, label in LATENCIES.items()
     for of in ("mean", "median", "p90", "p99")
 }
+COLUMNS = ["quantity", "kind", "measured", "simulated", "error", "direction"]
+HIGHER_IS_BETTER = {"requests/s", "output tokens/s", "fill"}
+EXACT = 5e-4  # a bias that rounds to 0.0 %
 LARGEST = 1e15  # of any number in a result; a larger one is a slip
 
 
@@ -153,13 +156,15 @@ def _require_same_requests(measured: Mapping[str, Any], simulated: Mapping[str, 
 
 
 def by_quantity(measured: Mapping[str, Any], simulated: Mapping[str, Any]) -> pd.DataFrame:
-    """One row per quantity: quantity (with its unit), measured, simulated and error, simulated over
-    measured less 1.
+    """One row per quantity: quantity (with its unit), kind, measured, simulated, error, and
+    direction.
 
-    The distributions of TTFT, TPOT and E2EL, throughputs, and batches and fill where both results
-    know them. With arrays in both, rows follow that say how far single requests are off: the
-    median, P90 and P99 over the requests of the error's absolute value, as `error`. Without them
-    `left_out` says what is missing.
+    Of kind "bias" `error` is signed, simulated over measured less 1, and `direction` says whether
+    the simulator is optimistic or pessimistic there: the distributions of TTFT, TPOT and E2EL,
+    throughputs, batches and fill where both results know them and, with arrays in both, the median
+    over single requests. Of kind "absolute" it is how far single requests are off either way:
+    median, P90 and P99 of the error's absolute value. Without arrays `left_out` says what is
+    missing.
     """
     rows = [
         _quantity(label, float(measured[key]), float(simulated[key]))
@@ -168,8 +173,17 @@ def by_quantity(measured: Mapping[str, Any], simulated: Mapping[str, Any]) -> pd
     if not any(left_out(measured, simulated)):
         frame = by_request(measured, simulated)
         rows += [_distribution(frame, metric, share) for metric in LATENCIES for share in SHARES]
+        rows += [_request_bias(frame, metric) for metric in LATENCIES]
         rows += [_request_error(frame, metric, share) for metric in LATENCIES for share in SHARES]
-    return pd.DataFrame(rows, columns=["quantity", "measured", "simulated", "error"])
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def direction(quantity: str, bias: float) -> str:
+    """Optimistic is a simulator that promises more than came, a higher rate or a shorter wait, and
+    pessimistic one that promises less; empty within a twentieth of a per cent."""
+    if not abs(bias) >= EXACT:
+        return ""
+    return "optimistic" if (bias > 0) == (quantity in HIGHER_IS_BETTER) else "pessimistic"
 
 
 def _shared(measured: Mapping[str, Any], simulated: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -181,7 +195,8 @@ def _shared(measured: Mapping[str, Any], simulated: Mapping[str, Any]) -> list[t
 
 def _quantity(label: str, measured: float, simulated: float) -> dict[str, Any]:
     error = simulated / measured - 1 if measured else np.nan
-    return {"quantity": label, "measured": measured, "simulated": simulated, "error": error}
+    said = {"quantity": label, "kind": "bias", "measured": measured, "simulated": simulated}
+    return said | {"error": error, "direction": direction(label, error)}
 
 
 def _distribution(frame: pd.DataFrame, metric: str, share: int) -> dict[str, Any]:
@@ -189,10 +204,16 @@ def _distribution(frame: pd.DataFrame, metric: str, share: int) -> dict[str, Any
     return _quantity(f"{LATENCIES[metric]} {_name(share)} [s]", *map(float, values))
 
 
+def _request_bias(frame: pd.DataFrame, metric: str) -> dict[str, Any]:
+    label, error = f"{LATENCIES[metric]} of a request, median", frame[f"error_{metric}"].median()
+    said = {"quantity": label, "kind": "bias", "error": float(error)}
+    return said | {"direction": direction(label, error)}
+
+
 def _request_error(frame: pd.DataFrame, metric: str, share: int) -> dict[str, Any]:
     error = float(frame[f"error_{metric}"].abs().quantile(share / 100))
-    label = f"{LATENCIES[metric]} of a request, {_name(share)} error"
-    return {"quantity": label, "measured": np.nan, "simulated": np.nan, "error": error}
+    label = f"{LATENCIES[metric]} of a request, {_name(share)} absolute error"
+    return {"quantity": label, "kind": "absolute", "error": error, "direction": ""}
 
 
 def _name(share: int) -> str:

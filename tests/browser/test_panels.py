@@ -5,6 +5,7 @@ the same values: pictures may differ by a font, numbers may not.
 """
 
 import ast
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -92,8 +93,8 @@ def test_00_the_passes_of_a_bucket_are_picked_out(opened, tiny_llama):
 
 def test_01_a_choice_follows_and_the_long_one_shows_progress_and_is_cancelled(opened):
     panel, tables, p = opened("01_which_buckets", 5, requests=1500, largest_k=4)
-    chosen = pd.read_csv(tables / "buckets.csv")
-    here = parts(explore.which_buckets(p, len(chosen)))
+    results = json.loads((tables.parent / "results.json").read_text())["results"]
+    here = parts(explore.which_buckets(p, results["knee_buckets"]))
     same(panel.numbers(), numbers(here))
 
     before, picture = panel.csv, panel.picture

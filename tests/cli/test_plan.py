@@ -751,7 +751,7 @@ def test_a_result_held_against_itself_with_a_slower_client_shows_the_client(
     assert rows["requests/s"]["error"] == 0
     slower = rows["E2EL median [s]"]
     assert slower["measured"] == pytest.approx(slower["simulated"] + 0.05)
-    assert rows["E2EL of a request, median error"]["error"] > 0
+    assert rows["E2EL of a request, median absolute error"]["error"] > 0
     table_of = command("validate", measured, simulated)
     assert "E2EL P99 [s]" in table_of.out
     assert "nan" not in table_of.out

@@ -18,9 +18,10 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 
-from spyre_bench import explore
+from spyre_bench import explore, plots
+from spyre_bench.choose.advise import per_request, within
 from spyre_bench.choose.advise_shapes import Engine
-from spyre_bench.choose.optimize import Limits, choose_buckets
+from spyre_bench.choose.optimize import Limits
 from spyre_bench.cost.bucket_cost import BucketCost
 from spyre_bench.cost.card_parameters import with_all_reduce
 from spyre_bench.cost.measured import MeasuredCost
@@ -29,14 +30,15 @@ from spyre_bench.cost.table import write_cost_table
 from spyre_bench.explore import cards, choice, fill, passes, trust
 from spyre_bench.explore.work import Step
 from spyre_bench.metrics import summary, waste
-from spyre_bench.metrics.bounds import shape_bound_s
 from spyre_bench.policy.continuous import Rules
 from spyre_bench.policy.static import Policy
 from spyre_bench.shape_set import ShapeSet
 from spyre_bench.shapes import Bucket
+from spyre_bench.simulate.scenario import Scenario
 from spyre_bench.simulate.static import simulate
 from spyre_bench.studies import startup, under_load
 from spyre_bench.studies import static_or_continuous as kinds
+from spyre_bench.studies.advised import advise_at
 from spyre_bench.studies.deployments import best, capacities
 from spyre_bench.workload.source import load_workload
 from tests.cost.test_cost import CORNERS, machine
@@ -96,14 +98,21 @@ def test_a_changed_control_changes_the_picture_and_back(bar):
     assert bar.figure.value == first
 
 
-def test_what_is_meant_for_people_is_a_sentence_and_the_last_picture_stays(bar):
+@pytest.mark.parametrize("bad", [13, 14])
+def test_no_picture_of_other_settings_stays_beside_an_error(bar, bad):
     first = bar.figure.value
+    bar.controls["height"].value = bad
+    shown = bar.figure.value, bar.caption.value, bar.numbers.value, bar.figure.layout.display
+    assert shown == (b"", "", "", "none")
+    bar.controls["height"].value = 3
+    assert bar.message.value == ""
+    assert bar.figure.value == first
+    assert bar.figure.layout.display is None
+
+
+def test_what_is_meant_for_people_is_a_sentence(bar):
     bar.controls["height"].value = 13
     assert bar.message.value == "<b>height 13 is &lt; 14 &amp; unlucky</b>"
-    assert bar.figure.value == first
-    bar.controls["height"].value = 5
-    assert bar.message.value == ""
-    assert bar.figure.value != first
 
 
 def test_any_other_error_shows_its_type(bar):
@@ -306,6 +315,9 @@ def chosen_for(tmp_path) -> SimpleNamespace:
         cost=str(tmp_path / "cost.csv"),
         seed=0,
         warmup_budget_s=0.0,
+        arrivals="poisson:1",
+        load=0.1,
+        policy="best_fit",
     )
 
 
@@ -327,28 +339,32 @@ def test_every_control_of_the_choice_changes_its_picture(chosen_for):
 
 def test_a_budget_too_small_for_any_bucket_is_a_sentence(chosen_for):
     panel = parts(explore.which_buckets(chosen_for, 3))
-    before = panel.figure.value
     panel.controls["warmup budget [s], 0: none"].value = 5.0
     assert "no choice of 3 buckets within a warmup budget of 5.0 s" in panel.message.value
-    assert panel.figure.value == before
+    assert panel.figure.value == b""
 
 
-def test_the_panel_shows_the_proved_choice_and_says_what_is_left_out(chosen_for):
+def test_the_panel_shows_the_advised_set_and_says_what_is_left_out(chosen_for):
     table = MeasuredCost(machine(*CORNERS))
-    some, costs, drawn = choice.few_requests(chosen_for, table, "azure_conv")
-    assert len(some) < drawn == 300
-    ax = choice.draw_choice(lambda name: (some, costs, drawn), "azure_conv", 2, 0.0)
-    best_two = choose_buckets(some, costs, Limits(2))
+    drawn = Scenario.of(chosen_for, workload="azure_conv").load_workload()
+    some = within(drawn, table)
+    assert len(some) < len(drawn) == 300
+    ax = choice.draw_choice(chosen_for, table, "azure_conv", 2, 0.0)
+    settings = {"batch_sizes": table.batch_sizes, "policy": Policy("best_fit")}
+    advice = advise_at(0.1, some, table, Limits(2), **settings, **choice.FEW_CANDIDATES)
+    assert advice.buckets != advice.certificate.buckets  # a light load fills no batch
+    ours = per_request(advice).query("advised").iloc[0]
     seconds, beyond = ax.get_title(loc="left").split("\n")
-    assert f"{shape_bound_s(some, best_two.costs) / len(some):.3f} device seconds" in seconds
+    assert f"advised: {ours['held_out_busy_s']:.3f} device seconds" in seconds
     assert f"{1 - len(some) / 300:.0%} of the requests are beyond" in beyond
     labels = [text.get_text() for text in ax.figure.legends[0].get_texts()]
-    for label, bucket in zip(labels, best_two.buckets, strict=True):
-        assert f"P {bucket.prompt_length}, N {bucket.new_tokens}" in label
+    for label, bucket in zip(labels, advice.buckets, strict=True):
+        shape = f"B {bucket.batch_size}, P {bucket.prompt_length}, N {bucket.new_tokens}"
+        assert shape in label
     plt.close("all")
 
 
-def test_for_the_whole_workload_as_many_buckets_as_asked_are_chosen_from_all_candidates(chosen_for):
+def test_for_the_whole_workload_the_title_says_what_the_last_bucket_saves(chosen_for):
     table = MeasuredCost(machine(*CORNERS))
     steps, shares = choice.choose_for_all(chosen_for, table, "azure_conv", 2, 0.0), []
     while True:
@@ -358,12 +374,28 @@ def test_for_the_whole_workload_as_many_buckets_as_asked_are_chosen_from_all_can
             ax = end.value()
             break
     assert shares == pytest.approx([0, 1 / 3, 2 / 3])
-    few, costs, _ = choice.few_requests(chosen_for, table, "azure_conv")
+    some = within(Scenario.of(chosen_for, workload="azure_conv").load_workload(), table)
+    settings = {"batch_sizes": table.batch_sizes, "policy": Policy("best_fit")}
+    one, two = (
+        per_request(advise_at(0.1, some, table, Limits(k), **settings)).query("advised").iloc[0]
+        for k in (1, 2)
+    )
+    saved = 1 - two["held_out_busy_s"] / one["held_out_busy_s"]
     title = ax.get_title(loc="left").replace("\n", " ")
-    assert title.startswith("300 requests, 2 buckets")
-    assert "less than 1," in title
-    seconds = float(title.split("2 buckets: ")[1].split(" ")[0])
-    assert seconds <= choose_buckets(few, costs, Limits(2)).objective_s / len(few) + 5e-4
+    assert title.startswith(f"300 requests, 2 buckets advised: {two['held_out_busy_s']:.3f} ")
+    assert f", {saved:.0%} less than with 1, " in title
+    plt.close("all")
+
+
+def test_a_batch_size_has_its_colour_whatever_other_sizes_are_chosen():
+    requests = pd.DataFrame({"prompt_tokens": [10, 60], "max_tokens": [5, 30]})
+    large = {"batch_size": 8, "prompt_length": 64, "new_tokens": 32, "compile_s": 1, "share": 1}
+    small = large | {"batch_size": 2}
+    alone, among = (
+        plots.buckets(pd.DataFrame(some), requests, "").lines[-1]
+        for some in ([large], [small, large])
+    )
+    assert alone.get_color() == among.get_color()
     plt.close("all")
 
 
@@ -499,6 +531,18 @@ def test_the_title_of_the_fill_is_that_of_the_run(arriving):
     plt.close("all")
 
 
+def test_a_bucket_without_a_batch_keeps_its_place_and_the_axis_its_length(arriving):
+    some, capacity_rps = arriving
+    costs = (*FOUR_ROWS, BucketCost(Bucket(4, 2048, 128), 90.0, 9.0))  # never the cheapest
+    for rate in (0.2 * capacity_rps, 2 * capacity_rps):
+        ax = fill.draw_fill(some, costs, Policy(), capacity_rps, "best_fit", rate, 0.0)
+        names = [label.get_text().split(":")[0] for label in ax.get_yticklabels()]
+        assert names == ["4,128,64", "4,512,128", "4,2048,128"]
+        assert ax.get_yticklabels()[-1].get_text().endswith(": 0")
+        assert ax.get_xlim() == (0, 100)
+    plt.close("all")
+
+
 # --- 04_does_tensor_parallel_pay ------------------------------------------------------------------
 
 
@@ -603,9 +647,22 @@ def test_the_comparison_shows_the_requests_that_are_off_by_so_much(compared):
     assert "queued" not in set(shown["series"])
     ax = trust.draw_requests(compared, "every run", "e2el", 9.0)
     assert ax.get_title(loc="left").replace("\n", " ") == (
-        "E2EL is off by 9.5% in the median of the 2 of 10 requests of every run that are off by "
-        "9 % or more"
+        "E2EL is off by 9.5% either way, +9.5% signed (pessimistic), in the median of the 2 of 10 "
+        "requests of every run that are off by 9 % or more"
     )
+    plt.close("all")
+
+
+def test_the_axes_and_the_marks_of_the_comparison_are_the_same_whatever_is_picked_out(compared):
+    every = trust.draw_requests(compared, "every run", "e2el", 0.0)
+    (last,) = compared["run"].unique()[-1:]
+    alone = trust.draw_requests(compared, last, "e2el", 0.0)
+    assert alone.get_xlim() == every.get_xlim()
+    marks = [
+        {line.get_label(): (line.get_marker(), line.get_color()) for line in ax.lines}
+        for ax in (every, alone)
+    ]
+    assert marks[1][last] == marks[0][last]
     plt.close("all")
 
 

@@ -19,6 +19,7 @@ from spyre_bench.cost.table import write_cost_table
 from spyre_bench.review.regression import compare
 from spyre_bench.runs.execute import measures
 from spyre_bench.runs.records import Traits, matches, read_run
+from spyre_bench.studies.sensitivity import deciding
 from spyre_bench.workload.source import load_workload
 from tests.cost.test_cost import CORNERS, machine
 
@@ -105,6 +106,11 @@ def test_it_is_thin(notebook):
     assert 12 <= len(notebook.cells) <= 20
     assert sum(map(code_lines, cells)) <= 120
     assert median(map(code_lines, cells)) <= 8
+
+
+def test_the_figure_that_a_review_shows_is_one_that_it_draws(notebook):
+    shown = Traits.of(notebook.metadata.spyre_bench).figure
+    assert any(f'run.figure("{shown}"' in cell for cell in code_cells(notebook))
 
 
 def test_an_answer_has_no_typed_in_number(notebook):
@@ -240,6 +246,9 @@ def test_buckets_are_chosen_within_k_and_budget_and_held_against_other_schemes(t
         "-p",
         "reuse",
         "100000",
+        "-p",
+        "load",
+        "2",  # full batches, so that policies differ
     )
     record = run(tmp_path, "01_which_buckets", None, *words)
     assert set(record["figures"]) == {
@@ -399,7 +408,7 @@ def test_tensor_parallel_is_held_against_replicas_on_as_many_cards_and_as_a_rang
     assert record["answer"].startswith("**Modelled, not measured: on 4 cards granite-3.3-8b")
 
     leads = pd.read_csv(tables / "tornado.csv")
-    assert found["deciding"] == leads.loc[leads["changes"], "parameter"].tolist()
+    assert found["deciding"] == deciding(leads)
     assert {"all_reduce_s", "rest_decode_s"} <= set(leads["parameter"])
 
 

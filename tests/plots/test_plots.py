@@ -166,18 +166,16 @@ GAINS = pd.DataFrame(
 )
 TORNADO = pd.DataFrame(
     {
-        "parameter": ["rest_decode_s", "all_reduce_s"],
-        "unit": ["s/layer", "s"],
-        "confidence": ["L-M", "L"],
-        "fast": [0.0, 5e-5],
-        "slow": [3.6e-3, 2e-4],
+        "name": ["overhead per layer in decode", "latency of an all-reduce", "fp16 products"],
+        "range": ["0 to 3.6 ms", "50 to 200 µs", "98.3 to 72 TFLOPS"],
+        "confidence": ["low to medium", "low", "high to medium"],
         "winner": "2 × TP 1",
         "base_lead": 0.1,
-        "fast_lead": [0.2, 0.05],
-        "slow_lead": [-0.3, 0.15],
+        "fast_lead": [0.2, 0.05, 0.1],
+        "slow_lead": [-0.3, 0.15, 0.0999],
         "fast_winner": "2 × TP 1",
-        "slow_winner": ["1 × TP 2", "2 × TP 1"],
-        "changes": [True, False],
+        "slow_winner": ["1 × TP 2", "2 × TP 1", "2 × TP 1"],
+        "changes": [True, False, False],
     }
 )
 FIGURES = {
@@ -300,6 +298,10 @@ def test_the_stages_of_a_start_lie_end_to_end():
 
 def test_a_bucket_that_never_pays_is_said_to():
     ax = plots.break_even(BREAK_EVEN, "")
+    assert ax.get_xscale() == "log"
+    assert ax.get_xlim() == (10, 10_000), "around 12 and 1,200, with room for the words"
+    some = plots.break_even(BREAK_EVEN.query("bucket == 'b'"), "", among=BREAK_EVEN)
+    assert some.get_xlim() == ax.get_xlim(), "one bucket beside the range of all"
     assert [text.get_text() for text in ax.texts] == ["1,200", "never", "12", "never"]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
 
@@ -423,6 +425,14 @@ def test_a_parameter_that_decides_is_bold_and_who_wins_then_is_named():
     assert texts(ax) == ["1 × TP 2"]
     assert [label.get_fontweight() for label in ax.get_yticklabels()] == ["bold", "normal"]
     assert "2 × TP 1" in ax.get_xlabel()
+
+
+def test_a_parameter_is_called_what_people_call_it_and_one_that_moves_nothing_has_no_row():
+    ax = plots.tornado(TORNADO, "")
+    first, second = (label.get_text() for label in ax.get_yticklabels())
+    assert first == "overhead per layer in decode\n0 to 3.6 ms, confidence low to medium"
+    assert second.startswith("latency of an all-reduce\n50 to 200 µs")
+    assert ax.get_xlabel().endswith("hardly move it: fp16 products")
 
 
 def smallest_text(figure) -> float:

@@ -86,8 +86,10 @@ def platform_as_before() -> Iterator[None]:
     from spyre_bench.plugin.platform import SpyrePlatform
 
     before = SpyrePlatform._config, SpyrePlatform._vllm_config
-    yield
-    SpyrePlatform._config, SpyrePlatform._vllm_config = before
+    try:
+        yield
+    finally:
+        SpyrePlatform._config, SpyrePlatform._vllm_config = before
 
 
 @contextmanager

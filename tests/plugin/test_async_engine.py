@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from spyre_bench.plugin.platform import SpyrePlatform
+from tests.plugin.conftest import platform_as_before
 
 pytestmark = pytest.mark.slow
 
@@ -15,9 +15,8 @@ PROMPTS = ["a prompt", "another prompt", "b prompt", "the third one is longer th
 @pytest.fixture
 def configured():
     """The session's other engine lives on, and its buckets with it."""
-    before = SpyrePlatform._config, SpyrePlatform._vllm_config
-    yield
-    SpyrePlatform._config, SpyrePlatform._vllm_config = before
+    with platform_as_before():
+        yield
 
 
 def test_the_async_engine_answers_streams_and_takes_aborts(tiny_llama, reference, configured):

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from spyre_bench.plugin.platform import SpyrePlatform
+from tests.plugin.conftest import platform_as_before
 
 SHAPES = {"prefill_shapes": "64,192 128,256", "decode_shapes": "2,256 4,128 6,64"}
 LENGTHS = (1, 63, 64, 65, 127, 128, 129, 191, 192, 193)  # beside every compiled boundary
@@ -32,7 +32,6 @@ def engine(tiny_llama):
 
     from tests.plugin.force_token import ForceToken
 
-    before = SpyrePlatform._config, SpyrePlatform._vllm_config
     made = {}
 
     def make(blocks: int = 40, **rules):
@@ -47,8 +46,8 @@ def engine(tiny_llama):
             )
         return made[key]
 
-    yield make
-    SpyrePlatform._config, SpyrePlatform._vllm_config = before
+    with platform_as_before():
+        yield make
 
 
 @pytest.fixture(scope="module")

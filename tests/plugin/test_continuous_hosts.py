@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from spyre_bench.cost.shape_cost import ShapeCosts
-from spyre_bench.plugin.platform import SpyrePlatform
 from spyre_bench.policy import blocks as pool_module
 from spyre_bench.policy.continuous import Prefill, Rules
 from spyre_bench.shape_set import BLOCK_TOKENS, ShapeSet, blocks_of
@@ -21,6 +20,7 @@ from spyre_bench.simulate.continuous import _Engine, simulate
 from spyre_bench.simulate.result import PREFILL as PREFILL_KIND
 from spyre_bench.simulate.result import ContinuousRun
 from spyre_bench.workload.workload import Workload
+from tests.plugin.conftest import platform_as_before
 from tests.policy.engine_host import Host, Request, costs_of
 
 pytestmark = pytest.mark.vllm
@@ -34,18 +34,16 @@ SEEDS = 500
 def vllm_config(tiny_llama):
     from vllm.engine.arg_utils import EngineArgs
 
-    before = SpyrePlatform._config, SpyrePlatform._vllm_config
     spyre = {
         "batching": "continuous",
         "compile_backend": "eager",
         "prefill_shapes": PREFILL,
         "decode_shapes": DECODE,
     }
-    config = EngineArgs(
-        model=str(tiny_llama), max_model_len=LONGEST, additional_config={"spyre": spyre}
-    ).create_engine_config()
-    yield config
-    SpyrePlatform._config, SpyrePlatform._vllm_config = before
+    with platform_as_before():
+        yield EngineArgs(
+            model=str(tiny_llama), max_model_len=LONGEST, additional_config={"spyre": spyre}
+        ).create_engine_config()
 
 
 def make_scheduler(vllm_config, shapes: ShapeSet, rules: Rules):

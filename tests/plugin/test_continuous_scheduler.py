@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from spyre_bench.plugin.platform import SpyrePlatform
 from spyre_bench.policy.continuous import Rules
 from spyre_bench.shape_set import ShapeSet
+from tests.plugin.conftest import platform_as_before
 from tests.plugin.test_continuous_hosts import DECODE, LONGEST, PREFILL, VllmHost
 
 PREEMPT = Rules(admission="preempt")
@@ -17,15 +17,14 @@ PREEMPT = Rules(admission="preempt")
 def vllm_config(tiny_llama):
     from vllm.engine.arg_utils import EngineArgs
 
-    before = SpyrePlatform._config, SpyrePlatform._vllm_config
     spyre = {"batching": "continuous", "prefill_shapes": PREFILL, "decode_shapes": DECODE}
-    yield EngineArgs(
-        model=str(tiny_llama),
-        max_model_len=LONGEST,
-        scheduling_policy="fcfs",
-        additional_config={"spyre": spyre},
-    ).create_engine_config()
-    SpyrePlatform._config, SpyrePlatform._vllm_config = before
+    with platform_as_before():
+        yield EngineArgs(
+            model=str(tiny_llama),
+            max_model_len=LONGEST,
+            scheduling_policy="fcfs",
+            additional_config={"spyre": spyre},
+        ).create_engine_config()
 
 
 @pytest.fixture

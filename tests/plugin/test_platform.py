@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from spyre_bench.plugin.platform import SpyrePlatform
+from tests.plugin.conftest import platform_as_before
 
 TWO = {"buckets": [[4, 64, 32], [2, 256, 64]]}
 
@@ -16,16 +17,14 @@ def configure(tiny_llama, tiny_granite):
     """vLLM's configuration for the tiny model, as its engines build it."""
     from vllm.engine.arg_utils import EngineArgs
 
-    before = SpyrePlatform._config, SpyrePlatform._vllm_config
-
     def build(spyre=TWO, **arguments):
         arguments = {"model": str(tiny_llama)} | arguments
         if arguments["model"] == "granite":
             arguments["model"] = str(tiny_granite)
         return EngineArgs(additional_config={"spyre": spyre}, **arguments).create_engine_config()
 
-    yield build
-    SpyrePlatform._config, SpyrePlatform._vllm_config = before  # the session's engine lives on
+    with platform_as_before():
+        yield build
 
 
 def token_prompt(tokens: int) -> dict:

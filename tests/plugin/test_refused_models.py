@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.matrix import Case, write
+from tests.plugin.conftest import platform_as_before
 from tests.plugin.servers import SPYRE
 from tests.tiny_models import save_byte_tokenizer
 
@@ -14,10 +15,9 @@ SIZES = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 12}
 
 
 @pytest.fixture(autouse=True)
-def _the_engine_of_other_tests_stays_the_last_one(monkeypatch):
-    from spyre_bench.plugin.platform import SpyrePlatform
-
-    monkeypatch.setattr(SpyrePlatform, "_config", SpyrePlatform._config)
+def _the_engine_of_other_tests_stays_the_last_one():
+    with platform_as_before():
+        yield
 
 
 def other(family: str, model_class: str, **values):

@@ -6,6 +6,7 @@ import pytest
 
 from spyre_bench.plugin.platform import SpyrePlatform
 from tests.plugin import extremes
+from tests.plugin.conftest import platform_as_before
 
 OURS = {
     "logit_bias": {5: math.nan},
@@ -63,14 +64,13 @@ NOT_FOR_A_PASS = {
 def configured(added_token):
     from vllm.engine.arg_utils import EngineArgs
 
-    before = SpyrePlatform._config, SpyrePlatform._vllm_config
-    EngineArgs(
-        model=str(added_token),
-        additional_config={"spyre": {"buckets": [[4, 64, 16], [2, 192, 32]]}},
-        max_logprobs=1000,
-    ).create_engine_config()
-    yield
-    SpyrePlatform._config, SpyrePlatform._vllm_config = before  # the session's engine lives on
+    with platform_as_before():
+        EngineArgs(
+            model=str(added_token),
+            additional_config={"spyre": {"buckets": [[4, 64, 16], [2, 192, 32]]}},
+            max_logprobs=1000,
+        ).create_engine_config()
+        yield
 
 
 def validate(prompt=(5, 6), **parameters):

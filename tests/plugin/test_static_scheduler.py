@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from spyre_bench.plugin.platform import SpyrePlatform
 from spyre_bench.shapes import Bucket
+from tests.plugin.conftest import platform_as_before
 
 SMALL, LARGE = Bucket(4, 64, 32), Bucket(2, 256, 64)
 
@@ -14,14 +14,12 @@ SMALL, LARGE = Bucket(4, 64, 32), Bucket(2, 256, 64)
 def vllm_config(tiny_llama):
     from vllm.engine.arg_utils import EngineArgs
 
-    before = SpyrePlatform._config, SpyrePlatform._vllm_config
-    config = EngineArgs(
-        model=str(tiny_llama),
-        scheduling_policy="fcfs",
-        additional_config={"spyre": {"buckets": [[4, 64, 32], [2, 256, 64]], "gather_s": 0}},
-    ).create_engine_config()
-    yield config
-    SpyrePlatform._config, SpyrePlatform._vllm_config = before  # the session's engine lives on
+    with platform_as_before():
+        yield EngineArgs(
+            model=str(tiny_llama),
+            scheduling_policy="fcfs",
+            additional_config={"spyre": {"buckets": [[4, 64, 32], [2, 256, 64]], "gather_s": 0}},
+        ).create_engine_config()
 
 
 @pytest.fixture

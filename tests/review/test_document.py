@@ -75,14 +75,24 @@ def test_distances_are_found_by_name_in_results_and_tables(tmp_path):
         "over_shape_bound/skip": 1.5,
         "over_shape_bound/best_fit": 0.5,
         "curve: device_s over bound_s/k 1 to 3": 0.0,
-        "held: held_out_busy_s over held_out_bound_s/ours": 1.0,
-        "held: held_out_busy_s over held_out_bound_s/theirs": 0.5,
+        "held: held_out_busy_s over the least held_out_bound_s/ours": 1.0,
+        "held: held_out_busy_s over the least held_out_bound_s/theirs": 2.0,
         "loads: busy_over_shape_bound/skip": 1.0,
         "loads: busy_over_shape_bound/fcfs": 2.0,
     }
     skip = found[found["of"].str.startswith("loads") & (found["item"] == "skip")].iloc[0]
     assert (skip["least"], skip["largest"]) == (0, 3)
     assert found.loc[found["of"].str.startswith("curve"), "largest"].item() == pytest.approx(0.1)
+
+
+def test_a_set_with_a_poor_bound_of_its_own_does_not_look_better_than_a_faster_one(tmp_path):
+    sets = {"set": ["advised", "one shape"], "busy_s": [2.6, 7.1], "shape_bound_s": [1.7, 6.2]}
+    sets |= {"busy_over_shape_bound": [2.6 / 1.7, 7.1 / 6.2]}
+    found = of_items(distances(read_run(write(tmp_path, sets=pd.DataFrame(sets)))))
+    assert found == {
+        "sets: busy_s over the least shape_bound_s/advised": pytest.approx(2.6 / 1.7 - 1),
+        "sets: busy_s over the least shape_bound_s/one shape": pytest.approx(7.1 / 1.7 - 1),
+    }
 
 
 def test_a_result_is_not_repeated_by_the_table_that_it_came_from(tmp_path):
@@ -93,11 +103,21 @@ def test_a_result_is_not_repeated_by_the_table_that_it_came_from(tmp_path):
 
 
 def test_accuracy_is_that_of_a_notebook_that_measured_and_simulated(tmp_path):
-    errors = {"quantity": ["fill", "fill"], "run": ["queued", "load 1"]}
-    errors = pd.DataFrame(errors | {"measured": 1.0, "simulated": 1.1, "error": [0.1, 0.2]})
+    errors = pd.DataFrame(
+        [
+            ("fill", "bias", "queued", 0.1, "optimistic"),
+            ("fill", "bias", "load 1", -0.2, "pessimistic"),
+            ("TTFT", "bias", "load 1", -0.2, "optimistic"),
+            ("TTFT of a request", "absolute", "load 1", 0.3, ""),
+        ],
+        columns=["quantity", "kind", "run", "error", "direction"],
+    )
     kept = KEPT | {"results": {"e2el_median_error": {"queued": 0.03}, "terror": 1.0}}
     review = gather(write(tmp_path, kept=kept, errors=errors))
-    assert review.accuracy["some"].loc["fill"].to_dict() == {"queued": 0.1, "load 1": 0.2}
+    found = review.accuracy["some"]
+    assert found.bias.loc["fill"].to_dict() == {"queued": 0.1, "load 1": -0.2}
+    assert found.absolute.loc["TTFT of a request"].to_dict() == {"load 1": 0.3}
+    assert (found.optimistic, found.pessimistic) == (2, 1)
     assert review.errors == [("some", "e2el_median_error/queued", 0.03)]
     other = gather(write(tmp_path / "other", errors=WASTE))
     assert (other.accuracy, other.errors) == ({}, [])

@@ -1,6 +1,7 @@
 """The page of a design review and its PDF, made of runs written by hand."""
 
 import base64
+import json
 import re
 import shutil
 import sys
@@ -13,7 +14,7 @@ from pypdf import PdfReader
 
 from spyre_bench.cli.main import main
 from spyre_bench.review import page as pages
-from spyre_bench.review.document import gather
+from spyre_bench.review.document import Chapter, gather
 from tests.review.test_document import WASTE, story
 from tests.runs.test_records import KEPT, write
 
@@ -102,7 +103,8 @@ def test_all_figures_and_tables_are_on_it_with_title_and_file(tmp_path):
     kept |= {"captions": {"fill": "Rows by load."}}
     run = picture(picture(write(tmp_path, kept=kept, waste=WASTE, other=WASTE)), "fill")
     page = page_of(run)
-    captions = [" ".join(tag.get_text(" ").split()) for tag in page.find_all("figcaption")]
+    captions = page.find(id="some").find_all("figcaption")
+    captions = [" ".join(tag.get_text(" ").split()) for tag in captions]
     assert captions == [
         "Figure 1.1 Most is lost some-waste.svg",
         "Figure 1.2 It is full. Rows by load. some-fill.svg",
@@ -121,7 +123,7 @@ def test_a_figure_of_very_many_dots_is_on_it_as_png(tmp_path):
 
 
 def test_a_figure_without_its_file_is_said_to_be_missing(tmp_path):
-    assert "Its files are not in the run." in section(page_of(write(tmp_path)), "some")
+    assert "Its files are not in the run." in section(page_of(write(tmp_path)), "deck-some")
 
 
 def test_of_a_long_table_it_says_how_many_rows_there_are(tmp_path):
@@ -147,15 +149,50 @@ def test_the_summary_has_each_answer_and_the_counts_of_checks(tmp_path):
         "2 of 3 checks passed",
         "1 notebook failed",
         "1 check failed",
-        "Is it? passed a · 1 of 1 checks passed Yes , it is",
+        "Is it? passed a · 1 of 1 checks passed Yes",
         "b failed b · 1 of 2 checks passed, 1 failed check 'y' failed: 1 > 2",
     ):
         assert text in said
 
 
+def test_the_deck_has_question_answer_one_figure_and_the_number_that_would_change_it(tmp_path):
+    kept = {"question": "Is it?", "answer": "**Yes**, it is.", "unless": "a price above **3**."}
+    kept = KEPT | kept | {"figures": {"fill": "It is full", "waste": "Most is lost"}}
+    run = picture(picture(write(tmp_path, kept=kept)), "fill")
+    told = json.loads((run / "some/outcome.json").read_text())
+    told["traits"]["figure"] = "waste"
+    (run / "some/outcome.json").write_text(json.dumps(told))
+    page = page_of(run)
+    slide = "some passed · all of it Is it? Yes , it is. What would change it a price above 3 ."
+    assert section(page, "deck-some") == f"{slide} Most is lost"
+    assert len(page.find(id="deck-some").find_all("img")) == 1
+    ids = [part["id"] for part in page.find_all(id=True)]
+    assert ids.index("summary") < ids.index("deck-some") < ids.index("appendix") < ids.index("some")
+    pictures = [img["alt"] for img in page.find_all("img")]
+    assert sorted(pictures) == ["It is full", "Most is lost"], "none twice, for a small PDF"
+
+
+def test_the_summary_has_of_an_answer_what_it_begins_with():
+    chapter = {"name": "a", "question": "Is it?", "error": None, "checks": {}, "aims": {}}
+    chapter |= {"parameters": [], "results": [], "provenance": {}}
+    said = {
+        "**It pays,\nmostly.** The rest": "It pays,\nmostly.",
+        "It pays. So much for that.": "It pays.",
+        "": "",
+    }
+    for answer, headline in said.items():
+        assert Chapter(**chapter, answer=answer).headline == headline
+
+
+def test_a_hatched_figure_is_a_png_which_prints_smaller(tmp_path):
+    run = picture(write(tmp_path), svg=f"{SVG}<pattern/></svg>")
+    (shown,) = page_of(run).find_all("img")
+    assert shown["src"].startswith("data:image/png")
+
+
 def test_a_failed_notebook_has_its_error_on_the_summary_and_in_its_chapter(tmp_path):
     page = page_of(write(tmp_path, kept=None, error="cell In [3]: ZeroDivisionError"))
-    for place in ("summary", "some"):
+    for place in ("summary", "deck-some", "some"):
         assert "failed" in section(page, place)
         assert "cell In [3]: ZeroDivisionError" in section(page, place)
 
@@ -176,14 +213,18 @@ def test_what_is_not_there_is_said(tmp_path):
 
 
 def test_bounds_accuracy_and_changes_are_on_it(tmp_path):
-    errors = {"quantity": ["fill"], "run": ["load 1"], "measured": 1.0, "simulated": 0.9}
-    errors = pd.DataFrame(errors | {"error": [-0.1]})
+    errors = {"quantity": ["fill", "TTFT of a request"], "kind": ["bias", "absolute"]}
+    errors |= {"run": "load 1", "error": [-0.1, 0.2], "direction": ["pessimistic", ""]}
+    errors = pd.DataFrame(errors)
     results = {"over_shape_bound": {"skip": 2.5}, "fill": 0.4}
     run = write(tmp_path / "run", kept=KEPT | {"results": results}, errors=errors)
     base = write(tmp_path / "base", kept=KEPT | {"results": results | {"fill": 0.5}}, errors=errors)
     page = page_of(run, base=base)
     assert "skip +150.0%" in section(page, "bounds")
-    assert "fill −10.0%" in section(page, "accuracy")
+    accuracy = section(page, "accuracy")
+    assert "Bias: the simulator is optimistic in 0 figures, pessimistic in 1" in accuracy
+    assert "fill −10.0%" in accuracy
+    assert "TTFT of a request 20.0%" in accuracy.split("Absolute error")[1]
     assert "some/results/ fill 0.5 0.4 −20.00%" in section(page, "changes").replace("/f", "/ f")
 
 
@@ -221,8 +262,9 @@ def test_the_pdf_has_every_chapter_on_a_page_of_its_own(tmp_path, command):
     assert (code, said) == (0, "page: out.html\nPDF: out.pdf\n")
     texts = [page.extract_text() for page in PdfReader(tmp_path / "out.pdf").pages]
     assert "It pays." in texts[0]
-    assert "Distance to the bounds" in texts[1]
-    assert "Figure 1.1" in texts[2]
+    assert "Does it last?" in texts[2]
+    assert "Distance to the bounds" in texts[3]
+    assert "Figure 1.1" in texts[4]
     assert "Does it last?" in texts[-1]
 
 

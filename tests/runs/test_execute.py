@@ -1,9 +1,12 @@
 """Notebooks of a cell or two through the strict runner, by way of the command itself."""
 
 import json
+import os
+import pty
 import re
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -57,7 +60,6 @@ def test_a_good_notebook_leaves_a_report_and_says_where(tmp_path):
     code, said, report = spyre_bench_run(tmp_path, path, "-p", "threads", "5", "-p", "name", "-7")
     assert code == 0
     assert f"report: {report.resolve() / 'index.html'}" in said
-    assert "100%" in said  # progress
     kept = results(report / "good")
     assert kept["parameters"] | {"output_directory": ""} == {
         "threads": 5,
@@ -67,11 +69,58 @@ def test_a_good_notebook_leaves_a_report_and_says_where(tmp_path):
     assert kept["answer"] == "**5** threads"
     assert "<strong>5</strong> threads" in (report / "index.html").read_text()
     assert {path.name for path in (report / "good").iterdir()} == {
+        "kernel.log",
         "notebook.ipynb",
         "outcome.json",
         "report.html",
         "results.json",
     }
+
+
+def test_a_run_says_a_line_per_notebook_and_nothing_of_libraries(tmp_path):
+    warns = "import os; os.write(2, b'warning of a library'); print('of a cell')"
+    good, other = notebook(tmp_path / "good.ipynb", warns), notebook(tmp_path / "other.ipynb")
+    code, said, report = spyre_bench_run(tmp_path, good, other)
+    assert code == 0
+    index = report.resolve() / "index.html"
+    first, address, second, passed, last = said.splitlines()[1:] + said.splitlines()[:1]
+    assert re.fullmatch(r"1/2 good: passed, \d+ s", first)
+    assert address == f"what has finished is in {index}"
+    assert re.fullmatch(r"2/2 other: passed, \d+ s", second)
+    assert (passed, last) == ("2 of 2 notebooks passed", f"report: {index}")
+    assert "warning of a library" in (report / "good" / "kernel.log").read_text()
+
+
+def test_on_a_terminal_a_bar_moves_and_leaves_one_line(tmp_path):
+    path = notebook(tmp_path / "good.ipynb", "import time; time.sleep(0.5)")
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(ours, (24, 100))  # of no width a bar shows nothing
+    with subprocess.Popen(
+        [*COMMAND, "-o", "out", str(path)], cwd=tmp_path, stdout=theirs, stderr=theirs
+    ) as process:
+        os.close(theirs)
+        shown = _until_closed(ours)
+    assert process.returncode == 0
+    assert "good:" in shown
+    assert "cell/s" in shown
+    left = [line.rpartition("\r")[2].strip() for line in shown.split("\r\n")]
+    assert [line for line in left if "passed" in line or "cell" in line] == [
+        next(line for line in left if re.fullmatch(r"1/1 good: passed, \d+ s", line))
+    ]
+
+
+def _until_closed(terminal: int) -> str:
+    shown = b""
+    while True:
+        try:
+            piece = os.read(terminal, 4096)
+        except OSError:  # of Linux, where the other end is closed
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(terminal)
+    return shown.decode()
 
 
 def test_the_page_asks_the_network_for_nothing(tmp_path):
@@ -156,6 +205,7 @@ def test_a_dying_kernel_is_an_error_and_keeps_what_ran(tmp_path):
     code, said, report = spyre_bench_run(tmp_path, path)
     assert code == 1
     assert re.search(r"bad.ipynb: DeadKernelError", said)
+    assert f"what it printed is in {report.resolve() / 'bad' / 'kernel.log'}" in said
     assert (report / "bad" / "report.html").exists()
 
 

@@ -4,6 +4,7 @@ import re
 
 import nbformat
 import pytest
+from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output, new_raw_cell
 
 from spyre_bench.runs.html import notebook_page
@@ -57,6 +58,41 @@ def test_what_markdown_is_for_stays(page):
     assert re.search(r'<th style="text-align: ?right;?">a', found)
     assert 'href="https://good.org"' in found
     assert PIXEL in page(f'<img src="{PIXEL}" alt="a">')
+
+
+def page_of(folder, cells, answer=None) -> BeautifulSoup:
+    nbformat.write(new_notebook(cells=cells), folder / "some.ipynb")
+    page = notebook_page(folder / "some.ipynb", "some", answer)
+    return BeautifulSoup(page, "html.parser")
+
+
+def test_the_answer_stands_below_the_question_and_above_everything_else(tmp_path):
+    cells = [new_markdown_cell("# Does it pay?"), new_markdown_cell("## The workload")]
+    page = page_of(tmp_path, cells, "**Yes**, 3 times. <script>alert(1)</script>")
+    headings = [heading.get_text().strip("¶") for heading in page.find_all(["h1", "h2"])]
+    assert headings == ["Does it pay?", "Answer", "The workload"]
+    assert page.find("strong", string="Yes")
+    assert not [script for script in page.find_all("script") if "alert" in script.get_text()]
+
+
+def test_without_an_answer_there_is_no_word_of_one(tmp_path):
+    page = page_of(tmp_path, [new_markdown_cell("# Does it pay?")])
+    assert [heading.get_text().strip("¶") for heading in page.find_all(["h1", "h2"])] == [
+        "Does it pay?"
+    ]
+
+
+def test_code_is_folded_and_its_output_is_not_but_for_a_cell_that_failed(tmp_path):
+    shown = new_output("stream", text="shown")
+    failed = new_output("error", ename="ValueError", evalue="too long", traceback=["too long"])
+    cells = [new_code_cell("first = 1", outputs=[shown]), new_code_cell("bad()", outputs=[failed])]
+    page = page_of(tmp_path, [new_markdown_cell("# Does it pay?"), *cells])
+    first, bad = page.find_all("details")
+    assert "first = 1" in first.get_text()
+    assert "shown" not in first.get_text()
+    assert "shown" in page.get_text()
+    assert not first.has_attr("open")
+    assert bad.has_attr("open")
 
 
 def test_a_browser_is_told_to_load_nothing_and_to_run_nothing(page):

@@ -160,3 +160,9 @@ def test_a_record_that_no_run_left_is_refused_by_its_place(tmp_path, name, text)
     (tmp_path / "some" / f"{name}.json").write_text(text)
     with pytest.raises(ValueError, match=r"some|metadata"):
         read_run(tmp_path)
+
+
+def test_the_figure_that_a_review_shows_is_named_by_a_text():
+    assert Traits.of({"figure": "waste"}).figure == "waste"
+    with pytest.raises(ValueError, match="figure 3 is not the name of a figure"):
+        Traits.of({"figure": 3})

@@ -217,3 +217,12 @@ def test_the_record_names_machine_versions_and_commit():
     if facts["commit"]:  # run from a clone, not from an installed package
         assert len(facts["commit"]) == 40
         assert facts["dirty"] in (True, False)
+
+
+def test_what_would_change_an_answer_is_kept_apart_and_shown_below_it(tmp_path):
+    run = start(output_directory=str(tmp_path))
+    shown = run.answer("**Yes.**", unless="a price above 3.")
+    assert shown.data == "**Yes.**\n\n**What would change it:** a price above 3."
+    kept = record(tmp_path)
+    assert (kept["answer"], kept["unless"]) == ("**Yes.**", "a price above 3.")
+    assert run.answer("**Yes.**").data == "**Yes.**"

@@ -72,8 +72,6 @@ def test_the_whole_suite_is_found_from_within_the_project_and_has_one_index(tmp_
 
 
 def test_the_index_takes_no_markup_from_an_answer(tmp_path):
-    from spyre_bench.runs.execute import Outcome
-    from spyre_bench.runs.records import Traits
     from spyre_bench.runs.suite import _index
 
     answer = {"answer": "**Yes** <script>alert(1)</script>"}
@@ -193,11 +191,28 @@ def test_a_folder_that_another_run_fills_is_refused_with_its_process(tmp_path):
 def test_brackets_in_names_are_printed_as_they_are(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     for name in ("rq[gpu]", "rq[/bold]"):
-        outcome = Outcome(tmp_path / "a.ipynb", tmp_path / name / name, 1.0, None, Traits(), {})
-        suite.conclude([outcome], tmp_path / name.replace("/", ""))
-        said = capsys.readouterr()
-        assert f"report: {tmp_path / name.replace('/', '')}" in said.out
-        assert (tmp_path / name / name).name in said.err
+        task = Task(tmp_path / "absent.ipynb", tmp_path / name)
+        suite.run_tasks([task], tmp_path)
+        assert f"1/1 {task.directory.name}: failed" in capsys.readouterr().err
+        suite.conclude([], tmp_path / name.replace("/", ""))
+        assert f"report: {tmp_path / name.replace('/', '')}" in capsys.readouterr().out
+
+
+def test_the_index_is_there_from_the_first_notebook_on_and_says_what_is_to_come(tmp_path):
+    peek = """from pathlib import Path
+run.result("index", Path("out/index.html").read_text())"""
+    project(tmp_path, a=(peek, MEASURES), z=('run.answer("**Yes**")', CALCULATES))
+    code, said, _ = spyre_bench_run(tmp_path, "--all")
+    assert code == 0, said
+    page = results(tmp_path / "out/a")["results"]["index"]
+    assert "z: passed" in page
+    assert "<strong>Yes</strong>" in page
+    assert "1 of 2 notebooks are still to come" in page
+    assert "http-equiv=refresh" in page
+    assert said.index("1/2 z") < said.index("what has finished is in") < said.index("2/2 a")
+    finished = (tmp_path / "out/index.html").read_text()
+    assert "still to come" not in finished
+    assert "refresh" not in finished
 
 
 def test_ctrl_c_leaves_what_has_finished_and_ends_what_runs(tmp_path):
@@ -216,7 +231,8 @@ def test_ctrl_c_leaves_what_has_finished_and_ends_what_runs(tmp_path):
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert "interrupted; what has finished stays" in said
+    stays = f"interrupted; what has finished stays in {tmp_path / 'out'}"
+    assert f"{stays}; the same command goes on from there" in said
     assert outcome(tmp_path, "a")["error"] is None
     assert "KeyboardInterrupt" in outcome(tmp_path, "b")["error"]
     assert not (tmp_path / "out/c").exists()

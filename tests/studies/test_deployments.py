@@ -337,6 +337,7 @@ def test_each_parameter_moves_alone(service, given_buckets):
     card = SpyreCard().fixed(rest_decode_s=3.6e-3)
     costs = [SpyreCost(GRANITE, 2, card=card).of(bucket) for bucket in BUCKETS]
     assert row["number"] == 3.6e-3
+    assert (row["name"], row["range"]) == ("overhead per layer in decode", "0 to 3.6 ms")
     assert row["capacity_rps_a_card"] == service.capacity_rps(4, costs, 2) / 4
     base = service.capacity_rps(4, four[1].costs()[0], 2) / 4
     assert (moved.loc[moved["tp"] == 2, "base_rps_a_card"] == base).all()
@@ -353,6 +354,8 @@ def test_a_parameter_that_is_known_is_not_moved(service):
 MOVED = pd.DataFrame(
     {
         "parameter": np.repeat(["wide", "narrow", "idle"], 4),
+        "name": "in words",
+        "range": "1 to 3 µs",
         "unit": "s",
         "confidence": "L",
         "end": ["fast", "fast", "slow", "slow"] * 3,

@@ -35,14 +35,32 @@ def test_requests_are_compared_one_by_one():
     assert frame["simulated_tpot_s"].tolist() == pytest.approx([np.nan, 0.75, 0.625], nan_ok=True)
 
 
+def test_bias_is_signed_and_says_its_direction_and_an_absolute_error_has_none():
+    simulated = MEASURED | {
+        "request_throughput": 2.1,
+        "ttfts": [0.9, 1.8, 3.6],
+        "latencies": [1.1, 5.0, 8.0],
+    }
+    rows = by_quantity(MEASURED, simulated).set_index("quantity")
+    said = rows[["kind", "direction"]].apply(tuple, axis=1)
+    assert said["requests/s"] == ("bias", "optimistic")  # more are promised than came
+    assert said["TTFT P99 [s]"] == ("bias", "optimistic")  # and sooner
+    assert said["E2EL median [s]"] == ("bias", "pessimistic")
+    assert said["duration [s]"] == ("bias", "")  # as measured
+    assert rows.at["TTFT of a request, median", "error"] == pytest.approx(-0.1)
+    assert said["TTFT of a request, median"] == ("bias", "optimistic")
+    assert rows.at["TTFT of a request, median absolute error", "error"] == pytest.approx(0.1)
+    assert said["TTFT of a request, median absolute error"] == ("absolute", "")
+
+
 def test_the_errors_are_simulated_over_measured_less_one():
     found = errors(MEASURED, SIMULATED)
     assert found["requests/s"] == pytest.approx(0.05)
     assert found["batches"] == 0
     assert "fill" not in found
     assert found["E2EL median [s]"] == pytest.approx(5 / 4 - 1)
-    assert found["E2EL of a request, median error"] == pytest.approx(0.1)
-    assert found["TTFT of a request, P99 error"] == pytest.approx(0.1 + 0.98 * 0.15)
+    assert found["E2EL of a request, median absolute error"] == pytest.approx(0.1)
+    assert found["TTFT of a request, P99 absolute error"] == pytest.approx(0.1 + 0.98 * 0.15)
 
 
 def test_without_arrays_the_saved_statistics_are_compared():
