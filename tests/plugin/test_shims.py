@@ -26,6 +26,15 @@ def test_without_the_shim_an_engine_ends_with_an_error():
     assert not ends_quietly(""), "vLLM mended it: delete make_shutdown_quiet and its call"
 
 
+def test_without_the_shim_a_function_of_vllms_layers_compiles_itself():
+    code = (
+        "from vllm.model_executor.layers import vocab_parallel_embedding as module\n"
+        "assert hasattr(module.get_masked_input_and_mask, '_torchdynamo_orig_callable')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert done.returncode == 0, "vLLM mended it: delete leave_compiling_to_the_engine and its call"
+
+
 @pytest.fixture
 def address(tmp_path) -> str:
     return f"ipc://{tmp_path}/socket"
