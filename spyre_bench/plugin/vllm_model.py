@@ -9,6 +9,7 @@ Shapes: B rows, Q query tokens of a pass, V vocabulary, h hidden size.
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -83,7 +84,8 @@ class VLLMCode:
         return cls(arguments.create_engine_config())
 
     def versions(self) -> dict[str, str]:
-        return {"vllm": version("vllm")}
+        # some of its models are transformers' own layers
+        return {name: version(name) for name in ("vllm", "transformers")}
 
     def sizes(self, directory: Path, context_length: int) -> ModelSizes:
         return sizes_of(self.vllm_config, directory, context_length)
@@ -153,21 +155,30 @@ class VLLMModel(LoadedModel):
             layers[index] = _SwitchedLayer(layer, current)
 
     def pack_linears(self, rows: int) -> None:
-        for module in list(self.module.modules()):
-            method = getattr(module, "quant_method", None)
-            if isinstance(module, LinearBase) and type(method) is UnquantizedLinearMethod:
-                # a subclass with a forward of its own reads its weight
-                if type(module).forward in _PLAIN_FORWARDS:
-                    module.quant_method = _Packed(module.weight, rows)
-                    module.register_parameter("weight", None)
-            elif isinstance(module, ParallelLMHead) and type(method) is UnquantizedEmbeddingMethod:
-                module.quant_method = _Packed(module.weight, rows)
-        head = getattr(self.module, "lm_head", None)  # tied, it may be the embedding itself
-        if (
-            isinstance(head, VocabParallelEmbedding)
-            and type(head.quant_method) is UnquantizedEmbeddingMethod
-        ):
-            head.quant_method = _Packed(head.weight, rows)
+        holders = Counter(id(part.weight) for part in self.module.modules() if _has_weight(part))
+        for part in [part for part in self.module.modules() if _is_product(part, self.module)]:
+            weight = part.weight
+            part.quant_method = _Packed(weight, rows)
+            if holders[id(weight)] == 1 and not _looks_up(part):
+                part.register_parameter("weight", None)  # frees it
+
+
+def _has_weight(part: nn.Module) -> bool:
+    return isinstance(getattr(part, "weight", None), Tensor)
+
+
+def _is_product(part: nn.Module, module: nn.Module) -> bool:
+    """Whether it multiplies by its weight as vLLM's plain layers do: linear layers, but for those
+    with a forward of their own, and the head, which may be the embedding itself."""
+    method = type(getattr(part, "quant_method", None))
+    if isinstance(part, LinearBase):
+        return method is UnquantizedLinearMethod and type(part).forward in _PLAIN_FORWARDS
+    is_head = isinstance(part, ParallelLMHead) or part is getattr(module, "lm_head", None)
+    return is_head and method is UnquantizedEmbeddingMethod
+
+
+def _looks_up(part: nn.Module) -> bool:
+    return isinstance(part, VocabParallelEmbedding) and not isinstance(part, ParallelLMHead)
 
 
 _PLAIN_FORWARDS = {layer.forward for layer in LinearBase.__subclasses__()}
@@ -207,7 +218,7 @@ class _SwitchedLayer(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         bound = self.parameters_of_layer.bind(*args, **kwargs)
         given = bound.arguments
-        if "residual" in given and given["residual"] is None:
+        if given.get("residual", self) is None and "hidden_states" in given:
             # the first layer has none: with zeros it is a layer like the others, and one graph
             # serves all
             given["residual"] = torch.zeros_like(given["hidden_states"])

@@ -156,11 +156,21 @@ def _sizes(vllm_config: VllmConfig, files: WeightFiles) -> StoredSizes:
 
 
 def _width(config: Any) -> int | None:
-    """Of the MLP, under whichever name the model's family has for it."""
-    for name in ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"):
-        if isinstance(width := getattr(config, name, None), int):
-            return width
-    return None
+    """Of the MLP, under whichever name the model's family has for it; of all experts together,
+    since a pass may compute them all."""
+    if experts := _first(config, *EXPERTS):
+        return experts * (_first(config, "moe_intermediate_size", *WIDTHS) or 1)
+    return _first(config, *WIDTHS)
+
+
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
+
+
+def _first(config: Any, *names: str) -> int | None:
+    """The first of these fields that is a number above 0."""
+    values = (getattr(config, name, None) for name in names)
+    return next((value for value in values if isinstance(value, int) and value > 0), None)
 
 
 def _require_decoder(model: ModelConfig) -> None:
