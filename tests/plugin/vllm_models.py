@@ -401,7 +401,7 @@ REFUSED: list[tuple[Case, str]] = [
     (Case("Qwen3ForCausalLM", "windows on some layers", SOME_LAYERS), "max_window_layers"),
     (Case("DeepseekV2ForCausalLM", values=MLA | ROUTED), "MLA"),
     (Case("DeepseekV3ForCausalLM", values=MLA | ROUTED), "MLA"),
-    (Case("MiniCPM3ForCausalLM", values=MLA), "MLA"),
+    (Case("MiniCPM3ForCausalLM", values=MLA), "different sizes"),
     (Case("Glm4MoeLiteForCausalLM", values=MLA | ROUTED), "MLA"),
     (Case("MambaForCausalLM", values=MAMBA), "mamba"),
     (Case("FalconMambaForCausalLM", values=MAMBA), "mamba"),
