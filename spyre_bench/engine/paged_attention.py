@@ -114,7 +114,7 @@ def _fused(
     value_pool: Tensor,
     mask: Tensor,
     table: Tensor,
-    soft_cap: float | None,
+    soft_cap: float | None = None,
 ) -> Tensor:
     """The same as gathering, in sums of products that Inductor fuses with the gathering, so that no
     context is copied. query [B, H, G, D] -> [B, H, G, D]."""

@@ -229,7 +229,8 @@ def test_ranks_that_share_a_cache_in_blocks_say_what_hugging_face_says(
     assert answers(run) == greedy(model, prompts, 40)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     warmed, passes = (
-        {line["shape"] for line in lines if ("requests" in line) == ran} for ran in (False, True)
+        {line["shape"] for line in lines if "shape" in line and ("requests" in line) == ran}
+        for ran in (False, True)
     )
     assert passes == warmed, "every shape was of use"
     stored: dict[str, int] = {}  # tokens of each request after its last chunk
