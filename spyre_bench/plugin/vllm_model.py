@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from vllm.config import set_current_vllm_config
 from vllm.distributed import parallel_state
+from vllm.ir import set_default_torch_wrap
 from vllm.model_executor.layers import rotary_embedding
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
@@ -101,6 +102,7 @@ class VLLMCode:
     ) -> VLLMModel:
         assert not returns_caches, "on sendnn alone"
         assert dtype == self.vllm_config.model_config.dtype, "vLLM's configuration is of another"
+        set_default_torch_wrap(False)  # norms as plain torch, which Inductor fuses
         make_shutdown_quiet()  # vLLM's loader empties an accelerator's cache
         rotary_embedding._ROPE_DICT.clear()  # kept by parameters, but longrope knows the length too
         self._join_groups(rank)
