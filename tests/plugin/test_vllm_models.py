@@ -3,6 +3,7 @@ test-models` runs every checkpoint of `vllm_models.py`; here what the backend pr
 in blocks, and one of each other way."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -114,6 +115,22 @@ def test_so_does_compiled_code_of_one_graph_for_layers_with_and_without_windows(
     model = engine(directory, SHAPES, compile_backend="inductor")
     assert served_in_blocks(model, prompts()) == tokens
     assert {row.graphs for row in model.warmup} == {1}
+
+
+def test_so_does_a_checkpoint_in_several_files(checkpoint, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    directory, tokens = checkpoint(FIRST[0])
+    split = shutil.copytree(directory, tmp_path / "split")
+    tensors = load_file(split / "model.safetensors")
+    (split / "model.safetensors").unlink()
+    places = {name: f"part-{number % 3}.safetensors" for number, name in enumerate(tensors)}
+    for place in set(places.values()):
+        held = {name: tensor for name, tensor in tensors.items() if places[name] == place}
+        save_file(held, split / place, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": places}
+    (split / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert in_blocks(split, compile_backend="eager") == tokens
 
 
 def test_so_do_two_ranks(checkpoint):
