@@ -22,6 +22,8 @@ logger = init_logger("vllm.spyre_bench.executor")
 PASS = ("execute_model", "sample_tokens")
 GRACE_S = 2.0
 """How long the executor looks for the cause of a failure."""
+DEATH_SHOWS_S = 0.5
+"""How much later than the connection that it broke a rank's death may show."""
 
 
 class StaticShapes:
@@ -103,6 +105,6 @@ class MultiprocessingSpyreExecutor(StaticShapes, MultiprocExecutor):
         end = time.monotonic() + GRACE_S
         while self._cause is None and time.monotonic() < end:
             if not getattr(self, "shutting_down", False):
-                self._cause = diagnose(self._ranks, Path(self._last_words.name))
+                self._cause = diagnose(self._ranks, Path(self._last_words.name), DEATH_SHOWS_S)
             time.sleep(0.02)
         return self._cause

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -69,12 +70,13 @@ class RankProcess:
         return f"{self.rank} (process {self.process.pid})"
 
 
-def diagnose(ranks: Sequence[RankProcess], directory: Path) -> str | None:
+def diagnose(ranks: Sequence[RankProcess], directory: Path, told_for_s: float = 0.0) -> str | None:
     """Which ranks failed and why, the cause only; None while all of them run. During the start,
     before the processes are known, `ranks` may be empty.
 
     A rank that died without a word or is stopped is a cause; the errors of others, whose
-    connection it broke, then are not. Among errors the first one is.
+    connection it broke, then are not. Among errors the first one is, once it is `told_for_s`
+    seconds old: the death that broke a connection may show a little later than its end.
     """
     silent = []
     for one in ranks:
@@ -86,7 +88,9 @@ def diagnose(ranks: Sequence[RankProcess], directory: Path) -> str | None:
     if silent:
         return "; ".join(silent)
     told = sorted(directory.glob("*.words"), key=lambda path: path.stat().st_mtime_ns)
-    return told[0].read_text() if told else None
+    if not told or time.time() - told[0].stat().st_mtime < told_for_s:
+        return None
+    return told[0].read_text()
 
 
 def _words(directory: Path, rank: Rank) -> Path:

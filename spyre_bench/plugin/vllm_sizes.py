@@ -76,7 +76,7 @@ UNEQUAL: dict[str, str] = {
 
 
 IGNORED: dict[str, dict[str, Any]] = {
-    "OlmoeForCausalLM": {"clip_qkv": None},
+    "OlmoeForCausalLM": {"clip_qkv": None, "norm_topk_prob": False},
     "GPT2LMHeadModel": {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
 }
 """Fields that vLLM's class does not read, with the value by which it computes as transformers."""

@@ -49,6 +49,14 @@ def test_a_rank_killed_without_a_word_is_the_cause_whatever_others_say_of_it(con
     assert "connection" not in cause
 
 
+def test_an_error_is_no_cause_before_the_death_behind_it_could_have_shown(config, directory):
+    with pytest.raises(RuntimeError):
+        fail(config, Rank(0, 2), RuntimeError("connection reset by peer"))
+    assert diagnose(ranks(None, None), directory, told_for_s=60) is None
+    assert "rank 1 of 2" in diagnose(ranks(None, -9), directory, told_for_s=60)
+    assert "connection reset" in diagnose(ranks(None, None), directory)
+
+
 def test_of_several_errors_the_first_is_the_cause(config, directory):
     with pytest.raises(SystemExit):
         fail(config, Rank(2, 3), MemoryError("no bytes"))

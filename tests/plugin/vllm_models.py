@@ -297,7 +297,6 @@ def _values() -> list[Case]:
         Case("GPT2LMHeadModel", "wide", {"n_inner": 100}),
         Case("GPTJForCausalLM", "whole rotary", {"rotary_dim": HEAD}),
         Case("CohereForCausalLM", "logits scaled", {"logit_scale": 2.0}),
-        Case("OlmoeForCausalLM", "experts weighed anew", {"norm_topk_prob": True}),
         Case("Qwen2MoeForCausalLM", "experts weighed anew", {"norm_topk_prob": True}),
         Case("Qwen3MoeForCausalLM", "experts weighed anew", {"norm_topk_prob": True}),
         Case("Qwen3MoeForCausalLM", "a dense layer", {"mlp_only_layers": [0]}),
@@ -345,6 +344,10 @@ UNEQUAL: list[tuple[Case, str]] = [
         "experts are chosen otherwise",
     ),
     (Case("OlmoeForCausalLM", "clipped", {"clip_qkv": 1.0}), "clip_qkv 1.0 .* not read by vLLM"),
+    (
+        Case("OlmoeForCausalLM", "experts weighed anew", {"norm_topk_prob": True}),
+        "norm_topk_prob True .* not read by vLLM",
+    ),
     (
         Case("GPT2LMHeadModel", "scores not scaled", {"scale_attn_weights": False}),
         "scale_attn_weights False .* not read",
