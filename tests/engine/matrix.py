@@ -6,10 +6,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spyre_bench.shape_set import ShapeSet
 from tests.tiny_models import save_byte_tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CONTEXT_LENGTH = 512
 PROMPT_LENGTHS = (3, 40, 64, 120)
@@ -279,10 +282,15 @@ def prompts() -> list[list[int]]:
 
 def expected(directory: Path) -> list[list[int]]:
     """transformers' greedy tokens after each prompt, from the same directory."""
+    return [tokens.tolist() for tokens, _ in greedy(directory)]
+
+
+def greedy(directory: Path, **loading: Any) -> list[tuple[Tensor, Tensor]]:
+    """transformers' greedy tokens [N] after each prompt and the logits [N, V] that they are of."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, **loading).eval()
     answers = []
     for prompt in prompts():
         with torch.no_grad():
@@ -293,8 +301,10 @@ def expected(directory: Path) -> list[list[int]]:
                 min_new_tokens=NEW_TOKENS,
                 do_sample=False,
                 eos_token_id=None,
+                output_logits=True,
+                return_dict_in_generate=True,
             )
-        answers.append(out[0, len(prompt) :].tolist())
+        answers.append((out.sequences[0, len(prompt) :], torch.cat(out.logits)))
     return answers
 
 

@@ -6,12 +6,14 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
-from tests.engine.matrix import BUCKETS, SHAPES, prompts, served, served_in_blocks
+from spyre_bench.shapes import Bucket
+from tests.engine.matrix import BUCKETS, SHAPES, batches, prompts, served, served_in_blocks
 from tests.plugin.conftest import platform_as_before
 from tests.plugin.vllm_models import (
     CASES,
@@ -35,7 +37,8 @@ PROMISED = (
 FIRST = [case for case in CASES if case.architecture in PROMISED]
 OTHERS = [case for case in CASES if case.architecture not in PROMISED]
 COMPILED = [case for case in FIRST if case.architecture == "Gemma2ForCausalLM"]
-REASONS = {"MLA": "latent attention", "conv": "Mamba", "linear attention": "Mamba"}
+IN_BUCKETS = [(case, scope) for case in COMPILED for scope in ("layer", "model")]
+IN_BUCKETS += [(case, "layer") for case in FIRST if case.architecture == "GraniteForCausalLM"]
 RANKS = ("LlamaForCausalLM", "GPT2LMHeadModel", "Gemma2ForCausalLM", "GraniteMoeForCausalLM")
 
 
@@ -45,23 +48,33 @@ def _the_engine_of_other_tests_stays_the_last_one():
         yield
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A case on disk, with what transformers says after each prompt."""
+
+    directory: Path
+    tokens: list[list[int]]
+    logprobs: list[list[float]]
+
+
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Iterator[Callable[[Case], tuple[Path, list[list[int]]]]]:
-    """Writes each case's directory once; with it transformers' answers, from a process of its own:
-    vLLM changes transformers' classes where it runs their code."""
-    made: dict[str, tuple[Path, list[list[int]]]] = {}
+def checkpoint(tmp_path_factory) -> Iterator[Callable[[Case], Checkpoint]]:
+    """Writes each case once; transformers answers in a process of its own, since vLLM changes its
+    classes where it runs their code."""
+    made: dict[str, Checkpoint] = {}
     with ProcessPoolExecutor(1, get_context("forkserver")) as elsewhere:
 
-        def make(case: Case) -> tuple[Path, list[list[int]]]:
+        def make(case: Case) -> Checkpoint:
             if str(case) not in made:
                 directory = tmp_path_factory.mktemp("case")
-                made[str(case)] = directory, elsewhere.submit(written, case, directory).result()
+                answers = elsewhere.submit(written, case, directory).result()
+                made[str(case)] = Checkpoint(directory, *map(list, zip(*answers, strict=True)))
             return made[str(case)]
 
         yield make
 
 
-def written(case: Case, directory: Path) -> list[list[int]]:
+def written(case: Case, directory: Path) -> list[tuple[list[int], list[float]]]:
     write(case, directory)
     return expected(directory)
 
@@ -92,36 +105,40 @@ def in_blocks(directory: Path, **setting) -> list[list[int]]:
     return served_in_blocks(engine(directory, SHAPES, **setting), prompts())
 
 
-def in_buckets(directory: Path, **setting) -> list[list[int]]:
-    return served(engine(directory, BUCKETS, **setting), prompts())
+def require_equal_in_buckets(made: Checkpoint, **setting) -> None:
+    """Tokens, and the log probability of the first after each prompt."""
+    model = engine(made.directory, BUCKETS, **setting)
+    assert served(model, prompts()) == made.tokens
+    for text, members in batches():
+        logits = model.prefill(Bucket.parse(text), [prompts()[member] for member in members])
+        likeliest = logits.log_softmax(-1).max(-1).values.tolist()
+        assert likeliest == pytest.approx([made.logprobs[m][0] for m in members], abs=1e-3)
 
 
 @pytest.mark.parametrize("case", FIRST, ids=str)
 def test_each_architecture_gives_the_tokens_of_transformers(case, checkpoint):
-    directory, tokens = checkpoint(case)
-    assert in_blocks(directory, compile_backend="eager") == tokens
+    made = checkpoint(case)
+    assert in_blocks(made.directory, compile_backend="eager") == made.tokens
 
 
-@pytest.mark.parametrize("scope", ["layer", "model"])
-@pytest.mark.parametrize("case", COMPILED, ids=str)
-def test_so_do_buckets_and_either_scope(case, scope, checkpoint):
-    directory, tokens = checkpoint(case)
-    assert in_buckets(directory, compile_backend="eager", compile_scope=scope) == tokens
+@pytest.mark.parametrize(("case", "scope"), IN_BUCKETS, ids=str)
+def test_so_do_buckets_and_either_scope_with_log_probabilities(case, scope, checkpoint):
+    require_equal_in_buckets(checkpoint(case), compile_backend="eager", compile_scope=scope)
 
 
 @pytest.mark.parametrize("case", COMPILED, ids=str)
 def test_so_does_compiled_code_of_one_graph_for_layers_with_and_without_windows(case, checkpoint):
-    directory, tokens = checkpoint(case)
-    model = engine(directory, SHAPES, compile_backend="inductor")
-    assert served_in_blocks(model, prompts()) == tokens
+    made = checkpoint(case)
+    model = engine(made.directory, SHAPES, compile_backend="inductor")
+    assert served_in_blocks(model, prompts()) == made.tokens
     assert {row.graphs for row in model.warmup} == {1}
 
 
 def test_so_does_a_checkpoint_in_several_files(checkpoint, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    directory, tokens = checkpoint(FIRST[0])
-    split = shutil.copytree(directory, tmp_path / "split")
+    made = checkpoint(FIRST[0])
+    split = shutil.copytree(made.directory, tmp_path / "split")
     tensors = load_file(split / "model.safetensors")
     (split / "model.safetensors").unlink()
     places = {name: f"part-{number % 3}.safetensors" for number, name in enumerate(tensors)}
@@ -130,12 +147,12 @@ def test_so_does_a_checkpoint_in_several_files(checkpoint, tmp_path):
         save_file(held, split / place, metadata={"format": "pt"})
     index = {"metadata": {}, "weight_map": places}
     (split / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert in_blocks(split, compile_backend="eager") == tokens
+    assert in_blocks(split, compile_backend="eager") == made.tokens
 
 
 def test_so_do_two_ranks(checkpoint):
     case = next(case for case in FIRST if case.architecture == "GraniteForCausalLM")
-    ranks_agree(*checkpoint(case), "eager")
+    ranks_agree(checkpoint(case), "eager")
 
 
 @pytest.mark.models
@@ -153,22 +170,21 @@ def test_every_value(case, checkpoint):
 @pytest.mark.models
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_architecture_in_buckets(case, checkpoint):
-    directory, tokens = checkpoint(case)
-    assert in_buckets(directory, compile_backend="eager") == tokens
+    require_equal_in_buckets(checkpoint(case), compile_backend="eager")
 
 
 @pytest.mark.models
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_architecture_compiled(case, checkpoint):
-    directory, tokens = checkpoint(case)
-    assert in_blocks(directory, compile_backend="inductor") == tokens
+    made = checkpoint(case)
+    assert in_blocks(made.directory, compile_backend="inductor") == made.tokens
 
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("backend", ["eager", "inductor"])
 @pytest.mark.parametrize("case", [case for case in CASES if case.architecture in RANKS], ids=str)
 def test_several_architectures_on_two_ranks(case, backend, checkpoint):
-    ranks_agree(*checkpoint(case), backend)
+    ranks_agree(checkpoint(case), backend)
 
 
 @pytest.mark.models
@@ -199,7 +215,7 @@ def test_a_tensor_that_vllm_passes_over_is_named(case, reason, tmp_path):
 def test_what_our_passes_do_not_compute_is_refused_by_name(case, reason, tmp_path):
     write(case, tmp_path)
     kinds = (ValueError, AssertionError)  # vLLM's own, of windows in some layers
-    with pytest.raises(kinds, match=f"(?i){REASONS.get(reason, reason)}"):
+    with pytest.raises(kinds, match=f"(?i){reason}"):
         engine(tmp_path, SHAPES, compile_backend="eager")
 
 
@@ -219,7 +235,7 @@ def test_the_page_of_models_is_written_from_the_code():
 def test_a_model_that_fms_would_compute_otherwise_is_sent_to_vllms_code(checkpoint, tmp_path):
     from vllm.engine.arg_utils import EngineArgs
 
-    directory, _ = checkpoint(next(c for c in CASES if c.architecture == "Gemma2ForCausalLM"))
+    directory = checkpoint(COMPILED[0]).directory
     with pytest.raises(ValueError, match='"model_code": "vllm"'):
         EngineArgs(
             str(directory), additional_config={"spyre": {"buckets": BUCKETS}}
@@ -273,16 +289,16 @@ def test_an_engine_of_vllm_says_the_same_by_either_code(batching, tiny_llama, tm
             assert left[token].logprob == pytest.approx(right[token].logprob, abs=1e-3)
 
 
-def ranks_agree(directory: Path, tokens: list[list[int]], backend: str) -> None:
+def ranks_agree(made: Checkpoint, backend: str) -> None:
     from spyre_bench.plugin.vllm_model import VLLMCode
     from spyre_bench.shapes import BucketSet
     from tests.engine.ranks import run_ranks
 
-    code = VLLMCode.of(directory, BucketSet.parse(BUCKETS), tp=2)
+    code = VLLMCode.of(made.directory, BucketSet.parse(BUCKETS), tp=2)
     ranks = run_ranks(
-        directory, 2, BUCKETS, prompts(), served, compile_backend=backend, model_code=code
+        made.directory, 2, BUCKETS, prompts(), served, compile_backend=backend, model_code=code
     )
-    assert [rank.tokens for rank in ranks] == [tokens, tokens]
+    assert [rank.tokens for rank in ranks] == [made.tokens, made.tokens]
 
 
 def test_the_embedded_models_config_is_one_of_them(smollm2):
