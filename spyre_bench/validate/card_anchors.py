@@ -303,18 +303,27 @@ def _listed() -> Iterable[Listed]:
     for model in granites:
         for tp, prompt, new, batch in ((1, 2048, 1024, 16), (4, 6144, 2048, 1), (4, 7168, 1024, 4)):
             yield Listed(model, tp, "fp16", prompt, new, batch, True, "supported")
-    continuous = [(name, "fp16", "1:3072x16 1:8192x4 2:8192x4 4:32768x32") for name in granites]
-    continuous += [(name, "fp8", "1:3072x16 4:16384x4 4:32768x32") for name in granites]
-    continuous += [
+    older = [(name, "fp16", "1:3072x16 1:8192x4 2:8192x4 4:32768x32") for name in granites]
+    older += [(name, "fp8", "1:3072x16 4:16384x4 4:32768x32") for name in granites]
+    older += [
+        ("granite-4.1-30b", "fp16", "4:32768x32"),
         ("llama-3.1-8b", "fp16", "1:3072x16 4:16384x4 4:32768x32"),
         ("mistral-small-24b", "fp16", "2:8192x32 4:32768x32"),
-        ("ministral-3-14b", "fp16", "1:4096x32 4:32768x32"),
+        ("ministral-3-14b", "fp16", "4:32768x32"),
         ("granite-vision-3.3-2b", "fp16", "1:8192x16 2:16384x16 4:32768x32"),
     ]
-    for model, dtype, shapes in continuous:
+    newer = [("granite-swa-20b", "fp16", "4:32768x32"), ("ministral-3-14b", "fp16", "1:4096x32")]
+    handed_on = [
+        ("granite-4.1-8b", "fp8", "1:3072x16 4:16384x4 4:32768x32"),
+        ("ministral-3-8b", "fp16", "1:4096x32"),
+    ]
+    continuous = {"configured": older, "configured-later": newer, "handed-on": handed_on}
+    for source, model, dtype, shapes in (
+        (source, *named) for source, listed in continuous.items() for named in listed
+    ):
         for shape in shapes.split():
             tp, length, batch = map(int, shape.replace(":", "x").split("x"))
-            yield Listed(model, tp, dtype, length, 0, batch, True, "configured")
+            yield Listed(model, tp, dtype, length, 0, batch, True, source)
     # 133,120 and 262,144 slots failed; 34,816 ran
     yield Listed("granite-7b-starter", 2, "fp16", 4160, 0, 32, False, "kv-failures")
     yield Listed("llama-3.1-8b", 1, "fp16", 8192, 0, 32, False, "kv-failures")
@@ -409,7 +418,9 @@ of {SUMMARIES[1]} tokens are our assumption.
 
 Listed as supported, or seen to fail, and what the limits of the model say. In continuous batching \
 (`length x batch`) the scheduler holds batch × context to the limit, if there is one, so that many \
-slots are counted.
+slots are counted. granite-4.1, swa-20b and ministral-3-8b were judged by the model as it stood \
+before they were known, and nothing was changed for them. The pool that upstream gives \
+granite-4.1-30b, 2,080 blocks, is that limit in blocks and one more for each of 32 sequences.
 
 | model | cards | dtype | shape | GB of KV per card | seen | model | source |
 |---|---|---|---|---|---|---|---|
