@@ -124,6 +124,7 @@ class SpyreConfig:
                 f"additional_config {additional!r} is not a mapping: write "
                 '{"spyre": {"buckets": [[4, 64, 32]]}}'
             )
+        _refuse_beside(additional)
         return cls.read(additional.get("spyre", {}), os.environ)
 
     @classmethod
@@ -289,6 +290,20 @@ def _shape_text(name: str, value: Any) -> str | None:
         raise _wrong(name, value, "is a list such as [[8, 2048]]")
     parse = PrefillShape.parse if name == "prefill_shapes" else DecodeShape.parse
     return " ".join(str(parse(shape)) for shape in value)
+
+
+def _refuse_beside(additional: Mapping[str, Any]) -> None:
+    """Settings of ours that do not stand under "spyre": nobody would read them. Any other key may
+    be another plugin's."""
+    known = {field.name for field in fields(SpyreConfig)}
+    for key in additional:
+        if key in known:
+            raise ValueError(
+                f'additional_config has {key!r} beside "spyre", where nothing reads it: write '
+                f'{{"spyre": {{"{key}": ...}}}}'
+            )
+        if key != "spyre" and difflib.get_close_matches(str(key).lower(), ["spyre"]):
+            raise ValueError(f'additional_config has a key {key!r}: did you mean "spyre"?')
 
 
 def _refuse_unknown(settings: Mapping[str, Any]) -> None:

@@ -102,7 +102,7 @@ class SpyrePlatform(Platform):
     def apply_config_platform_defaults(cls, vllm_config: VllmConfig) -> None:
         from vllm.config import CompilationMode
 
-        # The engine compiles; vLLM has no model code of its own here to compile.
+        # The engine compiles, vLLM's model code too.
         vllm_config.compilation_config.mode = CompilationMode.NONE
 
     @classmethod

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,8 @@ from typer.testing import CliRunner
 
 from spyre_bench.cli.main import app
 from spyre_bench.engine.compile import COMPILE_BACKENDS, COMPILE_SCOPES
-from spyre_bench.plugin.config import SpyreConfig
+from spyre_bench.plugin.config import WARMUP, SpyreConfig
+from spyre_bench.plugin.rank_failures import LAST_WORDS
 from spyre_bench.policy.continuous import Rules
 from spyre_bench.shapes import BucketSet
 from tests.test_shapes import bucket_sets
@@ -165,6 +167,27 @@ def test_a_wrong_setting_of_continuous_batching_is_refused(settings, words):
 def test_a_wrong_setting_is_refused_with_value_rule_and_fix(settings, words):
     with pytest.raises(ValueError, match=words):
         SpyreConfig.read(settings, {})
+
+
+@pytest.mark.parametrize(
+    ("additional", "words"),
+    [
+        ({"buckets": [[4, 64, 32]]}, r"has 'buckets' beside \"spyre\".*\{\"spyre\": \{\"buckets\""),
+        ({"spyre": {}, "memory_bytes": 1}, "'memory_bytes' beside"),
+        ({"Spyre": {}}, "a key 'Spyre': did you mean \"spyre\""),
+        ({"spyre_bench": {}}, "a key 'spyre_bench': did you mean"),
+        ([4, 64, 32], "is not a mapping"),
+    ],
+)
+def test_settings_that_do_not_stand_under_spyre_are_refused(additional, words):
+    with pytest.raises(ValueError, match=words):
+        SpyreConfig.of(SimpleNamespace(additional_config=additional))
+
+
+def test_settings_of_another_plugin_and_what_the_engine_notes_stand_beside_ours():
+    noted = {WARMUP: [], LAST_WORDS: "/tmp/words", "other_plugin": {"a": 1}}
+    config = SpyreConfig.of(SimpleNamespace(additional_config=noted | {"spyre": {"gather_s": 3}}))
+    assert config.gather_s == 3
 
 
 @pytest.mark.parametrize(
