@@ -40,9 +40,9 @@ def read_frame(
     as_text: Iterable[str] = (),
     unfold: Unfold | None = None,
 ) -> pd.DataFrame:
-    """The columns that `choose` keeps, those of `as_text` as they are spelled in a CSV file. An
-    object of a JSON file is a row, or the rows that `unfold` makes of it. What separates a CSV
-    file is in `attrs["separator"]` where it was found and not told.
+    """The columns that `choose` keeps; of a CSV file all of them, those of `as_text` as they are
+    spelled. An object of a JSON file is a row, or the rows that `unfold` makes of it. What
+    separates a CSV file is in `attrs["separator"]` where it was found and not told.
 
     Raises ValueError with the file, and the line where there is one, for bytes that are no table.
     """
@@ -50,7 +50,7 @@ def read_frame(
         return _read_parquet(path, choose)
     try:
         with open_text(path) as file:
-            if is_jsonl(path):
+            if is_json(path):
                 return _read_json(path, file, choose, unfold)
             return read_csv(path, file, separator, as_text)
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -60,8 +60,8 @@ def read_frame(
         ) from error
 
 
-def is_jsonl(path: Path) -> bool:
-    """Whether the name says JSON; every other name but .parquet means CSV."""
+def is_json(path: Path) -> bool:
+    """Whether the name says JSON, whole or in lines; any other name but .parquet means CSV."""
     return path.name.removesuffix(".gz").endswith((".jsonl", ".json"))
 
 
@@ -179,7 +179,7 @@ def _whole(
             )
         return value
     if isinstance(value, dict):
-        arrays = [some for some in value.values() if _is_array_of_objects(some)]
+        arrays = [held for held in value.values() if _is_array_of_objects(held)]
         if len(arrays) == 1 and not (unfold and unfold.knows(value)):
             return arrays[0]
         if start == "[":

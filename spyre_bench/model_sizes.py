@@ -3,9 +3,9 @@ for the model of a card that does not.
 
 Decoder-only transformers with gated MLPs (Llama, Granite, Mistral, Qwen3), from the fields of a
 Hugging Face `config.json` or by name. `tests/engine/test_memory.py` holds the bytes against what
-an engine's ranks hold. An operation is a multiplication or an addition, so a
-product of [m, k] and [k, n] counts 2·m·k·n; `tests/engine/test_operation_counts.py` holds the
-counts against torch's own. Of a model that also sees images only the language part is counted.
+an engine's ranks hold. An operation is a multiplication or an addition, so a product of [m, k] and
+[k, n] counts 2·m·k·n; `tests/engine/test_operation_counts.py` holds the products against torch's
+own counts. Of a model that also sees images only the language part is counted.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 from spyre_bench.shapes import Bucket
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Of the engine's types, in which everything is."""
+"""Bytes of a number in each of the engine's types; everything is of one type."""
 DTYPES = {"fp16": 2, "fp8": 1}
-"""Of the card model's: bytes of a weight in a layer's products. All else (embedding, head, norms,
-biases, activations and the KV cache) is fp16 under both: the card keeps no bfloat16."""
+"""The card model's types: bytes of a weight in a layer's products. All else (embedding, head,
+norms, biases, activations and the KV cache) is fp16 under both: the card keeps no bfloat16."""
 FP16_BYTES = 2
 LARGEST_TP = 8
-"""Cards of one logical cluster (facts 1.4, H)."""
+"""Cards of one cluster, at most (docs/SPYRE_CARD.md#card)."""
 
 SLIDING = "sliding_attention"
 LLAMA, GRANITE, MISTRAL, QWEN3 = "llama", "granite", "mistral", "qwen3"
@@ -55,9 +55,9 @@ class Linear:
 class ModelSizes:
     """The sizes of a model. Sizes with a `tp` are of one of `tp` cards, or ranks of an engine,
     split as FMS splits: heads and the MLP's width over the cards, KV heads too, but never below one
-    a card. FMS distributes
-    the decoder layers alone (`distribute_layer` in its models): embedding, head and norms are
-    whole on every card, and so is the bias of a product whose inputs are split."""
+    per card. FMS distributes the decoder layers alone (`distribute_layer` in its models):
+    embedding, head and norms are whole on every card, and so is the bias of a product whose inputs
+    are split."""
 
     name: str
     hidden_size: int
@@ -174,9 +174,10 @@ class ModelSizes:
         return self._split_weights(1) + self._other_weights(1)
 
     def weight_bytes(self, dtype: str = "fp16", tp: int = 1) -> int:
-        """Bytes of the weights on one card."""
-        item = rest = ITEM_BYTES.get(dtype)
-        if item is None or rest is None:
+        """Bytes of the weights on one card, in one of the engine's types or of the card model's."""
+        if dtype in ITEM_BYTES:
+            item = rest = ITEM_BYTES[dtype]
+        else:
             require_dtype(dtype)
             item, rest = DTYPES[dtype], FP16_BYTES
         return self._split_weights(tp) * item + self._other_weights(tp) * rest
@@ -216,23 +217,9 @@ class ModelSizes:
 
     # --- operations -----------------------------------------------------------------------------
 
-    def prefill_operations(self, bucket: Bucket) -> int:
-        """Of a prefill pass: B·P tokens through the layers, attention over P slots without
-        skipping what the mask hides, the head for the last token of each row."""
-        rows, prompt = bucket.batch_size, bucket.prompt_length
-        return self._operations(rows, prompt, prompt)
-
-    def decode_operations(self, bucket: Bucket) -> int:
-        """Of a decode pass: one token per row, attention over all P + N slots of the cache."""
-        return self._operations(bucket.batch_size, 1, bucket.context_length)
-
-    def _operations(self, rows: int, queries: int, slots: int) -> int:
-        linear = 2 * rows * queries * self._split_weights(1)
-        attention = 2 * self.layers * self.attention_operations(rows, queries, slots)
-        return linear + attention + 2 * rows * self.head_linear().weights
-
     def attention_operations(self, rows: int, queries: int, slots: int, tp: int = 1) -> int:
-        """Of one of attention's two products (scores; weighted values) in one layer on one card."""
+        """Of one of attention's two products (scores; weighted values) in one layer on one card,
+        nothing skipped for the causal mask."""
         return 2 * rows * self.card_heads(tp) * queries * slots * self.head_dim
 
 
@@ -243,11 +230,14 @@ def require_dtype(dtype: str) -> None:
 
 
 def _field(config: Mapping[str, Any], key: str) -> int:
-    if config.get(key) is None:
+    value = config.get(key)
+    if value is None:
         raise ValueError(
             f"the model's configuration has no {key!r}: give the fields of its config.json"
         )
-    return config[key]
+    if type(value) is not int or value < 1:
+        raise ValueError(f"the model's configuration has {key!r} {value!r}: give a number above 0")
+    return value
 
 
 def _require_dense(architecture: str, config: Mapping[str, Any]) -> None:

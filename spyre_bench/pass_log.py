@@ -1,5 +1,5 @@
-"""The pass log, what an engine did: one JSON line for each warmed bucket and each pass, written
-and read as the same rows, and read into tidy frames."""
+"""The pass log, what an engine did: one JSON line for each warmed bucket or shape and each pass,
+written and read as the same rows, and read into tidy frames."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class Step:
     seconds: float
     requests: list[str]  # of each row
     tokens: list[int]  # that each row computed
-    again_tokens: int  # computed before, and once more beside those
+    again_tokens: int  # computed a second time, beside those
     context_tokens: list[int]  # of each row after it
     context: int  # tokens of the pass's longest row, its padding to a rectangle included
     paused: int  # running requests that sat it out
@@ -138,7 +138,6 @@ class Step:
     named: list[list[str]] = field(default_factory=list)
 
 
-CHANGES = ("came", "gone", "named")
 PARTS: dict[str, type[Any]] = {"came": Came, "gone": Gone}
 Line: TypeAlias = Warmup | Pass | ShapeWarmup | StepRules | Step
 Row = TypeVar("Row", Warmup, Pass, ShapeWarmup, StepRules, Step)
@@ -186,8 +185,8 @@ def read_passes(path: Path, *, waits: bool = False) -> pd.DataFrame:
     for name in ("arrival_s", "seen_s"):
         passes[name] = [[at_s - first_s for at_s in times] for times in passes[name]]
     for left in passes["left"]:
-        for some in left:
-            some[1:4] = [at_s - first_s for at_s in some[1:4]]
+        for request in left:
+            request[1:4] = [at_s - first_s for at_s in request[1:4]]
     return passes.drop(columns="requests")
 
 
@@ -198,24 +197,12 @@ def count_passes(path: Path) -> int:
 
 
 def read_warmup(path: Path) -> pd.DataFrame:
-    """One row a warmed bucket: the fields of `Warmup` with the bucket as text. Raises ValueError
+    """One row per warmed bucket: the fields of `Warmup` with the bucket as text. Raises ValueError
     naming a line that is not of a pass log, and for a log without a warmed bucket."""
     warmup = _frame(_rows(path, Warmup))
     if warmup.empty:
         raise ValueError(f"{path}: holds no warmed bucket: did the engine get ready?")
     return warmup
-
-
-def read_steps(path: Path) -> pd.DataFrame:
-    """As `read_passes`, of an engine of continuous batching: the fields of `Step` but who came and
-    went, with the shape as text, start_s after the first pass, and measured_at."""
-    rows = [vars(row) | {"shape": str(row.shape)} for row in read_step_rows(path)]
-    steps = pd.DataFrame(rows).drop(columns=list(CHANGES))
-    steps["measured_at"] = [
-        datetime.fromtimestamp(start_s, UTC).isoformat() for start_s in steps["start_s"]
-    ]
-    steps["start_s"] -= steps["start_s"].min()
-    return steps
 
 
 def read_step_rows(path: Path) -> list[Step]:
@@ -313,7 +300,7 @@ IS: dict[str, Callable[[Any], bool]] = {
     "str": lambda value: isinstance(value, str),
     "bool": lambda value: isinstance(value, bool),
     "int": _is_whole,
-    "float": lambda value: _is_seconds(value),
+    "float": _is_seconds,
     "list[str]": lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value),
     "list[float]": lambda value: isinstance(value, list) and all(map(_is_seconds, value)),
     "list[list[float]]": lambda value: (

@@ -172,6 +172,10 @@ class ShapeSet:
             if not shapes:
                 raise ValueError(f"no {name} shape given: name at least one, such as {example}")
             object.__setattr__(self, name, tuple(sorted(set(shapes))))
+        if type(self.blocks) is not int:
+            raise ValueError(
+                f"blocks {self.blocks!r} is not a whole number: write, for example, 257"
+            )
         if self.blocks < self.least_blocks:
             raise ValueError(
                 f"{self.blocks} blocks do not hold one request of {self.max_model_len} tokens and "

@@ -65,13 +65,13 @@ class Bucket:
         parts = value.lower().replace("x", ",").split(",") if isinstance(value, str) else value
         try:
             numbers = [int(part) if isinstance(part, str) else part for part in parts]
-            return cls(*numbers)
-        except TypeError as error:  # not a sequence, or not three of them
-            raise _not_a_bucket(value) from error
-        except ValueError as error:
-            if "bucket" in str(error):
-                raise
-            raise _not_a_bucket(value) from error
+            batch_size, prompt_length, new_tokens = numbers
+        except (TypeError, ValueError) as error:  # no sequence, no whole number, not three of them
+            raise ValueError(
+                f"bucket {value!r} is not three whole numbers: write batch_size, prompt_length, "
+                f"new_tokens, for example 4,64,32"
+            ) from error
+        return cls(batch_size, prompt_length, new_tokens)
 
     @property
     def context_length(self) -> int:
@@ -89,13 +89,6 @@ class Bucket:
 
     def __str__(self) -> str:
         return f"{self.batch_size},{self.prompt_length},{self.new_tokens}"
-
-
-def _not_a_bucket(value: object) -> ValueError:
-    return ValueError(
-        f"bucket {value!r} is not three whole numbers: write batch_size, prompt_length, "
-        f"new_tokens, for example 4,64,32"
-    )
 
 
 def _json(text: str) -> Any:
@@ -205,13 +198,10 @@ class BucketSet:
 
     def max_new_tokens(self, prompt_tokens: int) -> int:
         """The most output tokens for such a prompt; 0 where no bucket takes the prompt."""
-        return max(
-            (b.new_tokens for b in self if prompt_tokens <= b.prompt_length),
-            default=0,
-        )
+        return max((b.new_tokens for b in self if prompt_tokens <= b.prompt_length), default=0)
 
-    def nearest(self, prompt_tokens: int, max_tokens: int, count: int = 3) -> tuple[Bucket, ...]:
-        """The buckets that miss such a request by the fewest tokens, best first."""
+    def nearest(self, prompt_tokens: int, max_tokens: int) -> tuple[Bucket, ...]:
+        """The three buckets that miss such a request by the fewest tokens, best first."""
 
         def missing(bucket: Bucket) -> tuple[int, Bucket]:
             return (
@@ -220,7 +210,7 @@ class BucketSet:
                 bucket,
             )
 
-        return tuple(sorted(self, key=missing)[:count])
+        return tuple(sorted(self, key=missing)[:3])
 
     def rejection(self, prompt_tokens: int, max_tokens: int) -> str | None:
         """Why no bucket takes such a request, one of `REJECTIONS`; None where one does."""

@@ -28,7 +28,7 @@ import psutil
 import typer
 
 from spyre_bench.checkpoints.find import model_directory
-from spyre_bench.pass_log import read_passes, read_steps
+from spyre_bench.pass_log import read_passes, read_step_rows
 from tests.plugin.servers import Server
 
 BUCKETS = [[4, 64, 32], [4, 128, 16], [2, 256, 64]]
@@ -319,16 +319,16 @@ class Soak:
 
     def _of_blocks(self, now: dict[str, float]) -> dict[str, bool]:
         """What must hold of continuous batching; notes its figures."""
-        steps = read_steps(self.pass_log)
+        steps = read_step_rows(self.pass_log)
         passes = _sum(now, "spyre:passes_total")
         hits = now["vllm:prefix_cache_hits_total"]
         self.figures = {
             "passes": len(steps),
             "rows": _sum(now, "spyre:decode_rows_total"),
-            "longest_pass_s": float(steps["seconds"].max()),
+            "longest_pass_s": max(step.seconds for step in steps),
             "prefix_hit_tokens": hits,
             "preemptions": now["spyre:preemptions_total"],
-            "least_free_blocks": int(steps["free_blocks"].min()),
+            "least_free_blocks": min(step.free_blocks for step in steps),
         }
         return {
             "every pass of the metrics is in the pass log": passes == len(steps),

@@ -12,7 +12,6 @@ from spyre_bench.model_sizes import (
     ModelSizes,
     preset,
 )
-from spyre_bench.shapes import Bucket
 
 LLAMA_CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -109,6 +108,12 @@ def test_a_missing_field_is_named():
         ModelSizes.of({k: v for k, v in LLAMA_CONFIG.items() if k != "vocab_size"})
 
 
+@pytest.mark.parametrize("heads", [0, -4, "4", 4.0, True])
+def test_a_field_that_is_no_whole_number_above_0_is_named(heads):
+    with pytest.raises(ValueError, match=f"'num_attention_heads' {heads!r}: give a number above 0"):
+        ModelSizes.of(LLAMA_CONFIG | {"num_attention_heads": heads})
+
+
 def test_a_size_that_cannot_be_is_refused():
     with pytest.raises(ValueError, match="tiny: layers is 0"):
         replace(TINY, layers=0)
@@ -154,13 +159,10 @@ def test_a_card_holds_its_share_of_the_layers_and_all_of_embedding_head_and_norm
 
 
 def test_operations_are_the_sum_by_hand():
-    bucket = Bucket(3, 64, 6)
-    products = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)  # weights in both layers
-    head = 2 * 3 * 32 * 100  # for the last token of each of 3 rows
-    prefill_attention = 2 * 2 * 2 * 3 * 4 * 64 * 64 * 8  # layers · products · ...
-    assert TINY.prefill_operations(bucket) == 2 * 3 * 64 * products + prefill_attention + head
-    decode_attention = 2 * 2 * 2 * 3 * 4 * 70 * 8
-    assert TINY.decode_operations(bucket) == 2 * 3 * products + decode_attention + head
+    assert TINY.attention_operations(3, 64, 64) == 2 * 3 * 4 * 64 * 64 * 8
+    assert TINY.attention_operations(3, 1, 70, tp=2) == 2 * 3 * 2 * 70 * 8
+    assert [linear.weights for linear in TINY.mlp_linears(tp=2)] == [32 * 32] * 3
+    assert TINY.head_linear().weights == 32 * 100
 
 
 def test_a_32k_prompt_of_granite_costs_what_the_facts_reckon():
@@ -168,8 +170,8 @@ def test_a_32k_prompt_of_granite_costs_what_the_facts_reckon():
     granite = preset("granite-3.3-8b")
     attention = 2 * granite.layers * granite.attention_operations(1, 32768, 32768)
     assert attention == pytest.approx(703e12, rel=0.005)
-    whole = granite.prefill_operations(Bucket(1, 32768, 2))
-    assert whole - attention == pytest.approx(535e12, rel=0.03)
+    weights = sum(it.weights for it in (*granite.attention_linears(), *granite.mlp_linears()))
+    assert 2 * 32768 * granite.layers * weights == pytest.approx(535e12, rel=0.03)
 
 
 def test_a_model_splits_over_as_many_cards_as_its_heads_do():
@@ -202,11 +204,3 @@ def test_cards_together_hold_the_whole_model_and_each_no_more_than_one_card_alon
     copies = (tp - 1) * tables  # embedding and head are whole on every card, and so are norms
     assert whole + copies <= tp * one <= whole * 1.001 + copies
     assert tp * model.kv_bytes_per_token(tp) == model.kv_bytes_per_token()
-
-
-@given(MODELS, st.integers(1, 32), st.integers(1, 32), st.integers(2, 512))
-def test_a_larger_bucket_never_takes_fewer_operations(model, rows, sticks, new):
-    bucket = Bucket(rows, 64 * sticks, new)
-    for larger in (Bucket(rows + 1, 64 * sticks, new), Bucket(rows, 64 * sticks + 64, new)):
-        assert model.prefill_operations(larger) > model.prefill_operations(bucket)
-        assert model.decode_operations(larger) > model.decode_operations(bucket)

@@ -36,6 +36,7 @@ def test_a_bucket_prints_as_it_parses(bucket):
         ("4,64,32,1", "not three whole numbers"),
         ("a,b,c", "not three whole numbers"),
         (7, "7 is not three whole numbers"),
+        ("bucket", "'bucket' is not three whole numbers"),
         ([4, 64.0, 32], "prompt_length 64.0 is not a whole number"),
         ([True, 64, 32], "batch_size True is not a whole number"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -37,7 +38,8 @@ def stand_in(source: Path, heads: int, kv_heads: int, target: Path | None = None
     values |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "dtype": "float32"}
     if target is not None:
         return _write(values, source, target)
-    cached = cache_directory() / f"{source.name}-{heads}-{kv_heads}-heads"
+    of = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]  # names recur
+    cached = cache_directory() / f"{source.name}-{of}-{heads}-{kv_heads}-heads"
     if not cached.exists():
         cached.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cached.parent) as scratch:

@@ -297,8 +297,8 @@ def _row(
 
 
 def per_request(advice: Advice) -> pd.DataFrame:
-    """The contenders' device seconds per served request, so that sets which reject unlike many
-    compare: fitted_busy_s, held_out_busy_s and held_out_bound_s, the rest as in `contenders`."""
+    """The contenders' device seconds per served request, so that sets compare that reject different
+    numbers: fitted_busy_s, held_out_busy_s and held_out_bound_s, the rest as in `contenders`."""
     frame = advice.contenders
     served = {
         "fitted": len(advice.fitted) - frame["fitted_rejected"],

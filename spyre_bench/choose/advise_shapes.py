@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from spyre_bench.choose.advise import TIE, doubts
-from spyre_bench.choose.schemes import optimal
+from spyre_bench.choose.schemes import doublings, optimal
 from spyre_bench.choose.visits import ShapeChoice, ShapeLimits, choose_shapes
 from spyre_bench.cost.bucket_cost import CostModel
 from spyre_bench.cost.shape_cost import ShapeCosts
@@ -244,15 +244,6 @@ class _Grid:
             with suppress(ValueError):
                 found[name] = model.of_shapes(ShapeSet.parse(*scheme, self.costs.blocks))
         return found
-
-
-def doublings(first: int, last: int) -> list[int]:
-    """first, 2·first, ... and last."""
-    found = []
-    while first < last:
-        found.append(first)
-        first *= 2
-    return [*found, last]
 
 
 def rows_within(limit: float, rows: int, context_tokens: int) -> int:

@@ -66,11 +66,11 @@ class Needs:
         if of.name == WIDTHS:
             return Demand.of(self.running, self.weights)
         if of.name == CONTEXTS and self.context is not None:
-            return Demand.of(self.context, self.weights).longer(of.beyond, limit)
+            return Demand.of(self.context, self.weights).longer(of.larger_by, limit)
         if of.name in (PROMPTS, CHUNKS) and self.prompt_tokens is not None:
             if of.name == CHUNKS:
                 return Demand.of(np.minimum(_chunk_ends(self.prompt_tokens), limit))
-            return Demand.of(_pieces(self.prompt_tokens, limit)).longer(of.beyond, limit)
+            return Demand.of(_pieces(self.prompt_tokens, limit)).longer(of.larger_by, limit)
         raise ValueError(
             f"{of.setting} needs {of.name}, which a series of running requests does not tell: give "
             f"a workload"

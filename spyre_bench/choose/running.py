@@ -1,4 +1,4 @@
-"""A series of running requests, read from a file: one row a step, or `count` steps."""
+"""A series of running requests, read from a file: one row per step, or per `count` steps."""
 
 from __future__ import annotations
 

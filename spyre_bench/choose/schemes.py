@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from spyre_bench.choose.one_dimension import Optimum, solve
+from spyre_bench.choose.one_dimension import Demand, Optimum, solve
 from spyre_bench.shapes import STICK_TOKENS
 
 
@@ -23,7 +23,6 @@ def optimal(
     k: int,
     *,
     step: int = STICK_TOKENS,
-    weights: np.ndarray | None = None,
     cost_of: Callable[[np.ndarray], np.ndarray] | None = None,
     largest: int | None = None,
 ) -> Optimum:
@@ -31,18 +30,15 @@ def optimal(
 
     What a length costs is its boundary (padded tokens), or `cost_of(boundaries)`, which must not
     decrease; `one_dimension.solve` has the programme.
-
-    `weights` are of the lengths (see `max_of_batch`); `largest` makes the last boundary cover more
-    than the longest of them.
+    `largest` makes the last boundary cover more than the longest length.
     """
     if k < 1:
         raise ValueError(f"k {k} is below 1: ask for one bucket or more")
     lengths = _lengths(lengths)
     longest = max(int(lengths.max()), largest or 0)
     boundaries = np.arange(step, round_up(longest, step) + 1, step)
-    weight = np.bincount(
-        round_up(lengths, step) // step - 1, weights=weights, minlength=len(boundaries)
-    ).astype(float)
+    places = round_up(lengths, step) // step - 1
+    weight = np.bincount(places, minlength=len(boundaries)).astype(float)
     f = (
         boundaries.astype(float)
         if cost_of is None
@@ -53,52 +49,28 @@ def optimal(
     return solve(boundaries, weight, f, k)
 
 
-def max_of_batch(lengths: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The distribution of the longest of `batch_size` independent lengths, which is what a batch is
-    padded to: each distinct length x with weight F(x)^B - F(x-)^B, F the share of lengths up to
-    x."""
-    values, counts = np.unique(_lengths(lengths), return_counts=True)
-    share = np.concatenate([[0.0], np.cumsum(counts) / counts.sum()])
-    return values, np.diff(share**batch_size)
-
-
 def padding_share(lengths: np.ndarray, boundaries: Sequence[int]) -> float:
     """Padding over computed prompt tokens. Raises ValueError for a length above the last
     boundary."""
-    lengths, ascending = _lengths(lengths), np.sort(np.asarray(boundaries))
-    if lengths.max() > ascending[-1]:
-        raise ValueError(
-            f"length {lengths.max()} is above the last boundary {ascending[-1]}: add a larger"
-        )
-    return 1 - float(lengths.sum() / ascending[np.searchsorted(ascending, lengths)].sum())
+    return Demand.of(_lengths(lengths)).padding_share(boundaries)
 
 
-def to_match(
-    lengths: np.ndarray,
-    boundaries: Sequence[int],
-    *,
-    step: int = STICK_TOKENS,
-    largest: int | None = None,
-) -> int:
+def to_match(lengths: np.ndarray, boundaries: Sequence[int], *, largest: int | None = None) -> int:
     """The fewest optimal boundaries that pad no more than `boundaries` do; `largest` as in
     `optimal`."""
     allowed = _lengths(lengths).sum() / (1 - padding_share(lengths, boundaries))
-    solved = optimal(lengths, len(boundaries), step=step, largest=largest)
+    solved = optimal(lengths, len(boundaries), largest=largest)
     matching = (k for k, cost in enumerate(solved.cost, 1) if cost <= allowed * (1 + 1e-12))
     return next(matching, len(boundaries))
 
 
-def convex_knee(cost_s: Sequence[float], compile_s: float, requests: float) -> int:
-    """The number of boundaries at which one more no longer pays for its compile time.
-
-    `cost_s` has device seconds per request for k = 1, 2, ...; it is convex, so the first k is the
-    one where the next saves less than `compile_s` over the `requests` expected until the next
-    start.
-    """
-    for k, (now, then) in enumerate(itertools.pairwise(cost_s), 1):
-        if (now - then) * requests < compile_s:
-            return k
-    return len(cost_s)
+def doublings(first: int, last: int) -> tuple[int, ...]:
+    """first, 2·first, ... below `last`, and `last`."""
+    sizes = []
+    while first < last:
+        sizes.append(first)
+        first *= 2
+    return (*sizes, last)
 
 
 # --- the schemes of other stacks, for the same lengths --------------------------------------------
@@ -106,9 +78,7 @@ def convex_knee(cost_s: Sequence[float], compile_s: float, requests: float) -> i
 
 def powers_of_two(lengths: np.ndarray, first: int = 64) -> tuple[int, ...]:
     """first, 2·first, ... and the maximum: vLLM on TPU (first 16), Neuron (first 128)."""
-    last = round_up(_lengths(lengths).max(), STICK_TOKENS)
-    doublings = max(0, math.ceil(math.log2(last / first)))
-    return _ascending([first * 2**i for i in range(doublings)] + [last])
+    return doublings(first, int(round_up(_lengths(lengths).max(), STICK_TOKENS)))
 
 
 def exponential(lengths: np.ndarray, step: int = 128) -> tuple[int, ...]:
@@ -143,15 +113,16 @@ def gap(lengths: np.ndarray, largest_gap: int = 512) -> tuple[int, ...]:
     return _ascending([*doubled, *steps])
 
 
-def percentiles(lengths: np.ndarray, k: int = 8, step: int = STICK_TOKENS) -> tuple[int, ...]:
+def percentiles(lengths: np.ndarray, k: int = 8) -> tuple[int, ...]:
     """Buckets with equal numbers of requests; equal boundaries fall together."""
     levels = np.arange(1, k + 1) / k
-    return _ascending(round_up(np.ceil(np.quantile(_lengths(lengths), levels)).astype(int), step))
+    quantiles = np.ceil(np.quantile(_lengths(lengths), levels)).astype(int)
+    return _ascending(round_up(quantiles, STICK_TOKENS))
 
 
-def one(lengths: np.ndarray, step: int = STICK_TOKENS) -> tuple[int, ...]:
+def one(lengths: np.ndarray) -> tuple[int, ...]:
     """A single shape for everything."""
-    return (int(round_up(_lengths(lengths).max(), step)),)
+    return (int(round_up(_lengths(lengths).max(), STICK_TOKENS)),)
 
 
 SCHEMES: dict[str, Callable[[np.ndarray], tuple[int, ...]]] = {

@@ -9,12 +9,8 @@ Sizes = Mapping[str, Sequence[int]]
 """Name of a list -> its sizes, in the order in which the stack is given them."""
 
 WIDTHS, PROMPTS, CONTEXTS, CHUNKS = "widths", "prompts", "contexts", "chunks"
-MEANING = {
-    WIDTHS: "requests in a decode step",
-    PROMPTS: "tokens of a prompt",
-    CONTEXTS: "tokens of the longest request in a decode step",
-    CHUNKS: "tokens of a prompt up to the end of each of its chunks",
-}
+"""What sizes are of: requests in a decode step; tokens of a prompt, of the longest request in a
+decode step, of a prompt up to the end of each of its chunks."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +46,13 @@ def _one(_: Deployment) -> int:
 class SizeList:
     """One list that a stack takes."""
 
-    name: str  # a key of MEANING
+    name: str  # WIDTHS, PROMPTS, CONTEXTS or CHUNKS
     setting: str  # what the stack calls it
     limit: By  # the largest size that can be needed
     default: Callable[[Deployment], Iterable[int]] | None  # compiled without a list, if known
     step: By = _one  # sizes are multiples of it
     always: Callable[[Deployment], Iterable[int]] = _nothing  # compiled whatever the list says
-    beyond: int = 0  # a size below the limit runs only in a shape larger by this
+    larger_by: int = 0  # a size below the limit needs a shape larger by this
 
 
 @dataclass(frozen=True)

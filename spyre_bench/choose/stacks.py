@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from spyre_bench.choose.schemes import exponential
+from spyre_bench.choose.schemes import doublings, exponential
 from spyre_bench.choose.stack import (
     CHUNKS,
     CONTEXTS,
@@ -50,6 +50,11 @@ def _step_tokens(deployment: Deployment) -> int:
     return deployment.step_tokens
 
 
+def _rows_of_a_step(deployment: Deployment) -> int:
+    """Of decode alone: a token for each of the rows."""
+    return min(deployment.rows, deployment.step_tokens)
+
+
 def _width_step(deployment: Deployment) -> int:
     return deployment.width_step
 
@@ -62,24 +67,12 @@ def _aligned_rows(deployment: Deployment) -> int:
     return -(-deployment.rows // deployment.width_step) * deployment.width_step
 
 
-def _doubling(first: int, last: int) -> tuple[int, ...]:
-    """first, 2·first, ... below `last`, and `last`."""
-    sizes = []
-    while first < last:
-        sizes.append(first)
-        first *= 2
-    return (*sizes, last)
-
-
 def _up_to(limit: int, *ranges: range | Sequence[int]) -> tuple[int, ...]:
+    """Of these sizes those up to the limit, and the limit."""
     return tuple(sorted({it for sizes in ranges for it in sizes if it <= limit} | {limit}))
 
 
 # --- vLLM -----------------------------------------------------------------------------------------
-
-
-def _vllm_limit(deployment: Deployment) -> int:
-    return min(deployment.rows, deployment.step_tokens)
 
 
 def _vllm_default(deployment: Deployment) -> tuple[int, ...]:
@@ -91,7 +84,7 @@ def _vllm_default(deployment: Deployment) -> tuple[int, ...]:
 
 VLLM = Stack(
     title="vLLM",
-    lists=(SizeList(WIDTHS, "cudagraph_capture_sizes", _vllm_limit, _vllm_default),),
+    lists=(SizeList(WIDTHS, "cudagraph_capture_sizes", _rows_of_a_step, _vllm_default),),
     rules=(
         unique(
             WIDTHS,
@@ -107,7 +100,7 @@ VLLM = Stack(
         ),
         reaches(
             WIDTHS,
-            _vllm_limit,
+            _rows_of_a_step,
             "max_num_seqs",
             "wider steps run without a graph",
             "PyPI vllm 0.32.0: vllm/config/vllm.py:2337",
@@ -181,10 +174,6 @@ SGLANG = Stack(
 # --- TensorRT-LLM ---------------------------------------------------------------------------------
 
 
-def _tensorrt_limit(deployment: Deployment) -> int:
-    return min(deployment.rows, deployment.step_tokens)
-
-
 def _tensorrt_default(deployment: Deployment) -> tuple[int, ...]:
     """With padding enabled: 1, 2, 4, eights to 128, then steps of 64; at most 128 by itself."""
     limit = min(deployment.rows, 128)
@@ -195,12 +184,12 @@ TENSORRT_ARGS = "NVIDIA/TensorRT-LLM@0004396720: tensorrt_llm/llmapi/llm_args.py
 
 TENSORRT_LLM = Stack(
     title="TensorRT-LLM",
-    lists=(SizeList(WIDTHS, "cuda_graph_config.batch_sizes", _tensorrt_limit, _tensorrt_default),),
+    lists=(SizeList(WIDTHS, "cuda_graph_config.batch_sizes", _rows_of_a_step, _tensorrt_default),),
     rules=(
         unique(WIDTHS, "are captured twice", f"{TENSORRT_ARGS} sorts them and keeps all"),
         at_most(
             WIDTHS,
-            _tensorrt_limit,
+            _rows_of_a_step,
             "max_batch_size or max_num_tokens",
             "the first of them is lowered to that and the others are dropped",
             "NVIDIA/TensorRT-LLM@1a0dc5f700: tensorrt_llm/_torch/pyexecutor/model_engine.py "
@@ -208,7 +197,7 @@ TENSORRT_LLM = Stack(
         ),
         reaches(
             WIDTHS,
-            _tensorrt_limit,
+            _rows_of_a_step,
             "max_batch_size",
             "wider steps run without a graph",
             f"{TENSORRT_ARGS} enable_padding rounds up to the nearest of the list",
@@ -354,7 +343,7 @@ TPU_FIRST_TOKENS = 16  # MIN_TOKEN_BUCKET
 def _tpu_given(deployment: Deployment) -> tuple[int, ...]:
     """Powers of two from 16 up to the budget, and the budget rounded up to sixteens."""
     last = -(-deployment.step_tokens // TPU_FIRST_TOKENS) * TPU_FIRST_TOKENS
-    return _doubling(TPU_FIRST_TOKENS, last)
+    return doublings(TPU_FIRST_TOKENS, last)
 
 
 TPU_INFERENCE = Stack(
@@ -393,8 +382,8 @@ TPU_INFERENCE = Stack(
         },
     ),
     paste="behind vllm serve MODEL",
-    note="a decode step is padded in tokens, one a request; powers of two from 16 are compiled in "
-    "any case (MIN_TOKEN_BUCKET 16, no VLLM_TPU_BUCKET_PADDING_GAP), the list adds to them",
+    note="a decode step is padded in tokens, one per request; powers of two from 16 are compiled "
+    "in any case (MIN_TOKEN_BUCKET 16, no VLLM_TPU_BUCKET_PADDING_GAP), the list adds to them",
 )
 
 
@@ -409,17 +398,17 @@ NEURON = Stack(
             PROMPTS,
             "context_encoding_buckets",
             _context,
-            lambda deployment: _doubling(128, deployment.context_tokens),
+            lambda deployment: doublings(128, deployment.context_tokens),
             step=_block,
-            beyond=1,
+            larger_by=1,
         ),
         SizeList(
             CONTEXTS,
             "token_generation_buckets",
             _context,
-            lambda deployment: _doubling(128, deployment.context_tokens),
+            lambda deployment: doublings(128, deployment.context_tokens),
             step=_block,
-            beyond=1,
+            larger_by=1,
         ),
     ),
     rules=tuple(
@@ -470,11 +459,11 @@ VLLM_NEURON = Stack(
             PROMPTS,
             "num_batched_tokens_buckets",
             _step_tokens,
-            lambda deployment: _doubling(128, deployment.step_tokens),
+            lambda deployment: doublings(128, deployment.step_tokens),
             step=_block,
         ),
         SizeList(
-            WIDTHS, "num_seqs_buckets", _rows, lambda deployment: _doubling(1, deployment.rows)
+            WIDTHS, "num_seqs_buckets", _rows, lambda deployment: doublings(1, deployment.rows)
         ),
     ),
     rules=(
@@ -580,7 +569,7 @@ QEFFICIENT = Stack(
 
 
 def _flags(**settings: int | Mapping[str, object]) -> str:
-    """As vLLM's command line takes them, one a line."""
+    """As vLLM's command line takes them, one per line."""
     lines = []
     for name, value in settings.items():
         text = str(value) if isinstance(value, int) else f"'{json.dumps(value)}'"

@@ -42,7 +42,7 @@ class ShapeLimits:
 
 @dataclass(frozen=True)
 class Visits:
-    """Passes of a run by what they need, a state a row."""
+    """Passes of a run by what they need, one row per state."""
 
     width: np.ndarray  # int64 [states], live rows; of a chunk its blocks
     blocks: np.ndarray  # int64 [states], of the longest context

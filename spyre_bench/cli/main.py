@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperCommand
 
-from spyre_bench.cli import choose_shapes, gate, plan, requests, shapes, tune
+from spyre_bench.cli import export, gate, plan, shapes, tune, workloads
 from spyre_bench.cli.options import Engine, with_options
 from spyre_bench.errors import sentence, unexpected
 
@@ -71,12 +71,12 @@ def _options(
 
 app.command()(plan.simulate)
 app.command()(plan.buckets)
-app.command()(choose_shapes.shapes)
+app.command()(shapes.shapes)
 app.command()(tune.tune)
 app.command()(plan.sweep)
-app.command()(shapes.export)
+app.command()(export.export)
 app.command()(plan.validate)
-app.command()(requests.workloads)
+app.command()(workloads.workloads)
 app.command()(gate.compare)
 
 baseline = typer.Typer(help="What the notebooks that only calculate are known to give.")
@@ -130,7 +130,7 @@ def run(
         typer.Option("-p", "--parameter", metavar="NAME VALUE", help="may be repeated"),
     ] = None,
     parameters_file: Annotated[
-        Path | None, typer.Option("-f", "--parameters-file", help="YAML, one section a notebook")
+        Path | None, typer.Option("-f", "--parameters-file", help="YAML, one section per notebook")
     ] = None,
     output: Annotated[
         Path,
@@ -167,7 +167,7 @@ def run(
 
 @app.command()
 def new(
-    name: Annotated[Path, typer.Argument(help="of the notebook, such as notebooks/06_my_question")],
+    name: Annotated[Path, typer.Argument(help="of the notebook, such as notebooks/07_my_question")],
     question: Annotated[str, typer.Option(help="its title")] = "Which policy is fastest for me?",
 ) -> None:
     """Write a notebook to begin a study of your own with: it runs as it is."""

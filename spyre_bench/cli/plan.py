@@ -44,6 +44,7 @@ def simulate(
 
     require_other(out, workload=scenario.workload, cost=scenario.cost)
     pictures.require_drawable(plot, continuous=scenario.is_continuous)
+    scenario.require_used()
     limits = scenario.limits_ms()
     require_limits(limits)
     source = scenario.load_cost()

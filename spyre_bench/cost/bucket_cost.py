@@ -24,7 +24,7 @@ class BucketCost:
     bucket: Bucket
     prefill_s: float  # one prefill pass: B x P tokens, yields every row's first token
     decode_s: float  # one decode pass: a token for each of B rows
-    compile_s: float = 0.0  # cold, once a start
+    compile_s: float = 0.0  # cold, once per start
     memory_bytes: int = 0  # an engine with this bucket alone
     extrapolated: bool = False  # outside of what was measured
 
@@ -115,7 +115,7 @@ class CostModel(Protocol):
 
     def require_known(self, name: str, what: str) -> None:
         """Raises ValueError where `name` ("compile_s", "memory_bytes") is not known of every
-        bucket. `what` is about it: a limit on what nobody measured would always be kept."""
+        bucket: `what`, a limit on it, would hold whatever is chosen."""
         return None
 
     def __repr__(self) -> str:

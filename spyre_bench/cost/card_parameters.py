@@ -37,7 +37,7 @@ class Parameter:
 
 
 LIMITS = ("usable_bytes", "kv_bytes", "batch_tokens", "limited_from_tp")
-HOP = 200e-6 / 3 / 2**19  # seconds a byte, 512 KiB over 3 hops
+HOP = 200e-6 / 3 / 2**19  # seconds per byte, 512 KiB over 3 hops
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,6 @@ PARAMETERS = frozenset(field.name for field in fields(SpyreCard))
 def with_all_reduce(microseconds: float) -> SpyreCard:
     """The card where an all-reduce takes at least so long; 0: as its own range has it. Raises
     ValueError for less."""
-    if not microseconds >= 0:
+    if not 0 <= microseconds < math.inf:
         raise ValueError(f"an all-reduce of {microseconds} µs is not possible: 0 takes the range")
     return SpyreCard().fixed(all_reduce_s=microseconds / 1e6) if microseconds else SpyreCard()

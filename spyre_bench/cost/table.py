@@ -226,7 +226,7 @@ def _row(where: str, cells: Mapping[str, Any], of: type[Row]) -> Row:
         raise ValueError(f"{where}: {empty[0]} is empty: every row of a cost table needs it")
     try:
         row = of(**values)
-        assert row.sizes
+        _ = row.sizes  # raises ValueError for sizes that are none
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     return row

@@ -23,7 +23,7 @@ def static_or_continuous(workload: Workload, chosen: Chosen, capacity_rps: float
     `capacity_rps` is the rate that counts as load 1."""
     import ipywidgets as widgets
 
-    from spyre_bench.choose.advise_shapes import doublings
+    from spyre_bench.choose.schemes import doublings
     from spyre_bench.shape_set import BLOCK_TOKENS
 
     first = workload.head(min(FIRST_REQUESTS, len(workload)))

@@ -27,7 +27,7 @@ def bench_result(
     """The run in vLLM's names and units (seconds in totals and arrays, milliseconds in `_ms`).
 
     A rejected request counts as failed. `request_goodput` is null without limits `goodput_ms` on
-    ttft, tpot or e2el. The arrays with one entry a request, which vLLM saves with
+    ttft, tpot or e2el. The arrays with one entry per request, which vLLM saves with
     `--save-detailed`, come with `detailed` only.
     """
     return {
@@ -51,7 +51,7 @@ def _header(run: SimulatedRun, model: str) -> dict[str, Any]:
         "tokenizer_id": model,
         "num_prompts": len(run.workload),
         "request_rate": rate if math.isfinite(rate) else "inf",
-        "burstiness": 1.0,
+        "burstiness": None,  # a workload does not say how its arrivals came about
         "max_concurrency": None,
     }
 
@@ -81,7 +81,7 @@ def _totals(run: SimulatedRun, goodput_ms: Mapping[str, float] | None) -> dict[s
 
 
 def _arrays(run: SimulatedRun) -> dict[str, list[Any]]:
-    """One entry a request, in the order of the workload; zeros and empty lists where rejected."""
+    """One entry per request, in the order of the workload; zeros and empty lists where rejected."""
     served = run.served
     outputs = np.where(served, run.workload.output_tokens, 0)
     frame = summary.requests(run).fillna({"ttft_s": 0.0, "e2el_s": 0.0})

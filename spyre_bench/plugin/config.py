@@ -77,7 +77,7 @@ class SpyreConfig:
     require_precompiled: bool = False
     memory_bytes: int | None = None  # limit; None: what the machine has
     pass_log: Path | None = None  # JSON lines, one per pass
-    policy: str = "best_fit"  # see batching.Policy, also for the three times
+    policy: str = "best_fit"  # see policy.static.Policy, also for the three times
     gather_s: float = 0.02  # an idle engine waits this long for company of a first request
     max_wait_s: float = 0.0  # a batch with free rows waits this long for more members
     max_age_s: float = 60.0  # with length_aware: from then on a waiting head goes first

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from spyre_bench.policy.ledger import WasteLedger
+from spyre_bench.policy.ledger import StepLedger, WasteLedger
 from spyre_bench.shape_set import DecodeShape, PrefillShape
 
 if TYPE_CHECKING:
@@ -70,8 +70,9 @@ class StepCounts(Totals):
         self.totals["preemptions"] = 0
 
     def add_chunk(self, shape: PrefillShape, tokens: int, again_tokens: int) -> None:
-        pad = shape.padded(tokens + again_tokens, shape.chunk_length)[0] - tokens - again_tokens
-        self._add_pass(shape, useful=tokens, chunk_pad=pad, computed_again=again_tokens)
+        slots = StepLedger.of_chunk(shape, tokens + again_tokens, again_tokens)
+        computed = {"chunk_pad": slots.chunk_pad, "computed_again": slots.again}
+        self._add_pass(shape, useful=slots.useful, **computed)
 
     def add_rows(self, shape: DecodeShape, context_tokens: Sequence[int]) -> None:
         """`context_tokens` of each row, its new one included."""
@@ -80,7 +81,8 @@ class StepCounts(Totals):
         needed = sum(context_tokens)
         self.totals[_key("context_slots", shape.name, "needed")] += needed
         self.totals[_key("context_slots", shape.name, "context_pad")] += rows * context - needed
-        self._add_pass(shape, useful=len(context_tokens), row_pad=rows - len(context_tokens))
+        slots = StepLedger.of_decode(shape, len(context_tokens))
+        self._add_pass(shape, useful=slots.useful, row_pad=slots.row_pad)
 
     def add_preemption(self) -> None:
         self.totals["preemptions"] += 1

@@ -54,7 +54,7 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "profiler_config": ((), "leave it out, pass_log has the seconds of each pass"),
     "weight_transfer_config": ((), "leave it out, compiled passes keep their weights"),
     "diffusion_config": ((), "serve a model that generates text token by token"),
-    "enable_return_routed_experts": ((), "leave it out, models with experts are not served"),
+    "enable_return_routed_experts": ((), "leave it out, a pass returns logits only"),
     "aux_output_config": ((), "leave it out, a pass returns logits only"),
     "hf_config_path": ((), "put that config.json into the model's directory"),
     "config_format": (("auto", "hf"), "the model's directory holds a config.json: use hf"),

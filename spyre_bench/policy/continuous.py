@@ -138,6 +138,12 @@ class Rules:
                 raise ValueError(
                     f"{name} {getattr(self, name)!r} is not known: use one of {', '.join(values)}"
                 )
+        for name in ("chunk_tokens", *LEAST):
+            value = getattr(self, name)
+            if name != "max_age_s" and value is not None and type(value) is not int:
+                raise ValueError(f"{name} {value!r} is not a whole number")
+        if not isinstance(self.longest_first, bool):
+            raise ValueError(f"longest_first {self.longest_first!r} is not true or false")
         chunk = self.chunk_tokens
         if chunk is not None and (chunk < BLOCK_TOKENS or chunk % BLOCK_TOKENS):
             above = max(1, blocks_of(chunk)) * BLOCK_TOKENS

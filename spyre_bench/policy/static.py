@@ -61,7 +61,7 @@ class Policy:
       the first misfit ends the batch.
     - `skip`: the same, but a misfit is passed over and keeps its place (vLLM-Spyre's rule).
     - `best_fit`: every bucket that the head fits is filled from the queue; the one that costs least
-      a member runs.
+      per member runs.
     - `length_aware`: for every bucket, the largest of the waiting requests that fit it; the batch
       that comes nearest to the shape bound runs. Not head first, hence `max_age_s`.
 
@@ -73,7 +73,7 @@ class Policy:
     most as many batches as requests were before it. With `length_aware` that holds from the moment
     when the head has waited `max_age_s`: it is then a member of the next batch.
 
-    Long queues cost no more a request than short ones. A request that is passed over while a
+    Long queues cost no more per request than short ones. A request that is passed over while a
     bucket is filled has one request of that bucket fewer before it at the next such look, since the
     head always leaves: without holding it is looked at, in its whole life, at most as often as the
     buckets have rows in all. `length_aware` looks at `LOOK_AHEAD` full batches of requests for
@@ -115,8 +115,8 @@ def next_batch(
 ) -> Step[R] | None:
     """What an idle engine does next; None for an empty queue.
 
-    `waiting` is in the order of service, `costs` has one entry a compiled bucket, in the order that
-    breaks ties, and `now` is of the clock of `arrival_s` (left out, everybody has arrived long
+    `waiting` is in the order of service, `costs` has one entry per compiled bucket, in the order
+    that breaks ties, and `now` is of the clock of `arrival_s` (left out, everybody has arrived long
     ago). Expected seconds count every output at its `max_tokens`. Members keep the order of the
     queue.
 
@@ -176,7 +176,7 @@ def _skip(head: R, queue: Iterator[R], costs: Sequence[BucketCost], *__: object)
 
 
 def _best_fit(head: R, queue: Iterator[R], costs: Sequence[BucketCost], *__: object) -> Formed[R]:
-    """Every bucket that the head fits, filled from the queue; least expected seconds a member."""
+    """Every bucket that the head fits, filled from the queue; least expected seconds per member."""
     fitting = _fitting(head, costs)
     free = max([cost.bucket.batch_size for cost in fitting]) > 1
     request = next(queue, None) if free else None
@@ -198,13 +198,11 @@ def _best_fit(head: R, queue: Iterator[R], costs: Sequence[BucketCost], *__: obj
         if filled:
             unfilled = [entry for entry in unfilled if len(entry[3]) < entry[2]]
         request = next(queue, None) if unfilled else None
-    cost, _, members = (
-        filling[0] if len(filling) == 1 else min(filling, key=_expected_seconds_a_member)
-    )
+    cost, _, members = filling[0] if len(filling) == 1 else min(filling, key=_expected_s_per_member)
     return Formed(cost, members, open=bool(unfilled))
 
 
-def _expected_seconds_a_member(filling: tuple[BucketCost, Bucket, list[R]]) -> float:
+def _expected_s_per_member(filling: tuple[BucketCost, Bucket, list[R]]) -> float:
     cost, _, members = filling
     return cost.batch_s(max([r.max_tokens for r in members])) / len(members)
 

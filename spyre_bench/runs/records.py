@@ -49,9 +49,7 @@ class Traits:
     """What a notebook says of itself in its metadata, under `spyre_bench`."""
 
     measures: bool = True  # times something, so that nothing else may run beside it
-    calculated: tuple[
-        str, ...
-    ] = ()  # of a notebook that measures: what repeats exactly all the same
+    calculated: tuple[str, ...] = ()  # by one that measures: what repeats exactly all the same
     cell_timeout_s: float = CELL_TIMEOUT_S  # a cell that takes longer hangs
     chance: tuple[str, ...] = ()  # differs from run to run, for no reason of the code
     ties: tuple[Tie, ...] = ()

@@ -33,15 +33,16 @@ def decode_steps(
     """The steps of a server with `rows` places: first come, first served, whoever is done leaves.
 
     A step of w requests takes `step_s + w · row_s` seconds and gives each a token; a prompt takes
-    `prompt_token_s` a token, in which nobody decodes, and gives the first one. A step's context is
-    the longest prompt with its outputs so far. Raises ValueError for seconds or rows that are none.
+    `prompt_token_s` per token, in which nobody decodes, and gives the first one. A step's context
+    is the longest prompt with its outputs so far. Raises ValueError for rows below 1, a step of no
+    seconds and seconds below 0.
     """
     if rows < 1:
         raise ValueError(f"rows {rows} is below 1: give the server a place or more")
     if not (math.isfinite(step_s) and step_s > 0 and row_s >= 0 and prompt_token_s >= 0):
         raise ValueError(
-            f"a step of {step_s} s, {row_s} s a row, {prompt_token_s} s a prompt token: give the "
-            f"first above 0 and none below"
+            f"a step of {step_s} s, {row_s} s per row, {prompt_token_s} s per prompt token: give "
+            f"the first above 0 and none below"
         )
     arrival_s, prompts, outputs = (
         column.tolist()

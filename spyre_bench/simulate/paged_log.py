@@ -1,4 +1,4 @@
-"""What engines of continuous batching ran, kept in few bytes a pass, and as a run's arrays."""
+"""What engines of continuous batching ran, kept in few bytes per pass, and as a run's arrays."""
 
 from __future__ import annotations
 

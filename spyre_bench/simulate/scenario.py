@@ -262,11 +262,16 @@ class Scenario:
         costs: Sequence[BucketCost] | None = None,
         draw: Draw | None = None,
     ) -> SimulatedRun:
-        """Simulates it; on another workload or other buckets where these are given. With a `draw`
-        passes take what it says, and the policy still decides by the costs."""
+        """Simulates it, by its kind of batching; on another workload or, of static batching, other
+        buckets where these are given. With a `draw` passes take what it says, and the policy still
+        decides by the costs."""
         from spyre_bench.cost.spread import steady
         from spyre_bench.simulate import static
 
+        if self.is_continuous:
+            if costs is not None:
+                raise ValueError("batching is continuous: its costs are of shapes, not of buckets")
+            return self.run_continuous(workload, draw=draw)
         rules = self.rules()
         costs = self.costs() if costs is None else costs
         return static.simulate(
@@ -305,6 +310,18 @@ class Scenario:
             ready_s=costs.warmup_s if self.warmup else 0.0,
             client_overhead_s=self.client_overhead_ms / 1e3,
         )
+
+    def require_used(self) -> None:
+        """Raises ValueError for a setting that only the other kind of batching has."""
+        other = "static" if self.is_continuous else "continuous"
+        for it in fields(self):
+            of_static = it.name in ("buckets", "policy", "max_wait_s", "gather_s")
+            unused = of_static if self.is_continuous else it.metadata["part"] == CONTINUOUS
+            if unused and it.name in self._chosen():
+                raise ValueError(
+                    f"{it.name} is a setting of {other} batching and batching is "
+                    f"{self.batching}: leave it out, or say batching {other}"
+                )
 
     def _chosen(self) -> dict[str, Any]:
         """The settings that are not at their default."""

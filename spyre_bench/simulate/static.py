@@ -66,15 +66,14 @@ def simulate(
     start-up's warmup, 0 for engines that are ready); requests wait until then. A request that fits
     no bucket is rejected before it reaches a router. `round_robin` deals the others out in turn;
     `least_loaded` sends each to the replica with the fewest unfinished requests, ties to the first.
-    A client's TTFT and
-    E2EL have `client_overhead_s` more than the engine's (HTTP, tokenizing, the way back). The
-    policy decides by `costs`, or by `estimated` ones, a server's own estimate of the same buckets.
+    A client's TTFT and E2EL have `client_overhead_s` more than the engine's (HTTP, tokenizing, the
+    way back). The policy decides by `costs`, or by `estimated` ones, a server's own estimate of the
+    same buckets.
 
     `pace` says how many times its cost a prefill and a decode pass of each batch take: a machine's
-    noise, or what was measured. `seen_s`
-    is when an engine reads each request, ascending and not before its arrival, which is the default
-    and what the policy counts its age from. Whoever still waits at `leaves_s` is gone by then; one
-    that gives up later has its output tokens end there.
+    noise, or what was measured. `seen_s` is when an engine reads each request, ascending and not
+    before its arrival, which is the default and what the policy counts its age from. Whoever still
+    waits at `leaves_s` is gone by then; one that gives up later has its output tokens end there.
 
     Raises ValueError for no bucket, a replica count below 1, an unknown router, a negative time.
     """

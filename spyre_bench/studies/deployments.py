@@ -1,10 +1,10 @@
 """Many cards: large engines or many engines? Tensor parallel against replicas on the card model.
 
 A number of cards is divided into engines of `tp` cards behind one router. Every division serves
-the same draws, as many requests per card, under the same SLO; what counts is its
-capacity, the largest rate of arrivals at which most requests stay within them. Nothing here is
-measured: each figure is given at every end of the card's parameters, and `sensitivity` moves one
-parameter at a time to find those that decide.
+the same draws, as many requests per card, under the same SLO; what counts is its capacity, the
+largest rate of arrivals at which most requests stay within it. Nothing here is measured: each
+figure is given at every end of the card's parameters, and `sensitivity` moves one parameter at a
+time to find those that decide.
 """
 
 from __future__ import annotations

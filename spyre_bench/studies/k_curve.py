@@ -65,8 +65,8 @@ def _held_out(workload: Workload, costs: Sequence[BucketCost]) -> dict[str, floa
 
 def knee(curve: pd.DataFrame) -> int:
     """The number of buckets with the least total seconds per request, the fewest of equals. Where
-    the curve is convex that is where one more saves less than its compile time
-    (`schemes.convex_knee`); the joint choice need not be convex, so all numbers are compared."""
+    the curve is convex, that is where one more saves less than its compile time; the joint choice
+    need not be convex, so all numbers are compared."""
     return int(curve["k"].to_numpy()[curve["total_s"].argmin()])
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from spyre_bench.choose.advise import advise, within
-from spyre_bench.choose.advise_shapes import Engine, advise_shapes, doublings
+from spyre_bench.choose.advise_shapes import Engine, advise_shapes
 from spyre_bench.choose.optimize import Limits
+from spyre_bench.choose.schemes import doublings
 from spyre_bench.choose.visits import ShapeLimits
 from spyre_bench.cost.bucket_cost import BucketCost, CostModel, price
 from spyre_bench.cost.shape_cost import ShapeCosts
@@ -99,18 +100,18 @@ def choose(
     return Chosen(buckets.costs, shapes.costs, policy, rules)
 
 
-def static_kind(costs: Sequence[BucketCost], policy: Policy, name: str = "static") -> Kind:
+def static_kind(costs: Sequence[BucketCost], policy: Policy) -> Kind:
     return Kind(
-        name,
+        "static",
         len(costs),
         sum(cost.compile_s for cost in costs),
         lambda workload: static.simulate(workload, costs, policy),
     )
 
 
-def continuous_kind(costs: ShapeCosts, rules: Rules, name: str = "continuous") -> Kind:
+def continuous_kind(costs: ShapeCosts, rules: Rules) -> Kind:
     return Kind(
-        name,
+        "continuous",
         len(costs.shapes),
         costs.compile_s,
         lambda workload: paged.simulate(workload, costs, rules),
@@ -136,9 +137,9 @@ def queued(workload: Workload, kinds: Sequence[Kind]) -> pd.DataFrame:
 
 
 def paid_at(workload: Workload, kinds: Sequence[Kind], rate_rps: float) -> pd.DataFrame:
-    """Each kind at this rate: kind, graphs, compile_s, busy_s (device seconds a request), bound_s
-    (the least that any batching takes on what it compiles, a request), what the busy seconds are
-    paid for, a request (`PAID`), and the figures of `under_load`."""
+    """Each kind at this rate: kind, graphs, compile_s, busy_s (device seconds), bound_s (the least
+    that any batching takes on what it compiles) and what the busy seconds are paid for (`PAID`),
+    all per request, and the figures of `under_load`."""
     return _side_by_side(at_rate(workload, rate_rps), kinds)
 
 

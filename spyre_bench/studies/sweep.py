@@ -57,7 +57,9 @@ def points(grid: Mapping[str, Any]) -> list[Scenario]:
     unknown or a missing setting and for a value of the wrong kind."""
     if unknown := sorted(set(grid) - set(SETTINGS), key=str):
         raise ValueError(f"setting {unknown[0]!r} is not known: there are {', '.join(SETTINGS)}")
-    if missing := [name for name in ("workload", "buckets") if name not in grid]:
+    shapes_only = grid.get("batching") in ("continuous", ["continuous"])
+    needed = ("workload",) if shapes_only else ("workload", "buckets")
+    if missing := [name for name in needed if name not in grid]:
         raise ValueError(f"the grid says nothing of {missing[0]}: give one value or more")
     lists = {
         name: [_typed(name, value) for value in (given if isinstance(given, list) else [given])]

@@ -217,7 +217,7 @@ def _of(draw: Draw, drawn: Sequence[BucketCost], costs: Sequence[BucketCost]) ->
 
 
 def _measures(run: SimulatedRun) -> dict[str, float]:
-    """Busy seconds are of a served request, so that sets which reject unlike many compare."""
+    """Busy seconds are per served request, so that sets compare that reject different numbers."""
     served = max(1, int(run.served.sum()))
     p95_s = latencies(run, (95,))["e2el"].percentiles_ms[95] / 1e3
     return {"busy_s": summary.busy_s(run) / served, "p95_s": p95_s}

@@ -163,6 +163,8 @@ def parse_choice(what: str, text: str, choices: Mapping[str, tuple[Callable[...,
     try:
         return make(*(map(float, numbers.split(",")) if numbers else ()))
     except TypeError as error:
-        raise ValueError(f"{what} {text!r} has the wrong count of numbers: {example}") from error
+        raise ValueError(
+            f"{what} {text!r} has too many numbers or too few: write, for example, {example}"
+        ) from error
     except ValueError as error:
-        raise ValueError(f"{what} {text!r}: {error}; write for example {example}") from error
+        raise ValueError(f"{what} {text!r}: {error}; write, for example, {example}") from error

@@ -90,7 +90,7 @@ MAX_TOKENS_RULES: dict[str, tuple[Callable[..., MaxTokens], str]] = {
 
 
 def parse_max_tokens(value: str | MaxTokens) -> MaxTokens:
-    """A policy from text: `exact`, `recorded`, `fixed:TOKENS`, `multiple:FACTOR` or
+    """A rule from text: `exact`, `recorded`, `fixed:TOKENS`, `multiple:FACTOR` or
     `quantile:Q`."""
     return parse_choice("max_tokens", value, MAX_TOKENS_RULES) if isinstance(value, str) else value
 

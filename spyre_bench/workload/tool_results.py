@@ -1,4 +1,4 @@
-"""What other tools write as JSON, unfolded into one record a request: the results of `vllm bench
+"""What other tools write as JSON, unfolded into one record per request: the results of `vllm bench
 serve`, guidellm and AIPerf, and conversations, whose tokens a tokenizer has to count.
 
 The layouts were read from vLLM 0.32.0 (`benchmarks/serve.py`), guidellm 0.8.1

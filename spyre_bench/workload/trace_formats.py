@@ -272,7 +272,7 @@ def _meaning(name: str) -> str:
 
 
 def words(name: str) -> list[str]:
-    """The words of a column's name, in small letters."""
+    """The words of a column's name, in lower case."""
     apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     return re.findall(r"[a-z0-9]+", apart.lower())
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from spyre_bench.frames import is_jsonl
+from spyre_bench.frames import is_json
 from spyre_bench.workload.trace_formats import EXTRAS, UNITS_S, Format, Reading, words
 
 # Words of a column that holds times of day or of a run; of one that holds how long something took;
@@ -43,8 +43,8 @@ def looks_like_times(name: str) -> bool:
     return (_has(TIMES, name) or _has(GAPS, name)) and not _has(SECONDS_TAKEN, name)
 
 
-def _has(some: re.Pattern[str], name: str) -> bool:
-    return any(some.fullmatch(word) for word in words(name))
+def _has(pattern: re.Pattern[str], name: str) -> bool:
+    return any(pattern.fullmatch(word) for word in words(name))
 
 
 def arrivals(
@@ -111,8 +111,9 @@ def _left_over(path: Path, frame: pd.DataFrame, form: Format, reading: Reading) 
 
 def _unit_of(column: pd.Series) -> str:
     """The unit that a column's name or its values give away, or "dates"; empty where neither."""
-    *others, last = words(str(column.name))
-    if others and (named := [unit for unit, words in ENDINGS.items() if last in words.split()]):
+    name = words(str(column.name))
+    ending = name[-1] if len(name) > 1 else ""
+    if named := [unit for unit, endings in ENDINGS.items() if ending in endings.split()]:
         return named[0]
     first = math.nan if column.dtype.kind == "M" else coerced(column)[0]
     if math.isnan(first):
@@ -198,7 +199,7 @@ def _seconds_of_dates(column: pd.Series) -> np.ndarray:
 # --- values, of lengths too -----------------------------------------------------------------------
 
 
-def refuse(path: Path, column: pd.Series, bad: np.ndarray, words: str) -> None:
+def refuse(path: Path, column: pd.Series, bad: np.ndarray, rule: str) -> None:
     """Raises ValueError for the first bad value of the column, if there is one."""
     if bad.any():
         at = int(np.argmax(bad))
@@ -207,7 +208,7 @@ def refuse(path: Path, column: pd.Series, bad: np.ndarray, words: str) -> None:
         text = f"{value:.15g}" if isinstance(value, float) else _short(str(value))
         shown = "is empty, but" if empty else f"{text} is wrong:"
         raise ValueError(
-            f"{path} {column.index.name} {column.index[at]}: {column.name} {shown} {words}"
+            f"{path} {column.index.name} {column.index[at]}: {column.name} {shown} {rule}"
         )
 
 
@@ -215,7 +216,7 @@ def numbers(path: Path, column: pd.Series) -> np.ndarray:
     """float64, nan for what is no number. In JSON, a text or a truth value is no number."""
     if column.dtype == bool:  # True is no length of 1
         column = column.astype(str)
-    if not (is_jsonl(path) and column.dtype == object):
+    if not (is_json(path) and column.dtype == object):
         return coerced(column)
     for place, value in column.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):

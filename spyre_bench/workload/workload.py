@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import numpy as np
 import pandas as pd
 
-from spyre_bench.frames import is_jsonl
+from spyre_bench.frames import is_json
 from spyre_bench.shapes import Bucket
 from spyre_bench.workload.arrivals import Process, Replay, parse_arrivals
 from spyre_bench.workload.max_tokens import MaxTokens, parse_max_tokens, scaled_tokens
@@ -160,7 +160,7 @@ class Workload:
             raise ValueError(f"{path} has no known suffix: use .csv or .jsonl, with or without .gz")
         partial = path.with_name(f".{path.name}.partial")
         with _create_text(partial, compressed=path.suffix == ".gz") as file:
-            if is_jsonl(path):
+            if is_json(path):
                 file.writelines(self._json_lines())
             else:
                 extras = {
@@ -268,10 +268,10 @@ class Workload:
             read_as=self.read_as and f"{self.read_as}; arrivals drawn anew: {process}",
         )
 
-    def with_max_tokens(self, policy: MaxTokens | str) -> Workload:
+    def with_max_tokens(self, rule: MaxTokens | str) -> Workload:
         """The same requests with another max_tokens. Longer outputs are cut there, as a server
         stops: a rule can shorten outputs, and a second one does not bring them back."""
-        max_tokens = parse_max_tokens(policy).of(self.output_tokens, self.max_tokens)
+        max_tokens = parse_max_tokens(rule).of(self.output_tokens, self.max_tokens)
         return replace(
             self, max_tokens=max_tokens, output_tokens=np.minimum(self.output_tokens, max_tokens)
         )

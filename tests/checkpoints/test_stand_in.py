@@ -1,6 +1,7 @@
 """A stand-in has the original's sizes and tokenizer, and heads that divide."""
 
 import json
+import shutil
 
 import pytest
 
@@ -29,6 +30,9 @@ def test_without_a_target_it_is_made_once(tiny_llama, tmp_path, monkeypatch):
     assert stand_in(tiny_llama, 6, 3) == made
     assert (made / "mark").exists()
     assert json.loads((made / "config.json").read_text())["num_key_value_heads"] == 3
+    copy = tmp_path / "elsewhere" / tiny_llama.name
+    shutil.copytree(tiny_llama, copy)
+    assert stand_in(copy, 6, 3) != made  # another model may have the name
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(7, 7), (9, 2), (64, 8)])

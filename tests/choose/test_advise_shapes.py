@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from spyre_bench.choose.advise_shapes import Engine, advise_shapes, doublings
+from spyre_bench.choose.advise_shapes import Engine, advise_shapes
 from spyre_bench.choose.visits import ShapeLimits
 from spyre_bench.cli.main import app
 from spyre_bench.cost.bucket_cost import CostModel
@@ -122,11 +122,6 @@ def test_tokens_in_the_prefix_cache_are_not_paid_for(requests):
 def test_an_engine_that_cannot_be_is_refused(engine, words):
     with pytest.raises(ValueError, match=words):
         Engine(*engine)
-
-
-def test_doublings_end_with_the_last_itself():
-    assert doublings(64, 320) == [64, 128, 256, 320]
-    assert doublings(8, 8) == [8]
 
 
 COMMAND = (

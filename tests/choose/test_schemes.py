@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 from spyre_bench.choose.schemes import (
     SCHEMES,
     against_optimum,
-    convex_knee,
+    doublings,
     exponential,
     gap,
-    max_of_batch,
     one,
     optimal,
     padding_aware,
@@ -67,12 +66,6 @@ def test_a_larger_top_can_be_asked_for():
     assert optimal(np.array([10]), 2, step=64, largest=500)[2] == (64, 512)
 
 
-def test_weights_count_a_length_more_than_once():
-    some, weights = np.array([3, 10]), np.array([5.0, 1.0])
-    repeated = optimal(np.array([3, 3, 3, 3, 3, 10]), 2, step=1)
-    assert optimal(some, 2, step=1, weights=weights) == repeated
-
-
 @pytest.mark.parametrize(
     ("chosen", "words"),
     [
@@ -88,33 +81,12 @@ def test_what_cannot_be_solved_is_refused(chosen, words):
         optimal(arguments.pop("lengths"), arguments.pop("k"), **arguments)
 
 
-def test_the_law_of_the_longest_of_a_batch_by_hand():
-    # lengths 1, 2, 2, 4: F = 1/4, 3/4, 1
-    values, weights = max_of_batch(np.array([2, 1, 4, 2]), 2)
-    assert values.tolist() == [1, 2, 4]
-    assert weights.tolist() == [1 / 16, 9 / 16 - 1 / 16, 1 - 9 / 16]
-
-
-@given(lengths, st.integers(1, 8))
-def test_the_law_of_the_longest_is_a_law_and_that_of_one_is_the_lengths(some, batch_size):
-    values, weights = max_of_batch(some, batch_size)
-    assert weights.sum() == pytest.approx(1)
-    assert (weights >= 0).all()
-    mean = (values * weights).sum()
-    assert mean >= some.mean() - 1e-9
-    if batch_size == 1:
-        assert mean == pytest.approx(some.mean())
-
-
-def test_the_knee_is_where_a_graph_no_longer_pays_for_its_compile_time():
-    cost_s = [10.0, 4.0, 3.0, 2.9]  # a request
-    assert convex_knee(cost_s, compile_s=20, requests=10) == 2  # saves 60 s, then 10
-    assert convex_knee(cost_s, compile_s=5, requests=10) == 3
-    assert convex_knee(cost_s, compile_s=0.5, requests=10) == 4
-    assert convex_knee(cost_s, compile_s=1e9, requests=10) == 1
-
-
 # --- the other schemes ----------------------------------------------------------------------------
+
+
+def test_doublings_end_with_the_last_itself():
+    assert doublings(64, 320) == (64, 128, 256, 320)
+    assert doublings(8, 8) == (8,)
 
 
 def test_the_schemes_by_hand():
@@ -144,7 +116,7 @@ def test_every_scheme_covers_every_length_and_the_optimum_is_no_worse(some):
 
 
 def test_a_length_above_the_last_boundary_has_no_padding():
-    with pytest.raises(ValueError, match="length 200 is above the last boundary 128"):
+    with pytest.raises(ValueError, match="size 200 is above the last compiled one, 128"):
         padding_share(np.array([200]), (64, 128))
 
 
@@ -199,8 +171,8 @@ def test_the_published_padding_on_the_half_that_was_not_fitted(
 
 
 def test_the_published_fill_of_buckets_fitted_on_the_longest_of_a_batch(prompts):
-    """Prompt fill of batches of eight in order of arrival, six tops: fitted on the distribution of
-    the longest, on the lengths, and without any bucketing."""
+    """Prompt fill of batches of eight in order of arrival, six tops: fitted on the longest of each,
+    on the lengths, and without any bucketing."""
     some = prompts[0]
     rows = some[: len(some) // 8 * 8].reshape(-1, 8)
     longest = rows.max(axis=1)
@@ -210,8 +182,6 @@ def test_the_published_fill_of_buckets_fitted_on_the_longest_of_a_batch(prompts)
         return rows.sum() / (8 * computed.sum())
 
     assert round(fill(optimal(longest, 6)[6]), 3) == 0.358
-    values, weights = max_of_batch(some, 8)  # as if the lengths came independently
-    assert round(fill(optimal(values, 6, weights=weights)[6]), 3) == 0.357
     assert round(fill(optimal(some, 6)[6]), 3) == 0.315
     assert round(fill(powers_of_two(some)), 3) == 0.289
     assert round(rows.sum() / (8 * longest.sum()), 3) == 0.397

@@ -88,7 +88,7 @@ def test_the_json_of_a_run_by_hand(hand):
         "num_prompts": 4,
         "request_rate": 4.0,
         "max_concurrency": None,
-        "burstiness": 1.0,
+        "burstiness": None,
         "duration": 7.0,
         "completed": 3,
         "failed": 1,

@@ -293,6 +293,9 @@ def test_what_can_never_run_is_refused_with_a_sentence(request_, said):
         ({"chunk_tokens": 100}, "chunk_tokens 100 is not a positive multiple of 64: use 128"),
         ({"decode_between": -1}, "decode_between -1 is below 0"),
         ({"max_batch_context_tokens": 0}, "max_batch_context_tokens 0 is below 1"),
+        ({"decode_between": 1.5}, "decode_between 1.5 is not a whole number"),
+        ({"chunk_tokens": "64"}, "chunk_tokens '64' is not a whole number"),
+        ({"longest_first": "no"}, "longest_first 'no' is not true or false"),
     ],
 )
 def test_rules_that_cannot_be_are_refused(setting, said):

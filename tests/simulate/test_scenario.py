@@ -137,11 +137,25 @@ def test_a_scenario_of_continuous_batching_runs_on_shapes_at_its_rules():
     )
     run = scenario.run_continuous()
     assert run.policy.decode_between == 2
+    assert scenario.run().shapes == run.shapes
     assert run.costs.blocks == 4 * 32 + 1
     assert run.hit_tokens.sum() > 0
     assert run.shapes == ("prefill 256,2048", "decode 4,2048")
     with pytest.raises(ValueError, match="batching 'both' is not known"):
         _ = Scenario("azure_conv", batching="both").is_continuous
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"batching": "continuous", "buckets": TWO}, "buckets is a setting of static batching"),
+        ({"batching": "continuous", "gather_s": 1.0}, "gather_s is a setting of static batching"),
+        ({"buckets": TWO, "decode_between": 2}, "decode_between is a setting of continuous"),
+    ],
+)
+def test_a_setting_that_would_change_nothing_is_refused(settings, said):
+    with pytest.raises(ValueError, match=said):
+        Scenario("azure_conv", **settings).require_used()
 
 
 def test_the_cards_limit_is_the_rules_where_none_is_set():

@@ -1,5 +1,7 @@
 """The k-curve: every point is the proved choice, and the knee is where one more stops paying."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spyre_bench.choose.optimize import Limits, choose_buckets
-from spyre_bench.choose.schemes import convex_knee
 from spyre_bench.cost.bucket_cost import price
 from spyre_bench.cost.closed_form import FittedCost
 from spyre_bench.metrics.bounds import shape_bound_s
@@ -78,7 +79,8 @@ def test_on_a_convex_curve_the_knee_is_where_one_more_saves_less_than_its_compil
     share_s = prompts_only(MIXED, TOY, 6, batch_size=4)
     k = np.arange(1, 7)
     curve = pd.DataFrame({"k": k, "total_s": np.array(share_s) + k * 10.0 / requests})
-    assert knee(curve) == convex_knee(share_s, 10.0, requests)
+    pays = [(now - then) * requests >= 10.0 for now, then in itertools.pairwise(share_s)]
+    assert knee(curve) == (pays.index(False) + 1 if False in pays else len(share_s))
 
 
 def test_prompt_lengths_alone_by_hand():

@@ -457,6 +457,13 @@ def test_a_whole_number_beyond_64_bits_is_refused_by_its_setting(tmp_path):
         read_points(path)
 
 
+def test_a_grid_of_continuous_batching_alone_needs_no_buckets():
+    alone = {"workload": "azure_conv", "batching": ["continuous"], "decode_between": [0, 2]}
+    assert [point.decode_between for point in points(alone)] == [0, 2]
+    with pytest.raises(ValueError, match="says nothing of buckets"):
+        points(alone | {"batching": ["continuous", "static"]})
+
+
 def test_a_grid_holds_both_kinds_of_batching_side_by_side(table, trace, tmp_path):
     both = points(
         {

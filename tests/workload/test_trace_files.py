@@ -59,6 +59,13 @@ def test_times_without_a_unit_are_refused_by_name_and_an_option_settles_it(tmp_p
     assert rows(Workload.read(path, Reading.parse("arrival=none")))[1] == (0, 396, 109)
 
 
+def test_a_name_without_a_word_in_it_says_nothing_of_a_unit(tmp_path):
+    path = csv(tmp_path, "€", 0, 500)
+    with pytest.raises(ValueError, match="nothing says in which unit"):
+        Workload.read(path, Reading.parse("arrival=€"))
+    assert rows(Workload.read(path, Reading.parse("arrival=€", "ms")))[1] == (0.5, 396, 109)
+
+
 def test_two_columns_of_times_are_not_chosen_between(tmp_path):
     path = csv(tmp_path, "sent_s,received_s", "0,1", "5,6")
     with pytest.raises(ValueError, match="sent_s and received_s may hold times"):

@@ -398,7 +398,7 @@ def test_policies_read_from_text(text, policy):
     ("text", "words"),
     [
         ("fix:256", "max_tokens 'fix:256' is unknown: did you mean fixed.*fixed:256"),
-        ("fixed", "wrong count of numbers: fixed:256"),
+        ("fixed", "too many numbers or too few: write, for example, fixed:256"),
         ("fixed:2.5", "Fixed tokens 2.5 is not a whole number"),
         ("fixed:0", "Fixed tokens 0.0 is not a whole number"),
         ("fixed:nan", "Fixed tokens nan is not a whole number"),
