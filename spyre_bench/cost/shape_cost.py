@@ -54,7 +54,7 @@ class DecodeCost:
         """Seconds of `count` passes of the same rows, each a token longer with every pass, the
         first of them with `context_tokens` in all."""
         mean_tokens = context_tokens + rows * (count - 1) / 2
-        return count * self.pass_s(rows, mean_tokens)
+        return count * (self.base_s + self.row_s * rows + self.slot_s * mean_tokens)
 
     def scaled(self, factor: float) -> DecodeCost:
         """With passes that take so many times as long."""

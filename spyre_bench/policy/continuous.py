@@ -69,6 +69,7 @@ class Prefill(NamedTuple, Generic[Q]):
     is_first: bool  # the request is admitted by it
     is_last: bool  # it yields the request's first token
     again_tokens: int = 0
+    goes_on: bool = False  # whoever arrives, its next chunk comes at once, and so on to its last
 
 
 class Decode(NamedTuple, Generic[R]):
@@ -79,6 +80,8 @@ class Decode(NamedTuple, Generic[R]):
     context_tokens: int  # of the pass, its padding to a rectangle included
     stable_for: int  # passes for which this stays the answer unless somebody arrives or ends, or
     # an output completes a block that the prefix cache would give to somebody who waits
+    alternates_for: int = 0  # passes for which, whoever arrives, these and the chunks of who is in
+    # prefill take turns as `decode_between` says, to the last chunk, unless somebody ends
 
 
 class Preempt(NamedTuple, Generic[R]):
@@ -201,10 +204,11 @@ def next_step(
     for row in decoding:
         if row.paused_for:
             return _decode(running, decoding, free_blocks, costs, rules, 1)
-    stable_for = NEVER
+    stable_for, alternates = NEVER, False
     if prefilling is not None:
         if decoding and decodes_since_chunk < rules.decode_between:
             stable_for = rules.decode_between - decodes_since_chunk
+            alternates = _never_waits(rules)
         else:
             step = _go_on(prefilling, running, decoding, free_blocks, costs, rules)
             if step is not None:
@@ -228,7 +232,7 @@ def next_step(
             if chunk is not None:
                 return chunk
             stable_for = 1 if _can_clear(rules) else NEVER
-    return _decode(running, decoding, free_blocks, costs, rules, stable_for)
+    return _decode(running, decoding, free_blocks, costs, rules, stable_for, alternates)
 
 
 def _can_clear(rules: Rules) -> bool:
@@ -276,11 +280,19 @@ def _admit(
         raised = (blocks_of(request.prompt_tokens + 1) - width) * BLOCK_TOKENS
         if raised > rules.max_raise_tokens:
             return None
-    chunk = _chunk(request, request.hit_blocks * BLOCK_TOKENS, costs, rules)
     in_a_row = not rules.decode_between  # then the last chunk must not have to wait
+    goes_on = _never_waits(rules) and (in_a_row or not decoding)
+    computed = request.hit_blocks * BLOCK_TOKENS
+    chunk = next_chunk(request, computed, costs, rules, is_first=True, goes_on=goes_on)
     if (chunk.is_last or in_a_row) and not _may_join(request, decoding, costs, rules):
         return None
     return chunk
+
+
+def _never_waits(rules: Rules) -> bool:
+    """Whether a request in prefill gets its chunks whatever comes: its blocks are reserved, and no
+    row keeps it from joining."""
+    return rules.admission == "reserve" and rules.over_limit == "pause"
 
 
 def _go_on(
@@ -292,7 +304,8 @@ def _go_on(
     rules: Rules,
 ) -> Prefill[R] | Preempt[R] | None:
     """The next chunk of the request in prefill; None where its last has to wait."""
-    chunk = _chunk(request, request.computed_tokens, costs, rules, is_first=False)
+    goes_on = _never_waits(rules) and not (decoding and rules.decode_between)
+    chunk = next_chunk(request, request.computed_tokens, costs, rules, goes_on=goes_on)
     if chunk.is_last and not _may_join(request, decoding, costs, rules):
         return None
     stored = request.computed_tokens + chunk.tokens
@@ -301,10 +314,17 @@ def _go_on(
     return chunk
 
 
-def _chunk(
-    request: Q, computed: int, costs: ShapeCosts, rules: Rules, is_first: bool = True
+def next_chunk(
+    request: Q,
+    computed: int,
+    costs: ShapeCosts,
+    rules: Rules,
+    *,
+    is_first: bool = False,
+    goes_on: bool = False,
 ) -> Prefill[Q]:
-    """The chunk behind the computed tokens: as long as a shape takes, in the cheapest that does."""
+    """The chunk behind the computed tokens: as long as a shape takes, in the cheapest that does. Of
+    the request only its `prompt_tokens` matter."""
     prompt = request.prompt_tokens
     most = rules.chunk_tokens or costs.max_chunk
     start, tokens = computed, 0
@@ -338,7 +358,8 @@ def _chunk(
             f"no prefill shape takes {end - start} tokens behind {start}: compile a chunk of "
             f"{end - start} tokens or more over a context of {end} or more"
         )
-    return Prefill(request, tokens, cheapest, is_first, end == prompt, again)
+    is_last = end == prompt
+    return Prefill(request, tokens, cheapest, is_first, is_last, again, goes_on and not is_last)
 
 
 def _may_join(request: Request, decoding: Sequence[R], costs: ShapeCosts, rules: Rules) -> bool:
@@ -416,27 +437,29 @@ def _decode(
     costs: ShapeCosts,
     rules: Rules,
     stable_for: int,
+    alternates: bool = False,
 ) -> Decode[R] | Preempt[R]:
     """A pass of all rows, or of those whose turn it is, in the cheapest shape that covers them."""
     rows, context = len(decoding), _context(decoding, rules)
-    shape = _covered(rows, context, costs, rules.max_batch_context_tokens)
+    limit = rules.max_batch_context_tokens
+    shape = _covered(rows, context, costs, limit)
     if shape is None:
         decoding, shape = _in_turn(decoding, costs, rules)
-        rows, context, stable_for = len(decoding), _context(decoding, rules), 1
+        rows, context, stable_for, alternates = len(decoding), _context(decoding, rules), 1, False
+    covered_for = shape.context_length - context + 1
+    if limit is not None:
+        covered_for = min(covered_for, limit // rows - context + 1)
+    if rules.layout == "rectangular":  # until a row begins a block, and all are aligned anew
+        starts = min([BLOCK_TOKENS - row.computed_tokens % BLOCK_TOKENS for row in decoding])
+        covered_for = min(covered_for, starts)
     if rules.admission == "preempt":
         if _starting(decoding) > free_blocks:
             return _newest(running)
         spare = free_blocks // rows
-        stable_for = min(stable_for, spare * BLOCK_TOKENS if spare else 1)
-    if stable_for > shape.context_length - context:
-        stable_for = shape.context_length - context + 1
-    if rules.max_batch_context_tokens is not None:
-        stable_for = min(stable_for, rules.max_batch_context_tokens // rows - context + 1)
-    if rules.layout == "rectangular":  # until a row begins a block, and all are aligned anew
-        stable_for = min(
-            [stable_for, *(BLOCK_TOKENS - row.computed_tokens % BLOCK_TOKENS for row in decoding)]
-        )
-    return Decode(tuple(decoding), shape, context, stable_for)
+        covered_for = min(covered_for, spare * BLOCK_TOKENS if spare else 1)
+    if stable_for > covered_for:
+        stable_for = covered_for
+    return Decode(tuple(decoding), shape, context, stable_for, covered_for if alternates else 0)
 
 
 def _starting(decoding: Sequence[R]) -> int:

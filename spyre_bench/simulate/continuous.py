@@ -2,7 +2,8 @@
 
 Before every pass the engine asks `policy.continuous.next_step` what runs, as vLLM's scheduler does.
 Decode passes that nothing can interrupt are one stretch: until the answer may change, the next true
-end, or the pass in which somebody hangs up, or arrives who could be admitted.
+end, or the pass in which somebody hangs up, or arrives who could be admitted. Chunks of a prompt and
+the passes between them, where the answer says that they take turns, are run without asking again.
 
 A client that hangs up during a pass is gone when it ends, before those whose last token comes with
 it: vLLM's engine reads aborts there. Blocks go back in this order, which decides what a prefix
@@ -22,8 +23,17 @@ import numpy as np
 
 from spyre_bench.cost.shape_cost import ShapeCosts
 from spyre_bench.policy.blocks import BlockPool
-from spyre_bench.policy.continuous import NEVER, RULES, Decode, Preempt, Prefill, Rules, next_step
-from spyre_bench.shape_set import BLOCK_TOKENS, blocks_of
+from spyre_bench.policy.continuous import (
+    NEVER,
+    RULES,
+    Decode,
+    Preempt,
+    Prefill,
+    Rules,
+    next_chunk,
+    next_step,
+)
+from spyre_bench.shape_set import BLOCK_TOKENS, PrefillShape, blocks_of
 from spyre_bench.simulate.paged_log import PassLog, paged_run
 from spyre_bench.simulate.pass_times import ByCost, Measured, PassTimes
 from spyre_bench.simulate.replicas import CHUNK, require, require_replicas, serve
@@ -160,7 +170,8 @@ def simulate(
     kind = _Engine if prefixes is None else _CachingEngine
     times = ByCost() if ends_s is None else Measured(ends_s.tolist())
     first_s = workload.start_s + ready_s
-    engines = [kind(costs, estimated, rules, first_s, times) for _ in range(replicas)]
+    in_turn = prefixes is None and bool((leaves_s == math.inf).all())
+    engines = [kind(costs, estimated, rules, first_s, times, in_turn) for _ in range(replicas)]
 
     def requests(rows: np.ndarray) -> Iterator[Request]:
         return _requests(workload, seen_s, leaves_s, rows, prefixes)
@@ -207,8 +218,10 @@ class _Engine:
         rules: Rules,
         first_s: float,
         times: PassTimes,
+        in_turn: bool,
     ):
         self.costs, self.rules, self.times = estimated, rules, times
+        self._runs_in_turn = in_turn  # nobody hangs up, and no pass gives blocks their names
         self.now = first_s  # the running pass ends
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
@@ -224,6 +237,7 @@ class _Engine:
         self._members: list[int] = []  # who decodes, by row of the workload
         self._stored = 0  # computed tokens of all of them
         self._left = NEVER  # passes until the first of them ends
+        self._chunks: dict[tuple[int, int], Any] = {}  # by prompt and computed tokens
         self._reserves = rules.admission == "reserve"
         # where each shape is among the costs, by identity: the policy gives back what it was given
         decided = [id(cost.shape) for cost in estimated.each]
@@ -244,7 +258,7 @@ class _Engine:
 
     def advance(self, until_s: float) -> None:
         """Starts every pass that starts before `until_s`."""
-        waiting, running = self.waiting, self.running
+        waiting, running, costs, rules = self.waiting, self.running, self.costs, self.rules
         while True:
             while self._next_s <= self.now:
                 self._arrive(self._coming.popleft())
@@ -255,10 +269,25 @@ class _Engine:
                 if self._next_s >= until_s:
                     return
                 self.now = self._next_s
-            elif self.now >= until_s:
+                continue
+            if self.now >= until_s:
                 return
+            step = next_step(
+                waiting,
+                running,
+                self.free_blocks,
+                costs,
+                rules,
+                self._decodes_since_chunk,
+                self.now,
+            )
+            if isinstance(step, Prefill):
+                self._run_prefill(step, until_s)
+            elif isinstance(step, Preempt):
+                self._preempt(step.request)
             else:
-                self._step(until_s)
+                assert step is not None, "somebody waits or runs"
+                self._run_decode(step, until_s)
 
     def unfinished(self, now: float) -> int:
         """Requests here that have not got their last token by `now`, nor hung up."""
@@ -281,27 +310,8 @@ class _Engine:
         if request.leaves_s < math.inf:
             heappush(self._leaving, (request.leaves_s, request.row, request))
 
-    def _step(self, until_s: float) -> None:
-        """The next pass, or stretch of passes."""
-        step = next_step(
-            self.waiting,
-            self.running,
-            self.free_blocks,
-            self.costs,
-            self.rules,
-            self._decodes_since_chunk,
-            self.now,
-        )
-        if isinstance(step, Decode):
-            self._run_decode(step, min(until_s, self._next_s))
-        elif isinstance(step, Prefill):
-            self._run_prefill(step)
-        else:
-            assert isinstance(step, Preempt), "somebody waits or runs, so there is a step"
-            self._preempt(step.request)
-
-    def _run_prefill(self, step: Prefill[Request]) -> None:
-        request, tokens, shape, is_first, is_last, again_tokens = step
+    def _run_prefill(self, step: Prefill[Request], until_s: float) -> None:
+        request, tokens, shape, is_first, is_last, again, goes_on = step
         if is_first:
             if request is self.waiting[0]:
                 self.waiting.popleft()
@@ -309,54 +319,126 @@ class _Engine:
                 self.waiting.remove(request)
             self.running.append(request)
             self._admit(request)
+        self._chunk(request, tokens, shape, is_first, is_last, again)
+        if goes_on and self._runs_in_turn:
+            while not is_last and self.now < until_s:
+                is_last = self._further_chunk(request)
+        self._decodes_since_chunk = 0
+        hung_up = self._pass_ends()
+        if is_last:
+            self._prompt_ends(request)
+        if hung_up:
+            self._sum_up(self._all_decoding())
+
+    def _chunk(
+        self,
+        request: Request,
+        tokens: int,
+        shape: PrefillShape,
+        is_first: bool,
+        is_last: bool,
+        again: int,
+    ) -> None:
         before = request.computed_tokens
         index, cost = self._prefill[id(shape)]
-        seconds, end_s = self.times.chunk(self.now, cost, before - again_tokens)
+        start_s = self.now
+        seconds, self.now = self.times.chunk(start_s, cost, before - again)
         self._store((request,), tokens)
         fresh = tokens
         if request.highest_tokens > before:  # it was preempted
             fresh = max(0, request.computed_tokens - request.highest_tokens)
-        self.log.chunk(step, index, self.now, seconds, before, fresh)
-        self.now = end_s
-        self._decodes_since_chunk = 0
-        hung_up = self._pass_ends()
-        if is_last and not request.gone:
-            left = request.end_tokens - request.computed_tokens
-            if left:
-                self._join(request, left)
-            else:
-                self._go(request, end_s)
-        if hung_up:
-            self._sum_up(self._all_decoding())
+        self.log.chunk(
+            request.row,
+            is_first,
+            is_last,
+            index,
+            start_s,
+            seconds,
+            before - again,
+            fresh,
+            tokens + again - fresh,
+        )
 
-    def _run_decode(self, step: Decode[Request], next_s: float) -> None:
-        rows, shape, longest_tokens, count = step
+    def _further_chunk(self, request: Request) -> bool:
+        """The next chunk, which only the prompt and what is computed of it decide; whether it is the
+        last."""
+        at = request.prompt_tokens, request.computed_tokens
+        chunk = self._chunks.get(at)
+        if chunk is None:
+            chunk = self._chunks[at] = next_chunk(request, at[1], self.costs, self.rules)[1:6]
+        self._chunk(request, *chunk)
+        return chunk[3]
+
+    def _prompt_ends(self, request: Request) -> None:
+        """One more decodes, unless it has no second token, or its client is gone."""
+        if request.gone:
+            return
+        left = request.end_tokens - request.computed_tokens
+        if left:
+            self._members.append(request.row)
+            self._stored += request.computed_tokens
+            self._left = min(self._left, left)
+        else:
+            self._go(request, self.now)
+
+    def _run_in_turn(self, step: Decode[Request], until_s: float) -> None:
+        """Passes of the rows and chunks of the request in prefill in turn, to its last, or to the
+        pass in which a row ends."""
+        rows, shape, longest_tokens, count, most = step
+        request, size = self.running[-1], len(rows)
+        index, cost = self._decode[id(shape)]
+        most = min(most, self._left)
+        count = min(count, most)
+        ran, is_last = 0, False
+        while not is_last and ran + count <= most and self.now < until_s:
+            start_s, stored = self.now, self._stored
+            _, seconds, self.now = self.times.decode(
+                start_s, cost, size, stored + size, count, math.inf
+            )
+            self.log.decode(
+                self._members, index, start_s, seconds, count, stored, longest_tokens + ran
+            )
+            self._stored = stored + size * count
+            ran += count
+            self._decodes_since_chunk += count
+            if ran < most and self.now < until_s:
+                is_last = self._further_chunk(request)
+                self._decodes_since_chunk = 0
+                count = self.rules.decode_between
+        self._store(rows, ran)
+        self._left -= ran
+        self._gone_s.clear()
+        if is_last:
+            self._prompt_ends(request)
+        elif not self._left:
+            self._end(rows)
+
+    def _run_decode(self, step: Decode[Request], until_s: float) -> None:
+        rows, shape, longest_tokens, count, alternates_for = step
+        if alternates_for and self._runs_in_turn:
+            self._run_in_turn(step, until_s)
+            return
         size = len(rows)
         pauses = size < len(self._members)
         if pauses:
             self._sum_up(rows)
         count = min(count, self._left, self._until_asked_again(rows))
-        context = self._stored + size
+        stored = self._stored
         index, cost = self._decode[id(shape)]
-        until_s = self._next_to_hang_up_s()
-        if not self.waiting and next_s < until_s and self._could_admit():
-            until_s = next_s
-        if count > 1 and until_s < math.inf:
-            count = self.times.passes_until(until_s, self.now, cost, size, context, count)
-        seconds, end_s = self.times.decode(self.now, cost, size, context, count)
-        self.log.decode(
-            self._members, index, self.now, seconds, count, self._stored, longest_tokens
-        )
+        cut_s = self._next_to_hang_up_s() if self._leaving else math.inf
+        if not self.waiting and self._could_admit():
+            cut_s = min(cut_s, until_s, self._next_s)
+        count, seconds, end_s = self.times.decode(self.now, cost, size, stored + size, count, cut_s)
+        self.log.decode(self._members, index, self.now, seconds, count, stored, longest_tokens)
         self.now = end_s
         self._decodes_since_chunk += count
         self._store(rows, count)
-        self._stored += size * count
+        self._stored = stored + size * count
         self._left -= count
-        ended = self._left == 0
         if pauses or self._has_paused:
             self._take_turns(rows, pauses)
         hung_up = self._pass_ends()
-        if ended:
+        if not self._left:
             self._end(rows)
         elif pauses or hung_up:
             self._sum_up(self._all_decoding())
@@ -419,7 +501,8 @@ class _Engine:
 
     def _pass_ends(self) -> bool:
         """Who hung up during the pass is gone; whether anybody did."""
-        self._gone_s.clear()
+        if self._gone_s:
+            self._gone_s.clear()
         return bool(self._leaving) and self._hang_up(self.now)
 
     def _hang_up(self, before_s: float) -> bool:
@@ -456,12 +539,6 @@ class _Engine:
                 left = row.end_tokens - done
         self._members, self._stored, self._left = members, stored, left
 
-    def _join(self, request: Request, left: int) -> None:
-        """One more decodes, for at most so many passes."""
-        self._members.append(request.row)
-        self._stored += request.computed_tokens
-        self._left = min(self._left, left)
-
     # --- blocks, counted
 
     def _admit(self, request: Request) -> None:
@@ -496,10 +573,6 @@ class _CachingEngine(_Engine):
         request.pool = self.pool
         super()._arrive(request)
 
-    def _step(self, until_s: float) -> None:
-        self.free_blocks = self.pool.free_blocks
-        super()._step(until_s)
-
     def _until_asked_again(self, rows: Sequence[Request]) -> int:
         """Until an output completes a block that somebody who waits may begin with."""
         passes = NEVER
@@ -517,6 +590,7 @@ class _CachingEngine(_Engine):
         request.computed_tokens = request.kept * BLOCK_TOKENS
         request.highest_tokens = max(request.highest_tokens, request.computed_tokens)
         self.log.hit(request.row, request.computed_tokens)
+        self.free_blocks = self.pool.free_blocks
 
     def _store(self, rows: Sequence[Request], tokens: int) -> None:
         for row in rows:
@@ -529,6 +603,7 @@ class _CachingEngine(_Engine):
             while row.kept < row.computed_tokens // BLOCK_TOKENS:
                 self.pool.keep(row.table[row.kept], row.prefix(row.kept))
                 row.kept += 1
+        self.free_blocks = self.pool.free_blocks
 
     def _give_back(self, request: Request) -> None:
         assert isinstance(request, Named)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array
 
 from spyre_bench.cost.shape_cost import ShapeCosts
-from spyre_bench.policy.continuous import Prefill, Rules
+from spyre_bench.policy.continuous import Rules
 from spyre_bench.simulate.replicas import ranges
 from spyre_bench.simulate.result import (
     DECODE,
@@ -48,14 +47,21 @@ class PassLog:
         self.left = array("i")  # whose clients hung up
 
     def chunk(
-        self, step: Prefill[Any], shape: int, now: float, seconds: float, before: int, fresh: int
+        self,
+        row: int,
+        is_first: bool,
+        is_last: bool,
+        shape: int,
+        now: float,
+        seconds: float,
+        before: int,
+        fresh: int,
+        again: int,
     ) -> None:
-        """A chunk behind `before` tokens, of which `fresh` were never computed."""
-        request, tokens, _, is_first, is_last, again = step
+        """A chunk behind `before` tokens: `fresh` were never computed, then `again` that were."""
         flags = CHUNK + ADMITS * is_first + YIELDS * is_last
-        computed = tokens + again - fresh
-        self._numbers += (flags, shape, now, seconds, fresh, before - again, computed, 1)
-        self._members.append(request.row)
+        self._numbers += (flags, shape, now, seconds, fresh, before, again, 1)
+        self._members.append(row)
         if len(self._numbers) > KEPT:  # seen often enough here: each request has a chunk
             self._settle()
 

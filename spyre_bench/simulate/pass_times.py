@@ -19,15 +19,16 @@ class PassTimes(Protocol):
         ...
 
     def decode(
-        self, now: float, cost: DecodeCost, rows: int, context_tokens: int, count: int
-    ) -> tuple[float, float]:
-        """Of so many passes, the first of which begins now over so much context in all."""
-        ...
-
-    def passes_until(
-        self, at_s: float, now: float, cost: DecodeCost, rows: int, context_tokens: int, most: int
-    ) -> int:
-        """After how many of at most so many passes it is that time; at least 1."""
+        self,
+        now: float,
+        cost: DecodeCost,
+        rows: int,
+        context_tokens: int,
+        most: int,
+        until_s: float,
+    ) -> tuple[int, float, float]:
+        """Of at most so many passes, the first of which begins now over so much context in all; the
+        last is the one in which it is that time. How many they are comes first; at least 1."""
         ...
 
 
@@ -35,31 +36,40 @@ class ByCost:
     """Every pass takes its cost."""
 
     def chunk(self, now: float, cost: PrefillCost, before_tokens: int) -> tuple[float, float]:
-        seconds = cost.pass_s(before_tokens)
+        seconds = cost.base_s + cost.slot_s * before_tokens
         return seconds, now + seconds
 
     def decode(
-        self, now: float, cost: DecodeCost, rows: int, context_tokens: int, count: int
-    ) -> tuple[float, float]:
-        seconds = cost.passes_s(rows, context_tokens, count)
-        return seconds, now + seconds
+        self,
+        now: float,
+        cost: DecodeCost,
+        rows: int,
+        context_tokens: int,
+        most: int,
+        until_s: float,
+    ) -> tuple[int, float, float]:
+        seconds = cost.passes_s(rows, context_tokens, most)
+        if most == 1 or seconds <= until_s - now:
+            return most, seconds, now + seconds
+        return self._until(until_s, now, cost, rows, context_tokens, most)
 
-    def passes_until(
+    def _until(
         self, at_s: float, now: float, cost: DecodeCost, rows: int, context_tokens: int, most: int
-    ) -> int:
-        seconds = at_s - now
+    ) -> tuple[int, float, float]:
+        """As `decode`, where the last of the passes ends later than that."""
+        left_s = at_s - now
         first_s, growth_s = cost.pass_s(rows, context_tokens), cost.slot_s * rows
-        # count · first + growth · count · (count - 1) / 2 = seconds, without cancellation
+        # count · first + growth · count · (count - 1) / 2 = left, without cancellation
         linear_s = first_s - growth_s / 2
-        root = math.sqrt(max(0.0, linear_s * linear_s + 2 * growth_s * seconds)) + linear_s
-        if root <= 0 or 2 * seconds >= root * most:
-            return most
-        count = max(1, math.ceil(2 * seconds / root))
-        while count > 1 and cost.passes_s(rows, context_tokens, count - 1) >= seconds:
-            count -= 1
-        while count < most and cost.passes_s(rows, context_tokens, count) < seconds:
+        root = math.sqrt(max(0.0, linear_s * linear_s + 2 * growth_s * left_s)) + linear_s
+        count = min(max(1, math.ceil(2 * left_s / root)), most) if root > 0 else 1
+        seconds = cost.passes_s(rows, context_tokens, count)
+        while count < most and seconds < left_s:
             count += 1
-        return count
+            seconds = cost.passes_s(rows, context_tokens, count)
+        while count > 1 and (less_s := cost.passes_s(rows, context_tokens, count - 1)) >= left_s:
+            count, seconds = count - 1, less_s
+        return count, seconds, now + seconds
 
 
 class Measured:
@@ -76,26 +86,23 @@ class Measured:
         return self._end(now, 1)
 
     def decode(
-        self, now: float, cost: DecodeCost, rows: int, context_tokens: int, count: int
-    ) -> tuple[float, float]:
-        known = self._known(count)
-        seconds, end_s = self._end(now, known) if known else (0.0, now)
-        if known == count:
-            return seconds, end_s
-        further, context = count - known, context_tokens + known * rows
-        rest_s, end_s = self._beyond.decode(end_s, cost, rows, context, further)
-        return seconds + rest_s, end_s
-
-    def passes_until(
-        self, at_s: float, now: float, cost: DecodeCost, rows: int, context_tokens: int, most: int
-    ) -> int:
-        ends_s, ran, known = self._ends_s, self._ran, self._known(most)
-        place = bisect_left(ends_s, at_s, ran, ran + known) - ran
+        self,
+        now: float,
+        cost: DecodeCost,
+        rows: int,
+        context_tokens: int,
+        most: int,
+        until_s: float,
+    ) -> tuple[int, float, float]:
+        known = self._known(most)
+        place = bisect_left(self._ends_s, until_s, self._ran, self._ran + known) - self._ran
         if place < known or known == most:
-            return min(place + 1, most)
-        from_s = max(now, ends_s[ran + known - 1]) if known else now
-        context, further = context_tokens + known * rows, most - known
-        return known + self._beyond.passes_until(at_s, from_s, cost, rows, context, further)
+            count = min(place + 1, most)
+            return count, *self._end(now, count)
+        seconds, end_s = self._end(now, known) if known else (0.0, now)
+        further, context = most - known, context_tokens + known * rows
+        count, rest_s, end_s = self._beyond.decode(end_s, cost, rows, context, further, until_s)
+        return known + count, seconds + rest_s, end_s
 
     def _known(self, count: int) -> int:
         """Of the next so many passes, those whose end is given."""

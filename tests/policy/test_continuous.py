@@ -46,6 +46,29 @@ def test_between_two_chunks_run_as_many_passes_as_asked_for():
     assert [line[0] for line in log_of(host)] == list("pdddpdddpdd")
 
 
+@pytest.mark.parametrize(
+    ("rules", "goes_on", "alternates_for"),
+    [
+        (Rules(), False, 7),  # from a context of 122 to 128, the end of the shape
+        (Rules(decode_between=0), True, 0),
+        (Rules(admission="preempt"), False, 0),  # its blocks may be gone
+        (Rules(over_limit="hold"), False, 0),  # its last chunk may have to wait
+    ],
+)
+def test_a_decision_says_how_long_chunks_and_passes_take_turns(rules, goes_on, alternates_for):
+    host = Host(ShapeSet.parse("64,512", "2,128 2,512", blocks=40), rules)
+    host.add(Request("a", 120, 90, 90))
+    assert [host.step()[0].goes_on, host.step()[0].goes_on] == [
+        rules.admission == "reserve" and rules.over_limit == "pause",  # nobody decodes yet
+        False,  # it was the last
+    ]
+    host.add(Request("b", 320, 1, 1))
+    steps = [host.step()[0] for _ in range(3)]
+    (chunk, *_) = [step for step in steps if isinstance(step, Prefill)]
+    assert chunk.goes_on == goes_on
+    assert getattr(steps[-1], "alternates_for", 0) == alternates_for
+
+
 def test_a_reserved_block_is_nobody_elses():
     host = Host(ShapeSet.parse("64,256", "4,256", blocks=6))
     host.add(Request("a", 64, 70, 128))  # three blocks
@@ -434,6 +457,32 @@ def test_a_decision_stays_right_for_as_long_as_it_says(drawn, rules, blocks):
             context = step.context_tokens
         if ended:
             promised = []
+
+
+@settings(max_examples=150, deadline=None)
+@given(requests, rules, st.sampled_from([9, 14, 40]))
+def test_chunks_and_passes_take_turns_for_as_long_as_a_decision_says(drawn, rules, blocks):
+    """`goes_on` and `alternates_for` say what asking before every pass gives."""
+    host = Host(replace(SHAPES, blocks=blocks), rules)
+    for request in load(drawn):
+        host.add(request)
+    goes_on, passes, rows, shape = False, 0, (), None  # what was promised
+    while host.waiting or host.running:
+        since, newest = host.decodes_since_chunk, host.running[-1:]
+        step, ended = host.step()
+        if goes_on or (passes and since >= rules.decode_between):
+            assert isinstance(step, Prefill)
+            assert [step.request] == newest
+        elif passes:
+            assert isinstance(step, Decode)
+            assert (step.rows, step.shape) == (rows, shape)
+        if isinstance(step, Prefill):
+            goes_on = step.goes_on
+            passes = 0 if step.is_last else passes
+        else:
+            passes, rows, shape = max(1, passes, step.alternates_for) - 1, step.rows, step.shape
+        if ended:
+            goes_on, passes = False, 0
 
 
 @settings(max_examples=50, deadline=None)

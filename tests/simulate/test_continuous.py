@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from spyre_bench.cost.shape_cost import DecodeCost, PrefillCost, ShapeCosts
 from spyre_bench.metrics.vllm_json import bench_result
-from spyre_bench.policy.continuous import Decode, Rules
+from spyre_bench.policy.continuous import Decode, Prefill, Rules
 from spyre_bench.policy.continuous import next_step as decide
 from spyre_bench.shape_set import DecodeShape, PrefillShape, blocks_of
 from spyre_bench.simulate import continuous
@@ -309,7 +309,9 @@ def test_stretches_are_what_pass_by_pass_would_be(
 ):
     def one(*state):
         step = decide(*state)
-        return step._replace(stable_for=1) if isinstance(step, Decode) else step
+        if isinstance(step, Decode):
+            return step._replace(stable_for=1, alternates_for=0)
+        return step._replace(goes_on=False) if isinstance(step, Prefill) else step
 
     load = workload(*requests, limit=limit)
     setting = {"replicas": 2 if ends_s is None else 1, "router": router, "ends_s": ends_s}
