@@ -3,33 +3,17 @@ and the simulator both call `next_batch`."""
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from spyre_bench.cost.bucket_cost import BucketCost
+from spyre_bench.policy.window import Waiting, Window
 from spyre_bench.shapes import Bucket, BucketSet
 
-LOOK_AHEAD = 64
-"""How many full batches of waiting requests `length_aware` looks at."""
-
-
-class Waiting(Protocol):
-    """What the decision may know of a request: never how many output tokens it will really have."""
-
-    @property
-    def prompt_tokens(self) -> int: ...
-    @property
-    def max_tokens(self) -> int: ...
-    @property
-    def arrival_s(self) -> float: ...
-
-
 R = TypeVar("R", bound=Waiting)
-Row = tuple[float, int, int]  # bound in seconds, prompt tokens, minus the place in the queue
 
 
 class Batch(NamedTuple, Generic[R]):
@@ -76,8 +60,8 @@ class Policy:
     Long queues cost no more per request than short ones. A request that is passed over while a
     bucket is filled has one request of that bucket fewer before it at the next such look, since the
     head always leaves: without holding it is looked at, in its whole life, at most as often as the
-    buckets have rows in all. `length_aware` looks at `LOOK_AHEAD` full batches of requests for
-    every batch that it forms.
+    buckets have rows in all. `length_aware` chooses among `LOOK_AHEAD` full batches of requests,
+    and where its host keeps the `Window` it sorts each of them in once.
     """
 
     name: str = "best_fit"
@@ -118,7 +102,7 @@ def next_batch(
     `waiting` is in the order of service, `costs` has one entry per compiled bucket, in the order
     that breaks ties, and `now` is of the clock of `arrival_s` (left out, everybody has arrived long
     ago). Expected seconds count every output at its `max_tokens`. Members keep the order of the
-    queue.
+    queue. A host that asks `length_aware` often may keep a `Window` and pass that.
 
     `waiting` is read lazily: by `fcfs`, `skip` and `best_fit` no further than until every bucket
     that could run is full, by `length_aware` no further than `LOOK_AHEAD` full batches.
@@ -131,7 +115,10 @@ def next_batch(
     head = next(queue, None)
     if head is None:
         return None
-    cost, members, growing = POLICIES[policy.name](head, queue, costs, policy, now)
+    if isinstance(waiting, Window) and policy.name == "length_aware":
+        cost, members, growing = _nearest(waiting, head, policy, now)
+    else:
+        cost, members, growing = POLICIES[policy.name](head, queue, costs, policy, now)
     if growing:
         free = len(members) < cost.bucket.batch_size
         hold_s = max(policy.gather_s, policy.max_wait_s) if free else policy.gather_s
@@ -210,75 +197,14 @@ def _expected_s_per_member(filling: tuple[BucketCost, Bucket, list[R]]) -> float
 def _length_aware(
     head: R, queue: Iterator[R], costs: Sequence[BucketCost], policy: Policy, now: float
 ) -> Formed[R]:
-    """The largest requests that fit each bucket; the batch nearest to the shape bound.
+    return _nearest(Window(costs, itertools.chain((head,), queue)), head, policy, now)
 
-    A request's bound is its share of a full batch of its own kind, in its cheapest bucket; a batch
-    of expected seconds T whose members' bounds sum to T wastes nothing. Longer prompts first among
-    equals, since outputs of prompts of like length end more nearly together. A head older than
-    `max_age_s` must be a member, with the requests next to it in size.
-    """
-    window = LOOK_AHEAD * max([cost.bucket.batch_size for cost in costs])
-    read = [head, *itertools.islice(queue, window - 1)]
-    fitting = _by_bound(read, costs)
-    anchored = math.isfinite(now) and now - head.arrival_s >= policy.max_age_s
-    choices = [
-        (cost, rows)
-        for cost, requests in fitting
-        for rows in _groups(requests, cost.bucket.batch_size, anchored)
-    ]
-    cost, rows = max(choices, key=lambda choice: _efficiency(choice[0], choice[1], read))
-    members = [read[place] for place in sorted(-place for _, _, place in rows)]
+
+def _nearest(window: Window[R], head: R, policy: Policy, now: float) -> Formed[R]:
+    """The batch nearest to the shape bound. A head older than `max_age_s` must be a member."""
+    is_old = math.isfinite(now) and now - head.arrival_s >= policy.max_age_s
+    cost, members = window.choose(with_head=is_old)
     return Formed(cost, members, open=len(members) < cost.bucket.batch_size)
-
-
-def _by_bound(read: list[R], costs: Sequence[BucketCost]) -> list[tuple[BucketCost, list[Row]]]:
-    """For each bucket the requests that fit it, as (bound in seconds, prompt tokens, -place in the
-    queue)."""
-    fitting: list[tuple[BucketCost, list[Row]]] = [(cost, []) for cost in costs]
-    shares = [
-        (
-            rows,
-            cost.bucket.prompt_length,
-            cost.bucket.new_tokens,
-            cost.prefill_s / cost.bucket.batch_size,
-            cost.decode_s / cost.bucket.batch_size,
-        )
-        for cost, rows in fitting
-    ]
-    for place, request in enumerate(read):
-        prompt_tokens, max_tokens = request.prompt_tokens, request.max_tokens
-        further, taking, bound_s = max_tokens - 1, [], math.inf
-        for rows, prompt_length, new_tokens, prefill_s, decode_s in shares:
-            if prompt_tokens <= prompt_length and max_tokens <= new_tokens:
-                taking.append(rows)
-                share_s = prefill_s + further * decode_s
-                if share_s < bound_s:
-                    bound_s = share_s
-        if not taking:
-            _fitting(request, costs)  # says why
-        row = (bound_s, prompt_tokens, -place)
-        for rows in taking:
-            rows.append(row)
-    return fitting
-
-
-def _groups(rows: list[Row], size: int, anchored: bool) -> list[list[Row]]:
-    """The rows that could run together: the `size` largest, or, where the head (place 0) must be
-    with them, every run of `size` in the order of their size that has it."""
-    if not anchored:
-        return [heapq.nlargest(size, rows)] if rows else []
-    rows = sorted(rows, reverse=True)
-    at = next((index for index, row in enumerate(rows) if row[2] == 0), None)
-    if at is None:
-        return []
-    first, last = max(0, at - size + 1), max(0, min(at, len(rows) - size))
-    return [rows[start : start + size] for start in range(min(first, last), last + 1)]
-
-
-def _efficiency(cost: BucketCost, rows: list[Row], read: list[R]) -> float:
-    """The members' shape bounds over the expected seconds of the batch, at most 1."""
-    expected_s = cost.batch_s(max([read[-place].max_tokens for _, _, place in rows]))
-    return sum([bound_s for bound_s, _, _ in rows]) / expected_s
 
 
 POLICIES: dict[str, Callable[..., Formed[Any]]] = {

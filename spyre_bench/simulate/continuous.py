@@ -2,8 +2,8 @@
 
 Before every pass the engine asks `policy.continuous.next_step` what runs, as vLLM's scheduler does.
 Decode passes that nothing can interrupt are one stretch: until the answer may change, the next true
-end, or the pass in which somebody hangs up, or arrives who could be admitted. Chunks of a prompt and
-the passes between them, where the answer says that they take turns, are run without asking again.
+end, or the pass in which somebody hangs up, or arrives who could be admitted. Chunks of a prompt,
+and the passes between them, are run without asking again where the answer says that they follow.
 
 A client that hangs up during a pass is gone when it ends, before those whose last token comes with
 it: vLLM's engine reads aborts there. Blocks go back in this order, which decides what a prefix
@@ -360,8 +360,7 @@ class _Engine:
         )
 
     def _further_chunk(self, request: Request) -> bool:
-        """The next chunk, which only the prompt and what is computed of it decide; whether it is the
-        last."""
+        """The chunk that follows, which the prompt alone decides; whether it is the last."""
         at = request.prompt_tokens, request.computed_tokens
         chunk = self._chunks.get(at)
         if chunk is None:

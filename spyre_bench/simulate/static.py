@@ -8,6 +8,7 @@ decisions.
 
 from __future__ import annotations
 
+import itertools
 import math
 from array import array
 from collections import deque
@@ -19,6 +20,7 @@ import numpy as np
 from spyre_bench.cost.bucket_cost import BucketCost
 from spyre_bench.cost.spread import Pace, steady
 from spyre_bench.policy.static import Batch, Hold, Policy, Step, next_batch
+from spyre_bench.policy.window import Window
 from spyre_bench.simulate.replicas import CHUNK, ranges, require, require_replicas, serve
 from spyre_bench.simulate.result import (
     DECODE,
@@ -118,6 +120,8 @@ class _Engine:
         self.running: Batch[Request] | None = None
         self._upcoming: Iterator[Request] = iter(())
         self._read: list[Request] = []
+        self._window: Window[Request] = Window(estimated)  # of `length_aware`: before the queue
+        self._first_leaves_s = math.inf  # of those in the window
         self._index = {id(cost): index for index, cost in enumerate(estimated)}
         self._pace = pace
         self.bucket, self.start_s, self.passes = array("h"), array("d"), array("i")
@@ -136,13 +140,13 @@ class _Engine:
 
     def advance(self, until_s: float) -> None:
         """Starts every batch that starts before `until_s`."""
-        while self.queue or self._refill():
-            now = max(self.free_s, self.queue[0].seen_s, self.look_s)
+        waiting = self._in_window if self.policy.name == "length_aware" else self._waiting
+        while self._window or self.queue or self._refill():
+            first = self.queue[0] if not self._window else next(iter(self._window))
+            now = max(self.free_s, first.seen_s, self.look_s)
             if now >= until_s:
                 return
-            step: Step[Request] | None = next_batch(
-                self._waiting(now), self.estimated, self.policy, now
-            )
+            step: Step[Request] | None = next_batch(waiting(now), self.estimated, self.policy, now)
             if isinstance(step, Hold):
                 self._put_back(())
                 self.look_s = min(step.until_s, self._next_change_s(now))
@@ -152,10 +156,11 @@ class _Engine:
     def unfinished(self, now: float) -> int:
         """Requests here that have not got their last token by `now`; `now` is not before the
         start of the running batch."""
+        waiting = len(self._window) + len(self.queue)
         if self.running is None or now >= self.free_s:
-            return len(self.queue)
+            return waiting
         first_s, decode_s = self.start_s[-1] + self.prefill_s[-1], self.decode_s[-1]
-        return len(self.queue) + sum(
+        return waiting + sum(
             first_s + (member.output_tokens - 1) * decode_s > now for member in self.running.members
         )
 
@@ -167,6 +172,22 @@ class _Engine:
             if request.leaves_s > now:
                 read.append(request)
                 yield request
+
+    def _in_window(self, now: float) -> Window[Request]:
+        """The window, filled with who has arrived by `now`, and without who has left."""
+        window = self._window
+        if self._first_leaves_s <= now:
+            window.remove([request for request in window if request.leaves_s <= now])
+            self._first_leaves_s = min([r.leaves_s for r in window], default=math.inf)
+        queue, room = self.queue, window.room - len(window)
+        while room and (queue or self._refill()) and queue[0].seen_s <= now:
+            request = queue.popleft()
+            if request.leaves_s > now:
+                window.add(request)
+                room -= 1
+                if request.leaves_s < self._first_leaves_s:
+                    self._first_leaves_s = request.leaves_s
+        return window
 
     def _start(self, batch: Batch[Request], now: float) -> None:
         decided, members = batch
@@ -187,6 +208,8 @@ class _Engine:
         self.rows.append(len(rows))
         self.members.extend(rows)
         self._put_back(rows)
+        if self._window:
+            self._window.remove(members)
 
     def _put_back(self, taken: Sequence[int]) -> None:
         """What the policy has read and not taken goes back to its place in the queue."""
@@ -199,7 +222,7 @@ class _Engine:
     def _next_change_s(self, now: float) -> float:
         """When the next request is read, or one of those before it leaves."""
         change_s = math.inf
-        for request in self.queue:
+        for request in itertools.chain(self._window, self.queue):
             if request.seen_s > now:
                 return min(change_s, request.seen_s)
             change_s = min(change_s, request.leaves_s)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from spyre_bench.cost.bucket_cost import BucketCost
 from spyre_bench.policy.ledger import WasteLedger
-from spyre_bench.policy.static import LOOK_AHEAD, POLICIES, Batch, Hold, Policy, next_batch
+from spyre_bench.policy.static import POLICIES, Batch, Hold, Policy, next_batch
+from spyre_bench.policy.window import LOOK_AHEAD
 from spyre_bench.shapes import Bucket, BucketSet
 from tests.test_shapes import bucket_sets, buckets
 
