@@ -120,6 +120,25 @@ class ModelSizes:
             head_norms=family == QWEN3,
         )
 
+    def as_config(self) -> dict[str, Any]:
+        """The fields of a `config.json` that `of` reads as these sizes, for who needs no weights: a
+        Llama, which has a field for everything but norms of heads."""
+        qwen3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+        llama = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+        return (qwen3 if self.head_norms else llama) | {
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "vocab_size": self.vocab_size,
+            "max_position_embeddings": self.context_length,
+            "tie_word_embeddings": self.tied_head,
+            "attention_bias": self.attention_bias,
+            "mlp_bias": self.mlp_bias,
+        }
+
     # --- tensor parallel ----------------------------------------------------------------------
 
     def require_tp(self, tp: int) -> None:

@@ -98,10 +98,20 @@ def version() -> None:
 
 
 @app.command()
-def model(name: str = typer.Argument("smollm2", help="directory, hub id or smollm2")) -> None:
-    """Print the directory of a model, fetched or unpacked first where needed."""
+def model(
+    name: str = typer.Argument(
+        "smollm2", help="directory, hub id, smollm2, or a model of the card's cost"
+    ),
+) -> None:
+    """Print the directory of a model, fetched or unpacked first where needed; of a model that the
+    card's cost knows by name, one without weights, for a simulated device."""
+    from spyre_bench.checkpoints.config_only import config_only_directory
     from spyre_bench.checkpoints.find import model_directory
+    from spyre_bench.model_sizes import PRESETS
 
+    if name in PRESETS and not Path(name).exists():
+        typer.echo(config_only_directory(name, PRESETS[name].as_config()))
+        return
     typer.echo(model_directory(name))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from spyre_bench.cost.shape_cost import ShapeCosts
 from spyre_bench.cost.spread import Spread
+from spyre_bench.model_sizes import ModelSizes
 from spyre_bench.shape_set import ShapeSet
 from spyre_bench.shapes import STICK_TOKENS, Bucket
 
@@ -71,6 +72,11 @@ class CostModel(Protocol):
         return None
 
     @property
+    def slots(self) -> int | None:
+        """The most slots of KV cache that memory takes; None where no limit is known."""
+        return None
+
+    @property
     def label(self) -> str:
         """What it prices, in words."""
         return type(self).__name__
@@ -112,6 +118,10 @@ class CostModel(Protocol):
     def covers(self, workload: Lengths) -> np.ndarray:
         """bool [requests], those that a bucket of its range takes."""
         return np.ones(len(workload.prompt_tokens), bool)
+
+    def require_deployment(self, sizes: ModelSizes, tp: int) -> None:
+        """Raises ValueError where it prices another model, or another number of cards."""
+        return None
 
     def require_known(self, name: str, what: str) -> None:
         """Raises ValueError where `name` ("compile_s", "memory_bytes") is not known of every

@@ -32,6 +32,8 @@ from spyre_bench.shape_set import BLOCK_TOKENS, DecodeShape, PrefillShape, Shape
 from spyre_bench.shapes import Bucket
 
 OF_CARD = "the card's parameters, their optimistic and pessimistic ends as P5 and P95"
+PRICED = ("layers", "hidden_size", "intermediate_size", "heads", "kv_heads", "head_dim")
+"""Sizes that make two models two."""
 REFERENCE_ELEMENTS = 512 * 4096
 """Tokens × hidden size at which `rest_prefill_s` was found: 512 tokens of Granite-3.3-8B."""
 
@@ -155,6 +157,20 @@ class SpyreCost(CostModel):
         """The seconds of single parts at one end of the parameters; knows no limits."""
         return Passes(self.model, self.tp, self.dtype, self.card.at(end))
 
+    def require_deployment(self, sizes: ModelSizes, tp: int) -> None:
+        if tp != self.tp:
+            raise ValueError(
+                f"the cost is of tp={self.tp} and the engine has --tensor-parallel-size {tp}: make "
+                f"them equal"
+            )
+        ours, theirs = ({name: getattr(of, name) for name in PRICED} for of in (self.model, sizes))
+        other = [f"{name} {theirs[name]}, not {ours[name]}" for name in PRICED if ours[name] != theirs[name]]
+        if other:
+            raise ValueError(
+                f"the cost is of {self.model_name} and the served model has {', '.join(other)}: "
+                f"serve $(spyre-bench model {self.model_name}), or name a cost of that model"
+            )
+
     # --- bytes and limits ------------------------------------------------------------------------
 
     def kv_bytes(self, tokens: int) -> int:
@@ -198,15 +214,23 @@ class SpyreCost(CostModel):
         limits = self.card.at("value")
         return int(limits.batch_tokens) if self.tp >= limits.limited_from_tp else None
 
+    @property
+    def slots(self) -> int:
+        return int(self._kv_cap_bytes // self.model.kv_bytes_per_token(self.tp))
+
+    @property
+    def _kv_cap_bytes(self) -> float:
+        there = self.card.usable_bytes.value - self.model.weight_bytes(self.dtype, self.tp)
+        return max(0.0, min(self.card.kv_bytes.value, there))
+
     def require_slots(self, tokens: int, what: str = "a KV cache", context: int = 0) -> None:
         """Raises ValueError for a KV cache of more slots than fit a card's cap and memory."""
-        there = self.card.usable_bytes.value - self.model.weight_bytes(self.dtype, self.tp)
-        cap = min(self.card.kv_bytes.value, there)
+        cap = self._kv_cap_bytes
         if self.kv_bytes(tokens) > cap:
-            most = max(0, int(cap // self.model.kv_bytes_per_token(self.tp)))
+            most = self.slots
             raise ValueError(
                 f"{what} needs {self.kv_bytes(tokens):,} bytes of KV cache on each of {self.tp} "
-                f"cards for {tokens:,} slots, and {max(0, int(cap)):,} are there ({most:,} slots): "
+                f"cards for {tokens:,} slots, and {int(cap):,} are there ({most:,} slots): "
                 f"{_batch_remedy(most // context) if context else 'use fewer'}, or use more cards"
             )
 

@@ -25,6 +25,7 @@ from spyre_bench.cost.table import (
     read_cost_table,
     read_shape_rows,
 )
+from spyre_bench.model_sizes import ModelSizes
 from spyre_bench.shape_set import ShapeSet
 from spyre_bench.shapes import Bucket
 
@@ -178,6 +179,15 @@ class MeasuredCost(CostModel):
         _, prompt_length, new_tokens = self.largest
         short = workload.prompt_tokens <= prompt_length
         return self.extrapolate | (short & (workload.max_tokens <= new_tokens))
+
+    def require_deployment(self, sizes: ModelSizes, tp: int) -> None:
+        """By the number of ranks alone: a table has no more than a name of its model."""
+        measured = self._all[0].tp
+        if measured != tp:
+            raise ValueError(
+                f"the cost table was measured with tp={measured} and the engine has "
+                f"--tensor-parallel-size {tp}: use {measured}, or another table"
+            )
 
     def require_known(self, name: str, what: str) -> None:
         if unknown := [row for row in self._all if not getattr(row, name) > 0]:

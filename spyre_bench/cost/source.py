@@ -15,6 +15,8 @@ from spyre_bench.cost.measured import load_cost_table
 from spyre_bench.model_sizes import preset
 
 PREFIX = "card:"
+SIMULATED = "simulated:"
+"""Before a source of costs: a device that computes nothing and takes their time."""
 DEFAULTS = {"tp": "1", "dtype": "fp16", "end": "value", "all_reduce_us": "0"}
 """Keys behind the model and what they are if not given; 0 µs: the card's range."""
 

@@ -44,7 +44,7 @@ def _warm_up(model: SpyreCausalLM | PagedCausalLM, progress: bool) -> list[Warmu
     static = isinstance(model, SpyreCausalLM)
     rows: list[Warmup | ShapeWarmup] = []
     with code_cache(model.config) as cache:
-        for shape in _with_bar(largest_first(model.config.compiled), progress):
+        for shape in with_bar(largest_first(model.config.compiled), progress):
             before = cache.work()
             *seconds, graphs = _warm_bucket(model, shape) if static else _warm_shape(model, shape)
             was_warm = cache.directory is not None and (cache.work() - before).is_none
@@ -65,7 +65,7 @@ def _tokens(shape: Bucket | PrefillShape | DecodeShape) -> int:
     return rows * shape.context_length
 
 
-def _with_bar(shapes: list[Compiled], progress: bool) -> Iterable[Compiled]:
+def with_bar(shapes: list[Compiled], progress: bool) -> Iterable[Compiled]:
     """The shapes under a bar that names the current one and estimates the time left."""
     unit = "bucket" if isinstance(shapes[0], Bucket) else "shape"
     with tqdm(total=len(shapes), desc="warmup", unit=unit, disable=not progress) as bar:

@@ -81,6 +81,14 @@ class BaseScheduler(Scheduler):
         """Whether the pass yields tokens."""
         return True
 
+    def _idle_until(self, at_s: float) -> None:
+        """Nobody may run before that time of the clock, but somebody may come."""
+        self.sleep(min(POLL_S, max(0.0, at_s - self.clock())))
+
+    def _poll(self) -> None:
+        """Something that another thread does has to happen first."""
+        self.sleep(POLL_S)
+
     def _oldest_wait_s(self) -> float:
         if not self.waiting:
             return 0.0

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spyre_bench.cost.bucket_cost import CostModel
+from spyre_bench.cost.source import PREFIX, SIMULATED, load_cost
 from spyre_bench.engine.compile import COMPILE_BACKENDS, COMPILE_SCOPES
 from spyre_bench.engine.shared_files import TRUSTS
 from spyre_bench.plugin.environment import (
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 BATCHING = ("static", "continuous")
 
 MODEL_CODES = ("fms", "vllm")
+
+CLOCKS = ("real", "virtual")
 
 STEP_TIMEOUT = "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"  # vLLM's own name, with its own default
 
@@ -77,6 +81,10 @@ class SpyreConfig:
     require_precompiled: bool = False
     memory_bytes: int | None = None  # limit; None: what the machine has
     pass_log: Path | None = None  # JSON lines, one per pass
+    device: str | None = None  # "simulated:COST": computes nothing and takes the cost's time
+    clock: str = "real"  # ... which it sleeps, or virtual: the clock jumps
+    warmup: bool = True  # ... the compile seconds of a cold start too
+    extrapolate: bool = False  # ... of shapes beyond what the cost's table measured too
     policy: str = "best_fit"  # see policy.static.Policy, also for the three times
     gather_s: float = 0.02  # an idle engine waits this long for company of a first request
     max_wait_s: float = 0.0  # a batch with free rows waits this long for more members
@@ -99,6 +107,7 @@ class SpyreConfig:
         _require_one_of("artefact_trust", self.artefact_trust, tuple(TRUSTS))
         if not isinstance(self.require_precompiled, bool):
             raise _wrong("require_precompiled", self.require_precompiled, "is true or false")
+        self._check_device()
         if self.memory_bytes is not None and (
             not _is_number(self.memory_bytes, int) or self.memory_bytes < 1
         ):
@@ -114,6 +123,30 @@ class SpyreConfig:
                 raise _wrong(
                     name, value, f"is a number of seconds from {shortest_s} to {longest_s}"
                 )
+
+    def _check_device(self) -> None:
+        _require_one_of("clock", self.clock, CLOCKS)
+        for name in ("warmup", "extrapolate"):
+            if not isinstance(getattr(self, name), bool):
+                raise _wrong(name, getattr(self, name), "is true or false")
+        device = self.device
+        if device is None:
+            for name in OF_SIMULATED:
+                if getattr(self, name) != getattr(type(self), name):
+                    raise _wrong(
+                        name, getattr(self, name), 'is a setting of a simulated "device" alone'
+                    )
+        elif not isinstance(device, str) or not device.removeprefix(SIMULATED):
+            raise _wrong("device", device, DEVICE_RULE)
+        elif not device.startswith(SIMULATED):
+            near = SIMULATED + device if device.startswith(PREFIX) else None
+            raise _wrong("device", device, DEVICE_RULE, near)
+
+    @property
+    def cost(self) -> CostModel:
+        """What the simulated device takes its time from. Raises ValueError as `load_cost` does."""
+        assert self.device is not None, "this computes"
+        return load_cost(self.device.removeprefix(SIMULATED), extrapolate=self.extrapolate)
 
     @classmethod
     def of(cls, vllm_config: VllmConfig) -> SpyreConfig:
@@ -149,6 +182,8 @@ class SpyreConfig:
             values["buckets"] = _buckets(values["buckets"])
         for name in ("artefact_directory", "pass_log"):
             values[name] = _path(name, values.get(name))
+        if isinstance(values.get("device"), str):
+            values["device"] = _device(values["device"])
         backend = values.get("compile_backend")
         if isinstance(backend, str):
             values["compile_backend"] = BACKEND_ALIASES.get(backend, backend)
@@ -253,6 +288,12 @@ def noted_shape_warmup(vllm_config: VllmConfig) -> tuple[ShapeWarmup, ...]:
     """The warmup of the engine's shapes; the engine has been warmed up."""
     return tuple(vllm_config.additional_config[WARMUP])
 
+
+OF_SIMULATED = ("clock", "warmup", "extrapolate")
+DEVICE_RULE = (
+    'is "simulated:" and a source of costs, such as "simulated:cost.csv" or '
+    '"simulated:card:granite-3.3-8b,tp=4"; leave it out for the real one'
+)
 
 SHAPES = ("prefill_shapes", "decode_shapes")
 CONTINUOUS_ONLY = (*SHAPES, "blocks", "chunk_tokens", "max_num_seqs", "rules")
@@ -435,6 +476,14 @@ def _path(name: str, value: Any) -> Path | None:
         return None if value is None else Path(value).expanduser().absolute()
     except RuntimeError:  # no HOME, and no entry in the table of users
         raise _wrong(name, value, "has a '~' but this user no home: write it in full") from None
+
+
+def _device(text: str) -> str:
+    """With the path of a table in full: other processes may run elsewhere."""
+    source = text.removeprefix(SIMULATED)
+    if source == text or not source or source.startswith(PREFIX):
+        return text
+    return f"{SIMULATED}{_path('device', source)}"
 
 
 def _require_one_of(name: str, value: Any, known: tuple[str, ...]) -> None:

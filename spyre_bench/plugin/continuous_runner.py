@@ -7,7 +7,6 @@ that sits out a pass leaves its batch and comes back with what it has put out so
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -95,9 +94,9 @@ class ContinuousModelRunner(SpyreModelRunner):
             batch.remove_request(request_id)
 
     def _logged(self, scheduled: ContinuousSchedulerOutput, run) -> torch.Tensor:
-        start_s, start = time.time(), time.perf_counter()
+        start_s, start = self.clock.wall(), self.clock.monotonic()
         logits = run()
-        self.pass_log.write(step_of(scheduled, start_s, time.perf_counter() - start))
+        self.pass_log.write(step_of(scheduled, start_s, self.clock.monotonic() - start))
         return logits
 
 

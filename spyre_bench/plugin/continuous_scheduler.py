@@ -3,7 +3,6 @@ is, and vLLM's own scheduler, which sees only the requests of that pass, takes t
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from vllm.v1.request import Request
 from spyre_bench.cost.shape_cost import warmed_costs
 from spyre_bench.engine.paged_causal_lm import Chunk, DecodeRow
 from spyre_bench.pass_log import Came, Gone
-from spyre_bench.plugin.base_scheduler import POLL_S, BaseScheduler
+from spyre_bench.plugin.base_scheduler import BaseScheduler
 from spyre_bench.plugin.changes import Changes, completed
 from spyre_bench.plugin.config import noted_shape_warmup
 from spyre_bench.plugin.engine_counts import StepCounts
@@ -126,7 +125,7 @@ class ContinuousScheduler(BaseScheduler):
         while isinstance(step, Preempt):
             victim = step.request.request
             self.running.remove(victim)
-            self._preempt_request(victim, time.monotonic())
+            self._preempt_request(victim, self.clock())
             preempted.append(victim.request_id)
             self.counts.add_preemption()
             step = self._decide()
@@ -141,7 +140,7 @@ class ContinuousScheduler(BaseScheduler):
         else:
             pass_ = {}
             if self.waiting:  # a grammar compiles
-                self.sleep(POLL_S)
+                self._poll()
         return ContinuousSchedulerOutput(
             **values,
             **pass_,

@@ -24,6 +24,8 @@ from spyre_bench.plugin.config import SpyreConfig
 from spyre_bench.plugin.counters import rejected
 from spyre_bench.plugin.options import refuse_options, without_effect
 from spyre_bench.plugin.requests import refuse_request, require_prompt_type
+from spyre_bench.plugin.simulated import as_simulated
+from spyre_bench.plugin.told import require_told
 from spyre_bench.plugin.shims import explain_long_prompts, let_ctrl_c_through, watch_options
 from spyre_bench.plugin.unsupported import refuse_config, refuse_quantization
 from spyre_bench.plugin.vllm_sizes import may_run, sizes_of, warn_of_untried
@@ -44,6 +46,11 @@ SIZES = ("max_num_seqs", "max_num_batched_tokens", "num_gpu_blocks_override")
 """vLLM's options from which shapes of continuous batching are made; not given, they are None, which
 vLLM's own configuration no longer shows."""
 
+
+VIRTUAL = {
+    "static": "spyre_bench.plugin.virtual_scheduler.VirtualScheduler",
+    "continuous": "spyre_bench.plugin.virtual_scheduler.VirtualContinuousScheduler",
+}
 
 FREE_SHARE = 0.9
 """Of the free memory, that a cache of unnamed size may take with the rest of the engine."""
@@ -115,13 +122,18 @@ class SpyrePlatform(Platform):
         cls._take(config, vllm_config)
         parallel = vllm_config.parallel_config
         parallel.worker_cls = "spyre_bench.plugin.worker.SpyreWorker"
-        name = "SpyreExecutor" if parallel.world_size == 1 else "MultiprocessingSpyreExecutor"
+        if config.device is not None:
+            parallel.worker_cls = "spyre_bench.plugin.simulated_worker.SimulatedWorker"
+        one_process = parallel.world_size == 1 or config.device is not None
+        name = "SpyreExecutor" if one_process else "MultiprocessingSpyreExecutor"
         parallel.distributed_executor_backend = f"spyre_bench.plugin.executor.{name}"
         vllm_config.scheduler_config.async_scheduling = False
         if config.shapes is None:
             cls._fit_to_buckets(vllm_config, config.compiled)
         else:
             cls._fit_to_shapes(vllm_config, config.shapes)
+        if config.clock == "virtual":
+            vllm_config.scheduler_config.scheduler_cls = VIRTUAL[config.batching]
 
     @classmethod
     def _read_config(cls, vllm_config: VllmConfig) -> SpyreConfig:
@@ -144,7 +156,9 @@ class SpyrePlatform(Platform):
         if config.compile_backend == "sendnn" and model.dtype != torch.float16:
             logger.info("The card computes in float16: dtype is that, not %s.", model.dtype)
             model.dtype = torch.float16
-        if not blocks_are_named:
+        if config.device is not None:
+            config = as_simulated(config, sizes, vllm_config, blocks_are_named)
+        elif not blocks_are_named:
             config = _with_blocks_that_fit(config, sizes, vllm_config)
         if cls._config not in (None, config):
             logger.info("Requests are checked against the new engine's buckets from here on.")
@@ -229,6 +243,8 @@ class SpyrePlatform(Platform):
             require_prompt_type(processed_inputs["type"])
             token_ids = processed_inputs["prompt_token_ids"]
             refuse_request(token_ids, params, cls._vllm_config)
+            has_tokenizer = not cls._vllm_config.model_config.skip_tokenizer_init
+            require_told(params, cls._config, has_tokenizer)
             # Without max_tokens the output may be as long as a bucket allows, but no shorter.
             at_least = max(1, params.min_tokens)
             max_tokens = at_least if params.max_tokens is None else params.max_tokens
@@ -314,6 +330,8 @@ class SpyrePlatform(Platform):
 def _sizes(config: SpyreConfig, vllm_config: VllmConfig) -> ModelSizes:
     """Of a model that the model code serves as transformers would; ValueError for any other."""
     model, length = vllm_config.model_config, config.compiled.max_context_length
+    if config.device is not None:  # nothing of it is loaded
+        return ModelSizes.of(model.hf_config.to_dict(), Path(model.model).name)
     if config.model_code == "vllm":
         sizes = sizes_of(vllm_config, model_directory(model.model, tokenizer=False), length)
         warn_of_untried(model)

@@ -6,7 +6,6 @@ a dummy. vLLM's `InputBatch` closes its gaps instead, so the two orders differ: 
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +18,7 @@ from vllm.v1.structured_output.utils import apply_grammar_bitmask
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
 from spyre_bench.pass_log import Pass, PassLog
+from spyre_bench.plugin.clock import noted_clock
 from spyre_bench.shapes import Bucket
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class SpyreModelRunner:
         self.samples = model.config.rank.rank == 0
         self.causal_lm = model  # not `model`: vLLM takes that for a torch module of its own
         self.pass_log = pass_log
+        self.clock = noted_clock(vllm_config)
         self.sampler = Sampler(
             vllm_config.model_config.logprobs_mode, vllm_config.model_config.use_fp64_gumbel
         )
@@ -179,7 +180,7 @@ class SpyreModelRunner:
         return self._timed("decode", lambda: self.causal_lm.decode(tokens))
 
     def _timed(self, kind: str, run, **noted) -> torch.Tensor:
-        start_s, start = time.time(), time.perf_counter()
+        start_s, start = self.clock.wall(), self.clock.monotonic()
         logits = run()
         assert self._bucket is not None, "a batch begins with a prefill"
         self.pass_log.write(
@@ -188,7 +189,7 @@ class SpyreModelRunner:
                 batch=self._batches,
                 bucket=self._bucket,
                 start_s=start_s,
-                seconds=time.perf_counter() - start,
+                seconds=self.clock.monotonic() - start,
                 step=self._step,
                 requests=list(self._rows),
                 prompt_tokens=self._prompt_tokens,

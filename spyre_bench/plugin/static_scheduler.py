@@ -14,7 +14,7 @@ from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.request import Request
 
 from spyre_bench.cost.bucket_cost import BucketCost
-from spyre_bench.plugin.base_scheduler import POLL_S, BaseScheduler
+from spyre_bench.plugin.base_scheduler import BaseScheduler
 from spyre_bench.plugin.config import noted_warmup
 from spyre_bench.plugin.engine_counts import Counts
 from spyre_bench.policy.ledger import WasteLedger
@@ -119,9 +119,10 @@ class SpyreScheduler(BaseScheduler):
             self._batch = RunningBatch(batch.bucket, list(self.running))
         if output.num_scheduled_tokens:
             self._batch.passes += 1
-        elif self.waiting:  # a batch is held, or a grammar compiles
-            held_s = step.until_s - self.clock() if isinstance(step, Hold) else POLL_S
-            self.sleep(min(POLL_S, max(0.0, held_s)))
+        elif isinstance(step, Hold):
+            self._idle_until(step.until_s)
+        elif self.waiting:  # a grammar compiles
+            self._poll()
         values = {one.name: getattr(output, one.name) for one in fields(SchedulerOutput)}
         if batch:
             members = [member.request for member in batch.members]

@@ -140,8 +140,11 @@ class SpyreWorker(WorkerBase):
             f"{self.model.weight_bytes:,}",
             f"{self.model.memory_bytes:,}",
         )
+        self._make_runner(runner_class)
+
+    def _make_runner(self, runner_class: type[SpyreModelRunner]) -> None:
         # One log is enough: a pass takes as long on every rank, since they wait for each other.
-        self.pass_log = PassLog(config.pass_log if self.is_driver_worker else None)
+        self.pass_log = PassLog(self.spyre_config.pass_log if self.is_driver_worker else None)
         self.model_runner = runner_class(self.vllm_config, self.model, self.pass_log)
 
     def _model_code(self) -> ModelCode:
@@ -181,7 +184,7 @@ class SpyreWorker(WorkerBase):
     @says_why
     def compile_or_warm_up_model(self) -> CompilationTimes:
         start_s = time.perf_counter()
-        self.warmup = warm_up(self.model, progress=self.is_driver_worker)
+        self.warmup = self._warm_up()
         for row in self.warmup if self.is_driver_worker else ():
             self.pass_log.write(row)
             logger.info("%s", _said(row))
@@ -191,6 +194,9 @@ class SpyreWorker(WorkerBase):
         self.model_runner.warm_up_sampler()
         set_random_seed(self.model_config.seed)  # as if nothing had run
         return CompilationTimes(language_model=time.perf_counter() - start_s, encoder=0.0)
+
+    def _warm_up(self) -> list[Warmup] | list[ShapeWarmup]:
+        return warm_up(self.model, progress=self.is_driver_worker)
 
     def warmup_rows(self) -> list[Warmup] | list[ShapeWarmup]:
         """What warmup measured, for the scheduler."""
