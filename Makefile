@@ -12,7 +12,7 @@ PIP        = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c
 BUILD_TOOLS := "setuptools<81" setuptools-scm setuptools-rust packaging cmake ninja jinja2 wheel numpy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup first run test test-core test-models test-faults test-ranks test-loop test-browser lint lab fuzz bench bench-peers soak trust image clean check-tools
+.PHONY: help setup first run test test-core test-models test-faults test-ranks test-hosts test-loop test-browser lint lab fuzz bench bench-peers soak trust image clean check-tools
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -44,6 +44,9 @@ test-models: setup ## every model that runs, each value of its config, against t
 
 test-ranks: setup ## several ranks, through vLLM or with compiled code: minutes
 	@$(BIN)/python -m pytest -m ranks
+
+test-hosts: setup ## a thousand random loads: simulator, vLLM on a virtual clock, live servers; minutes
+	@$(BIN)/python -m pytest -m hosts
 
 test-loop: setup ## is a saving as predicted? a server before and after; ten machines made up
 	@$(BIN)/python -m pytest -m loop -s

@@ -164,7 +164,11 @@ class SpyreCost(CostModel):
                 f"them equal"
             )
         ours, theirs = ({name: getattr(of, name) for name in PRICED} for of in (self.model, sizes))
-        other = [f"{name} {theirs[name]}, not {ours[name]}" for name in PRICED if ours[name] != theirs[name]]
+        other = [
+            f"{name} {theirs[name]}, not {ours[name]}"
+            for name in PRICED
+            if ours[name] != theirs[name]
+        ]
         if other:
             raise ValueError(
                 f"the cost is of {self.model_name} and the served model has {', '.join(other)}: "

@@ -24,9 +24,9 @@ from spyre_bench.plugin.config import SpyreConfig
 from spyre_bench.plugin.counters import rejected
 from spyre_bench.plugin.options import refuse_options, without_effect
 from spyre_bench.plugin.requests import refuse_request, require_prompt_type
+from spyre_bench.plugin.shims import explain_long_prompts, let_ctrl_c_through, watch_options
 from spyre_bench.plugin.simulated import as_simulated
 from spyre_bench.plugin.told import require_told
-from spyre_bench.plugin.shims import explain_long_prompts, let_ctrl_c_through, watch_options
 from spyre_bench.plugin.unsupported import refuse_config, refuse_quantization
 from spyre_bench.plugin.vllm_sizes import may_run, sizes_of, warn_of_untried
 from spyre_bench.shape_set import BLOCK_TOKENS, ShapeSet

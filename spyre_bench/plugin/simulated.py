@@ -1,5 +1,5 @@
-"""A deployment that nobody has, judged before it starts: whether its cost is of this model and these
-cards, whether it has a figure for each shape, and how many blocks its cards hold."""
+"""A deployment that nobody has, judged before it starts: whether its cost is of this model and of
+as many cards and has a figure for each shape, and how many blocks the cards hold."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def as_simulated(
     """
     if config.clock == "virtual" and envs.VLLM_ENABLE_V1_MULTIPROCESSING:
         raise ValueError(
-            'additional_config["spyre"]: clock \'virtual\' jumps in the process of its caller: set '
+            "additional_config[\"spyre\"]: clock 'virtual' jumps in the process of its caller: set "
             "VLLM_ENABLE_V1_MULTIPROCESSING=0 and use vllm.LLM, or leave it out, so that passes "
             "sleep as a server's do"
         )
@@ -49,7 +49,9 @@ def as_simulated(
             config = _with_blocks_that_fit(config, source)
         needed = _memory_bytes(config, source)
     except (ValueError, OSError) as error:
-        raise ValueError(f'additional_config["spyre"]: device {config.device!r}: {error}') from error
+        raise ValueError(
+            f'additional_config["spyre"]: device {config.device!r}: {error}'
+        ) from error
     if config.memory_bytes is not None and needed > config.memory_bytes:
         raise ValueError(
             f"the simulated device needs {needed:,} bytes and memory_bytes is "
@@ -89,8 +91,6 @@ def _with_blocks_that_fit(config: SpyreConfig, source: CostModel) -> SpyreConfig
 
 
 def _say_what_has_no_effect(config: SpyreConfig) -> None:
-    asked = [
-        name for name in WITHOUT_EFFECT if getattr(config, name) != getattr(SpyreConfig, name)
-    ]
+    asked = [name for name in WITHOUT_EFFECT if getattr(config, name) != getattr(SpyreConfig, name)]
     if asked:
         logger.warning("Without effect on a simulated device: %s.", ", ".join(asked))

@@ -3,7 +3,7 @@ logits come the tokens that each row says next."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +49,10 @@ class Voice:
         """Behind a token with so many before it; multipliers of Knuth's and a Weyl sequence's."""
         mixed = (token * 2654435761 + position * 40503 + 12345) & 0xFFFFFFFF
         return self.words[(mixed >> 7) % len(self.words)]
+
+    def other_than(self, ends: Collection[int]) -> int:
+        """A word that ends nothing, if there is one."""
+        return next((word for word in self.words if word not in ends), self.words[0])
 
     def say(self, places: Sequence[tuple[int, int]]) -> Chosen:
         return Chosen([self.after(*place) for place in places], self.vocab_size)

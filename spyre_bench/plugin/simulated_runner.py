@@ -25,13 +25,15 @@ class SimulatedModelRunner(SpyreModelRunner):
     def _sample(
         self, scheduled: SpyreSchedulerOutput, logits: Chosen, grammar: GrammarOutput | None
     ) -> SamplerOutput:
-        """What the device says; the last token that a request was told of ends it."""
+        """What the device says: a token that ends the request where it was told so, no sooner."""
         request_ids = self.input_batch.req_ids
         needs_logits = grammar is not None or bool(self.vllm_config.model_config.logits_processors)
         for request_id in request_ids:
-            state = self._requests[request_id]
+            state, row = self._requests[request_id], self._rows[request_id]
             if is_last(state):
-                logits.tokens[self._rows[request_id]] = ends_with(state.sampling_params)
+                logits.tokens[row] = ends_with(state.sampling_params)
+            elif logits.tokens[row] in (ends := state.sampling_params.all_stop_token_ids):
+                logits.tokens[row] = self.causal_lm.voice.other_than(ends)
             needs_logits = needs_logits or asks_for_logits(state.sampling_params)
         if needs_logits:
             return super()._sample(scheduled, logits, grammar)

@@ -75,9 +75,9 @@ class OnVirtualClock(BaseScheduler):
         self._read_aborts()
         output = super().schedule(throttle_prefills)
         self._stamp_scheduled(output)
-        if not (output.num_scheduled_tokens or self.waiting or self.running):
-            if (next_s := self._next_event_s()) < math.inf:
-                self._time.wait_until(next_s)
+        idle = not (output.num_scheduled_tokens or self.waiting or self.running)
+        if idle and (next_s := self._next_event_s()) < math.inf:
+            self._time.wait_until(next_s)
         return output
 
     def update_from_output(
@@ -119,7 +119,9 @@ class OnVirtualClock(BaseScheduler):
             heapq.heappush(self._to_go, one)
 
     def _next_event_s(self) -> float:
-        return min((events[0][0] for events in (self._to_come, self._to_go) if events), default=math.inf)
+        return min(
+            (events[0][0] for events in (self._to_come, self._to_go) if events), default=math.inf
+        )
 
     def _idle_until(self, at_s: float) -> None:
         self._time.wait_until(min(at_s, self._next_event_s()))

@@ -34,6 +34,16 @@ def vllm_environment():
 
 
 @pytest.fixture(scope="session")
+def without_weights() -> Path:
+    """SmolLM2's sizes and tokenizer, and no weights: for simulated devices."""
+    from spyre_bench.checkpoints.config_only import config_only_directory
+    from spyre_bench.model_sizes import preset
+
+    sizes = preset("smollm2-135m")
+    return config_only_directory(sizes.name, sizes.as_config())
+
+
+@pytest.fixture(scope="session")
 def added_token(tiny_llama, tmp_path_factory) -> Path:
     """The tiny model with a tokenizer that was given one token more, which ends its sequences, and
     whose embedding was never resized."""

@@ -14,7 +14,7 @@ import pytest
 
 from spyre_bench.cost.bucket_cost import BucketCost
 from spyre_bench.metrics import waste
-from spyre_bench.plugin import static_scheduler as module
+from spyre_bench.plugin import base_scheduler as module
 from spyre_bench.policy.static import Policy
 from spyre_bench.simulate.static import simulate
 from spyre_bench.validate.decisions import decisions
