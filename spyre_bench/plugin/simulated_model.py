@@ -69,9 +69,20 @@ class SimulatedModel:
         self.config, self.sizes, self.voice, self.clock = config, sizes, voice, clock
         self.vocab_size, self.memory_bytes = voice.vocab_size, memory_bytes
         self.dtype = getattr(torch, config.dtype)
+        self._free_s: float | None = None  # when the last pass ended, if nobody rested since
 
-    def _take(self, since_s: float, seconds: float) -> None:
-        self.clock.wait_until(since_s + seconds)
+    def rest(self) -> None:
+        """There is nothing to run: the next pass begins when it is called."""
+        self._free_s = None
+
+    def _take(self, seconds: float) -> None:
+        """The time of a pass. With work all along it begins where the last one ended: what vLLM's
+        loop takes in between is this machine's, not the deployment's. A loop that takes longer than
+        the pass is not made up for later."""
+        now_s = self.clock.monotonic()
+        since_s = now_s if self._free_s is None else self._free_s
+        self._free_s = max(now_s, since_s + seconds)
+        self.clock.wait_until(self._free_s)
 
 
 class SimulatedCausalLM(SimulatedModel):
@@ -82,27 +93,25 @@ class SimulatedCausalLM(SimulatedModel):
         self.costs = {cost.bucket: cost for cost in costs}
 
     def prefill(self, bucket: Bucket, prompts: Sequence[Sequence[int]]) -> Chosen:
-        since_s = self.clock.monotonic()
         self._cost = self.costs[bucket]
         self._lengths = [len(prompt) for prompt in prompts]
         said = self.voice.say([(prompt[-1], len(prompt) - 1) for prompt in prompts])
-        self._take(since_s, self._cost.prefill_s)
+        self._take(self._cost.prefill_s)
         return said
 
     def decode(self, tokens: Sequence[int]) -> Chosen:
-        since_s = self.clock.monotonic()
         said = self.voice.say(list(zip(tokens, self._lengths, strict=True)))
         self._lengths = [length + 1 for length in self._lengths]
-        self._take(since_s, self._cost.decode_s)
+        self._take(self._cost.decode_s)
         return said
 
     def warm_up(self, shape: Bucket, cold: bool) -> Warmup:
         """Takes the time of a bucket's start. All compile seconds count as prefill's: a cost does
         not say which."""
-        cost, since_s = self.costs[shape], self.clock.monotonic()
+        cost = self.costs[shape]
         compile_s = cost.compile_s if cold else 0.0
         if cold:
-            self._take(since_s, cost.warmup_s)
+            self._take(cost.warmup_s)
         return Warmup(shape, compile_s, 0.0, cost.prefill_s, cost.decode_s, not cold, 0)
 
 
@@ -115,21 +124,18 @@ class SimulatedPagedCausalLM(SimulatedModel):
         self.decode_costs = {cost.shape: cost for cost in costs.decode}
 
     def prefill(self, shape: PrefillShape, chunk: Chunk) -> Chosen:
-        since_s = self.clock.monotonic()
         said = self.voice.say([(chunk.tokens[-1], chunk.start + len(chunk.tokens) - 1)])
-        self._take(since_s, self.prefill_costs[shape].pass_s(chunk.start))
+        self._take(self.prefill_costs[shape].pass_s(chunk.start))
         return said
 
     def decode(self, shape: DecodeShape, rows: Sequence[DecodeRow]) -> Chosen:
-        since_s = self.clock.monotonic()
         said = self.voice.say([(row.token, row.position) for row in rows])
         context_tokens = sum(row.position + 1 for row in rows)
-        self._take(since_s, self.decode_costs[shape].pass_s(len(rows), context_tokens))
+        self._take(self.decode_costs[shape].pass_s(len(rows), context_tokens))
         return said
 
     def warm_up(self, shape: PrefillShape | DecodeShape, cold: bool) -> ShapeWarmup:
         """Takes the time of a shape's start."""
-        since_s = self.clock.monotonic()
         if isinstance(shape, PrefillShape):
             cost = self.prefill_costs[shape]
             empty_s = cost.pass_s(0)
@@ -138,5 +144,5 @@ class SimulatedPagedCausalLM(SimulatedModel):
             empty_s = cost.pass_s(1, 1)
         compile_s = cost.compile_s if cold else 0.0
         if cold:
-            self._take(since_s, compile_s + cost.full_s)
+            self._take(compile_s + cost.full_s)
         return ShapeWarmup(shape, compile_s, cost.full_s, empty_s, not cold, 0)

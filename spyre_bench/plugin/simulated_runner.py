@@ -15,6 +15,7 @@ from spyre_bench.plugin.told import Told, ends_with
 if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
     from vllm.v1.core.sched.output import GrammarOutput
+    from vllm.v1.outputs import ModelRunnerOutput
     from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
     from spyre_bench.plugin.simulated_model import Chosen
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 
 class SimulatedModelRunner(SpyreModelRunner):
+    def execute_model(self, scheduled: SpyreSchedulerOutput) -> ModelRunnerOutput | None:
+        if not scheduled.num_scheduled_tokens:
+            self.causal_lm.rest()
+        return super().execute_model(scheduled)
+
     def _sample(
         self, scheduled: SpyreSchedulerOutput, logits: Chosen, grammar: GrammarOutput | None
     ) -> SamplerOutput:

@@ -72,6 +72,7 @@ class SimulatedWorker(SpyreWorker):
     def _warm_up(self) -> list[Warmup] | list[ShapeWarmup]:
         compiled, cold = largest_first(self.spyre_config.compiled), self.spyre_config.warmup
         rows = [self.model.warm_up(shape, cold) for shape in with_bar(compiled, cold)]
+        self.model.rest()
         if isinstance(self.clock, VirtualClock):
             self.clock.now_s = 0.0  # the engine is ready
         return rows

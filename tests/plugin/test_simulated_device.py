@@ -237,6 +237,47 @@ def test_a_cold_start_takes_the_compile_seconds_and_no_warmup_does_not(make, tmp
         assert row["was_warm"] is not warmup
 
 
+@pytest.fixture
+def device(table):
+    """A device with the made-up buckets on a clock of its own."""
+    from spyre_bench.cost.bucket_cost import price
+    from spyre_bench.engine.compiled_model import EngineConfig
+    from spyre_bench.plugin.clock import VirtualClock
+    from spyre_bench.plugin.simulated_model import SimulatedCausalLM, Voice
+    from spyre_bench.shapes import BucketSet
+
+    buckets = BucketSet.parse("4,64,32")
+    engine = EngineConfig(model_directory=Path("none"), buckets=buckets, compile_backend="eager")
+    sizes, voice = PRESETS["smollm2-135m"], Voice(range(100), 100)
+    return SimulatedCausalLM(
+        engine, sizes, voice, VirtualClock(), price(buckets, load_cost(table))
+    )
+
+
+def test_what_the_loop_takes_between_passes_does_not_come_on_top(device):
+    device.prefill(Bucket(4, 64, 32), [[1]])  # 8 ms
+    for _ in range(3):
+        device.clock.now_s += 0.001
+        device.decode([1])  # 2 ms
+    assert device.clock.now_s == pytest.approx(0.008 + 3 * 0.002)
+
+
+def test_after_a_rest_a_pass_takes_its_whole_time(device):
+    device.prefill(Bucket(4, 64, 32), [[1]])
+    device.rest()
+    device.clock.now_s += 0.001
+    device.decode([1])
+    assert device.clock.now_s == pytest.approx(0.008 + 0.001 + 0.002)
+
+
+def test_a_loop_that_is_longer_than_the_passes_is_not_made_up_for(device):
+    device.prefill(Bucket(4, 64, 32), [[1]])
+    device.clock.now_s += 0.050
+    device.decode([1])
+    device.decode([1])
+    assert device.clock.now_s == pytest.approx(0.008 + 0.050 + 0.002)
+
+
 # --- what a request may be told -------------------------------------------------------------------
 
 
