@@ -71,17 +71,25 @@ def read_yaml(path: Path) -> Any:
 # --- what we leave --------------------------------------------------------------------------------
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Writes the file in one step: an interruption leaves the old one or the new one."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of `path` when the block ends without an error: an
+    interruption leaves the old one or the new one. Raises ValueError for a folder."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder: name a file in it")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+        yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes the file in one step, by `replacing`."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextlib.contextmanager

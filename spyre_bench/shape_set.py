@@ -141,9 +141,10 @@ def _numbers(what: str, value: object) -> list[int]:
         f"steps 8/2,2048/64"
     )
     if isinstance(value, str):
-        sizes = [part.partition("/")[::2] for part in value.lower().replace("x", ",").split(",")]
+        sizes = [part.partition("/") for part in value.lower().replace("x", ",").split(",")]
         try:
-            numbers = [int(size) for size, _ in sizes] + [int(step or 0) for _, step in sizes]
+            numbers = [int(size) for size, *_ in sizes]
+            numbers += [int(step) if slash else 0 for _, slash, step in sizes]
         except ValueError:
             raise wrong from None
         if len(sizes) != 2:

@@ -39,6 +39,8 @@ class Limits:
     def __post_init__(self) -> None:
         if self.buckets < 1:
             raise ValueError(f"k {self.buckets} is below 1: allow one bucket or more")
+        if self.buckets % 1:
+            raise ValueError(f"k {self.buckets} is not a whole number")
         if self.warmup_budget_s is not None and not self.warmup_budget_s >= 0:
             raise ValueError(
                 f"warmup budget {self.warmup_budget_s} s is not 0 or more: leave it out for none"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
+from spyre_bench.files import replacing
 from spyre_bench.frames import open_text, read_csv
 from spyre_bench.shape_set import DecodeShape, PrefillShape
 from spyre_bench.shapes import Bucket
@@ -257,6 +257,5 @@ def write_cost_table(path: Path, rows: Sequence[Measurement]) -> None:
     shapes = any(isinstance(row, ShapeRow) for row in rows)
     cells = [{"kind": STATIC} | asdict(row) for row in rows] if shapes else list(map(asdict, rows))
     columns = COLUMNS if shapes else _names(CostRow)
-    partial = path.with_name(f".{path.name}.partial")
-    pd.DataFrame(cells, columns=columns).to_csv(partial, index=False)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        pd.DataFrame(cells, columns=columns).to_csv(partial, index=False)

@@ -82,6 +82,10 @@ def measure_bucket(
     )
 
 
+DEFAULTS = measure_bucket.__kwdefaults__
+"""Settings that nobody gives, `measure_shapes`' too: a table's rows are asked for them as well."""
+
+
 def common(cold: Mapping[str, Any], warm: Mapping[str, Any]) -> dict[str, Any]:
     """What rows of buckets and of shapes say alike of their starts and of this machine."""
     return {
@@ -147,15 +151,16 @@ def keep_table(
 
 def _asked(setting: dict) -> dict[str, str]:
     """What a row says of itself if it was measured as this call would, and where."""
+    setting = DEFAULTS | setting
     return {name: str(value) for name, value in setting.items()} | {
-        "threads": str(setting.get("threads") or share_of_cores(setting.get("tp", 1))),
+        "threads": str(setting["threads"] or share_of_cores(setting["tp"])),
         "host": platform.node(),
         "torch_version": version("torch"),
         "fms_version": version("ibm-fms"),
     }
 
 
-def _require_same_engine(out: Path, rows: Iterable[CostRow], asked: dict[str, str]) -> None:
+def _require_same_engine(out: Path, rows: Iterable[Measurement], asked: dict[str, str]) -> None:
     for row in rows:
         for name in sorted(asked.keys() - REPLACED):
             if (there := str(getattr(row, name))) != asked[name]:
@@ -165,5 +170,5 @@ def _require_same_engine(out: Path, rows: Iterable[CostRow], asked: dict[str, st
                 )
 
 
-def _is(row: CostRow, asked: dict[str, str]) -> bool:
+def _is(row: Measurement, asked: dict[str, str]) -> bool:
     return all(str(getattr(row, name)) == value for name, value in asked.items())

@@ -247,6 +247,8 @@ class Scenario:
         limits = {}
         for text in [] if self.goodput is None else self.goodput.split(" "):
             name, _, value = text.partition(":")
+            if name in limits:
+                raise ValueError(f"goodput has two limits on {name}: give one")
             try:
                 limits[name] = float(value)
             except ValueError as error:

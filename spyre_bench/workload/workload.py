@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
@@ -15,6 +14,7 @@ from typing import Any, TextIO
 import numpy as np
 import pandas as pd
 
+from spyre_bench.files import replacing
 from spyre_bench.frames import is_json
 from spyre_bench.shapes import Bucket
 from spyre_bench.workload.arrivals import Process, Replay, parse_arrivals
@@ -158,8 +158,8 @@ class Workload:
         path = Path(path)
         if not path.name.removesuffix(".gz").endswith((".csv", ".jsonl")):
             raise ValueError(f"{path} has no known suffix: use .csv or .jsonl, with or without .gz")
-        partial = path.with_name(f".{path.name}.partial")
-        with _create_text(partial, compressed=path.suffix == ".gz") as file:
+        compressed = path.suffix == ".gz"
+        with replacing(path) as partial, _create_text(partial, compressed=compressed) as file:
             if is_json(path):
                 file.writelines(self._json_lines())
             else:
@@ -168,7 +168,6 @@ class Workload:
                     for name, column in self.extras.items()
                 }
                 self.frame().assign(**extras).to_csv(file, index=False, lineterminator="\n")
-        os.replace(partial, path)
 
     def _json_lines(self) -> Iterator[str]:
         line = ", ".join(f'"{name}": {{}}' for name in (*COLUMNS, *self.extras))

@@ -202,6 +202,8 @@ def test_where_nothing_serves_everyone_the_reason_is_named(way, limits, words):
 def test_no_bucket_is_no_choice():
     with pytest.raises(ValueError, match="k 0 is below 1"):
         Limits(0)
+    with pytest.raises(ValueError, match=r"k 1\.5 is not a whole number"):
+        Limits(1.5)
 
 
 def test_candidates_cover_everything_and_hold_the_extra_ones():

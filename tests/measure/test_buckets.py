@@ -8,14 +8,14 @@ from typer.testing import CliRunner
 
 from spyre_bench.cost.source import load_cost
 from spyre_bench.cost.table import read_cost_table, write_cost_table
-from spyre_bench.measure.buckets import measure_table
+from spyre_bench.measure.buckets import DEFAULTS, measure_table
 from spyre_bench.shapes import Bucket, BucketSet
 from tests.cost.test_cost import row
 
 pytestmark = pytest.mark.engine
 
 BUCKETS = BucketSet.parse("1,64,3 2,64,3")
-HERE = {
+HERE = DEFAULTS | {
     "host": platform.node(),
     "torch_version": version("torch"),
     "fms_version": version("ibm-fms"),
@@ -100,7 +100,10 @@ def test_other_passes_replace_a_row_and_the_table_stays_one_that_is_read(measure
     }
 
 
-@pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"model": "another"}, {"threads": 7}])
+@pytest.mark.parametrize(
+    "other",
+    [{"host": "elsewhere"}, {"model": "another"}, {"threads": 7}, {"dtype": "bfloat16"}],
+)
 def test_a_table_of_another_host_or_engine_is_refused_before_anything_is_measured(
     measured, tmp_path, other
 ):

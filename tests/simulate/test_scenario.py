@@ -99,6 +99,8 @@ def test_limits_are_read_from_the_words_of_the_command_line():
         "ttft": 2000.0,
         "e2el": math.inf,
     }
+    with pytest.raises(ValueError, match="goodput has two limits on ttft: give one"):
+        replace(SMALL, goodput="ttft:2000 ttft:100").limits_ms()
 
 
 def test_printed_it_says_what_is_not_as_usual():
