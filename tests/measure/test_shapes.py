@@ -45,7 +45,8 @@ def test_what_is_missing_is_measured_in_one_engine_and_nothing_again(tmp_path, m
 
     def fake(shapes, model, threads):
         engines.append([shape.name for shape in shapes])
-        return [shape_row(shape, **HERE, model=model, threads=threads) for shape in shapes]
+        said = {"model": model, "threads": threads}
+        return [shape_row(shape, **HERE | said) for shape in shapes]
 
     monkeypatch.setattr(measuring, "measure_shapes", fake)
     wanted = [PrefillShape(64, 256), DecodeShape(2, 256), DecodeShape(4, 256)]
