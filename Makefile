@@ -45,7 +45,7 @@ test-models: setup ## every model that runs, each value of its config, against t
 test-ranks: setup ## several ranks, through vLLM or with compiled code: minutes
 	@$(BIN)/python -m pytest -m ranks
 
-test-hosts: setup ## a thousand random loads: simulator, vLLM on a virtual clock, live servers; minutes
+test-hosts: setup ## a thousand random loads: simulator, vLLM on a virtual clock, a live server; half an hour
 	@$(BIN)/python -m pytest -m hosts
 
 test-loop: setup ## is a saving as predicted? a server before and after; ten machines made up
