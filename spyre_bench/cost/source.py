@@ -32,6 +32,20 @@ def load_cost(text: str | Path | None = None, *, extrapolate: bool = False) -> C
     return load_cost_table(Path(text) if text else None, extrapolate=extrapolate)
 
 
+def on_cards(text: str | None, tp: int) -> str | None:
+    """The same source for an engine of `tp` cards. Raises ValueError for a measured table, which is
+    of the engine that it was measured on, and any other number of cards than 1."""
+    if not (text and text.startswith(PREFIX)):
+        if tp != 1:
+            raise ValueError(
+                f"tp {tp}: a cost table is of the engine that was measured: use the card's model, "
+                f"such as {PREFIX}granite-3.3-8b"
+            )
+        return text
+    name, *settings = text.split(",")
+    return ",".join([name, *(it for it in settings if not it.startswith("tp=")), f"tp={tp}"])
+
+
 def _card(text: str) -> SpyreCost:
     name, *settings = text.removeprefix(PREFIX).split(",")
     values = DEFAULTS | _settings(text, settings)

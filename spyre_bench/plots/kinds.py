@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,6 +42,8 @@ SERVED = {
     "p95_e2el_s": "E2EL, P95 [s]",
 }
 CHUNKED = {"p95_ttft_s": "TTFT, P95 [s]", "p95_tpot_s": "TPOT, P95 [s]"}
+TP_MARKS = ("o", "s", "^", "D")
+TODAY, ADVISED = "today", "advised"
 MARKS = [(BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (RED, "v")]
 
 
@@ -108,3 +111,72 @@ def chunk_lengths(frame: pd.DataFrame, title: str) -> Axes:
         ax.set_xticks(frame["chunk_tokens"], frame["chunk_tokens"].astype(str))
         ax.set_ylim(bottom=0)
     return legend_of_panels(axes, frame["saturated"].any())
+
+
+@captioned
+def pareto(
+    frame: pd.DataFrame,
+    bands: pd.DataFrame,
+    measured: pd.DataFrame,
+    title: str,
+    ax: Axes | None = None,
+) -> Axes:
+    """What each way to serve on the same cards offers: a small mark for each way and load, filled
+    on the line of those that no other beats in both. The shade is P5 to P95 of that line over what
+    passes could take, the crosses those of today's and the advised way; stars were measured.
+
+    `frame`: tokens_per_s_per_user, tokens_per_s_per_card, batching, tp, saturated. `bands`: of the
+    rows on the front or marked, front, mark ("today", "advised", both or none), low and high of
+    both axes, and which of these no other beats (`low_front`, `high_front`). `measured`: label and
+    both axes.
+    """
+    ax = new_axes(ax, title, height=5)
+    x, y = "tokens_per_s_per_user", "tokens_per_s_per_card"
+    front, steady = bands[bands["front"]].sort_values(x), frame[~frame["saturated"]]
+    _shade(ax, front, x, y)
+    for number, (batching, rows) in enumerate(steady.groupby("batching", sort=False)):
+        colour, _ = MARKS[number % len(MARKS)]
+        for mark, (tp, ways) in zip(itertools.cycle(TP_MARKS), rows.groupby("tp")):
+            best = front[(front["batching"] == batching) & (front["tp"] == tp)]
+            ax.plot(ways[x], ways[y], mark, color=colour, mfc="none", ms=4, alpha=0.4, zorder=2)
+            ax.plot(
+                best[x], best[y], mark, color=colour, ms=7, zorder=4, label=f"{batching}, TP {tp}"
+            )
+    ax.plot(front[x], front[y], "-", color="black", lw=1, zorder=3, label="no other is better")
+    for mark, colour, up in ((TODAY, RED, -16), (ADVISED, GREEN, 16)):
+        _mark(ax, bands[bands["mark"].str.contains(mark)], x, y, mark, colour, up)
+    if len(measured):
+        ax.plot(measured[x], measured[y], "*", color="black", ms=13, zorder=6, label="measured")
+    for row in measured.to_dict("records"):
+        note(ax, row["label"], (row[x], row[y]), right=9)
+    ax.set_xlim(left=0)
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("tokens/s per user: output tokens over arrival to last token, median")
+    ax.set_ylabel("output tokens/s per card")
+    return legend(ax, columns=4)
+
+
+def _shade(ax: Axes, front: pd.DataFrame, x: str, y: str) -> None:
+    """From the best of what slow passes leave of the front to the best of what fast ones make of
+    it: over the one line, under the other."""
+    low, high = (
+        front.loc[front[f"{end}_front"], [f"{end}_{x}", f"{end}_{y}"]].sort_values(f"{end}_{x}")
+        for end in ("low", "high")
+    )
+    if len(low) and len(high):
+        ends = [
+            np.vstack([(0, it[0, 1]), it, (it[-1, 0], 0)]) for it in map(np.asarray, (low, high))
+        ]
+        corners = np.concatenate([ends[0], ends[1][::-1]])
+        ax.fill(*corners.T, color=GREY, alpha=0.3, lw=0, zorder=1, label="P5 to P95 of it")
+
+
+def _mark(ax: Axes, rows: pd.DataFrame, x: str, y: str, mark: str, colour: str, up: float) -> None:
+    """A ring, a cross of P5 to P95, and what it is."""
+    for row in rows.to_dict("records"):
+        style = {"color": colour, "lw": 1.5, "zorder": 5}
+        ax.plot([row[f"low_{x}"], row[f"high_{x}"]], [row[y]] * 2, "-", **style)
+        ax.plot([row[x]] * 2, [row[f"low_{y}"], row[f"high_{y}"]], "-", **style)
+        ax.plot(row[x], row[y], "o", mfc="none", mec=colour, mew=2.5, ms=13, zorder=6)
+        said = f"{mark}: {row['label']}"
+        note(ax, said, (row[x], row[y]), 10, up, color=colour, weight="bold", zorder=7)

@@ -24,7 +24,8 @@ BOLD = re.compile(r"\*\*(.+?)\*\*", re.DOTALL)
 PARAMETER = re.compile(r"^(\w+): \w+ = .*?  # (.+)$", re.MULTILINE)
 # A table's column of device seconds, and the column it cannot be below, behind the same prefix.
 BOUNDED, BOUNDS = ("busy_s", "device_s"), ("bound_s", "shape_bound_s")
-ERRORS = ("quantity", "kind", "run", "error", "direction")
+ERRORS = ("quantity", "run", "error")
+MEASURED = "measured"  # column that an earlier version left empty in rows of absolute errors
 DIRECTIONS = ("optimistic", "pessimistic")
 PREDICTED = ("run", "figure", "low", "point", "high", "measured", "state")
 PROVENANCE = ("commit", "host", "cpu", "threads", "load", "started_at", "seconds", "versions")
@@ -125,6 +126,7 @@ class Accuracy:
     absolute: pd.DataFrame
     optimistic: int  # figures that the simulator promises better than they came
     pessimistic: int
+    has_directions: bool  # a run of an earlier version does not say which these are
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ class Review:
     predictions: dict[str, pd.DataFrame]  # by notebook: what was registered, and what came
     errors: list[tuple[str, str, float]]  # notebook, path of a result that is called an error, it
     changes: Changes
+    unread: tuple[str, ...] = ()  # notebooks whose table of errors has columns that nobody knows
 
     @property
     def not_met(self) -> list[tuple[str, str, str, str]]:
@@ -170,15 +173,17 @@ def gather(run: Path, base: Path | None = None, baseline: Path | None = None) ->
     it shares with a `baseline`. ValueError where `run` or `base` is the folder of no run."""
     folder = run_folder(run)
     records = read_run(folder)
+    accuracy = {name: _accuracy(record) for name, record in records.items()}
     return Review(
         folder=folder,
         chapters=[_sound_chapter(folder / name, record) for name, record in records.items()],
         distances=distances(records),
-        accuracy={
-            name: errors
+        accuracy={name: errors for name, errors in accuracy.items() if errors},
+        unread=tuple(
+            name
             for name, record in records.items()
-            if (errors := _accuracy(record)) is not None
-        },
+            if "errors" in record.tables and accuracy[name] is None
+        ),
         predictions={
             name: predictions
             for name, record in records.items()
@@ -362,10 +367,17 @@ def _spread(values: pd.Series) -> dict[str, float]:
 
 
 def _accuracy(record: Record) -> Accuracy | None:
-    """None where the notebook has no such errors."""
+    """None where the notebook has no such errors. A run made before bias and absolute error were
+    told apart has both all the same: nothing was measured where single requests are off."""
     errors = record.tables.get("errors")
-    if errors is None or not {*ERRORS} <= {*errors}:
+    if errors is None or not {*ERRORS} <= {*errors} or not {"kind", MEASURED} & {*errors}:
         return None
+    has_directions = "direction" in errors
+    if "kind" not in errors:
+        kinds = errors[MEASURED].isna().map({True: "absolute", False: "bias"})
+        errors = errors.assign(kind=kinds)
+    if not has_directions:
+        errors = errors.assign(direction="")
     bias, absolute = (
         errors[errors["kind"] == kind].pivot_table(
             index="quantity", columns="run", values="error", sort=False
@@ -373,7 +385,8 @@ def _accuracy(record: Record) -> Accuracy | None:
         for kind in ("bias", "absolute")
     )
     said = errors["direction"].value_counts()
-    return Accuracy(bias, absolute, *(int(said.get(word, 0)) for word in DIRECTIONS))
+    optimistic, pessimistic = (int(said.get(word, 0)) for word in DIRECTIONS)
+    return Accuracy(bias, absolute, optimistic, pessimistic, has_directions)
 
 
 def _changes(records: Mapping[str, Record], base: Path | None, baseline: Path | None) -> Changes:

@@ -178,7 +178,28 @@ TORNADO = pd.DataFrame(
         "changes": [True, False, False],
     }
 )
+OFFERS = pd.DataFrame(
+    {
+        "tokens_per_s_per_user": [2.0, 4.0, 1.0, 9.0],
+        "tokens_per_s_per_card": [20.0, 10.0, 5.0, 90.0],
+        "batching": ["continuous", "continuous", "static", "static"],
+        "tp": [1, 2, 1, 1],
+        "saturated": [False, False, False, True],
+    }
+)
+OFFERED = ("tokens_per_s_per_user", "tokens_per_s_per_card")
+FRONT = OFFERS.head(2).assign(
+    label=["2 × TP 1", "1 × TP 2"],
+    front=True,
+    mark=["advised", "today"],
+    low_front=True,
+    high_front=True,
+    **{f"low_{axis}": OFFERS[axis] / 2 for axis in OFFERED},
+    **{f"high_{axis}": OFFERS[axis] * 2 for axis in OFFERED},
+)
+MEASURED_THERE = pd.DataFrame({"label": ["a.json"], OFFERED[0]: [3.0], OFFERED[1]: [12.0]})
 FIGURES = {
+    partial(plots.pareto, bands=FRONT, measured=MEASURED_THERE): (OFFERS, "per user"),
     plots.capacities: (CAPACITIES, "[requests/min]"),
     plots.tornado: (TORNADO, "[requests/min]"),
     plots.gains: (GAINS, "(processes, one thread each)"),
@@ -570,3 +591,32 @@ def test_the_intervals_of_deployments_have_a_panel_per_figure():
     ax = plots.intervals(frame, "It is so")
     assert [panel.get_xlabel() for panel in ax.figure.axes] == ["goodput_rps_a_card", "p99_ttft_s"]
     assert list(ax.lines[0].get_xdata()) == [2.0]
+
+
+def test_a_front_has_a_line_marks_with_crosses_a_shade_and_what_was_measured():
+    ax = plots.pareto(OFFERS, FRONT, MEASURED_THERE, "It is so")
+    lines = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
+    assert lines["no other is better"] == [[2, 20], [4, 10]]
+    assert lines["measured"] == [[3, 12]]
+    assert lines["continuous, TP 2"] == [[4, 10]]
+    drawn = [line.get_xydata().tolist() for line in ax.lines]
+    assert [[1, 20], [4, 20]] in drawn  # P5 to P95 of the advised one, per user
+    assert [[2, 10], [2, 40]] in drawn  # and per card
+    assert [9, 90] not in [point for line in drawn for point in line]  # saturated
+    assert {text.get_text() for text in ax.texts} == {
+        "today: 1 × TP 2",
+        "advised: 2 × TP 1",
+        "a.json",
+    }
+    (shade,) = ax.patches
+    low, high = [(0, 10), (1, 10), (2, 5), (2, 0)], [(0, 40), (4, 40), (8, 20), (8, 0)]
+    assert {*low, *high} == {tuple(at) for at in shade.get_xy().tolist()}
+
+
+def test_a_front_without_a_spread_or_a_measurement_has_neither_shade_nor_star():
+    bare = FRONT.assign(low_front=False, high_front=False).assign(
+        **{f"{end}_{axis}": np.nan for axis in OFFERED for end in ("low", "high")}
+    )
+    ax = plots.pareto(OFFERS, bare, MEASURED_THERE.head(0), "It is so")
+    assert not ax.patches
+    assert "measured" not in [line.get_label() for line in ax.lines]

@@ -1,6 +1,7 @@
 """What a design review says of a run: which of its files, in which order, against what."""
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -121,6 +122,28 @@ def test_accuracy_is_that_of_a_notebook_that_measured_and_simulated(tmp_path):
     assert review.errors == [("some", "e2el_median_error/queued", 0.03)]
     other = gather(write(tmp_path / "other", errors=WASTE))
     assert (other.accuracy, other.errors) == ({}, [])
+
+
+def test_accuracy_of_a_run_that_did_not_tell_bias_from_absolute_error_is_read_too(tmp_path):
+    errors = pd.DataFrame(
+        [
+            ("fill", 0.5, 0.55, 0.1, "queued"),
+            ("TTFT of a request, median error", np.nan, np.nan, 0.3, "queued"),
+        ],
+        columns=["quantity", "measured", "simulated", "error", "run"],
+    )
+    review = gather(write(tmp_path, errors=errors))
+    found = review.accuracy["some"]
+    assert found.bias.loc["fill", "queued"] == 0.1
+    assert found.absolute.loc["TTFT of a request, median error", "queued"] == 0.3
+    assert len(found.bias) == len(found.absolute) == 1
+    assert not found.has_directions
+    assert not review.unread
+
+
+def test_a_table_of_errors_that_cannot_be_read_is_named(tmp_path):
+    review = gather(write(tmp_path, errors=WASTE))
+    assert (review.accuracy, review.unread) == ({}, ("some",))
 
 
 def test_changes_are_those_since_the_base(tmp_path):

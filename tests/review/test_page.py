@@ -212,6 +212,22 @@ def test_what_is_not_there_is_said(tmp_path):
     assert "There is nothing to compare with" in section(page, "changes")
 
 
+def test_a_run_of_an_earlier_version_says_what_it_does_not_tell(tmp_path):
+    older = {"quantity": ["fill"], "measured": 0.5, "simulated": 0.55, "run": "load 1"}
+    page = page_of(write(tmp_path, errors=pd.DataFrame(older | {"error": 0.1})))
+    accuracy = section(page, "accuracy")
+    assert "fill +10.0%" in accuracy
+    assert "made by an earlier version, which did not count" in accuracy
+    assert "optimistic in" not in accuracy
+
+
+def test_errors_that_cannot_be_read_are_said_to_be(tmp_path):
+    page = page_of(write(tmp_path, errors=pd.DataFrame({"batch": [1]})))
+    accuracy = section(page, "accuracy")
+    assert "has a table errors that this version cannot read" in accuracy
+    assert "Not in this run" not in accuracy
+
+
 def test_bounds_accuracy_and_changes_are_on_it(tmp_path):
     errors = {"quantity": ["fill", "TTFT of a request"], "kind": ["bias", "absolute"]}
     errors |= {"run": "load 1", "error": [-0.1, 0.2], "direction": ["pessimistic", ""]}
