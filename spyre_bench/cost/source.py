@@ -46,6 +46,11 @@ def on_cards(text: str | None, tp: int) -> str | None:
     return ",".join([name, *(it for it in settings if not it.startswith("tp=")), f"tp={tp}"])
 
 
+def cards_of(text: str | None) -> int:
+    """How many cards an engine of this source has; of a measured table, which counts as one, 1."""
+    return _card(text).tp if text and text.startswith(PREFIX) else 1
+
+
 def _card(text: str) -> SpyreCost:
     name, *settings = text.removeprefix(PREFIX).split(",")
     values = DEFAULTS | _settings(text, settings)

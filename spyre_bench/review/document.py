@@ -16,7 +16,7 @@ import pandas as pd
 from spyre_bench.review import regression
 from spyre_bench.runs.records import Record, leaves, read_results, read_run, run_folder
 
-SHOWN_ROWS, SHOWN_COLUMNS = 10, 12  # of a table on the page; its CSV file has all
+SHOWN_ROWS, SHOWN_COLUMNS = 6, 8  # of a table on the page; its CSV file has all
 SHOWN_CHANGES = 15  # of each state
 LABEL = 40  # characters at most of words that a row is called by
 MADE = re.compile(r"""run\.(figure|table)\(\s*["']([^"']+)["']""")

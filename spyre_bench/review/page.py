@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 from markupsafe import Markup, escape
+from PIL import Image
 
 from spyre_bench.review.document import Figure, Review
 from spyre_bench.runs.html import markdown
@@ -20,6 +22,7 @@ from spyre_bench.runs.html import markdown
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PRINTING_S = 300  # before a browser is given up
 LARGEST_SVG = 2**18  # bytes; a figure of more dots than that goes onto the page as PNG
+COLOURS = 64  # of a PNG on the page: enough for ours, and a quarter less of a PDF's pictures
 LONGEST_TEXT = 100  # characters of a table's cell; its CSV file has all
 
 
@@ -135,7 +138,19 @@ def picture(figure: Figure) -> str:
     drawn = svg.read_bytes() if svg.exists() else b""
     if drawn and not (png.exists() and _prints_large(drawn)):
         return f"data:image/svg+xml;base64,{b64encode(drawn).decode()}"
-    return f"data:image/png;base64,{b64encode(png.read_bytes()).decode()}" if png.exists() else ""
+    return f"data:image/png;base64,{b64encode(_few_colours(png)).decode()}" if png.exists() else ""
+
+
+def _few_colours(path: Path) -> bytes:
+    """The PNG with `COLOURS` colours; as it is where nothing can read it."""
+    try:
+        with Image.open(path) as picture:
+            few = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    except OSError:
+        return path.read_bytes()
+    content = io.BytesIO()
+    few.save(content, "PNG", optimize=True)
+    return content.getvalue()
 
 
 def _prints_large(svg: bytes) -> bool:

@@ -19,12 +19,12 @@ import pandas as pd
 
 from spyre_bench import files
 from spyre_bench.choose.advise import advise, within
-from spyre_bench.choose.advise_shapes import Engine, advise_shapes, doublings
+from spyre_bench.choose.advise_shapes import Engine, advise_shapes
 from spyre_bench.choose.optimize import Limits
+from spyre_bench.choose.schemes import doublings
 from spyre_bench.choose.visits import ShapeLimits
 from spyre_bench.cost.bucket_cost import BucketCost, CostModel
-from spyre_bench.cost.card import SpyreCost
-from spyre_bench.cost.source import on_cards
+from spyre_bench.cost.source import cards_of, on_cards
 from spyre_bench.cost.spread import Draw, Spread
 from spyre_bench.metrics import summary
 from spyre_bench.metrics.bounds import shares_s, step_shares_s
@@ -239,7 +239,7 @@ def today(base: Scenario, text: str, cards: int) -> Setup:
     Raises ValueError for another word, for a source of more cards, and for what the source refuses.
     """
     source = base.load_cost()
-    tp = source.tp if isinstance(source, SpyreCost) else 1
+    tp = cards_of(base.cost)
     if cards % tp:
         raise ValueError(f"{cards} cards are no whole number of engines of {tp}: use {cards * tp}")
     given = _words(text)

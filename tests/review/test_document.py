@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from spyre_bench.review.document import distances, gather
+from spyre_bench.review.document import SHOWN_ROWS, distances, gather
 from spyre_bench.runs.records import read_run
 from tests.runs.test_records import KEPT, write
 
@@ -58,7 +58,7 @@ def test_of_a_long_table_the_first_rows_are_shown_and_of_a_wide_one_what_differs
     run = write(tmp_path, wide=wide, long=wide[["c0", "load"]])
     shown = {part.name: part.shown for part in gather(run).chapters[0].story[:2]}
     assert shown["wide"].columns.tolist() == ["load"]
-    assert shown["wide"]["load"].tolist() == list(range(10))
+    assert shown["wide"]["load"].tolist() == list(range(SHOWN_ROWS))
     assert shown["long"].columns.tolist() == ["c0", "load"]
 
 

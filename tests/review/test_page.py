@@ -1,20 +1,23 @@
 """The page of a design review and its PDF, made of runs written by hand."""
 
 import base64
+import io
 import json
 import re
 import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
+from PIL import Image
 from pypdf import PdfReader
 
 from spyre_bench.cli.main import main
 from spyre_bench.review import page as pages
-from spyre_bench.review.document import Chapter, gather
+from spyre_bench.review.document import Chapter, Figure, gather
 from tests.review.test_document import WASTE, story
 from tests.runs.test_records import KEPT, write
 
@@ -129,13 +132,13 @@ def test_a_figure_without_its_file_is_said_to_be_missing(tmp_path):
 def test_of_a_long_table_it_says_how_many_rows_there_are(tmp_path):
     long = pd.DataFrame({"fill": [i / 7 for i in range(200)], "n": range(1000, 1200)})
     page = page_of(write(tmp_path, long=long))
-    assert "long: the first 10 of 200 rows; all of it" in section(page, "some")
+    assert "long: the first 6 of 200 rows; all of it" in section(page, "some")
     rows = page.select("#some .table tbody tr")
     assert [[cell.get_text() for cell in row.find_all("td")] for row in rows[:2]] == [
         ["0", "1,000"],
         ["0.1429", "1,001"],
     ]
-    assert len(rows) == 10
+    assert len(rows) == 6
     assert page.select("#some .table thead th")
 
 
@@ -164,7 +167,7 @@ def test_the_deck_has_question_answer_one_figure_and_the_number_that_would_chang
     (run / "some/outcome.json").write_text(json.dumps(told))
     page = page_of(run)
     slide = "some passed · all of it Is it? Yes , it is. What would change it a price above 3 ."
-    assert section(page, "deck-some") == f"{slide} Most is lost"
+    assert section(page, "deck-some") == slide  # its title is in the picture
     assert len(page.find(id="deck-some").find_all("img")) == 1
     ids = [part["id"] for part in page.find_all(id=True)]
     assert ids.index("summary") < ids.index("deck-some") < ids.index("appendix") < ids.index("some")
@@ -197,12 +200,27 @@ def test_a_failed_notebook_has_its_error_on_the_summary_and_in_its_chapter(tmp_p
         assert "cell In [3]: ZeroDivisionError" in section(page, place)
 
 
-def test_parameters_results_and_provenance_are_in_the_chapter(tmp_path):
+def test_parameters_and_results_are_in_the_chapter_and_provenance_once_for_all(tmp_path):
     kept = KEPT | {"host": "vm", "cpu": "EPYC", "threads": 2, "started_at": "2026-11-24"}
     run = story(write(tmp_path, kept=kept | {"seconds": 3.2}), "k: int = 1  # how many")
-    said = section(page_of(run), "some")
-    for text in ("k 3 how many", "over/skip 2", "host vm", "cpu EPYC", "threads 2", "seconds 3"):
-        assert text in said
+    page = page_of(run)
+    for text in ("k 3 how many", "over/skip 2"):
+        assert text in section(page, "some")
+    for text in ("host vm", "cpu EPYC", "threads 2", "2026-11-24 3"):
+        assert text in section(page, "provenance")
+        assert text not in section(page, "some")
+
+
+def test_a_picture_on_the_page_has_few_colours_and_one_that_none_can_read_stays(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    address = pages.picture(Figure("Noise", tmp_path / "noise"))
+    drawn = Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2])))
+    assert len(drawn.getcolors()) == pages.COLOURS
+    assert drawn.size == (64, 64)
+    (tmp_path / "torn.png").write_bytes(b"torn")
+    address = pages.picture(Figure("Torn", tmp_path / "torn"))
+    assert base64.b64decode(address.partition(",")[2]) == b"torn"
 
 
 def test_what_is_not_there_is_said(tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from spyre_bench.choose.advise_shapes import Engine
 from spyre_bench.cost.bucket_cost import price
-from spyre_bench.cost.source import load_cost, on_cards
+from spyre_bench.cost.source import cards_of, load_cost, on_cards
 from spyre_bench.policy.continuous import Rules
 from spyre_bench.policy.static import Policy
 from spyre_bench.shape_set import ShapeSet
@@ -197,6 +197,7 @@ def test_a_cost_is_put_on_other_cards_and_a_table_is_not():
     assert on_cards("card:granite-3.3-8b,tp=4,dtype=fp8", 2) == "card:granite-3.3-8b,dtype=fp8,tp=2"
     assert load_cost(on_cards("card:granite-3.3-8b", 4)).tp == 4
     assert on_cards(None, 1) is None
+    assert [cards_of(name) for name in (None, "cost.csv", CARD)] == [1, 1, 2]
     with pytest.raises(ValueError, match="tp 2: a cost table is of the engine that was measured"):
         on_cards("cost.csv", 2)
 
