@@ -33,7 +33,7 @@ def first_look(passes: pd.DataFrame, **settings: Any) -> Box:
             description="first batches",
         ),
     }
-    note = "The passes that were measured above; nothing runs again."
+    note = "The passes that were measured; nothing runs again."
     draw = functools.partial(draw_batches, passes)
     return panel(draw, controls, note, name="first_look", settings=settings)
 

@@ -41,7 +41,7 @@ def what_warmup_costs(predicted: pd.DataFrame, fallback: Bucket, **settings: Any
         ),
     }
     note = (
-        f"From the starts that were measured above; nothing starts again. Besides {fallback}, "
+        f"From the starts that were measured; nothing starts again. Besides {fallback}, "
         f"which takes every request, the buckets are compiled that pay soonest."
     )
     draw = functools.partial(draw_start, predicted, fallback)

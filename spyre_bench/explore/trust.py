@@ -34,7 +34,7 @@ def trust_the_simulator(compared: pd.DataFrame, **settings: Any) -> Box:
             description="off by at least [%]",
         ),
     }
-    note = "The requests that were measured above; nothing is sent again."
+    note = "The requests that were measured; nothing is sent again."
     draw = functools.partial(draw_requests, compared)
     return panel(draw, controls, note, name="trust_the_simulator", settings=settings)
 
