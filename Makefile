@@ -12,7 +12,7 @@ PIP        = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c
 BUILD_TOOLS := "setuptools<81" setuptools-scm setuptools-rust packaging cmake ninja jinja2 wheel numpy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup first run test test-core test-models test-faults test-ranks test-hosts test-loop test-browser lint lab fuzz bench bench-peers soak trust image clean check-tools
+.PHONY: help setup first run test test-core test-models test-faults test-ranks test-hosts test-loop test-browser lint lab app fuzz bench bench-peers soak trust image clean check-tools
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -65,6 +65,9 @@ lint: setup ## ruff, types of the core, spelling; notebooks hold no outputs
 
 lab: setup ## JupyterLab on the notebooks, kernel registered
 	@$(BIN)/jupyter lab notebooks --config=tools/jupyter_lab_config.py $(if $(filter 0,$(shell id -u)),--allow-root)
+
+app: setup ## the panels as pages without code, for a meeting; answers of the last `make run`
+	@$(BIN)/spyre-bench app notebooks --runs $(REPORTS)
 
 fuzz: setup ## a thousand damaged files, options and parameters: none may end in a traceback
 	@$(BIN)/python -m tests.fuzz

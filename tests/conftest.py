@@ -35,6 +35,7 @@ collect_ignore = (
         "runs/test_execute.py",
         "runs/test_grid.py",
         "runs/test_html.py",
+        "runs/test_pages.py",
         "runs/test_parameters.py",
         "runs/test_report.py",
         "runs/test_saved.py",

@@ -72,6 +72,7 @@ HEAVY = {
     "IPython": {"runs", "explore"},
     "ipywidgets": {"explore"},
     "papermill": {"runs"},
+    "voila": {"runs"},
 }
 # the rooms that neither torch nor a notebook's libraries are needed for
 CORE = {
@@ -222,6 +223,7 @@ def test_only_the_settings_read_the_environment():
         module for module, path in MODULES.items() if reads_environment(ast.parse(path.read_text()))
     }
     settings = {"plugin", "plugin.config", "checkpoints.find"}
+    settings |= {"explore.settings"}  # those in the address of a page, which Voilà puts there
     assert readers <= settings | {"plugin.card_runtime"}  # which writes what the runtime reads
 
 

@@ -187,6 +187,24 @@ def new(
     typer.echo(f"{path}: run it with spyre-bench run {path}, or open it with jupyter lab {path}")
 
 
+@app.command("app")
+def panels(
+    notebooks: Annotated[Path, typer.Argument(help="their folder")] = Path("notebooks"),
+    runs: Annotated[
+        Path, typer.Option(help="folder of runs: answers, and panels of what was measured")
+    ] = Path("reports"),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="the next free one from here")] = 8866,
+    address: Annotated[
+        str, typer.Option(help="0.0.0.0 serves other machines, for anybody who can reach it")
+    ] = "localhost",
+    browser: Annotated[bool, typer.Option(help="open it")] = True,
+) -> None:
+    """Serve the notebooks' panels as pages without code, until Ctrl-C."""
+    from spyre_bench.runs.app import serve
+
+    serve(notebooks, runs, port, address, browser)
+
+
 @app.command("report")
 def design_review(
     run: Annotated[Path, typer.Argument(help="folder of a run")],

@@ -158,17 +158,13 @@ def _paid_table(paid: dict[str, float]) -> Table:
     return table
 
 
-def _setting(advice: Advice) -> str:
-    """What `--additional-config` takes."""
-    sizes = [[b.batch_size, b.prompt_length, b.new_tokens] for b in advice.buckets]
-    return json.dumps({"spyre": {"buckets": sizes}})
-
-
 def advice_json(advice: Advice, beyond: int) -> dict[str, Any]:
+    from spyre_bench.choose import server_settings
+
     certificate = advice.certificate
     return {
         "buckets": [str(bucket) for bucket in advice.buckets],
-        "additional_config": json.loads(_setting(advice)),
+        "additional_config": server_settings.of_buckets(advice.buckets),
         "requests_beyond_the_cost_table": beyond,
         "requests_fitted": len(advice.fitted),
         "requests_held_out": len(advice.held_out),
@@ -186,6 +182,8 @@ def advice_json(advice: Advice, beyond: int) -> dict[str, Any]:
 
 def print_advice(advice: Advice, requests: int, beyond: int, span: str) -> None:
     from rich.console import Console
+
+    from spyre_bench.choose import server_settings
 
     if beyond:
         typer.echo(
@@ -209,7 +207,8 @@ def print_advice(advice: Advice, requests: int, beyond: int, span: str) -> None:
         f"the first half in less than {found.bound_s:,.1f} device seconds. The optimum's bound is "
         f"{found.objective_s:,.1f} s, a gap of {found.gap:.3%}, found in {found.seconds:.1f} s."
     )
-    typer.echo(f"--additional-config '{_setting(advice)}'")
+    setting = server_settings.of_buckets(advice.buckets)
+    typer.echo(f"--additional-config '{json.dumps(setting)}'")
 
 
 def _contenders_table(advice: Advice) -> Table:

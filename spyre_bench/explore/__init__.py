@@ -4,6 +4,7 @@ Nothing is computed here that a plain cell could not call, and a notebook draws 
 plain cells: a figure that only a widget drew would be missing from the executed notebook.
 """
 
+from spyre_bench.explore import kept
 from spyre_bench.explore.cards import does_tp_pay
 from spyre_bench.explore.choice import which_buckets
 from spyre_bench.explore.fill import how_full
@@ -17,6 +18,7 @@ __all__ = [
     "does_tp_pay",
     "first_look",
     "how_full",
+    "kept",
     "panel",
     "static_or_continuous",
     "trust_the_simulator",

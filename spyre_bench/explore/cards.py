@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from spyre_bench.explore.panel import panel
+from spyre_bench.explore.result import Drawn
 
 if TYPE_CHECKING:
+    import pandas as pd
     from ipywidgets import Box
-    from matplotlib.axes import Axes
 
     from spyre_bench.studies.capacity import Service
     from spyre_bench.studies.deployments import Deployment
@@ -21,9 +22,10 @@ FEW_SIZES = (1, 4)
 MOST_MICROSECONDS = 1000.0
 
 
-def does_tp_pay(parameters: Any) -> Box:
+def does_tp_pay(parameters: Any, **settings: Any) -> Box:
     """Model, number of cards, dtype, workload and all-reduce latency over the capacity of every
-    division of these cards. `parameters` are those of the notebook."""
+    division of these cards. `parameters` are those of the notebook, `settings` values of the
+    controls to begin with."""
     import ipywidgets as widgets
 
     from spyre_bench.model_sizes import DTYPES, PRESETS
@@ -53,7 +55,8 @@ def does_tp_pay(parameters: Any) -> Box:
         f"from those above."
     )
     few = functools.cache(functools.partial(few_deployments, parameters))
-    return panel(functools.partial(draw_deployments, few), controls, note)
+    draw = functools.partial(draw_deployments, few, parameters.policy)
+    return panel(draw, controls, note, name="does_tp_pay", settings=settings)
 
 
 def few_deployments(
@@ -76,12 +79,13 @@ def few_deployments(
 
 def draw_deployments(
     few: Callable[..., tuple[Service, list[Deployment]]],
+    policy: str,
     model: str,
     tp: int,
     dtype: str,
     workload: str,
     all_reduce_us: float,
-) -> Axes:
+) -> Drawn:
     """The capacity of every division of `tp` cards, an all-reduce taking at least so many
     microseconds (0: the card's range); the buckets are those of the card's range."""
     from spyre_bench import plots
@@ -97,4 +101,24 @@ def draw_deployments(
     winners = best(capacity).set_index("end")["deployment"]
     title = f"{model}, {dtype}, {workload}: {winners['value']} serves most at the nominal values,\n"
     title += f"{winners['slow']} at the pessimistic end, {winners['fast']} at the optimistic"
-    return plots.capacities(capacity, title)
+    ax = plots.capacities(capacity, title)
+    return Drawn(ax, *_served(capacity, winners["value"], policy))
+
+
+def _served(
+    capacity: pd.DataFrame, winner: str, policy: str
+) -> tuple[dict[str, Any], str] | tuple[None, str]:
+    """What each engine of the winner at the nominal values is started with; nothing where no
+    deployment serves the requests."""
+    from spyre_bench.choose import server_settings
+    from spyre_bench.policy.static import Policy
+    from spyre_bench.shapes import BucketSet
+
+    rows = capacity[(capacity["deployment"] == winner) & (capacity["end"] == "value")]
+    if rows.empty:
+        return None, ""
+    buckets = BucketSet.parse(rows["buckets"].item())
+    return (
+        server_settings.of_buckets(buckets, Policy(policy)),
+        f"--tensor-parallel-size {rows['tp'].item()}",
+    )

@@ -7,23 +7,25 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from spyre_bench.explore.panel import panel
+from spyre_bench.explore.result import Drawn
 from spyre_bench.explore.work import Step, Steps
 
 if TYPE_CHECKING:
     from ipywidgets import Box
-    from matplotlib.axes import Axes
 
     from spyre_bench.choose.advise import Advice
     from spyre_bench.cost.bucket_cost import CostModel
+    from spyre_bench.policy.static import Policy
     from spyre_bench.workload.workload import Workload
 
 FEW_REQUESTS = 600
 FEW_CANDIDATES = {"prompt_lengths": 6, "new_tokens": 3}
 
 
-def which_buckets(parameters: Any, k: int) -> Box:
+def which_buckets(parameters: Any, most: int, **settings: Any) -> Box:
     """Workload, number of buckets and warmup budget over the map of the advised set. `parameters`
-    are those of the notebook, `k` the number that it chose."""
+    are those of the notebook, `most` is the number of buckets that it allows, `settings` are values
+    of the controls to begin with."""
     import ipywidgets as widgets
 
     from spyre_bench.cost.source import load_cost
@@ -31,10 +33,10 @@ def which_buckets(parameters: Any, k: int) -> Box:
 
     table = load_cost(parameters.cost)
     names = list(dict.fromkeys([parameters.workload, *WORKLOADS]))
-    most_s = math.ceil(2 * k * max(row.compile_s for row in table.rows))
+    most_s = math.ceil(2 * most * max(row.compile_s for row in table.rows))
     controls = {
         "workload": widgets.Dropdown(options=names, value=parameters.workload),
-        "k": widgets.IntSlider(value=k, min=1, max=2 * k, continuous_update=False),
+        "k": widgets.IntSlider(value=most, min=1, max=2 * most, continuous_update=False),
         "warmup_budget_s": widgets.FloatSlider(
             value=min(parameters.warmup_budget_s, most_s),
             max=most_s,
@@ -54,18 +56,20 @@ def which_buckets(parameters: Any, k: int) -> Box:
         controls,
         note,
         ("Choose for the whole workload", for_all),
+        name="which_buckets",
+        settings=settings,
     )
 
 
 def draw_choice(
     parameters: Any, table: CostModel, workload: str, k: int, warmup_budget_s: float
-) -> Axes:
+) -> Drawn:
     """The set of at most `k` buckets that is advised for a few requests of a workload, as a map.
     ValueError where none is within the budget (seconds, 0 for none), or the cost table covers no
     request."""
     covered, drawn = _covered(parameters, table, workload, min(FEW_REQUESTS, parameters.requests))
     advice = _advised(parameters, table, covered, k, warmup_budget_s, **FEW_CANDIDATES)
-    return _map(covered, advice, drawn)
+    return _map(_rules(parameters), covered, advice, drawn)
 
 
 def choose_for_all(
@@ -84,7 +88,7 @@ def choose_for_all(
         fewer_s, seconds = map(_seconds_per_request, chosen)
         more = "less" if seconds <= fewer_s else "more"
         compared = f", {abs(1 - seconds / fewer_s):.0%} {more} than with {k - 1}"
-    return functools.partial(_map, covered, chosen[-1], drawn, compared)
+    return functools.partial(_map, _rules(parameters), covered, chosen[-1], drawn, compared)
 
 
 def _covered(
@@ -107,12 +111,17 @@ def _advised(
     **numbers: int,
 ) -> Advice:
     from spyre_bench.choose.optimize import Limits
-    from spyre_bench.simulate.scenario import Scenario
     from spyre_bench.studies.advised import advise_at
 
-    limits, rules = Limits(k, warmup_budget_s or None), Scenario.of(parameters).rules()
-    settings = {"batch_sizes": table.batch_sizes, "policy": rules, **numbers}
+    limits = Limits(k, warmup_budget_s or None)
+    settings = {"batch_sizes": table.batch_sizes, "policy": _rules(parameters), **numbers}
     return advise_at(parameters.load, requests, table, limits, **settings)
+
+
+def _rules(parameters: Any) -> Policy:
+    from spyre_bench.simulate.scenario import Scenario
+
+    return Scenario.of(parameters).rules()
 
 
 def _seconds_per_request(advice: Advice) -> float:
@@ -123,8 +132,11 @@ def _seconds_per_request(advice: Advice) -> float:
     return float(replayed.loc[replayed["advised"], "held_out_busy_s"].item())
 
 
-def _map(requests: Workload, advice: Advice, drawn: int, compared: str = "") -> Axes:
+def _map(
+    rules: Policy, requests: Workload, advice: Advice, drawn: int, compared: str = ""
+) -> Drawn:
     from spyre_bench import plots
+    from spyre_bench.choose import server_settings
     from spyre_bench.metrics.bounds import bound_by_bucket
 
     buckets = f"{len(advice.costs)} bucket{'s' if len(advice.costs) > 1 else ''}"
@@ -135,4 +147,5 @@ def _map(requests: Workload, advice: Advice, drawn: int, compared: str = "") -> 
     )
     if len(requests) < drawn:
         title += f"\n{1 - len(requests) / drawn:.0%} of the requests are beyond the cost table"
-    return plots.buckets(bound_by_bucket(requests, advice.costs), requests.frame(), title)
+    ax = plots.buckets(bound_by_bucket(requests, advice.costs), requests.frame(), title)
+    return Drawn(ax, server_settings.of_buckets(advice.buckets, rules))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spyre_bench.explore.panel import panel
+from spyre_bench.explore.result import Drawn
 
 if TYPE_CHECKING:
     import pandas as pd
     from ipywidgets import Box
-    from matplotlib.axes import Axes
 
     from spyre_bench.cost.bucket_cost import BucketCost
     from spyre_bench.policy.static import Policy
@@ -22,10 +22,15 @@ QUEUED_REQUESTS = 1000
 
 
 def how_full(
-    workload: Workload, costs: Sequence[BucketCost], rules: Policy, capacity_rps: float
+    workload: Workload,
+    costs: Sequence[BucketCost],
+    rules: Policy,
+    capacity_rps: float,
+    **settings: Any,
 ) -> Box:
     """Policy, rate and hold timer over the waste in each bucket. `rules` is the policy to begin
-    with, `capacity_rps` the rate that counts as load 1."""
+    with, `capacity_rps` the rate that counts as load 1, `settings` values of the controls to begin
+    with."""
     import ipywidgets as widgets
 
     from spyre_bench.policy.static import POLICIES
@@ -57,7 +62,7 @@ def how_full(
             f"the picture follows at once; figures differ a little from those above."
         )
     draw = functools.partial(draw_fill, first, costs, rules, capacity_rps)
-    return panel(draw, controls, note)
+    return panel(draw, controls, note, name="how_full", settings=settings)
 
 
 def draw_fill(
@@ -68,10 +73,11 @@ def draw_fill(
     policy: str,
     rate: float,
     max_wait_s: float,
-) -> Axes:
+) -> Drawn:
     """The waste of each bucket when the workload's arrivals come at `rate` requests/s, and in the
     title what that means for those who wait."""
     from spyre_bench import plots
+    from spyre_bench.choose import server_settings
     from spyre_bench.metrics import summary
     from spyre_bench.simulate.static import simulate
     from spyre_bench.studies import under_load
@@ -92,7 +98,7 @@ def draw_fill(
     grouped = frame.assign(label=labels, group="bucket: batches", saturated=False)
     ax = plots.ledger_shares(grouped, title)
     ax.set_xlim(0, 100)  # whatever the setting
-    return ax
+    return Drawn(ax, server_settings.of_buckets([cost.bucket for cost in costs], rules))
 
 
 def _every_bucket(frame: pd.DataFrame, costs: Sequence[BucketCost]) -> pd.DataFrame:

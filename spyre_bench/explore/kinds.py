@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spyre_bench.explore.panel import panel
+from spyre_bench.explore.result import Drawn
 
 if TYPE_CHECKING:
     from ipywidgets import Box
-    from matplotlib.axes import Axes
 
     from spyre_bench.studies.static_or_continuous import Chosen
     from spyre_bench.workload.workload import Workload
@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 FIRST_REQUESTS = 500
 
 
-def static_or_continuous(workload: Workload, chosen: Chosen, capacity_rps: float) -> Box:
+def static_or_continuous(
+    workload: Workload, chosen: Chosen, capacity_rps: float, **settings: Any
+) -> Box:
     """Rate, longest chunk and decode passes between chunks, over what seconds are paid for.
-    `capacity_rps` is the rate that counts as load 1."""
+    `capacity_rps` is the rate that counts as load 1, `settings` are values of the controls to begin
+    with."""
     import ipywidgets as widgets
 
     from spyre_bench.choose.schemes import doublings
@@ -53,7 +56,8 @@ def static_or_continuous(workload: Workload, chosen: Chosen, capacity_rps: float
         f"100 % load is {capacity_rps:.3g} requests/s. The first {len(first):,} of "
         f"{len(workload):,} requests are simulated, so that the picture follows at once."
     )
-    return panel(functools.partial(draw_kinds, first, chosen, capacity_rps), controls, note)
+    draw = functools.partial(draw_kinds, first, chosen, capacity_rps)
+    return panel(draw, controls, note, name="static_or_continuous", settings=settings)
 
 
 def draw_kinds(
@@ -63,10 +67,11 @@ def draw_kinds(
     rate: float,
     chunk_tokens: int,
     decode_between: int,
-) -> Axes:
+) -> Drawn:
     """What a request's seconds are paid for at this rate, and in the title how long requests
     wait."""
     from spyre_bench import plots
+    from spyre_bench.choose import server_settings
     from spyre_bench.studies import static_or_continuous as study
 
     rules = replace(chosen.rules, chunk_tokens=chunk_tokens, decode_between=decode_between)
@@ -77,4 +82,5 @@ def draw_kinds(
         f"{' (saturated)' if row.saturated else ''}"
         for row in frame.itertuples()
     )
-    return plots.paid(frame, f"At {rate / capacity_rps:.0%} load\n{waits}")
+    ax = plots.paid(frame, f"At {rate / capacity_rps:.0%} load\n{waits}")
+    return Drawn(ax, server_settings.of_shapes(chosen.shapes.shapes, rules))

@@ -1,27 +1,31 @@
-"""The panel: controls over a figure that follows them, and the numbers of that figure."""
+"""The panel: controls over a figure that follows them, and beside it a result that is pinned."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from spyre_bench.explore import settings as travelling
+from spyre_bench.explore.result import Drawn, Result, Shown, copied, line, link
 from spyre_bench.explore.work import Steps, Work
 
 if TYPE_CHECKING:
     from ipywidgets import Box, Widget
-    from matplotlib.axes import Axes
 
 
 def panel(
-    draw: Callable[..., Axes],
+    draw: Callable[..., Drawn],
     controls: Mapping[str, Widget],
     note: str = "",
     long_work: tuple[str, Callable[..., Steps]] | None = None,
+    *,
+    name: str = "panel",
+    settings: Mapping[str, Any] | None = None,
 ) -> Box:
     """The controls over the figure of `draw(**values)`, drawn anew whenever a value changes, and
-    below it the numbers that it shows as CSV, to copy from.
+    below it the numbers that it shows, and what one takes along: files, a line of code, a link.
 
     A ValueError of `draw` is for people and appears as a sentence in the panel; any other error
     appears with its type, since Jupyter would hide it. Either takes the figure away, which would
@@ -29,66 +33,102 @@ def panel(
     the panel does differently from the notebook, such as fewer requests. `long_work` is the label
     of a button and what it starts, with the same values, in steps that lead to a function which
     draws; it can be cancelled, and ends when a control is moved.
+
+    A pinned result stays beside those that follow, with its settings, and on axes of the same
+    range. `name` is that of the function that made the panel, and `settings` are the values to
+    begin with: ValueError where no control has them. Those in the link of a page go before.
     """
     import ipywidgets as widgets
 
-    figure, message = widgets.Image(format="png"), widgets.HTML()
-    caption, numbers = widgets.HTML(), widgets.HTML()
-    folded = widgets.Accordion([numbers], titles=["The numbers of this figure"])
-    figure.layout.max_width = "100%"
+    message = widgets.HTML()
+    for word, control in controls.items():
+        control.description = control.description or word
+        control.style.description_width = "initial"
+        control.layout.width = f"{len(control.description) + 34}ch"  # the words leave room
+    named = {word: control.description for word, control in controls.items()}
+    travels = _travels(name)
+    pinned, result = (Result(name, named, travels) for _ in range(2))
+    pin = widgets.Button(description="Pin this result", layout={"width": "auto"})
+    unpin = widgets.Button(description="Unpin", layout={"width": "auto", "display": "none"})
 
-    def show(drawing: Callable[[], Axes]) -> None:
+    def values() -> dict[str, Any]:
+        return {word: control.value for word, control in controls.items()}
+
+    def arrange(left: Shown | None, right: Shown | None) -> None:
+        from spyre_bench.plots.together import same_ranges
+
+        same_ranges([(it.drawn.axes, it.own_ranges) for it in (left, right) if it])
+        pinned.show(left, beside=right)
+        result.show(right, beside=left)
+        pin.disabled = right is None
+        unpin.layout.display = None if left else "none"
+
+    def show(drawing: Callable[[], Drawn]) -> None:
         try:
-            figure.value, caption.value, numbers.value = _shown(drawing)
-            message.value, figure.layout.display = "", None
+            with _no_figure_left():
+                arrange(pinned.shown, Shown(drawing(), values()))
+            message.value = ""
         except Exception as error:
             fail(error)
 
     def fail(error: Exception) -> None:
         kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
-        figure.value, caption.value, numbers.value = b"", "", ""
-        figure.layout.display = "none"  # a browser would draw a broken picture
+        arrange(pinned.shown, None)
         message.value = f"<b>{escape(kind + str(error))}</b>"
 
-    def values() -> dict[str, Any]:
-        return {name: control.value for name, control in controls.items()}
+    pin.on_click(lambda _: arrange(result.shown, result.shown))
+    unpin.on_click(lambda _: arrange(None, result.shown))
 
-    below = []
+    rows = []
     if long_work:
         label, steps = long_work
         work = Work(label, lambda: steps(**values()), show, fail)
-        below.append(work.box)
+        rows.append(work.box)
 
     def redraw(_change: Any = None) -> None:
         if long_work:
             work.cancel()
         show(lambda: draw(**values()))
 
-    for name, control in controls.items():
-        control.description = control.description or name
-        control.style.description_width = "initial"
-        control.layout.width = f"{len(control.description) + 34}ch"  # the words leave room
+    travelling.apply(controls, settings or {})
+    try:
+        travelling.apply(controls, travelling.of_link())
+        redraw()
+    except ValueError as error:
+        fail(ValueError(f"in the link: {error}"))
+    for control in controls.values():
         control.observe(redraw, names="value")
-    redraw()
-    line = widgets.HBox(list(controls.values()))
-    line.layout.flex_flow = "row wrap"  # a narrow window shows them all
-    explained = widgets.HTML(escape(note))
-    box = widgets.VBox([line, *below, message, figure, caption, explained, folded])
+    wrapped = {"flex_flow": "row wrap", "grid_gap": "0 2em"}  # a narrow window shows them all
+    moved = widgets.HBox(list(controls.values()), layout=wrapped)
+    results = widgets.HBox([pinned.box, result.box], layout=wrapped)
+    rows = [moved, *rows, widgets.HBox([pin, unpin]), message, results]
+    box = widgets.VBox([*rows, widgets.HTML(escape(note))])
     return box.add_class("spyre-panel")
 
 
-def _shown(drawing: Callable[[], Axes]) -> tuple[bytes, str, str]:
-    """The figure as PNG, its caption, and its numbers as CSV."""
+@contextmanager
+def _no_figure_left() -> Iterator[None]:
+    """Pyplot keeps what is drawn, and Jupyter would show it once more, after an error too."""
     import matplotlib.pyplot as plt
 
-    from spyre_bench import plots  # before the first figure: it brings the style
+    from spyre_bench import plots  # noqa: F401 before the first figure: it brings the style
 
-    axes, picture = drawing(), io.BytesIO()
+    before = set(plt.get_fignums())
     try:
-        # Not bbox_inches="tight", which draws all of it twice: the style leaves no margin anyway.
-        axes.figure.savefig(picture, format="png", dpi=100)
-        table = plots.drawn(axes).to_csv(index=False, float_format="%.6g")
+        yield
     finally:
-        plt.close(axes.figure)
-    caption = f"<i>{escape(axes.figure.get_label())}</i>"
-    return picture.getvalue(), caption, f"<pre>{escape(table)}</pre>"
+        for number in set(plt.get_fignums()) - before:
+            plt.close(number)
+
+
+def _travels(name: str) -> Callable[[Mapping[str, Any]], str]:
+    """How to get to some settings again, in lines of HTML, from the cell that runs now."""
+    cell = travelling.running_cell()
+
+    def html(values: Mapping[str, Any]) -> str:
+        here = ""
+        if travelling.in_a_page():
+            here = line(link("Link to these settings", escape(travelling.as_link(values))))
+        return here + line("In a notebook:") + copied(travelling.as_code(name, values, cell))
+
+    return html

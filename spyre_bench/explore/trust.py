@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spyre_bench.explore.panel import panel
+from spyre_bench.explore.result import Drawn
 
 if TYPE_CHECKING:
     import pandas as pd
     from ipywidgets import Box
-    from matplotlib.axes import Axes
 
 EVERY = "every run"
 METRICS = ("e2el", "ttft", "tpot")
 
 
-def trust_the_simulator(compared: pd.DataFrame) -> Box:
+def trust_the_simulator(compared: pd.DataFrame, **settings: Any) -> Box:
     """Run, quantity and least error over the requests. `compared`: as in
-    `validate.check.Check.by_request`."""
+    `validate.check.Check.by_request`; `settings`: values of the controls to begin with."""
     import ipywidgets as widgets
 
     controls = {
@@ -34,11 +34,12 @@ def trust_the_simulator(compared: pd.DataFrame) -> Box:
             description="off by at least [%]",
         ),
     }
-    note = "The requests that were measured above; nothing is sent again."
-    return panel(functools.partial(draw_requests, compared), controls, note)
+    note = "The requests that were measured; nothing is sent again."
+    draw = functools.partial(draw_requests, compared)
+    return panel(draw, controls, note, name="trust_the_simulator", settings=settings)
 
 
-def draw_requests(compared: pd.DataFrame, run: str, metric: str, least: float) -> Axes:
+def draw_requests(compared: pd.DataFrame, run: str, metric: str, least: float) -> Drawn:
     """The requests of a run whose simulated time is off by `least` per cent or more. ValueError
     where there is none."""
     from spyre_bench import plots
@@ -63,4 +64,4 @@ def draw_requests(compared: pd.DataFrame, run: str, metric: str, least: float) -
     way = direction(metric, middle) or "no bias"
     title = f"{metric.upper()} is off by {off[far.index].median():.1%} either way, "
     title += f"{middle:+.1%} signed ({way}), in the median of\n{which}"
-    return plots.measured_and_simulated(far, title, metric, among=compared)
+    return Drawn(plots.measured_and_simulated(far, title, metric, among=compared))

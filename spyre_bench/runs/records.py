@@ -54,6 +54,7 @@ class Traits:
     chance: tuple[str, ...] = ()  # differs from run to run, for no reason of the code
     ties: tuple[Tie, ...] = ()
     figure: str = ""  # the one that a review shows beside the answer; empty: the first
+    panel_of_run: bool = False  # the panel shows what was measured, so that an app needs a run
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> Traits:
@@ -72,8 +73,9 @@ class Traits:
         timeout_s = said["cell_timeout_s"]
         if type(timeout_s) not in (int, float) or not 0 < timeout_s < math.inf:
             raise ValueError(f"cell_timeout_s {timeout_s!r} is not a number of seconds above 0")
-        if not isinstance(said["measures"], bool):
-            raise ValueError(f"measures {said['measures']!r} is not true or false")
+        for name in ("measures", "panel_of_run"):
+            if not isinstance(said[name], bool):
+                raise ValueError(f"{name} {said[name]!r} is not true or false")
         if not isinstance(said["figure"], str):
             raise ValueError(f"figure {said['figure']!r} is not the name of a figure")
         for name in ("calculated", "chance", "ties"):
@@ -86,6 +88,7 @@ class Traits:
             chance=tuple(said["chance"]),
             ties=tuple(map(_tie, said["ties"])),
             figure=said["figure"],
+            panel_of_run=said["panel_of_run"],
         )
 
     def repeats(self, item: str) -> bool:

@@ -19,6 +19,7 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from playwright.sync_api import Locator, Page, expect
 
+from spyre_bench.explore.result import ALONG, TITLES
 from tests.plugin.servers import Run
 
 TOKEN = "spyre"
@@ -99,7 +100,8 @@ class Opened:
         """Run → Run All Cells, to its end; AssertionError with the error of a cell."""
         self.page.get_by_role("menuitem", name="Run", exact=True).click()
         self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        error = self.page.locator('[data-mime-type="application/vnd.jupyter.error"]')
+        stderr = self.page.locator('[data-mime-type="application/vnd.jupyter.stderr"]')
+        error = stderr.filter(has_text="Traceback (most recent call last)")
         ended = self.page.locator(".jp-CodeCell").last.locator(".jp-OutputArea-output").or_(error)
         ended.first.wait_for(timeout=minutes * MINUTE)
         assert error.count() == 0, error.first.inner_text()
@@ -114,7 +116,7 @@ class Panel:
 
     def __init__(self, box: Locator):
         self.box = box
-        box.locator("img").wait_for(timeout=MINUTE)
+        self._live("img").wait_for(timeout=MINUTE)
 
     def choose(self, control: str, option: str) -> None:
         """From a drop-down."""
@@ -127,17 +129,43 @@ class Panel:
     def click(self, button: str) -> None:
         self.box.get_by_role("button", name=button).click()
 
+    def _live(self, selector: str) -> Locator:
+        """In the result that follows the controls: the right one, or the one below."""
+        return self.box.locator(f".spyre-result >> nth=1 >> {selector}")
+
+    @property
+    def pinned(self) -> Locator:
+        """The result beside it."""
+        return self.box.locator(".spyre-result").nth(0)
+
+    def take_along(self) -> dict[str, bytes]:
+        """The files that it offers, downloaded, by their names."""
+        self._live(f"text={TITLES[ALONG]}").click()
+        files = {}
+        links = self._live("a[download]")
+        links.first.wait_for(timeout=MINUTE)
+        for link in links.all():
+            with self.box.page.expect_download() as download:
+                link.click()
+            files[download.value.suggested_filename] = Path(download.value.path()).read_bytes()
+        return files
+
+    @property
+    def link(self) -> str:
+        """The address of the page with these settings."""
+        return self._live("a:not([download])").evaluate("link => link.href")
+
     def _control(self, kind: str, words: str) -> Locator:
         return self.box.locator(f".widget-{kind}").filter(has_text=words)
 
     @property
     def picture(self) -> str:
         """An address that is another one for another picture."""
-        return self.box.locator("img").get_attribute("src")
+        return self._live("img").get_attribute("src")
 
     @property
     def csv(self) -> str:
-        return self.box.locator("pre").text_content()
+        return self._live("pre >> nth=0").text_content()
 
     def numbers(self) -> pd.DataFrame:
         """What the figure shows."""
@@ -145,4 +173,4 @@ class Panel:
 
     def wait_for_another(self, csv: str, minutes: float = 1) -> None:
         """Until the figure shows something else than this."""
-        expect(self.box.locator("pre")).not_to_have_text(csv, timeout=minutes * MINUTE)
+        expect(self._live("pre >> nth=0")).not_to_have_text(csv, timeout=minutes * MINUTE)

@@ -9,9 +9,11 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 from papermill import inspect_notebook
 
 pytest.importorskip("playwright", reason="playwright is not installed: `make test-browser` does it")
@@ -64,6 +66,13 @@ def test_the_launcher_offers_the_kernel_of_the_house(lab, page):
     assert "spyre-bench" in lab.get("kernelspecs")["kernelspecs"]
     page.goto(lab.address())
     page.locator(".jp-LauncherCard", has_text="spyre_bench").first.wait_for(timeout=60_000)
+
+
+def test_a_cell_that_fails_is_named_and_not_waited_for(lab, page):
+    cells = [new_code_cell("raise ValueError('as meant')"), new_code_cell("'the last'")]
+    nbformat.write(new_notebook(cells=cells), lab.folder / "failing.ipynb")
+    with pytest.raises(AssertionError, match="as meant"):
+        Opened(page, lab.address("/tree/failing.ipynb")).run_all(minutes=1)
 
 
 def test_00_the_passes_of_a_bucket_are_picked_out(opened, tiny_llama):

@@ -1,18 +1,24 @@
 """Panels: a moved control changes the picture, and what goes wrong is to be read in them."""
 
 import asyncio
+import base64
 import functools
 import io
+import json
+import re
 import threading
 from dataclasses import replace
 from html import unescape
 from types import SimpleNamespace
+from urllib.parse import parse_qsl
 
 import ipywidgets as widgets
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 matplotlib.use("Agg")
 
@@ -27,7 +33,8 @@ from spyre_bench.cost.card_parameters import with_all_reduce
 from spyre_bench.cost.measured import MeasuredCost
 from spyre_bench.cost.source import load_cost
 from spyre_bench.cost.table import write_cost_table
-from spyre_bench.explore import cards, choice, fill, passes, trust
+from spyre_bench.explore import cards, choice, fill, kept, passes, settings, trust
+from spyre_bench.explore.result import ALONG, Drawn
 from spyre_bench.explore.work import Step
 from spyre_bench.metrics import summary, waste
 from spyre_bench.policy.continuous import Rules
@@ -47,14 +54,22 @@ from tests.cost.test_cost import CORNERS, machine
 def parts(box) -> SimpleNamespace:
     """The pieces of a panel: its controls by name, message, figure, note and numbers, and where it
     has long work, the buttons and the bar of it."""
-    controls, *work, message, figure, caption, note, folded = box.children
+    controls, *work, pins, message, results, note = box.children
     named = {control.description: control for control in controls.children}
-    (numbers,) = folded.children
-    pieces = {"message": message, "figure": figure, "caption": caption, "note": note}
-    pieces["numbers"] = numbers
+    pieces = {"message": message, "note": note, "pinned": result(results.children[0])}
+    pieces |= dict(zip(("pin", "unpin"), pins.children, strict=True))
+    pieces |= vars(result(results.children[1]))
     if work:
         pieces |= dict(zip(("begin", "bar", "stop", "what"), work[0].children, strict=True))
     return SimpleNamespace(controls=named, **pieces)
+
+
+def result(box) -> SimpleNamespace:
+    """The pieces of a result."""
+    settings, figure, caption, folded = box.children
+    numbers, along = folded.children
+    pieces = {"box": box, "settings": settings, "figure": figure, "caption": caption}
+    return SimpleNamespace(**pieces, folded=folded, numbers=numbers, along=along)
 
 
 def numbers(panel) -> pd.DataFrame:
@@ -74,7 +89,7 @@ def draw_bar(height: int):
     ax = plt.subplots()[1]
     ax.bar(0, height)
     ax.figure.set_label("The height.")
-    return ax
+    return Drawn(ax, {"height": height}, "--high")
 
 
 @pytest.fixture
@@ -102,12 +117,12 @@ def test_a_changed_control_changes_the_picture_and_back(bar):
 def test_no_picture_of_other_settings_stays_beside_an_error(bar, bad):
     first = bar.figure.value
     bar.controls["height"].value = bad
-    shown = bar.figure.value, bar.caption.value, bar.numbers.value, bar.figure.layout.display
+    shown = bar.figure.value, bar.caption.value, bar.numbers.value, bar.box.layout.display
     assert shown == (b"", "", "", "none")
     bar.controls["height"].value = 3
     assert bar.message.value == ""
     assert bar.figure.value == first
-    assert bar.figure.layout.display is None
+    assert bar.box.layout.display is None
 
 
 def test_what_is_meant_for_people_is_a_sentence(bar):
@@ -130,6 +145,157 @@ def test_the_numbers_beside_the_figure_are_those_that_it_shows(bar):
     bar.controls["height"].value = 5
     (row,) = numbers(bar).itertuples()
     assert (row.x, row.y, row.start) == (0, 5, 0)
+
+
+# --- a result pinned beside the next --------------------------------------------------------------
+
+
+def test_a_pinned_result_stays_while_the_next_one_follows_the_controls(bar):
+    assert bar.pinned.box.layout.display == bar.unpin.layout.display == "none"
+    bar.pin.click()
+    bar.controls["height"].value = 5
+    assert [numbers(it)["y"].item() for it in (bar.pinned, bar)] == [3, 5]
+    assert bar.pinned.settings.value == "<b>height: 3</b>"
+    assert bar.settings.value == "<b>height: 5</b>"
+    bar.unpin.click()
+    assert bar.pinned.box.layout.display == "none"
+    assert bar.settings.value == ""
+
+
+def test_beside_each_other_figures_have_axes_of_the_same_range_and_alone_their_own(bar):
+    alone = bar.figure.value
+    bar.pin.click()
+    assert bar.pinned.figure.value == bar.figure.value == alone
+    bar.controls["height"].value = 20
+    assert bar.pinned.figure.value != alone  # drawn anew, on the longer axis
+    assert numbers(bar.pinned)["y"].item() == 3
+    bar.controls["height"].value = 3
+    assert bar.pinned.figure.value == bar.figure.value == alone
+
+
+def test_a_pinned_result_stays_when_the_next_one_is_an_error_and_then_nothing_can_be_pinned(bar):
+    bar.pin.click()
+    bar.controls["height"].value = 13
+    assert numbers(bar.pinned)["y"].item() == 3
+    assert bar.box.layout.display == "none"
+    assert bar.pin.disabled
+    bar.controls["height"].value = 4
+    assert not bar.pin.disabled
+
+
+def test_an_error_after_the_figure_was_begun_leaves_no_figure():
+    def draw(height):
+        plt.subplots()
+        raise ValueError("too late")
+
+    panel = parts(explore.panel(draw, {"height": widgets.IntSlider()}))
+    assert "too late" in panel.message.value
+    assert not plt.get_fignums()
+
+
+# --- what one takes along -------------------------------------------------------------------------
+
+
+def files(result) -> dict[str, bytes]:
+    """The files of a result, by their names."""
+    result.folded.selected_index = ALONG
+    found = re.findall(r'href="data:[^,]*;base64,([^"]*)" download="([^"]*)"', result.along.value)
+    return {name: base64.b64decode(data) for data, name in found}
+
+
+def test_figure_table_and_configuration_are_files_of_what_is_shown(bar):
+    assert bar.along.value == ""  # nobody looks
+    found = files(bar)
+    assert list(found) == ["panel.png", "panel.svg", "panel.csv", "panel.json"]
+    assert found["panel.png"].startswith(b"\x89PNG")
+    assert b"<svg" in found["panel.svg"]
+    assert pd.read_csv(io.BytesIO(found["panel.csv"]))["y"].item() == 3
+    assert json.loads(found["panel.json"]) == {"height": 3}
+    command = 'vllm serve MODEL --high --additional-config "$(cat panel.json)"'
+    assert command in unescape(bar.along.value)
+    bar.controls["height"].value = 5
+    assert json.loads(files(bar)["panel.json"]) == {"height": 5}
+
+
+def test_a_pinned_result_has_files_of_its_own(bar):
+    bar.pin.click()
+    bar.controls["height"].value = 5
+    assert json.loads(files(bar.pinned)["panel.json"]) == {"height": 3}
+
+
+def test_the_settings_are_a_call_that_makes_the_panel_with_them():
+    cell = "explore.how_full(work, costs, rules, 0.5, rate=1) if p.interactive else None"
+    values = {"policy": "fcfs", "rate": 0.25}
+    assert settings.as_code("how_full", values, cell) == (
+        "explore.how_full(work, costs, rules, 0.5, policy='fcfs', rate=0.25)"
+    )
+    unknown = "explore.how_full(..., policy='fcfs', rate=0.25)"
+    assert settings.as_code("how_full", values, "") == unknown
+    assert settings.as_code("how_full", values, "%env A=1") == unknown
+
+
+def test_a_panel_begins_with_the_settings_that_it_is_given(arriving):
+    some, capacity_rps = arriving
+    given = {"policy": "fcfs", "rate": 0.3 * capacity_rps}
+    panel = parts(explore.how_full(some, FOUR_ROWS, Policy(), capacity_rps, **given))
+    assert panel.controls["policy"].value == "fcfs"
+    assert panel.controls["rate [requests/s]"].value == given["rate"]
+
+
+def every_kind() -> dict[str, widgets.Widget]:
+    """Of control."""
+    return {
+        "policy": widgets.Dropdown(options=["fcfs", "skip"]),
+        "quantity": widgets.Dropdown(options=[("TTFT", "ttft"), ("TPOT", "tpot")]),
+        "chunk": widgets.Dropdown(options=[64, 128]),
+        "k": widgets.IntSlider(min=1, max=9),
+        "rate": widgets.FloatSlider(min=0.0, max=2.0),
+    }
+
+
+@given(
+    policy=st.sampled_from(["fcfs", "skip"]),
+    quantity=st.sampled_from(["ttft", "tpot"]),
+    chunk=st.sampled_from([64, 128]),
+    k=st.integers(1, 9),
+    rate=st.floats(0, 2),
+)
+def test_settings_are_the_same_after_the_journey_in_a_link(**values):
+    moved = every_kind()
+    settings.apply(moved, dict(parse_qsl(settings.as_link(values).removeprefix("?"))))
+    assert {name: control.value for name, control in moved.items()} == values
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"nosuch": 1}, "nosuch is no setting of this panel: it has policy, quantity, chunk, k"),
+        ({"policy": "lifo"}, "policy = lifo is not one of fcfs, skip"),
+        ({"k": "many"}, "k = many is not a whole number"),
+        ({"k": 10}, "k = 10 is not from 1 to 9"),
+        ({"rate": "nan"}, "rate = nan is not from 0 to 2"),
+    ],
+)
+def test_a_setting_that_no_control_has_is_refused_in_a_sentence(wrong, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        settings.apply(every_kind(), wrong)
+
+
+def test_a_page_begins_with_the_settings_of_its_link_and_offers_one(monkeypatch):
+    monkeypatch.setenv(settings.QUERY, "height=5&theme=dark")
+    panel = parts(explore.panel(draw_bar, {"height": widgets.IntSlider(value=3, max=20)}))
+    assert numbers(panel)["y"].item() == 5
+    files(panel)
+    assert 'href="?height=5"' in panel.along.value
+
+
+def test_what_is_wrong_with_a_link_is_a_sentence_and_no_figure_of_other_settings(monkeypatch):
+    monkeypatch.setenv(settings.QUERY, "height=50")
+    panel = parts(explore.panel(draw_bar, {"height": widgets.IntSlider(value=3, max=20)}))
+    assert panel.message.value == "<b>in the link: height = 50 is not from 0 to 20</b>"
+    assert panel.box.layout.display == "none"
+    panel.controls["height"].value = 4
+    assert numbers(panel)["y"].item() == 4
 
 
 # --- long work ------------------------------------------------------------------------------------
@@ -290,11 +456,11 @@ def test_the_first_look_shows_the_passes_of_the_first_batches_of_a_bucket(ran):
 
 
 def test_the_title_of_the_first_look_is_that_of_the_ledger(ran):
-    ax = passes.draw_batches(ran, "waste", "4,64,16", 2)
+    ax = passes.draw_batches(ran, "waste", "4,64,16", 2).axes
     ledger = waste.waste(ran[ran["bucket"] == "4,64,16"])
     fill_share = ledger["useful"].sum() / ledger["computed"].sum()
     assert ax.get_title(loc="left").startswith(f"2 batches of 4,64,16: {fill_share:.0%} of ")
-    ax = passes.draw_batches(ran, "passes", "2,128,16", 3)
+    ax = passes.draw_batches(ran, "passes", "2,128,16", 3).axes
     title = ax.get_title(loc="left")
     assert title == "1 batch of 2,128,16: 0.60 s in passes, 67% of it decoding"
     plt.close("all")
@@ -349,7 +515,7 @@ def test_the_panel_shows_the_advised_set_and_says_what_is_left_out(chosen_for):
     drawn = Scenario.of(chosen_for, workload="azure_conv").load_workload()
     some = within(drawn, table)
     assert len(some) < len(drawn) == 300
-    ax = choice.draw_choice(chosen_for, table, "azure_conv", 2, 0.0)
+    ax = choice.draw_choice(chosen_for, table, "azure_conv", 2, 0.0).axes
     settings = {"batch_sizes": table.batch_sizes, "policy": Policy("best_fit")}
     advice = advise_at(0.1, some, table, Limits(2), **settings, **choice.FEW_CANDIDATES)
     assert advice.buckets != advice.certificate.buckets  # a light load fills no batch
@@ -371,7 +537,7 @@ def test_for_the_whole_workload_the_title_says_what_the_last_bucket_saves(chosen
         try:
             shares.append(next(steps).share)
         except StopIteration as end:
-            ax = end.value()
+            ax = end.value().axes
             break
     assert shares == pytest.approx([0, 1 / 3, 2 / 3])
     some = within(Scenario.of(chosen_for, workload="azure_conv").load_workload(), table)
@@ -519,14 +685,14 @@ def test_the_title_of_the_fill_is_that_of_the_run(arriving):
     some, capacity_rps = arriving
     rules = Policy(max_age_s=9.0)
     run = simulate(under_load.at_rate(some, 0.2), FOUR_ROWS, Policy("length_aware", 3.0, 0.0, 9.0))
-    ax = fill.draw_fill(some, FOUR_ROWS, rules, capacity_rps, "length_aware", 0.2, 3.0)
+    ax = fill.draw_fill(some, FOUR_ROWS, rules, capacity_rps, "length_aware", 0.2, 3.0).axes
     first, second = ax.get_title(loc="left").split("\n")
     found = summary.summary(run)
     assert first.startswith(f"length_aware at {0.2 / capacity_rps:.0%} load: {found['fill']:.0%}")
     assert f"{found['batches']:,} batches" in first
     assert f"P95 {found['p95_e2el_ms'] / 1e3:.1f} s" in second
     assert "saturated" not in second
-    ax = fill.draw_fill(some, FOUR_ROWS, rules, capacity_rps, "fcfs", 3 * capacity_rps, 0.0)
+    ax = fill.draw_fill(some, FOUR_ROWS, rules, capacity_rps, "fcfs", 3 * capacity_rps, 0.0).axes
     assert "saturated" in ax.get_title(loc="left")
     plt.close("all")
 
@@ -535,7 +701,7 @@ def test_a_bucket_without_a_batch_keeps_its_place_and_the_axis_its_length(arrivi
     some, capacity_rps = arriving
     costs = (*FOUR_ROWS, BucketCost(Bucket(4, 2048, 128), 90.0, 9.0))  # never the cheapest
     for rate in (0.2 * capacity_rps, 2 * capacity_rps):
-        ax = fill.draw_fill(some, costs, Policy(), capacity_rps, "best_fit", rate, 0.0)
+        ax = fill.draw_fill(some, costs, Policy(), capacity_rps, "best_fit", rate, 0.0).axes
         names = [label.get_text().split(":")[0] for label in ax.get_yticklabels()]
         assert names == ["4,128,64", "4,512,128", "4,2048,128"]
         assert ax.get_yticklabels()[-1].get_text().endswith(": 0")
@@ -588,7 +754,7 @@ def test_every_control_of_the_division_changes_its_picture(divided):
 
 def test_a_model_that_does_not_split_says_so_in_the_picture(divided):
     few = functools.partial(cards.few_deployments, divided)
-    ax = cards.draw_deployments(few, "smollm2-135m", 2, "fp16", "fmperf_ibm", 0.0)
+    ax = cards.draw_deployments(few, "best_fit", "smollm2-135m", 2, "fp16", "fmperf_ibm", 0.0).axes
     assert any("does not split over tp=2" in text.get_text() for text in ax.texts)
     assert "2 × TP 1 serves most at the nominal values" in ax.get_title(loc="left")
     plt.close("all")
@@ -601,7 +767,9 @@ def test_the_division_shown_is_that_of_the_capacities(divided):
     card = with_all_reduce(700)
     slowed = [replace(it, cost=replace(it.cost, card=card)) for it in found]
     tops = best(capacities(slowed, service)).set_index("end")["deployment"]
-    ax = cards.draw_deployments(few, "granite-3.3-8b", 2, "fp16", "fmperf_ibm", 700.0)
+    ax = cards.draw_deployments(
+        few, "best_fit", "granite-3.3-8b", 2, "fp16", "fmperf_ibm", 700.0
+    ).axes
     title = ax.get_title(loc="left")
     assert f"{tops['value']} serves most" in title
     assert f"{tops['slow']} at the pessimistic end, {tops['fast']} at the optimistic" in title
@@ -645,7 +813,7 @@ def test_the_comparison_shows_the_requests_that_are_off_by_so_much(compared):
     assert points["x"].tolist() == pytest.approx([0.9, 1.0])
     assert points["y"].tolist() == pytest.approx([0.9 * 1.09, 1.1])
     assert "queued" not in set(shown["series"])
-    ax = trust.draw_requests(compared, "every run", "e2el", 9.0)
+    ax = trust.draw_requests(compared, "every run", "e2el", 9.0).axes
     assert ax.get_title(loc="left").replace("\n", " ") == (
         "E2EL is off by 9.5% either way, +9.5% signed (pessimistic), in the median of the 2 of 10 "
         "requests of every run that are off by 9 % or more"
@@ -654,9 +822,9 @@ def test_the_comparison_shows_the_requests_that_are_off_by_so_much(compared):
 
 
 def test_the_axes_and_the_marks_of_the_comparison_are_the_same_whatever_is_picked_out(compared):
-    every = trust.draw_requests(compared, "every run", "e2el", 0.0)
+    every = trust.draw_requests(compared, "every run", "e2el", 0.0).axes
     (last,) = compared["run"].unique()[-1:]
-    alone = trust.draw_requests(compared, last, "e2el", 0.0)
+    alone = trust.draw_requests(compared, last, "e2el", 0.0).axes
     assert alone.get_xlim() == every.get_xlim()
     marks = [
         {line.get_label(): (line.get_marker(), line.get_color()) for line in ax.lines}
@@ -673,6 +841,34 @@ def test_where_no_request_is_off_by_so_much_a_sentence_says_how_far_the_furthest
     assert panel.message.value == (
         "<b>no request of queued is off by 6 % or more in E2EL: the furthest is 5.0%</b>"
     )
+
+
+# --- what the panels of kept runs show ------------------------------------------------------------
+
+
+def keep(folder, name: str, frame: pd.DataFrame) -> str:
+    """As a run keeps a table."""
+    (folder / "tables").mkdir(exist_ok=True)
+    frame.to_csv(folder / "tables" / f"{name}.csv", index=False)
+    return str(folder)
+
+
+def test_what_a_run_has_kept_is_shown_as_if_it_were_measured_now(tmp_path, ran, compared):
+    there = parts(kept.first_look(keep(tmp_path, "passes", ran), bucket="4,64,16"))
+    here = parts(explore.first_look(ran, bucket="4,64,16"))
+    pd.testing.assert_frame_equal(numbers(there), numbers(here))
+    there = parts(kept.trust_the_simulator(keep(tmp_path, "requests", compared)))
+    here = parts(explore.trust_the_simulator(compared))
+    pd.testing.assert_frame_equal(numbers(there), numbers(here))
+
+
+def test_the_starts_that_a_run_has_kept_are_predicted_as_in_the_notebook(tmp_path, started):
+    predicted, fallback = started
+    measured = predicted[["role", "start", "bucket", "compile_s", "first_run_s", "startup_s"]]
+    measured = measured.join(predicted[["prefill_s", "decode_s"]])
+    there = parts(kept.what_warmup_costs(keep(tmp_path, "starts", measured), output_tokens=9))
+    here = parts(explore.what_warmup_costs(predicted, fallback, output_tokens=9))
+    pd.testing.assert_frame_equal(numbers(there), numbers(here))
 
 
 # --- 06_static_or_continuous ----------------------------------------------------------------------
