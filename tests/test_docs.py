@@ -86,9 +86,10 @@ def with_examples() -> Iterator:
 
 
 @pytest.mark.parametrize("page", with_examples())
-def test_the_examples_of_a_page_do_what_it_says(page, tmp_path, monkeypatch):
+def test_the_examples_of_a_page_do_what_it_says(page, tmp_path, monkeypatch, request):
     if any(block.language == "python" and "plots." in block.text for block in blocks(page)):
-        pytest.importorskip("matplotlib")
+        figures = pytest.importorskip("matplotlib.pyplot")
+        request.addfinalizer(lambda: figures.close("all"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("COLUMNS", "80")
