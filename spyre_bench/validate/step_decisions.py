@@ -123,7 +123,7 @@ class _Server:
                 "the passes of the log are not in order of time: the system's clock was set back "
                 "while it was written; serve and log again"
             )
-        ends_s = _ends(steps)
+        ends_s = pass_ends(steps)
         seen_s, leaves_s = {}, dict.fromkeys(names, np.inf)
         for before, step, end_s in zip([None, *steps], steps, [-np.inf, *ends_s], strict=False):
             for new in step.came:  # a pass begins with the decision, a moment later by its clock
@@ -152,7 +152,7 @@ def _prefixes(came: Sequence[Came], steps: Sequence[Step]) -> list[list[str]]:
     return list(names.values())
 
 
-def _ends(steps: Sequence[Step]) -> list[float]:
+def pass_ends(steps: Sequence[Step]) -> list[float]:
     """When each pass leaves the engine free: with the start of the next where somebody was there,
     so that whoever was seen by that decision is so whatever clocks say; else by its own seconds."""
     here: set[str] = set()

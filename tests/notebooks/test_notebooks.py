@@ -350,6 +350,21 @@ def test_both_kinds_of_batching_serve_the_same_requests_on_as_many_graphs(tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.vllm
+def test_both_kinds_are_served_too_where_a_model_is_named(tmp_path, tiny_llama):
+    words = ("-p", "requests", "300", "-p", "load_shares", "0.3 0.9", "-p", "graphs", "4")
+    words += ("-p", "measured_requests", "8")
+    record = run(tmp_path, "06_static_or_continuous", tiny_llama, *words)
+    assert set(record["figures"]) == {"paid", "under-load", "chunks", "servers"}
+    found = pd.read_csv(tmp_path / "out/latest/06_static_or_continuous/tables/servers.csv")
+    assert len(found) == found.groupby(["kind", "run", "source"]).ngroups == 8
+    queued = found[found["run"] == "queued"].set_index(["source", "kind"])["tokens_per_s"]
+    for source, gain in record["results"]["measured_gain"].items():
+        assert gain == pytest.approx(queued[source, "continuous"] / queued[source, "static"])
+    assert (found["p95_e2el_s"] >= found["p95_ttft_s"]).all()
+
+
+@pytest.mark.slow
 def test_tensor_parallel_is_held_against_replicas_on_as_many_cards_and_as_a_range(tmp_path):
     words = (
         "-p",
@@ -382,6 +397,10 @@ def test_tensor_parallel_is_held_against_replicas_on_as_many_cards_and_as_a_rang
     assert set(record["figures"]) == figures
     found = record["results"]
     tables = tmp_path / "out/latest/04_does_tensor_parallel_pay/tables"
+
+    paged = pd.read_csv(tables / "continuous.csv", keep_default_na=False)
+    assert set(paged["deployment"]) == set(pd.read_csv(tables / "capacities.csv")["deployment"])
+    assert set(found["continuous_deployments"]) == {"slow", "value", "fast"}
 
     divided = pd.read_csv(tables / "deployments.csv", keep_default_na=False)
     assert (divided["tp"] * divided["replicas"] == divided["cards"]).all()
@@ -424,3 +443,8 @@ def test_a_server_is_held_against_its_simulation_in_that_very_run(tmp_path, tiny
     constants = pd.read_csv(tables / "constants.csv")
     assert set(constants["bucket"]) == {"4,64,16", "2,128,32"}
     assert record["results"]["throughput_error"].keys() == {"queued", "load 0.5"}
+    paged = pd.read_csv(tables / "requests_continuous.csv")
+    assert len(paged) == 8
+    error = paged["error_e2el"].abs().median()
+    assert record["results"]["continuous_e2el_error"] == pytest.approx(error)
+    assert "the simulator takes the server's steps" in record["answer"]
