@@ -32,7 +32,7 @@ from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
 
 from spyre_bench.checkpoints.find import cache_directory
 from spyre_bench.engine.code_identity import Identity, differences, identity
-from spyre_bench.engine.compile import cache_misses
+from spyre_bench.engine.compile import CodeNotLoaded, cache_misses
 from spyre_bench.engine.shared_files import NewFile, SharedDirectory, lacks_space
 
 log = logging.getLogger(__name__)
@@ -66,9 +66,9 @@ class CodeCache:
     directory: Path | None
 
     def work(self) -> CompileWork:
-        # every run of the C++ compiler leaves one shared object behind
-        runs = sum(1 for _ in self.directory.rglob("*.so")) if self.directory else 0
-        return CompileWork(cache_misses(), runs)
+        # every run of the C++ compiler leaves one shared object behind, every trace a saved pass
+        files = self.directory.rglob("*") if self.directory else ()
+        return CompileWork(cache_misses(), sum(file.suffix in (".so", ".pass") for file in files))
 
 
 class UnusableArtefact(Exception):
@@ -225,6 +225,8 @@ def _is_the_codes_fault(error: Exception, directory: Path) -> bool:
     """Whether an artefact may be to blame for an error of its warmup: what was unpacked could not
     be loaded, or is Python that cannot run. An operation that fails in the middle of it (no memory,
     a lost rank) would fail in new code too."""
+    if isinstance(error, CodeNotLoaded):
+        return True
     if isinstance(error, BackendCompilerFailed):
         return not isinstance(error.inner_exception, MemoryError)
     if isinstance(error, (RuntimeError, MemoryError, OSError)):

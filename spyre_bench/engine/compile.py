@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch._dynamo.aot_compile import AOTCompiledFunction
 
 COMPILE_BACKENDS = ("eager", "inductor", "sendnn")
 COMPILE_SCOPES = ("layer", "model")
@@ -40,7 +44,7 @@ def check_scope(name: str) -> None:
         )
 
 
-def compile_pass(function: Callable, name: str, backend: str) -> Callable:
+def compile_pass(function: Callable, name: str, backend: str, **options: Any) -> Callable:
     """`function` compiled for one static shape under a code object of its own.
 
     Dynamo keeps its compiled entries by code object, so each bucket's pass needs one of its
@@ -54,7 +58,64 @@ def compile_pass(function: Callable, name: str, backend: str) -> Callable:
         function.__closure__,
     )
     own.__kwdefaults__ = function.__kwdefaults__
-    return torch.compile(own, backend=backend, fullgraph=True, dynamic=False)
+    return torch.compile(own, backend=backend, fullgraph=True, dynamic=False, **options)
+
+
+class CodeNotLoaded(Exception):
+    """A saved pass cannot be loaded; says why."""
+
+
+class SavedPass:
+    """A pass that Inductor compiles whole when it first runs, and that a later start loads from
+    the directory instead (None: nothing is kept), without a trace by Dynamo and without its guards.
+
+    So it runs for whatever it is given: one graph must hold for all calls, those with another
+    layer of the model too.
+    """
+
+    loaded = 0  # in this process
+
+    def __init__(self, function: Callable, name: str, directory: Path | None):
+        self._function, self._name = function, name
+        self._file = None if directory is None else directory / f"{name}.pass"
+        self._run: Callable | None = None
+
+    def __call__(self, *args: Any) -> Any:
+        if self._run is None:
+            self._run = self._load() or self._compile(args)
+        return self._run(*args)
+
+    def _compile(self, args: tuple) -> Callable:
+        unguarded = {"guard_filter_fn": _none}  # else guards over packed weights would be saved
+        compiled = compile_pass(self._function, self._name, "inductor", options=unguarded)
+        whole: AOTCompiledFunction = compiled.aot_compile((args, {}))
+        if self._file is not None:
+            self._file.write_bytes(AOTCompiledFunction.serialize(whole).serialized_data)
+        return whole.fn
+
+    def _load(self) -> Callable | None:
+        """None where there is none, or one that was traced from other source code."""
+        if self._file is None or not self._file.exists():
+            return None
+        try:
+            whole = AOTCompiledFunction.deserialize(
+                self._file.read_bytes(), self._function.__globals__
+            )
+            if any(_has_changed(source) for source in whole.source_info().inlined_sources):
+                return None
+        except Exception as error:  # whatever damage does to a pickle and to what it loads
+            raise CodeNotLoaded(f"{self._file.name}: {error}") from error
+        SavedPass.loaded += 1
+        return whole.fn
+
+
+def _none(guards: Sequence) -> list[bool]:
+    return [False] * len(guards)
+
+
+def _has_changed(source) -> bool:
+    """Whether a module that Dynamo traced reads otherwise now."""
+    return inspect.getsource(importlib.import_module(source.module)) != source.content
 
 
 @contextlib.contextmanager
@@ -80,8 +141,8 @@ def sendnn_warmup(backend: str, turn: contextlib.AbstractContextManager) -> Iter
 
 
 def unique_graphs() -> int:
-    """Graphs that Dynamo has captured in this process."""
-    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    """Graphs that Dynamo has captured in this process, or that were loaded without it."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"] + SavedPass.loaded
 
 
 def cache_misses() -> int:

@@ -14,7 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spyre_bench.engine.compile import check_backend, check_scope, compile_pass, no_compile
+from spyre_bench.engine.compile import (
+    SavedPass,
+    check_backend,
+    check_scope,
+    compile_pass,
+    no_compile,
+)
 from spyre_bench.engine.fms import FMSCode
 from spyre_bench.engine.linear import can_pack
 from spyre_bench.engine.model_code import ModelCode
@@ -143,11 +149,22 @@ class CompiledModel:
         """From here on a pass of this shape that would compile raises instead."""
         self._warmed.add(shape)
 
-    def _compile(self, shape: Hashable, name: str) -> None:
-        """Readies a pass under a name; it compiles when it first runs (see `warmup`)."""
+    def _compile(self, shape: Hashable, name: str, directory: Path | None) -> None:
+        """Readies a pass under a name; it compiles when it first runs (see `warmup`), or is loaded
+        from what an earlier start has left in the directory."""
         by_layer = self.config.compile_scope == "layer"
         function = self._model.layer_pass if by_layer else self._model.whole_pass
-        self._passes[shape] = compile_pass(function, name, self.config.compile_backend)
+        if self.saves_passes:
+            self._passes[shape] = SavedPass(function, name, directory)
+        else:
+            self._passes[shape] = compile_pass(function, name, self.config.compile_backend)
+
+    @property
+    def saves_passes(self) -> bool:
+        """Whether passes do without Dynamo's guards. Where layers may differ, those tell which
+        graph is whose; a graph of several ranks holds their connections."""
+        alone = self.config.rank.tp == 1
+        return self.config.compile_backend == "inductor" and self._model.layers_are_alike and alone
 
     def _require_warmed(self, kind: str, shape: Hashable, compiled: Hashable) -> None:
         if compiled not in self._passes:

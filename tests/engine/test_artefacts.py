@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import subprocess
+import sys
 import tarfile
 import tempfile
 from dataclasses import replace
@@ -66,6 +67,42 @@ def test_a_warm_start_neither_misses_the_cache_nor_runs_the_compiler(config, col
 
 
 @slow
+def test_a_warm_start_traces_nothing(config, cold):
+    import torch
+
+    def captured():
+        return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+    before = captured()
+    assert start(config).graphs == 2
+    assert captured() == before
+
+
+@slow
+def test_a_pass_that_was_traced_from_other_source_is_compiled_again(tmp_path, monkeypatch):
+    import importlib
+    import linecache
+
+    import torch
+
+    from spyre_bench.engine.compile import SavedPass
+
+    monkeypatch.syspath_prepend(tmp_path)
+    source = tmp_path / "a_layer_of_this_test.py"
+    answers = []
+    for added in (1, 1, 20):
+        source.write_text(f"def forward(x):\n    return x * 2 + {added}\n")
+        linecache.clearcache()
+        importlib.invalidate_caches()
+        sys.modules.pop(source.stem, None)
+        forward = importlib.import_module(source.stem).forward
+        loaded = SavedPass.loaded
+        answer = SavedPass(forward, "forward", tmp_path)(torch.ones(3))
+        answers.append((answer.tolist(), SavedPass.loaded - loaded))
+    assert answers == [([3.0] * 3, 0), ([3.0] * 3, 1), ([22.0] * 3, 0)]
+
+
+@slow
 def test_the_code_of_every_shape_is_found_again(tiny_llama, tmp_path):
     import torch
 
@@ -97,7 +134,7 @@ def test_the_archive_holds_what_the_cpp_compiler_made(config, cold):
 
 
 @slow
-@pytest.mark.parametrize("kind", ["*.so", "fxgraph/*/*/*", "aotautograd/*/*", "*.py"])
+@pytest.mark.parametrize("kind", ["*.so", "*.pass", "*.py"])
 def test_code_that_was_packed_broken_is_compiled_again(config, cold, tmp_path, kind):
     from spyre_bench.engine.artefacts import Artefact
     from spyre_bench.engine.code_identity import identity

@@ -190,3 +190,23 @@ def test_layers_with_packed_weights_of_their_own_share_one_compiled_graph():
         with no_compile():
             for layer, linear in zip(layers, linears, strict=True):
                 torch.testing.assert_close(run(layer, x), linear(x).relu())
+
+
+def test_a_saved_pass_runs_every_layer_with_its_own_weights(tmp_path):
+    import torch
+
+    from spyre_bench.engine.compile import SavedPass
+    from spyre_bench.engine.linear import PackedLinear
+
+    def forward(layer, x):
+        return layer(x).relu()
+
+    linears = [torch.nn.Linear(40, 40) for _ in range(3)]
+    layers = [PackedLinear(linear, 4) for linear in linears]
+    x = torch.randn(4, 40)
+    for start in ("cold", "warm"):
+        run, loaded = SavedPass(forward, "shared", tmp_path), SavedPass.loaded
+        with torch.no_grad():
+            for layer, linear in zip(layers, linears, strict=True):
+                torch.testing.assert_close(run(layer, x), linear(x).relu())
+        assert SavedPass.loaded - loaded == (start == "warm")
