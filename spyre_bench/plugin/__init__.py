@@ -4,6 +4,8 @@ import os
 
 NAME = "spyre"
 PLATFORM = "spyre_bench.plugin.platform.SpyrePlatform"
+START_METHOD = os.environ.get("VLLM_WORKER_MULTIPROC_METHOD")
+"""How processes start, as somebody asked for it; `vllm serve` writes its own answer later."""
 
 
 def register() -> str | None:

@@ -19,12 +19,17 @@ from spyre_bench.engine.carried import NotCarried
 from spyre_bench.engine.memory import blocks_that_fit, memory_there
 from spyre_bench.engine.weights import require_servable
 from spyre_bench.model_sizes import ModelSizes
-from spyre_bench.plugin import environment
+from spyre_bench.plugin import START_METHOD, environment
 from spyre_bench.plugin.config import SpyreConfig
 from spyre_bench.plugin.counters import rejected
 from spyre_bench.plugin.options import refuse_options, without_effect
 from spyre_bench.plugin.requests import refuse_request, require_prompt_type
-from spyre_bench.plugin.shims import explain_long_prompts, let_ctrl_c_through, watch_options
+from spyre_bench.plugin.shims import (
+    explain_long_prompts,
+    fork_the_engine,
+    let_ctrl_c_through,
+    watch_options,
+)
 from spyre_bench.plugin.unsupported import refuse_config, refuse_quantization
 from spyre_bench.plugin.vllm_sizes import may_run, sizes_of, warn_of_untried
 from spyre_bench.shape_set import BLOCK_TOKENS, ShapeSet
@@ -112,6 +117,8 @@ class SpyrePlatform(Platform):
             return
         let_ctrl_c_through()
         config = cls._read_config(vllm_config)
+        if START_METHOD is None and config.compile_backend != "sendnn":
+            fork_the_engine()
         cls._take(config, vllm_config)
         parallel = vllm_config.parallel_config
         parallel.worker_cls = "spyre_bench.plugin.worker.SpyreWorker"

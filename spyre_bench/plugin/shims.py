@@ -1,17 +1,22 @@
-"""What no hook of vLLM 0.32 reaches, in place: two faults at start and end, a look at requests
-before their max_tokens is lowered and at options before defaults are filled in, the words for a
-prompt that is too long, and a function of its model code that compiles itself.
+"""What no hook of vLLM 0.32 reaches, in place: two faults at start and end, an engine process that
+imports everything anew, a look at requests before their max_tokens is lowered and at options before
+defaults are filled in, the words for a prompt that is too long, and a function of its model code
+that compiles itself.
 
 Each test of `tests/plugin/test_shims.py` fails once vLLM does without, and names what can go.
 """
 
 from __future__ import annotations
 
+import gc
+import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from inspect import isfunction
+from multiprocessing.context import ForkContext, ForkProcess
 from typing import TYPE_CHECKING
 
 import torch
@@ -65,6 +70,31 @@ def let_ctrl_c_through() -> None:
             raise interrupt
 
     utils.zmq_socket_ctx = attentive
+
+
+def fork_the_engine() -> None:
+    """`vllm serve` spawns its engine process, since devices do not survive a fork, and so waits for
+    all imports twice; without a device it may be a fork, as the engine of a script is. From here on
+    it is one."""
+    from vllm.v1.engine import utils
+
+    utils.get_mp_context = _Fork
+
+
+class _Engine(ForkProcess):
+    """Leaves what is the server's alone: its port would stay taken for as long as this process
+    lives, and a signal to this process would wake the server's event loop."""
+
+    def run(self) -> None:
+        signal.set_wakeup_fd(-1)
+        for one in gc.get_objects():
+            if type(one) is socket.socket:
+                one.close()
+        super().run()
+
+
+class _Fork(ForkContext):
+    Process = _Engine
 
 
 def watch_max_tokens(on_clamp: Callable[[int, str], None]) -> None:

@@ -64,6 +64,45 @@ def test_with_the_shim_ctrl_c_gets_through(address, monkeypatch):
         raise KeyboardInterrupt
 
 
+def test_without_the_shim_a_server_spawns_its_engine(monkeypatch):
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.utils.system_utils import get_mp_context
+
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "fork")  # so that it is put back
+    monkeypatch.delenv("VLLM_WORKER_MULTIPROC_METHOD")
+    cli_env_setup()
+    method = get_mp_context().get_start_method()
+    assert method == "spawn", "vLLM forks: delete fork_the_engine and its call"
+
+
+HOLDS_THE_PORT = """
+import socket
+
+def engine(pipe):
+    pipe.send("runs")
+    pipe.recv()
+
+from spyre_bench.plugin import shims
+from vllm.v1.engine import utils
+shims.fork_the_engine()
+context = utils.get_mp_context()
+ours, theirs = context.Pipe()
+with socket.create_server(("127.0.0.1", 0)) as server:
+    port = server.getsockname()[1]
+    process = context.Process(target=engine, args=(theirs,))
+    process.start()
+    ours.recv()
+socket.create_server(("127.0.0.1", port)).close()
+ours.send("end")
+process.join()
+"""
+
+
+def test_with_the_shim_the_engine_is_a_fork_that_does_not_hold_the_servers_port():
+    done = subprocess.run([sys.executable, "-c", HOLDS_THE_PORT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_without_the_shim_a_prompt_as_long_as_the_context_is_granted_no_token():
     from vllm.entrypoints.serve.utils import api_utils
 
