@@ -1,7 +1,7 @@
 """`make bench`: figures of this machine as JSON lines, one a measurement, medians of several.
 
 `python -m tests.bench [NAME ...]` runs some of them: decode, generate, overhead, compile,
-model_codes, paged and shapes of the engine; simulate, simulate_many, simulate_continuous,
+model_codes, padding, paged and shapes of the engine; simulate, simulate_many, simulate_continuous,
 optimize_1d, optimize_joint and sweep of the core, without torch; scheduler, continuous_scheduler
 and serve of the server; tensor_parallel and dead_rank of its ranks; panels of notebooks.
 Every measurement has a process of its own, with its threads pinned; nothing else should be running.
@@ -224,6 +224,39 @@ def model_codes(threads: int, batch_size: int) -> dict:
         "decode_ratio": figures["vllm_decode_ms"] / figures["fms_decode_ms"],
         "aim": 1.1,
     }
+
+
+def padding() -> Iterator[dict]:
+    """Is a padded slot a cost? What is paid of padding in proportion to its slots (1: all of it),
+    by rows and by prompt; then passes around boundaries and with fewer live rows, one thread."""
+    import torch
+
+    from spyre_bench.checkpoints.find import model_directory
+    from spyre_bench.cost.padding import paid_shares
+    from spyre_bench.engine.causal_lm import SpyreCausalLM
+    from spyre_bench.engine.compiled_model import EngineConfig
+    from spyre_bench.engine.paged_causal_lm import PagedCausalLM
+    from spyre_bench.engine.warmup import warm_up
+    from spyre_bench.measure.padding import contents, full, time_contents, time_live
+    from spyre_bench.shape_set import ShapeSet
+    from spyre_bench.shapes import Bucket, BucketSet
+
+    torch.set_num_threads(1)
+    sizes = itertools.product((1, 2, 4, 8), (64, 128, 192, 256))
+    buckets = BucketSet(tuple(Bucket(rows, prompt, NEW_TOKENS) for rows, prompt in sizes))
+    directory = model_directory("smollm2")
+    model = SpyreCausalLM(EngineConfig(model_directory=directory, buckets=buckets))
+    warm_up(model, progress=False)
+    measured = time_contents(model, contents(buckets, (64, 128, 192)), rounds=5)
+    yield from paid_shares(full(measured)).to_dict("records")
+    for row in measured.to_dict("records"):
+        seconds = {f"{kind}_ms": 1e3 * row.pop(f"{kind}_s") for kind in ("prefill", "decode")}
+        yield row | {"bucket": str(row["bucket"])} | seconds
+    shapes = ShapeSet.parse("64,320 128,320 256,320", "1,320 2,320 4,320 8,320")
+    paged = PagedCausalLM(EngineConfig(model_directory=directory, shapes=shapes))
+    warm_up(paged, progress=False)
+    for row in time_live(paged, rounds=15).to_dict("records"):
+        yield row | {"ms": 1e3 * row.pop("seconds")}
 
 
 def shape_starts() -> Iterator[dict]:
@@ -942,6 +975,7 @@ def panels() -> Iterator[dict]:
 
 
 CORE = {
+    "padding": padding,
     "shapes": shape_starts,
     "simulate": simulate,
     "simulate_many": simulate_many,

@@ -25,6 +25,7 @@ from spyre_bench.workload.workload import Workload
 
 OBJECTIVES = ("device_seconds", "goodput")
 TIE = 0.03  # relative; costs are not known better, so that sets this close do as well
+TODAY = "today"  # the name of what runs already, among the contenders
 FEW = 100  # requests, of which the half that the choice is made on says little of others
 
 
@@ -32,9 +33,9 @@ FEW = 100  # requests, of which the half that the choice is made on says little 
 class Advice:
     """The advised buckets, and what they were held against.
 
-    `contenders` has one row per set of buckets: name, kind ("ours" or "baseline"), advised,
-    buckets, graphs (buckets in it), compile_s, extrapolated (of its buckets), and for each half
-    (`fitted_`, `held_out_`) bound_s (the shape bound), busy_s, p95_e2el_s, goodput_rps, fill,
+    `contenders` has one row per set of buckets: name, kind ("ours", "baseline" or "today"),
+    advised, buckets, graphs (buckets in it), compile_s, extrapolated (of its buckets), and for each
+    half (`fitted_`, `held_out_`) bound_s (the shape bound), busy_s, p95_e2el_s, goodput_rps, fill,
     rejected and saturated.
     """
 
@@ -111,6 +112,7 @@ def advise(
     objective: str = "device_seconds",
     goodput_ms: Mapping[str, float] | None = None,
     numbers: Mapping[str, int] | None = None,
+    today: Sequence[Bucket] = (),
 ) -> Advice:
     """Chooses at most `limits.buckets` buckets for the workload.
 
@@ -140,11 +142,13 @@ def advise(
     certificate = choose_buckets(fitted, costs, limits)
     ours = {"optimum": certificate.costs} | _relatives(fitted, costs, limits, batch_sizes)
     sets = _distinct(ours) | baselines
+    if today:
+        sets[TODAY] = price(today, model)
     halves = {"fitted": fitted, "held_out": held_out}
     contenders = pd.DataFrame(
         _row(name, chosen, halves, policy, goodput_ms) for name, chosen in sets.items()
     )
-    contenders["kind"] = np.where(contenders["name"].isin(list(ours)), "ours", "baseline")
+    contenders["kind"] = kinds(contenders["name"], ours)
     best = _best(contenders, limits, objective)
     contenders["advised"] = contenders.index == best
     chosen = sets[str(contenders.at[best, "name"])]
@@ -154,19 +158,43 @@ def advise(
 def _best(contenders: pd.DataFrame, limits: Limits, objective: str) -> Any:
     """The index of the advised row."""
     fits = contenders["fitted_rejected"] == contenders["fitted_rejected"].min()
+    runs = contenders["name"] == TODAY
     if limits.warmup_budget_s is not None:
-        fits &= contenders["compile_s"] <= limits.warmup_budget_s
+        fits &= runs | (contenders["compile_s"] <= limits.warmup_budget_s)
     rows = contenders[fits | (contenders["name"] == "optimum")]
     if objective == "goodput":
         tied = rows["fitted_goodput_rps"] >= rows["fitted_goodput_rps"].max() * (1 - TIE)
     else:
         tied = rows["fitted_busy_s"] <= rows["fitted_busy_s"].min() * (1 + TIE)
+    if (kept := runs[rows.index] & fits[rows.index] & tied).any():
+        return rows.index[kept][0]
     return rows[tied].sort_values(["compile_s", "fitted_p95_e2el_s"], kind="stable").index[0]
+
+
+def kinds(names: pd.Series, ours: Iterable[str]) -> np.ndarray:
+    """Of contenders by name: "today", "ours" or "baseline"."""
+    other = np.where(names.isin(list(ours)), "ours", "baseline")
+    return np.where(names == TODAY, TODAY, other)
+
+
+def keeping(frame: pd.DataFrame, compiled: str) -> str:
+    """Why what runs today is to stay, in words. `compiled`: "buckets" or "shapes"."""
+    busy_s = {str(name): float(seconds) for name, seconds in frame["fitted_busy_s"].items()}
+    least = min(busy_s, key=lambda name: busy_s[name])
+    if busy_s[TODAY] <= busy_s[least]:
+        return f"keep your {compiled}: none takes fewer device seconds on the first half"
+    less = 1 - busy_s[least] / busy_s[TODAY]
+    return (
+        f"keep your {compiled}, it does not matter: {least} takes {less:.1%} fewer device seconds "
+        f"on the first half, and below {TIE:.0%} costs are not known well enough to tell"
+    )
 
 
 def _against(frame: pd.DataFrame, advised: str) -> str:
     """The advised set beside the one with the fewest device seconds on the first half, or beside
     the best of the other stacks' schemes where it is that one itself."""
+    if advised == TODAY:
+        return keeping(frame, "buckets")
     busy_s, compile_s = frame["fitted_busy_s"].to_dict(), frame["compile_s"].to_dict()
     least = min(busy_s, key=lambda name: float(busy_s[name]))
     more = busy_s[advised] / busy_s[least] - 1

@@ -12,10 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from spyre_bench.choose.advise import TIE, doubts
+from spyre_bench.choose.advise import TIE, TODAY, doubts, keeping, kinds
 from spyre_bench.choose.schemes import optimal
 from spyre_bench.choose.visits import ShapeChoice, ShapeLimits, choose_shapes
 from spyre_bench.cost.bucket_cost import CostModel
@@ -57,9 +56,10 @@ class Engine:
 class ShapeAdvice:
     """The advised shapes, and what they were held against.
 
-    `contenders` has one row per set of shapes: name, kind ("ours" or "baseline"), advised, prefill
-    and decode (shapes as text), graphs, compile_s, extrapolated, and for each half (`fitted_`,
-    `held_out_`) bound_s, busy_s, p95_ttft_s, p95_e2el_s, tokens_per_s, rejected and saturated.
+    `contenders` has one row per set of shapes: name, kind ("ours", "baseline" or "today"), advised,
+    prefill and decode (shapes as text), graphs, compile_s, extrapolated, and for each half
+    (`fitted_`, `held_out_`) bound_s, busy_s, p95_ttft_s, p95_e2el_s, tokens_per_s, rejected and
+    saturated.
     """
 
     costs: ShapeCosts
@@ -99,7 +99,8 @@ def advise_shapes(
     the workload. Advised is the one with the fewest busy device seconds there; of those within
     `TIE` of it those that compile in least time, and of these the lowest P95 of E2EL. The second
     half shows what that is worth on requests that were not looked at. The shapes of `today` are a
-    contender too. Where `prefixes` names those of the requests, engines have a prefix cache.
+    contender too, and stay where they are within `TIE`. Where `prefixes` names those of the
+    requests, engines have a prefix cache.
 
     Raises ValueError for a budget on what the model says nothing of, where it has no figure for the
     longest context, and what `choose_shapes` refuses.
@@ -124,11 +125,13 @@ def advise_shapes(
                 raise
     sets = {name: choice.costs for name, choice in chosen.items()} | grid.baselines(model)
     if today is not None:
-        sets["today"] = model.of_shapes(today)
+        sets[TODAY] = model.of_shapes(today)
     halves = {"fitted": fitted, "held_out": held_out}
-    distinct = _distinct(sets).items()
-    contenders = pd.DataFrame(_row(name, it, halves, replay) for name, it in distinct)
-    contenders["kind"] = np.where(contenders["name"].isin(list(chosen)), "ours", "baseline")
+    distinct = _distinct(sets)
+    if today is not None:
+        distinct[TODAY] = sets[TODAY]
+    contenders = pd.DataFrame(_row(name, it, halves, replay) for name, it in distinct.items())
+    contenders["kind"] = kinds(contenders["name"], chosen)
     contenders = _best_of_each_width(contenders)
     best = _best(contenders, limits)
     contenders["advised"] = contenders.index == best
@@ -144,7 +147,7 @@ def _best_of_each_width(contenders: pd.DataFrame) -> pd.DataFrame:
     """Of our choices the one of each largest width whose chunks are best, and the baselines."""
     ours = contenders[contenders["kind"] == "ours"]
     best = ours.groupby(ours["name"].str.extract(r"(B ≤ \d+)")[0].fillna(""))["fitted_busy_s"]
-    kept = contenders.index.isin(best.idxmin()) | (contenders["kind"] == "baseline")
+    kept = contenders.index.isin(best.idxmin()) | (contenders["kind"] != "ours")
     return contenders[kept].reset_index(drop=True)
 
 
@@ -287,19 +290,23 @@ def _best(contenders: pd.DataFrame, limits: ShapeLimits) -> Any:
     fits = contenders["graphs"] <= limits.graphs
     if limits.warmup_budget_s is not None:
         fits &= contenders["compile_s"] <= limits.warmup_budget_s
-    rows = contenders[fits]
+    rows = contenders[fits | (contenders["name"] == TODAY)]
     rows = rows[rows["fitted_rejected"] == rows["fitted_rejected"].min()]
     tied = rows["fitted_busy_s"] <= rows["fitted_busy_s"].min() * (1 + TIE)
     rows = rows[tied]
+    if (runs := rows["name"] == TODAY).any():
+        return rows.index[runs][0]
     quickest = rows[rows["compile_s"] <= rows["compile_s"].min() * (1 + ALIKE)]
     return quickest["fitted_p95_e2el_s"].idxmin()
 
 
 def _against(frame: pd.DataFrame, advised: str) -> str:
     """The advised set beside the other stacks' schemes."""
+    if advised == TODAY:
+        return keeping(frame, "shapes")
     busy_s, compile_s = frame["fitted_busy_s"].to_dict(), frame["compile_s"].to_dict()
     said = []
-    for name in frame.index[frame["kind"] == "baseline"]:
+    for name in frame.index[frame["kind"] != "ours"]:
         if name != advised:
             less = 1 - busy_s[advised] / busy_s[name]
             seconds = f"{less:.1%} fewer" if less >= 0 else f"{-less:.1%} more"

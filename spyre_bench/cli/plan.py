@@ -105,6 +105,9 @@ def buckets(
         list[int] | None, typer.Option(help="to consider; default: those of the cost table")
     ] = None,
     objective: Annotated[str, typer.Option(help="device_seconds or goodput")] = "device_seconds",
+    bucket: Annotated[
+        list[str] | None, typer.Option(help="each of today's: kept where a change makes under 3 %")
+    ] = None,
     plot: pictures.Plot = None,
     as_json: Json = False,
 ) -> None:
@@ -114,6 +117,7 @@ def buckets(
     from spyre_bench.cost.bucket_cost import price
     from spyre_bench.metrics.bounds import shape_bound_s
     from spyre_bench.metrics.latency import require_limits
+    from spyre_bench.shapes import BucketSet
 
     pictures.require_drawable(plot)
     limits = Limits(k, warmup_budget, memory_bytes(memory_gib))
@@ -132,6 +136,7 @@ def buckets(
         policy=rules,
         objective=objective,
         goodput_ms=goodput_ms,
+        today=BucketSet.parse(" ".join(bucket)) if bucket else (),
     )
     if plot:
         pictures.draw_advice(advice, plot)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from spyre_bench.choose.advise import Advice, advise
+from spyre_bench.choose.advise import TIE, Advice, advise
 from spyre_bench.choose.optimize import Limits
 from spyre_bench.cost.bucket_cost import BucketCost, CostModel
 from spyre_bench.cost.rescaled import Rescaled
@@ -81,12 +81,21 @@ class Tuning:
 
     @property
     def keeps(self) -> bool:
-        """Whether the deployment's own buckets are to stay: no saving is sure."""
-        return self.current is not None and (
-            self.saving is None
-            or self.current.buckets == self.new.buckets
-            or (not self.saving.sure and self.current.rejected <= self.new.rejected)
+        """Whether the deployment's own buckets are to stay: no saving is sure, or none matters."""
+        if self.current is None:
+            return False
+        if self.saving is None or self.current.buckets == self.new.buckets:
+            return True
+        return self.current.rejected <= self.new.rejected and not (
+            self.saving.sure and self.matters
         )
+
+    @property
+    def matters(self) -> bool:
+        """Whether others save `TIE` of device seconds or of the P95 of E2EL, below which costs are
+        not known well enough to tell."""
+        savings = (self.saving, self.saving_p95)
+        return any(saving is not None and saving.point >= TIE for saving in savings)
 
     @property
     def advised(self) -> Figures:
@@ -104,6 +113,12 @@ class Tuning:
         refused = self.current.rejected - self.new.rejected
         admits = f"; {refused:,} requests more are served" if refused else ""
         if self.keeps:
+            if not self.matters:
+                return (
+                    f"keep your buckets, it does not matter: others would save {self.saving} of "
+                    f"device seconds, and below {TIE:.0%} costs are not known well enough to tell; "
+                    f"{start}"
+                )
             unsure = self.saving is None or self.saving.low is None
             why = "but the costs have no spread to say how sure that is" if unsure else "not surely"
             return (

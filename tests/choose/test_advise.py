@@ -42,6 +42,41 @@ def advice(mixed):
     return advise(mixed, TOY, Limits(4))
 
 
+def test_what_runs_today_stays_where_a_change_makes_no_difference(mixed, advice):
+    near = [replace(advice.buckets[0], new_tokens=64), *advice.buckets[1:]]
+    kept = advise(mixed, TOY, Limits(4), today=near)
+    frame = kept.contenders.set_index("name")
+    assert frame["fitted_busy_s"]["today"] <= frame["fitted_busy_s"].min() * (1 + TIE)
+    assert set(kept.buckets) == set(near)
+    assert frame["kind"]["today"] == "today"
+    assert kept.verdict.startswith("keep your buckets")
+
+
+def test_that_it_does_not_matter_is_said_with_the_threshold(mixed, advice):
+    slower = replace(TOY, prefill_s=(0.02, 1e-4 * (1 + TIE / 2)))
+
+    class Today(CostModel):
+        """The toy, and buckets of 61 new tokens that take a little longer."""
+
+        def of(self, bucket):
+            return (slower if bucket.new_tokens == 61 else TOY).of(bucket)
+
+    near = [replace(bucket, new_tokens=61) for bucket in advice.buckets]
+    kept = advise(mixed, Today(), Limits(4), today=near)
+    assert set(kept.buckets) == set(near)
+    assert kept.verdict.startswith("keep your buckets, it does not matter: ")
+    assert "below 3% costs are not known well enough to tell" in kept.verdict
+
+
+def test_what_runs_today_goes_where_it_is_worse_or_takes_fewer_requests(mixed):
+    worse = advise(mixed, TOY, Limits(4), today=[Bucket(1, 960, 64)])
+    assert Bucket(1, 960, 64) not in worse.buckets
+    assert not worse.verdict.startswith("keep")
+    short = advise(mixed, TOY, Limits(4), today=[Bucket(8, 64, 64)])
+    assert short.contenders.set_index("name")["fitted_rejected"]["today"] > 0
+    assert Bucket(8, 64, 64) not in short.buckets or len(short.buckets) > 1
+
+
 # --- what is promised -----------------------------------------------------------------------------
 
 

@@ -57,6 +57,16 @@ def test_other_schemes_and_todays_shapes_are_beside_it_and_what_costs_the_same_i
     assert "one shape of each" in advice.verdict
 
 
+def test_shapes_that_run_today_stay_where_a_change_makes_no_difference(requests, advice):
+    again = advise_shapes(
+        requests, load_cost(), ShapeLimits(6), Engine(8, 512), RULES, advice.shapes
+    )
+    assert again.shapes == advice.shapes
+    frame = again.contenders.set_index("name")
+    assert frame["advised"]["today"]
+    assert again.verdict.startswith("keep your shapes")
+
+
 def test_on_the_card_a_symbolic_shape_is_a_contender_of_its_own(requests):
     card = load_cost("card:granite-3.3-8b,tp=4")
     found = advise_shapes(requests, card, ShapeLimits(4), Engine(4, 256), RULES)

@@ -175,3 +175,22 @@ def test_the_file_is_read_wherever_buckets_are(tmp_path):
             BucketSet.parse(f"@{path}")
     with pytest.raises(ValueError, match=r"buckets @/nowhere/x\.json: No such file"):
         BucketSet.parse("@/nowhere/x.json")
+
+
+def test_a_saving_too_small_to_matter_is_said_to_be_that_with_the_threshold():
+    import dataclasses
+
+    from spyre_bench.studies.tune import Saving
+
+    some, today = requests(3), price(BucketSet.parse("4,256,64"), load_cost())
+    tuning = tune(some, load_cost(), today, Limits(2), batch_sizes=(1, 2, 4), replications=0)
+    sure = dataclasses.replace(
+        tuning, saving=Saving(0.02, 0.01, 0.03), saving_p95=Saving(0.01, 0.005, 0.02)
+    )
+    assert tuning.new.buckets != tuning.current.buckets
+    assert sure.keeps
+    assert sure.verdict.startswith("keep your buckets, it does not matter: others would save 2.0%")
+    assert "below 3%" in sure.verdict
+    quicker = dataclasses.replace(sure, saving_p95=Saving(0.2, 0.1, 0.3))
+    assert not quicker.keeps
+    assert quicker.verdict.startswith("change")
