@@ -336,7 +336,7 @@ def test_how_full_batches_are_is_said_of_every_policy_load_and_set_of_buckets(tm
 def test_both_kinds_of_batching_serve_the_same_requests_on_as_many_graphs(tmp_path):
     words = ("-p", "requests", "300", "-p", "load_shares", "0.3 0.9 4", "-p", "graphs", "4")
     record = run(tmp_path, "06_static_or_continuous", None, *words)
-    assert set(record["figures"]) == {"paid", "under-load", "chunks"}
+    assert set(record["figures"]) == {"paid", "under-load", "chunks", "pareto"}
     found = record["results"]
     tables = tmp_path / "out/latest/06_static_or_continuous/tables"
     queued = pd.read_csv(tables / "queued.csv").set_index("kind")
