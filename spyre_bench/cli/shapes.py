@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from spyre_bench.cli import pictures, tables
 from spyre_bench.cli.options import Json, with_options
-from spyre_bench.policy.continuous import RULES
 from spyre_bench.simulate.scenario import ENGINE, SCHEDULING, Scenario
 
 if TYPE_CHECKING:
@@ -59,28 +57,14 @@ def shapes(
     _print(advice, source.label)
 
 
-def setting(advice: ShapeAdvice) -> dict[str, Any]:
-    """What `--additional-config` takes: the shapes, and the rules that they were replayed under
-    where these are not those that a server goes by unasked."""
-    chosen = advice.shapes
-    usual, own = asdict(RULES), asdict(advice.rules)
-    spyre: dict[str, Any] = {
-        "batching": "continuous",
-        "prefill_shapes": " ".join(map(str, chosen.prefill)),
-        "decode_shapes": " ".join(map(str, chosen.decode)),
-        "blocks": chosen.blocks,
-    }
-    if rules := {name: value for name, value in own.items() if value != usual[name]}:
-        spyre["rules"] = rules
-    return {"spyre": spyre}
-
-
 def _json(advice: ShapeAdvice) -> dict[str, Any]:
+    from spyre_bench.choose import server_settings
+
     found = advice.certificate
     return {
         "prefill_shapes": [str(shape) for shape in advice.shapes.prefill],
         "decode_shapes": [str(shape) for shape in advice.shapes.decode],
-        "additional_config": setting(advice),
+        "additional_config": server_settings.of_shapes(advice.shapes, advice.rules),
         "requests_fitted": len(advice.fitted),
         "requests_held_out": len(advice.held_out),
         "certificate": {
@@ -99,6 +83,8 @@ def _json(advice: ShapeAdvice) -> dict[str, Any]:
 
 def _print(advice: ShapeAdvice, priced: str) -> None:
     from rich.console import Console
+
+    from spyre_bench.choose import server_settings
 
     Console().print(_table(advice))
     typer.echo(
@@ -121,7 +107,8 @@ def _print(advice: ShapeAdvice, priced: str) -> None:
         f"shapes make other passes, so the choice was simulated and repeated {found.rounds} times, "
         f"{ended}. Costs: {priced}"
     )
-    typer.echo(f"--additional-config '{json.dumps(setting(advice))}'")
+    setting = server_settings.of_shapes(advice.shapes, advice.rules)
+    typer.echo(f"--additional-config '{json.dumps(setting)}'")
 
 
 def _table(advice: ShapeAdvice) -> Table:
