@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -104,6 +105,11 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+def name_in(path: Path) -> str:
+    """As `name_of`, "" outside of the package."""
+    return name_of(path) if path.is_relative_to(PACKAGE) else ""
+
+
 MODULES = {name_of(path): path for path in FILES}
 
 
@@ -171,6 +177,22 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
 
 def test_no_module_imports_in_a_circle_not_even_inside_of_a_function():
     assert not circle({module: ours(imported(path)) - {module} for module, path in MODULES.items()})
+
+
+def test_every_module_is_imported_somewhere_or_named_in_full():
+    """What a rename or a merge left behind is neither. Named are processes, entry points, classes
+    that vLLM is told of."""
+    users = {*ROOT.glob("tests/**/*.py"), *FILES}
+    reached = set().union(*(ours(imported(path)) - {name_in(path)} for path in users))
+    for notebook in ROOT.glob("notebooks/*.ipynb"):
+        for cell in json.loads(notebook.read_text())["cells"]:
+            if cell["cell_type"] == "code":
+                reached |= ours(
+                    set(imports(ast.parse(re.sub("(?m)^%.*", "", "".join(cell["source"])))))
+                )
+    text = "".join(path.read_text() for path in (*FILES, ROOT / "pyproject.toml"))
+    left = {module for module in MODULES.keys() - reached if f"spyre_bench.{module}" not in text}
+    assert not {module for module in left if MODULES[module].name != "__init__.py"}
 
 
 @pytest.mark.parametrize(
