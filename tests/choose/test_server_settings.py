@@ -41,6 +41,7 @@ def test_of_other_rules_those_are_said_that_are_not_usual():
     max_age_s=st.floats(0, 86400),
 )
 def test_a_server_forms_batches_by_the_policy_that_was_chosen(**chosen):
+    pytest.importorskip("torch")
     from spyre_bench.plugin.config import SpyreConfig
 
     text = json.dumps(server_settings.of_buckets(BUCKETS, Policy(**chosen)))
@@ -51,6 +52,7 @@ def test_a_server_forms_batches_by_the_policy_that_was_chosen(**chosen):
 
 @pytest.mark.vllm
 def test_a_server_steps_by_the_rules_that_were_chosen():
+    pytest.importorskip("torch")
     from spyre_bench.plugin.config import SpyreConfig
 
     shapes, rules = ShapeSet.parse("64,512", "4,512 8,512", 40), Rules(decode_between=3)
