@@ -15,13 +15,13 @@ from spyre_bench.policy.continuous import Rules
 from spyre_bench.shape_set import ShapeSet
 from spyre_bench.validate.decisions import NEAR_S, Decisions
 from spyre_bench.validate.step_decisions import step_decisions
+from tests.plugin.simulated_hosts import draw_rules
 from tests.plugin.test_continuous_hosts import (
     DECODE,
     LONGEST,
     PREFILL,
     STOP,
     VllmHost,
-    draw_rules,
     vllm_config,
 )
 

@@ -21,6 +21,7 @@ from spyre_bench.simulate.result import PREFILL as PREFILL_KIND
 from spyre_bench.simulate.result import ContinuousRun
 from spyre_bench.workload.workload import Workload
 from tests.plugin.conftest import platform_as_before
+from tests.plugin.simulated_hosts import draw_rules
 from tests.policy.engine_host import Host, Request, costs_of
 
 pytestmark = pytest.mark.vllm
@@ -193,20 +194,6 @@ class VllmHost:
 
 
 STOP = 9
-
-
-def draw_rules(draw: random.Random) -> Rules:
-    return Rules(
-        decode_between=draw.choice([0, 1, 1, 3]),
-        order=draw.choice(["arrival", "arrival", "shortest_prefill"]),
-        max_age_s=20.0,
-        admission=draw.choice(["reserve", "preempt"]),
-        layout=draw.choice(["ragged", "rectangular"]),
-        chunk_tokens=draw.choice([None, 64, 128]),
-        over_limit=draw.choice(["pause", "hold"]),
-        max_batch_context_tokens=draw.choice([None, 640, 1024]),
-        longest_first=draw.random() < 0.5,
-    )
 
 
 @dataclass
