@@ -109,9 +109,7 @@ def panel(
 @contextmanager
 def _no_figure_left() -> Iterator[None]:
     """Pyplot keeps what is drawn, and Jupyter would show it once more, after an error too."""
-    import matplotlib.pyplot as plt
-
-    from spyre_bench import plots  # noqa: F401 before the first figure: it brings the style
+    from spyre_bench.plots.style import plt  # it brings the style, before the first figure
 
     before = set(plt.get_fignums())
     try:
