@@ -368,6 +368,14 @@ def test_the_server_ends_cleanly_with_its_last_answer(server, client):
     before = len(server.output())  # vLLM prints a traceback with each 500 of its own
     server.process.send_signal(signal.SIGINT)
     assert server.process.wait(20) == 0, server.output()
-    assert "Traceback" not in server.output()[before:]
-    assert not re.search(r"ERROR.*EngineCore", server.output())
+    assert "Traceback" not in without_the_race(server.output()[before:])
+    assert not re.search(r"ERROR.*EngineCore", without_the_race(server.output()))
     server.require_nothing_left()
+
+
+def without_the_race(output: str) -> str:
+    """vLLM's front end ends its engine, and only then the task that reads from it: now and then
+    that task hears first that the engine is gone, and says so with a traceback."""
+    told = [line for line in output.splitlines() if re.search(r"ERROR .*\[async_llm.py:", line)]
+    race = told and "output_handler failed" in told[0] and "EngineDeadError" in told[-1]
+    return "\n".join(line for line in output.splitlines() if not (race and line in told))
