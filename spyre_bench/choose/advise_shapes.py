@@ -143,6 +143,17 @@ def advise_shapes(
     )
 
 
+def within_contexts(workload: Workload, model: CostModel) -> Workload:
+    """The requests that the model covers. Raises ValueError where there is none."""
+    covered = model.covers_contexts(workload)
+    if not covered.any():
+        raise ValueError(
+            "every request is longer than the contexts of the cost table: measure longer shapes, "
+            "scale the lengths down (--length-scale), or extrapolate (--extrapolate)"
+        )
+    return workload if covered.all() else workload.take(covered)
+
+
 def _best_of_each_width(contenders: pd.DataFrame) -> pd.DataFrame:
     """Of our choices the one of each largest width whose chunks are best, and the baselines."""
     ours = contenders[contenders["kind"] == "ours"]
@@ -169,9 +180,9 @@ class _Grid:
         model: CostModel,
         batch_context_tokens: int | None = None,
     ) -> _Grid:
-        """Widths and chunks double up to the engine's; contexts are the best boundaries of those
-        that requests end with, and the longest that any may have. A shape beyond the limit on rows
-        times context would never run full."""
+        """Widths and chunks go by `half_steps` up to the engine's; contexts are the best boundaries
+        of those that requests end with, and the longest that any may have. A shape beyond the limit
+        on rows times context would never run full."""
         longest = blocks_of(int((workload.prompt_tokens + workload.max_tokens).max()))
         longest *= BLOCK_TOKENS
         ends = fitted.prompt_tokens + fitted.output_tokens
@@ -182,13 +193,13 @@ class _Grid:
         widest = PrefillShape(chunk, longest), DecodeShape(widest_rows, longest)
         prefill = {
             PrefillShape(c, t)
-            for c in doublings(BLOCK_TOKENS, chunk)
+            for c in half_steps(BLOCK_TOKENS, chunk)
             for t in (*optimal(fitted.prompt_tokens, PREFILL_CONTEXTS)[PREFILL_CONTEXTS], longest)
             if c <= t <= longest
         }
         decode = {
             DecodeShape(b, min(t, longest))
-            for b in doublings(1, engine.rows)
+            for b in half_steps(1, engine.rows)
             for t in (*optimal(ends, DECODE_CONTEXTS)[DECODE_CONTEXTS], longest)
             if b * min(t, longest) <= limit
         } | {widest[1]}
@@ -211,9 +222,9 @@ class _Grid:
         return cls(costs, engine, longest, limit)
 
     def parts(self) -> Iterator[tuple[str, ShapeCosts]]:
-        """All candidates, then those up to each smaller width and chunk."""
-        widths = sorted({cost.shape.rows for cost in self.costs.decode}, reverse=True)
-        chunks = sorted({cost.shape.chunk_length for cost in self.costs.prefill}, reverse=True)
+        """All candidates, then those up to each smaller width and chunk that doubles."""
+        widths = _doubling({cost.shape.rows for cost in self.costs.decode}, 1)
+        chunks = _doubling({cost.shape.chunk_length for cost in self.costs.prefill}, BLOCK_TOKENS)
         for rows, chunk in itertools.product(widths, chunks):
             said = [f"B ≤ {rows}"] * (rows < widths[0]) + [f"C ≤ {chunk}"] * (chunk < chunks[0])
             prefill = (it for it in self.costs.prefill if it.shape.chunk_length <= chunk)
@@ -247,6 +258,19 @@ class _Grid:
             with suppress(ValueError):
                 found[name] = model.of_shapes(ShapeSet.parse(*scheme, self.costs.blocks))
         return found
+
+
+def half_steps(first: int, last: int) -> list[int]:
+    """As `doublings`, and half-way between two of them where that is a multiple of the first: a
+    pass of three rows need not run as one of four."""
+    sizes = doublings(first, last)
+    between = ((low + high) // 2 for low, high in itertools.pairwise(sizes))
+    return sorted({*sizes, *(size for size in between if size % first == 0)})
+
+
+def _doubling(sizes: set[int], first: int) -> list[int]:
+    """Of these sizes the largest, and those that double from the first on; descending."""
+    return sorted(sizes & set(doublings(first, max(sizes))), reverse=True)
 
 
 def rows_within(limit: float, rows: int, context_tokens: int) -> int:

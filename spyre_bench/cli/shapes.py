@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -30,17 +31,18 @@ def shapes(
 ) -> None:
     """Choose shapes of continuous batching for a workload: proved for the passes that it makes,
     replayed, against other schemes and today's (--prefill-shape, --decode-shape)."""
-    from spyre_bench.choose.advise_shapes import Engine, advise_shapes
+    from spyre_bench.choose.advise_shapes import Engine, advise_shapes, within_contexts
     from spyre_bench.choose.visits import ShapeLimits
     from spyre_bench.shape_set import DEFAULT_CHUNK
 
     pictures.require_drawable(plot)
     limits = ShapeLimits(k, warmup_budget)
     engine = Engine(rows, scenario.chunk_tokens or DEFAULT_CHUNK, scenario.blocks)
-    source = scenario.load_cost()
+    source = replace(scenario, batching="continuous").load_cost()
     loaded = scenario.read_workload()
+    covered = within_contexts(scenario.scaled(loaded), source)
     advice = advise_shapes(
-        scenario.scaled(loaded),
+        covered,
         source,
         limits,
         engine,
@@ -51,9 +53,16 @@ def shapes(
     if plot:
         pictures.draw_shapes(advice, plot)
     if as_json:
-        typer.echo(json.dumps(_json(advice), allow_nan=False))
+        told = {"requests_beyond_the_cost_table": len(loaded) - len(covered)} | _json(advice)
+        typer.echo(json.dumps(told, allow_nan=False))
         return
     typer.echo(str(loaded), err=True)
+    if beyond := len(loaded) - len(covered):
+        typer.echo(
+            f"{beyond:,} of {len(loaded):,} requests are longer than any context of the cost table "
+            f"and left out; --extrapolate takes them in",
+            err=True,
+        )
     _print(advice, source.label)
 
 

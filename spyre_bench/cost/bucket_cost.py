@@ -123,6 +123,10 @@ class CostModel(Protocol):
         """Raises ValueError where it prices another model, or another number of cards."""
         return None
 
+    def covers_contexts(self, workload: Lengths) -> np.ndarray:
+        """bool [requests], those whose prompt and outputs a paged shape of its range holds."""
+        return np.ones(len(workload.prompt_tokens), bool)
+
     def require_known(self, name: str, what: str) -> None:
         """Raises ValueError where `name` ("compile_s", "memory_bytes") is not known of every
         bucket: `what`, a limit on it, would hold whatever is chosen."""

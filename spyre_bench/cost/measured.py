@@ -29,7 +29,9 @@ from spyre_bench.model_sizes import ModelSizes
 from spyre_bench.shape_set import ShapeSet
 from spyre_bench.shapes import Bucket
 
-SHIPPED = Path(__file__).parents[1] / "data" / "cost.csv"
+DATA = Path(__file__).parents[1] / "data"
+SHIPPED, SHIPPED_SHAPES = DATA / "cost.csv", DATA / "shapes.csv"
+"""Of two machines: no figure of one may stand beside one of the other."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -189,6 +191,12 @@ class MeasuredCost(CostModel):
                 f"--tensor-parallel-size {tp}: use {measured}, or another table"
             )
 
+    def covers_contexts(self, workload: Lengths) -> np.ndarray:
+        tokens = workload.prompt_tokens + workload.max_tokens
+        if self.extrapolate or not self.shape_rows:
+            return np.ones(len(tokens), bool)
+        return np.asarray(tokens <= self.measured_shapes.longest_context)
+
     def require_known(self, name: str, what: str) -> None:
         if unknown := [row for row in self._all if not getattr(row, name) > 0]:
             row = unknown[0]
@@ -256,8 +264,9 @@ class MeasuredCost(CostModel):
 
 
 def load_cost_table(path: Path | None = None, *, extrapolate: bool = False) -> MeasuredCost:
-    """The cost table of a file, or the one that ships with the package: SmolLM2-135M on one CPU
-    thread, B 1 to 8, P 64 to 2048, N 2 to 1024."""
+    """The cost table of a file, or that of buckets which ships with the package: SmolLM2-135M on
+    one CPU thread, B 1 to 8, P 64 to 2048, N 2 to 1024. `SHIPPED_SHAPES` has shapes of continuous
+    batching: 1 to 8 rows and chunks of 64 to 512 tokens, contexts of 64 to 3,072."""
     path = path or SHIPPED
     return MeasuredCost(
         tuple(read_cost_table(path)),

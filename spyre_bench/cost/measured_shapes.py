@@ -54,6 +54,12 @@ class MeasuredShapes:
                 said.append(f"{name} {low} to {high} over contexts {shortest} to {longest}")
         return ", ".join(said)
 
+    @property
+    def longest_context(self) -> int:
+        """Tokens of the longest context that was measured, of either kind that was."""
+        known = (table for table in (self._prefill, self._decode) if table is not None)
+        return min(int(table.sizes[:, 1].max()) for table in known)
+
     def frame(self) -> pd.DataFrame:
         """One row a measured shape: its name, and its seconds."""
         return pd.DataFrame(
@@ -145,14 +151,30 @@ class _Kind:
         if exact.size:
             return dict(zip(QUANTITIES, self._values[exact[0]].tolist(), strict=True)), False
         ratios, outside = self._between.at(np.array(sizes))
+        if not outside:
+            ratios = self._of_width(*sizes, ratios)
         values = ratios * (_parts(np.array([sizes])) @ self._forms.T)[0]
         return dict(zip(QUANTITIES, values.tolist(), strict=True)), outside or self._few
 
+    def _of_width(self, width: int, context: int, between: np.ndarray) -> np.ndarray:
+        """The ratios of a width that was measured over several contexts: its own, linear in the
+        context's logarithm between them and those of the nearest beyond. A kernel for two rows may
+        be slower than one for three, and neighbours then say little of it."""
+        own = np.flatnonzero(self.sizes[:, 0] == width)
+        if len(own) < 2:
+            return between
+        own = own[np.argsort(self.sizes[own, 1])]
+        contexts, ratios = np.log2(self.sizes[own, 1]), self._ratios[own]
+        return np.array([np.interp(np.log2(context), contexts, column) for column in ratios.T])
+
+    @cached_property
+    def _ratios(self) -> np.ndarray:
+        fitted = _parts(self.sizes) @ self._forms.T
+        return np.divide(self._values, fitted, out=np.ones_like(fitted), where=fitted > 0)
+
     @cached_property
     def _between(self) -> Ratios:
-        fitted = _parts(self.sizes) @ self._forms.T
-        ratios = np.divide(self._values, fitted, out=np.ones_like(fitted), where=fitted > 0)
-        return Ratios(self.sizes, ratios)
+        return Ratios(self.sizes, self._ratios)
 
 
 def _kind(rows: Sequence[ShapeRow]) -> _Kind | None:

@@ -1,5 +1,5 @@
-"""A source of costs from text, as commands and grids take it: the file of a cost table, or the
-Spyre card's model as `card:MODEL,tp=4,dtype=fp8,end=pessimistic`.
+"""A source of costs from text, as commands and grids take it: the file of a cost table, the name
+of one that ships, or the Spyre card's model as `card:MODEL,tp=4,dtype=fp8,end=pessimistic`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from typing import TypeVar
 from spyre_bench.cost.bucket_cost import CostModel
 from spyre_bench.cost.card import SpyreCost
 from spyre_bench.cost.card_parameters import WORDS, with_all_reduce
-from spyre_bench.cost.measured import load_cost_table
+from spyre_bench.cost.measured import SHIPPED, SHIPPED_SHAPES, load_cost_table
 from spyre_bench.model_sizes import preset
 
+BUCKETS, SHAPES = "buckets", "shapes"
+NAMED = {BUCKETS: SHIPPED, SHAPES: SHIPPED_SHAPES}
+"""The tables that ship, of two machines. That of buckets prices a paged pass as a static one."""
 PREFIX = "card:"
 SIMULATED = "simulated:"
 """Before a source of costs: a device that computes nothing and takes their time."""
@@ -22,14 +25,15 @@ DEFAULTS = {"tp": "1", "dtype": "fp16", "end": "value", "all_reduce_us": "0"}
 
 
 def load_cost(text: str | Path | None = None, *, extrapolate: bool = False) -> CostModel:
-    """The costs that `text` names: the table of a file, the card's model, or, where it is empty,
-    the table that ships.
+    """The costs that `text` names: the table of a file, one that ships, the card's model, or, where
+    it is empty, the table of buckets that ships.
 
     Raises ValueError for a model, a key or a value that is not known, naming those that are.
     """
     if text and str(text).startswith(PREFIX):
         return _card(str(text))
-    return load_cost_table(Path(text) if text else None, extrapolate=extrapolate)
+    path = NAMED.get(str(text or BUCKETS)) or Path(str(text))
+    return load_cost_table(path, extrapolate=extrapolate)
 
 
 def on_cards(text: str | None, tp: int) -> str | None:

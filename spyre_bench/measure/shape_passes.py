@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 
 Shape = PrefillShape | DecodeShape
 At = tuple[int, ...]
+Key = TypeVar("Key")
+DISTURBED = 1.1
 
 
 def time_shapes(model: PagedCausalLM, passes: int) -> dict[Shape, dict[str, Any]]:
     """Of each shape that was warmed, medians of passes that differ in what is in it, as `ShapeRow`
     names them, and how far those between are off a straight line. All are run in turns, so that a
-    machine that changes its pace meanwhile is fast or slow for every one. No passes, no figures."""
+    machine that changes its pace meanwhile is fast or slow for every one, and rounds that others
+    disturbed are left out. No passes, no figures."""
     plans = {shape: _passes_of(model, shape) for shape in model.shapes}
     times: dict[tuple[Shape, At], list[float]] = {
         (shape, at): [] for shape, (_, ends, between) in plans.items() for at in _all(ends, between)
@@ -33,10 +36,20 @@ def time_shapes(model: PagedCausalLM, passes: int) -> dict[Shape, dict[str, Any]
             seconds.append(time.perf_counter() - started)
     if not passes:
         return {shape: {} for shape in plans}
+    times = undisturbed(times)
     return {
         shape: _figures(shape, ends, between, {at: times[shape, at] for at in _all(ends, between)})
         for shape, (_, ends, between) in plans.items()
     }
+
+
+def undisturbed(times: Mapping[Key, Sequence[float]]) -> dict[Key, list[float]]:
+    """Without the rounds in which all passes together took more than `DISTURBED` times as long as
+    they usually do: others were at work, which no median of few rounds is safe from."""
+    rounds = np.array(list(times.values()))  # [passes of each kind, rounds]
+    pace = np.median(rounds / np.median(rounds, axis=1, keepdims=True), axis=0)
+    calm = np.flatnonzero(pace <= DISTURBED * np.median(pace))
+    return dict(zip(times, rounds[:, calm].tolist(), strict=True))
 
 
 def _all(ends: dict[str, At], between: list[At]) -> list[At]:

@@ -78,7 +78,8 @@ class Scenario:
     router: str = setting(ENGINE, "round_robin or least_loaded", "round_robin")
     cost: str | None = setting(
         COSTS,
-        "cost table, or card:MODEL,tp=4,dtype=fp8,end=pessimistic; default: the table that ships",
+        "cost table, card:MODEL,tp=4,dtype=fp8,end=pessimistic, or what ships: buckets, shapes; "
+        "default: the one of this kind of batching",
         None,
     )
     extrapolate: bool = setting(COSTS, "price buckets beyond what was measured, marked", False)
@@ -169,7 +170,14 @@ class Scenario:
         """The source of the costs."""
         from spyre_bench.cost.source import load_cost
 
-        return load_cost(self.cost, extrapolate=self.extrapolate)
+        return load_cost(self.cost_source, extrapolate=self.extrapolate)
+
+    @property
+    def cost_source(self) -> str:
+        """What `cost` says, or the name of the table that ships of this kind of batching."""
+        from spyre_bench.cost.source import BUCKETS, SHAPES
+
+        return self.cost or (SHAPES if self.is_continuous else BUCKETS)
 
     @property
     def is_continuous(self) -> bool:

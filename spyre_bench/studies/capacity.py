@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -87,10 +87,7 @@ class Service:
         to all of it. Empty where no bucket takes a request."""
         requests = self.requests(cards)
         served_s = shape_bound_s(requests, costs) / replicas
-        if not served_s:
-            return np.zeros(0)
-        tried = 1 + math.ceil(math.log(1 / LEAST, STEP))
-        return np.geomspace(LEAST, 1, tried) * len(requests) / served_s
+        return rates_to(len(requests) / served_s) if served_s else np.zeros(0)
 
     def capacity_rps(self, cards: int, costs: Sequence[BucketCost], replicas: int) -> float:
         """The largest of the `rates` at which `share` of the requests are within the limits; 0
@@ -100,9 +97,15 @@ class Service:
         crosses: the next rate fails, a few above it might not.
         """
         rates = self.rates(cards, costs, replicas)
+        return self.largest(rates, lambda rps: self.good_share(cards, costs, replicas, rps))
 
-        def fails(rate_rps: float) -> bool:
-            return self.good_share(cards, costs, replicas, rate_rps) < self.share
-
-        failing = bisect_left(rates, True, key=fails)
+    def largest(self, rates: np.ndarray, good_share: Callable[[float], float]) -> float:
+        """Of ascending rates, as `capacity_rps` has it."""
+        failing = bisect_left(rates, True, key=lambda rps: good_share(rps) < self.share)
         return float(rates[failing - 1]) if failing else 0.0
+
+
+def rates_to(most_rps: float) -> np.ndarray:
+    """In steps of 2 %: from 1/256 of a rate to all of it."""
+    tried = 1 + math.ceil(math.log(1 / LEAST, STEP))
+    return np.geomspace(LEAST, 1, tried) * most_rps

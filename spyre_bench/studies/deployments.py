@@ -192,7 +192,7 @@ def capacities(deployments: Iterable[Deployment], service: Service) -> pd.DataFr
     capacity_rps, capacity_rps_a_card (requests/s; nan where refused), buckets (the set that has
     it), refused."""
     rows = []
-    for deployment, end in _at_ends(deployments):
+    for deployment, end in at_ends(deployments):
         rps, best_set = (math.nan, ()) if deployment.refused else deployment.capacity(service, end)
         figures = {"capacity_rps": rps, "capacity_rps_a_card": rps / deployment.cards}
         names = " ".join(map(str, best_set))
@@ -216,7 +216,7 @@ def replays(
     output_tokens_s, median and p99 of ttft and tpot in seconds (`p99_ttft_s`), goodput_rps,
     goodput_rps_a_card, utilisation, saturated, refused. Figures are missing where it is refused."""
     rows = []
-    for deployment, end in _at_ends(deployments):
+    for deployment, end in at_ends(deployments):
         rate_rps = rate_rps_a_card * deployment.cards
         row: dict[str, Any] = {**deployment.names, "end": end, "rate_rps": rate_rps}
         if not deployment.refused:
@@ -262,7 +262,8 @@ def run_figures(run: SimulatedRun, cards: int, limits_ms: Mapping[str, float]) -
     }
 
 
-def _at_ends(deployments: Iterable[Deployment]) -> Iterator[tuple[Deployment, str]]:
+def at_ends(deployments: Iterable[Deployment]) -> Iterator[tuple[Deployment, str]]:
+    """Each with every end of the card's parameters."""
     return ((deployment, end) for deployment in deployments for end in ENDS)
 
 
@@ -281,6 +282,26 @@ def best(capacity: pd.DataFrame) -> pd.DataFrame:
             | {"tp": tp if most else 0, "capacity_rps_a_card": most, "near": ", ".join(near)}
         )
     return pd.DataFrame(rows)
+
+
+def laws(
+    capacity: pd.DataFrame, shares: pd.DataFrame, run: SimulatedRun
+) -> Iterator[tuple[str, bool, str]]:
+    """What has to hold of `capacities`, of `all_reduce_shares` and of a run: its name, whether it
+    does, and the evidence."""
+    whole = capacity["tp"] * capacity["replicas"] == capacity["cards"]
+    yield "engines x cards of each = cards", bool(whole.all()), f"{len(capacity)} rows"
+    rows = ["cards", "deployment"]
+    ends = capacity.pivot(index=rows, columns="end", values="capacity_rps").dropna()
+    ordered = (ends["slow"] <= ends["value"]) & (ends["value"] <= ends["fast"])
+    yield "slow <= value <= fast", bool(ordered.all()), f"{ordered.sum()} of {len(ordered)}"
+    ran, lost = run.passes.members_of("prefill"), int((~run.served).sum())
+    once = len(set(ran)) == len(ran) == len(run.workload) - lost
+    yield "every request ran once or was refused", once, f"{len(ran)} ran, {lost} refused"
+    bounded = shares["low_share"].ge(0).all() and shares["high_share"].lt(1).all()
+    alone = shares.loc[shares["tp"] == 1, "high_share"].eq(0).all()
+    evidence = f"up to {shares['high_share'].max():.0%}"
+    yield "one card reduces nothing", bool(bounded and alone), evidence
 
 
 # --- where the gain goes --------------------------------------------------------------------------

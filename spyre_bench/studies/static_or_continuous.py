@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from spyre_bench.choose.advise import advise, within
-from spyre_bench.choose.advise_shapes import Engine, advise_shapes
+from spyre_bench.choose.advise_shapes import Engine, advise_shapes, within_contexts
 from spyre_bench.choose.optimize import Limits
 from spyre_bench.choose.schemes import doublings
 from spyre_bench.choose.visits import ShapeLimits
@@ -94,7 +94,7 @@ def choose(
     """At most so many buckets, and at most so many shapes, as `advise` and `advise_shapes` have
     them."""
     sizes = doublings(1, engine.rows)
-    covered = within(workload, model)
+    covered = within_contexts(within(workload, model), model)
     buckets = advise(covered, model, Limits(graphs), batch_sizes=sizes, policy=policy)
     shapes = advise_shapes(covered, model, ShapeLimits(graphs), engine, rules)
     return Chosen(buckets.costs, shapes.costs, policy, rules)

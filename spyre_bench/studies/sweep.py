@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from spyre_bench import files
 from spyre_bench.cost.bucket_cost import CostModel
-from spyre_bench.cost.source import load_cost
+from spyre_bench.cost.source import BUCKETS, load_cost
 from spyre_bench.errors import sentence
 from spyre_bench.metrics import summary, waste
 from spyre_bench.shapes import BucketSet
@@ -53,14 +53,18 @@ def read_points(path: Path) -> list[Scenario]:
 
 
 def points(grid: Mapping[str, Any]) -> list[Scenario]:
-    """Every combination of the values, the last setting changing fastest. Raises ValueError for an
-    unknown or a missing setting and for a value of the wrong kind."""
+    """Every combination of the values, the last setting changing fastest. Where a grid has both
+    kinds of batching and no costs, the table of buckets that ships prices both: that of shapes is
+    of another machine. Raises ValueError for an unknown or a missing setting and for a value of the
+    wrong kind."""
     if unknown := sorted(set(grid) - set(SETTINGS), key=str):
         raise ValueError(f"setting {unknown[0]!r} is not known: there are {', '.join(SETTINGS)}")
     shapes_only = grid.get("batching") in ("continuous", ["continuous"])
     needed = ("workload",) if shapes_only else ("workload", "buckets")
     if missing := [name for name in needed if name not in grid]:
         raise ValueError(f"the grid says nothing of {missing[0]}: give one value or more")
+    if isinstance(grid.get("batching"), list) and len(set(grid["batching"])) > 1:
+        grid = {"cost": BUCKETS} | dict(grid)
     lists = {
         name: [_typed(name, value) for value in (given if isinstance(given, list) else [given])]
         for name, given in grid.items()
@@ -169,7 +173,7 @@ def _settings(point: Scenario) -> dict[str, Any]:
 
 
 def _simulate(point: Scenario, basis: str) -> dict[str, Any]:
-    source = _cost(point.cost, point.extrapolate, basis)
+    source = _cost(point.cost_source, point.extrapolate, basis)
     asked = Scenario(**{name: getattr(point, name) for name in OF_WORKLOAD})
     workload = _workload(asked, basis)
     run: SimulatedRun
@@ -257,7 +261,7 @@ def _content_at(name: str, *_: int) -> str | None:
 
 # A process has many points of the same workload and table; under another basis they are read anew.
 @lru_cache(maxsize=8)
-def _cost(text: str | None, extrapolate: bool, basis: str) -> CostModel:
+def _cost(text: str, extrapolate: bool, basis: str) -> CostModel:
     return load_cost(text, extrapolate=extrapolate)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from spyre_bench.choose.advise_shapes import Engine, advise_shapes
+from spyre_bench.choose.advise_shapes import Engine, advise_shapes, half_steps, within_contexts
 from spyre_bench.choose.visits import ShapeLimits
 from spyre_bench.cli.main import app
 from spyre_bench.cost.bucket_cost import CostModel
@@ -180,3 +180,25 @@ def test_what_makes_no_sense_is_one_sentence(more, words):
     done = CliRunner().invoke(app, [*COMMAND.split(), *more.split()])
     assert done.exit_code != 0
     assert words in str(done.exception or done.output)
+
+
+def test_widths_and_chunks_lie_half_way_between_doublings_where_they_can_be_compiled():
+    assert half_steps(1, 8) == [1, 2, 3, 4, 6, 8]
+    assert half_steps(64, 512) == [64, 128, 192, 256, 384, 512]
+    assert half_steps(64, 320) == [64, 128, 192, 256, 320]
+    assert half_steps(1, 1) == [1]
+
+
+def test_requests_beyond_the_contexts_of_a_table_are_left_out_unless_it_extrapolates(requests):
+    class Short(CostModel):
+        label = "short"
+
+        def covers_contexts(self, workload):
+            return workload.prompt_tokens + workload.max_tokens <= 512
+
+    kept = within_contexts(requests, Short())
+    assert 0 < len(kept) < len(requests)
+    assert (kept.prompt_tokens + kept.max_tokens).max() <= 512
+    assert within_contexts(requests, load_cost(extrapolate=True)) is requests
+    with pytest.raises(ValueError, match="longer than the contexts of the cost table: measure"):
+        within_contexts(requests.scaled(lengths=100), Short())

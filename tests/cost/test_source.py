@@ -5,7 +5,7 @@ import pytest
 
 from spyre_bench.cost.card import SpyreCost
 from spyre_bench.cost.card_parameters import SpyreCard
-from spyre_bench.cost.measured import SHIPPED, load_cost_table
+from spyre_bench.cost.measured import SHIPPED, SHIPPED_SHAPES, load_cost_table
 from spyre_bench.cost.source import load_cost
 from spyre_bench.model_sizes import PRESETS, preset
 from spyre_bench.shapes import Bucket
@@ -17,6 +17,8 @@ GRANITE = preset("granite-3.3-8b")
 
 def test_a_file_is_a_table_and_nothing_is_the_one_that_ships():
     assert load_cost() == load_cost("") == load_cost_table()
+    assert load_cost("buckets") == load_cost()
+    assert load_cost("shapes") == load_cost_table(SHIPPED_SHAPES)
     assert load_cost(str(SHIPPED), extrapolate=True) == load_cost_table(SHIPPED, extrapolate=True)
 
 

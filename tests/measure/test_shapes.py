@@ -5,6 +5,7 @@ from typer.testing import CliRunner
 
 from spyre_bench.cost.measured import load_cost_table
 from spyre_bench.cost.table import read_cost_table, read_shape_rows
+from spyre_bench.measure.shape_passes import undisturbed
 from spyre_bench.measure.shapes import measure_shape_table
 from spyre_bench.shape_set import DecodeShape, PrefillShape, ShapeSet
 
@@ -65,3 +66,10 @@ def test_a_setting_that_the_engine_refuses_is_told_in_its_words(tiny_llama, tmp_
         measure_shape_table(
             tmp_path / "c.csv", [DecodeShape(1, 64)], model=str(tiny_llama), compile_backend="x"
         )
+
+
+def test_rounds_in_which_every_pass_took_longer_are_left_out_and_single_slow_passes_are_not():
+    calm = {"a": [1.0, 1.02, 0.98, 1.0], "b": [5.0, 5.1, 9.0, 5.0], "c": [2.0, 2.0, 2.0, 2.1]}
+    assert undisturbed(calm) == calm
+    slow = {name: [*seconds, 2 * seconds[0]] for name, seconds in calm.items()}
+    assert undisturbed(slow) == calm

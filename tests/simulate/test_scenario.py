@@ -127,6 +127,13 @@ def test_what_it_is_made_of_prints_as_something_to_read():
     )
 
 
+def test_without_costs_each_kind_of_batching_has_the_table_that_ships_of_it():
+    static, continuous = Scenario("azure_conv"), Scenario("azure_conv", batching="continuous")
+    assert static.load_cost() == load_cost("buckets")
+    assert continuous.load_cost() == load_cost("shapes")
+    assert Scenario("azure_conv", batching="continuous", cost="buckets").load_cost().rows
+
+
 def test_a_scenario_of_continuous_batching_runs_on_shapes_at_its_rules():
     scenario = Scenario(
         "azure_conv",

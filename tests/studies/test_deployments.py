@@ -27,6 +27,7 @@ from spyre_bench.studies.deployments import (
     best,
     capacities,
     divisions,
+    laws,
     listed,
     propose,
     replays,
@@ -409,3 +410,20 @@ def test_a_deployment_is_shown_from_p5_to_p95_of_what_its_card_could_be(service,
     nominal = replays(given_buckets, service, 0.05).query("end == 'value'")
     both = waits.set_index("deployment")["point"], nominal.set_index("deployment")["median_ttft_s"]
     assert both[0].to_dict() == pytest.approx(both[1].to_dict())
+
+
+def test_what_has_to_hold_is_said_to_fail_where_it_does():
+    service = Service(drawn(40), LIMITS, requests_a_card=20)
+    able = [it for it in propose(GRANITE, [1, 2], service, buckets=BUCKETS) if not it.refused]
+    capacity = capacities(able, service)
+    shares = all_reduce_shares([it.cost for it in able[:2]], BUCKETS[0])
+    run = service.replay(1, able[0].costs()[0], 1, 0.05)
+
+    def failing(capacity=capacity, shares=shares):
+        return [name for name, holds, _ in laws(capacity, shares, run) if not holds]
+
+    assert failing() == []
+    assert failing(capacity.assign(replicas=5)) == ["engines x cards of each = cards"]
+    swapped = capacity.assign(end=capacity["end"].replace({"slow": "fast", "fast": "slow"}))
+    assert failing(swapped) == ["slow <= value <= fast"]
+    assert failing(shares=shares.assign(high_share=0.5)) == ["one card reduces nothing"]

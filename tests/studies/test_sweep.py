@@ -457,6 +457,14 @@ def test_a_whole_number_beyond_64_bits_is_refused_by_its_setting(tmp_path):
         read_points(path)
 
 
+def test_a_grid_of_both_kinds_prices_both_by_one_table():
+    grid = {"workload": "azure_conv", "buckets": "4,64,32", "batching": ["static", "continuous"]}
+    assert {point.cost_source for point in points(grid)} == {"buckets"}
+    alone = {"workload": "azure_conv", "batching": ["continuous"]}
+    assert {point.cost_source for point in points(alone)} == {"shapes"}
+    assert {point.cost_source for point in points(grid | {"cost": "mine.csv"})} == {"mine.csv"}
+
+
 def test_a_grid_of_continuous_batching_alone_needs_no_buckets():
     alone = {"workload": "azure_conv", "batching": ["continuous"], "decode_between": [0, 2]}
     assert [point.decode_between for point in points(alone)] == [0, 2]
