@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -105,6 +105,12 @@ class CostModel(Protocol):
     def ends(self) -> tuple[CostModel, ...]:
         """The same where nothing goes well, and where everything does; none if it was measured."""
         return ()
+
+    @property
+    def contested(self) -> Mapping[str, CostModel]:
+        """The same by each of two facts that contradict each other, by what they say; none if it
+        was measured."""
+        return {}
 
     def spread(self, costs: Sequence[BucketCost]) -> Spread | None:
         """How far passes may be from these costs of its own; None where nobody knows."""

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from spyre_bench.cost.bucket_cost import BucketCost, CostModel
-from spyre_bench.cost.card_parameters import ENDS, WORDS, CardAt, SpyreCard
+from spyre_bench.cost.card_parameters import CONTESTED, ENDS, WORDS, CardAt, SpyreCard
+from spyre_bench.cost.card_words import name_of
 from spyre_bench.cost.shape_cost import DecodeCost, PrefillCost, ShapeCosts
 from spyre_bench.cost.spread import Spread, Z
 from spyre_bench.cost.table import CostRow
@@ -86,6 +87,17 @@ class SpyreCost(CostModel):
     @property
     def ends(self) -> tuple[SpyreCost, SpyreCost]:
         return replace(self, end="slow"), replace(self, end="fast")
+
+    @property
+    def contested(self) -> dict[str, SpyreCost]:
+        """With one parameter of CONTESTED at an end of its range, all others at their values; by
+        what that is, in words."""
+        return {
+            f"{name_of(name)}: {number:g}": replace(self, card=self.card.fixed(**{name: number}))
+            for name in CONTESTED
+            for number in (getattr(self.card, name).slow, getattr(self.card, name).fast)
+            if number != getattr(self.card, name).value
+        }
 
     def spread(self, costs: Sequence[BucketCost]) -> Spread | None:
         """The optimistic and the pessimistic end of the parameters as P5 and P95: what cards could
@@ -286,8 +298,7 @@ class Passes:
     def chunk_s(self, chunk: int, context: int) -> float:
         """A chunk of one request over so many slots, its own among them."""
         rest = max(1.0, chunk * self.model.hidden_size / REFERENCE_ELEMENTS)
-        attention = self.model.attention_operations(1, chunk, context, self.tp)
-        layer = self.linears_s(chunk) + self._attention_s(attention)
+        layer = self.linears_s(chunk) + self.attention_s(1, chunk, context)
         layer += self.card.rest_prefill_s * rest + self.reduces_s(chunk)
         return self.model.layers * layer + self.head_s(1)
 
@@ -342,19 +353,34 @@ class Passes:
 
     def prefill_attention_s(self, bucket: Bucket) -> float:
         """Scores and weighted values of a layer, nothing skipped for the causal mask."""
-        rows, prompt = bucket.batch_size, bucket.prompt_length
-        return self._attention_s(self.model.attention_operations(rows, prompt, prompt, self.tp))
+        return self.attention_s(bucket.batch_size, bucket.prompt_length, bucket.prompt_length)
 
     def decode_attention_s(self, rows: int, context: int) -> float:
-        """Reading a layer's cache, and its products on however many rows a query is padded to."""
-        cache = rows * context * self.model.kv_bytes_per_token(self.tp) / self.model.layers
-        queries = self.card.decode_query_rows
-        operations = self.model.attention_operations(rows, queries, context, self.tp)
-        return math.hypot(cache / self.card.read_bytes_per_s, self._attention_s(operations))
+        """One query a row, padded to `decode_query_rows`."""
+        return self.attention_s(rows, self.card.decode_query_rows, context)
 
-    def _attention_s(self, operations: float) -> float:
-        """Two products of so many operations each, at the rates of #isolated."""
-        return operations / self.card.scores_flops + operations / self.card.values_flops
+    def attention_s(self, rows: int, queries: int, slots: int) -> float:
+        """A layer's two products of attention, scores and weighted values, on one card: moving and
+        multiplying as in `linear_s`, with the bandwidth and the peak found there
+        (#attention-products).
+
+        Queries and outputs are moved once, keys and values once for each KV head, and the scores
+        `score_crossings` times: over long contexts and many queries they are nearly all of it.
+        """
+        model, heads = self.model, self.model.card_heads(self.tp)
+        cache = slots * model.kv_bytes_per_token(self.tp) / model.layers
+        ends = 2 * heads * queries * model.head_dim * FP16_BYTES
+        scores = self.card.score_crossings * heads * queries * slots * FP16_BYTES
+        moved = rows * (cache + ends + scores)
+        operations = 2 * model.attention_operations(rows, queries, slots, self.tp)
+        return math.hypot(moved / self.card.read_bytes_per_s, operations / self.card.fp16_flops)
+
+    def products_s(self, batch: int, rows: int, columns: int, inner: int) -> float:
+        """`batch` products of [rows, inner] and [inner, columns], none of which shares anything
+        with another: what attention's products are to whoever measures them by themselves."""
+        moved = FP16_BYTES * batch * (rows * inner + inner * columns + rows * columns)
+        operations = 2 * batch * rows * inner * columns
+        return math.hypot(moved / self.card.read_bytes_per_s, operations / self.card.fp16_flops)
 
     def reduces_s(self, rows: int) -> float:
         """A layer's two all-reduces of [rows, hidden] over the cards."""

@@ -36,6 +36,8 @@ class Parameter:
             )
 
 
+CONTESTED = ("score_crossings", "decode_query_rows")
+"""Parameters that public facts contradict each other about: answers are given at both ends."""
 LIMITS = ("usable_bytes", "kv_bytes", "batch_tokens", "limited_from_tp")
 HOP = 200e-6 / 3 / 2**19  # seconds per byte, 512 KiB over 3 hops
 
@@ -62,18 +64,17 @@ class SpyreCard:
         "#sweep")
     mlp_rows: Parameter = Parameter(256, math.inf, 256, "row", "M",
         "SPYRE_CARD.md#mlp: the fused MLP reads its weights anew every 256 rows; fast: never")
-    scores_flops: Parameter = Parameter(2.9e12, 17e12, 2.4e12, "operation/s", "M",
-        "SPYRE_CARD.md#isolated: q·kᵀ at 512 tokens, 32 heads; fast: one head, 512 × 4096, on "
-        "sendnn, #suite; slow: the 20 % noise of #isolated")
-    values_flops: Parameter = Parameter(10.9e12, 17e12, 9.1e12, "operation/s", "M",
-        "SPYRE_CARD.md#isolated: weights·v at 512 tokens; fast and slow as for the scores")
+    score_crossings: Parameter = Parameter(2, 1.45, 8.15, "crossing", "L-M",
+        "SPYRE_CARD.md#attention-products: times that attention's scores cross the memory: written "
+        "by one product, read by the other; fast: one head, 512 × 4096, on sendnn, #suite; slow: "
+        "the same on torch-spyre, #suite")
     decode_query_rows: Parameter = Parameter(1, 1, 64, "row", "L",
         "SPYRE_CARD.md#end-to-end: in decode only reading the cache counts; slow: each query "
         "padded to 64 rows, as in the harness of #isolated")
-    rest_prefill_s: Parameter = Parameter(0.76e-3, 0.0, 4.8e-3, "s/layer", "L-M",
-        "SPYRE_CARD.md#end-to-end: (335 − 267 ms of summed kernels)/40, less 0.93 ms of attention "
-        "(#isolated): at 512 tokens of Granite-8B and below, then proportional to tokens × hidden "
-        "size (assumed); fast: kernels alone; slow: the planner before, 495 ms")
+    rest_prefill_s: Parameter = Parameter(1.37e-3, 0.0, 5.4e-3, "s/layer", "L-M",
+        "SPYRE_CARD.md#end-to-end: (335 − 267 ms of summed kernels)/40, less this model's 0.33 ms "
+        "of attention over 512 slots: at 512 tokens of Granite-8B and below, then proportional to "
+        "tokens × hidden size (assumed); fast: kernels alone; slow: the planner before, 495 ms")
     rest_decode_s: Parameter = Parameter(1.18e-3, 0.0, 3.6e-3, "s/layer", "L-M",
         "SPYRE_CARD.md#end-to-end: (177 − 124 ms of summed kernels)/40, less 0.145 ms of attention "
         "(#isolated), whatever batch and model (assumed); fast: kernels alone; slow: the planner "

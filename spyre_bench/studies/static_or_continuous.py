@@ -261,12 +261,13 @@ def over_chunks(
 
 
 def at_ends(workload: Workload, model: CostModel, chosen: Chosen, load: float) -> pd.DataFrame:
-    """The answer of a modelled engine, nominal and at both ends of its parameters: end,
-    tokens_gain (continuous over static, everybody queued), and ratios of P95 of TTFT and of TPOT
-    (continuous over static) at a load that static batching is given everywhere."""
+    """The answer of a modelled engine, nominal, at both ends of its parameters, and by each of the
+    facts about it that contradict each other: end, tokens_gain (continuous over static, everybody
+    queued), and ratios of P95 of TTFT and of TPOT (continuous over static) at a load that static
+    batching is given everywhere."""
     ends = zip(("pessimistic", "optimistic"), model.ends, strict=True)
     rows = []
-    for end, source in [("nominal", model), *ends]:
+    for end, source in [("nominal", model), *ends, *model.contested.items()]:
         kinds = chosen.priced(source).kinds
         full = queued(workload, kinds)
         at = under_load(workload, kinds, [load], float(full["requests_per_s"].iloc[0]))

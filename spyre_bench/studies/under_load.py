@@ -175,6 +175,16 @@ def steady_load(frame: pd.DataFrame) -> float:
     return float(steady.max() if len(steady) else saturated.index.min())
 
 
+def distance_said(frame: pd.DataFrame, policy: str, low: float, high: float) -> str:
+    """In words: fill of a policy, and how far its busy time is from the bound, at two loads."""
+    mine = frame[frame["policy"] == policy].set_index("load")
+    fill, far = mine["fill"], mine["busy_over_shape_bound"]
+    return (
+        f"{policy} from load {low:g} to {high:g}: fill from {fill[low]:.0%} to {fill[high]:.0%}, "
+        f"distance to the bound from {far[low]:.2f} to {far[high]:.2f}"
+    )
+
+
 def bars(frame: pd.DataFrame, loads: Sequence[float]) -> pd.DataFrame:
     """The rows of these loads, lowest first, with a group (the load) and a label (the policy)."""
     rows = frame[frame["load"].isin(loads)].sort_values("load", kind="stable")

@@ -54,8 +54,8 @@ def test_a_range_the_wrong_way_round_is_refused():
         SpyreCard(read_bytes_per_s=Parameter(1, 1, 2, "byte/s", "M", "x"))
     with pytest.raises(ValueError, match=r"compile_s would be fast at 3 .* smaller when fast"):
         SpyreCard(compile_s=Parameter(2, 3, 1, "s/bucket", "M", "x"))
-    with pytest.raises(ValueError, match="scores_flops"):
-        SpyreCard(scores_flops=Parameter(0, 1, 0, "operation/s", "M", "x"))
+    with pytest.raises(ValueError, match="fp16_flops"):
+        SpyreCard(fp16_flops=Parameter(0, 1, 0, "operation/s", "M", "x"))
 
 
 def test_a_parameter_that_is_known_has_no_range_left_and_the_others_keep_theirs():
@@ -117,9 +117,10 @@ def test_the_mlp_reads_its_weights_again_for_every_256_rows():
 def test_a_prefill_is_its_parts():
     cost, bucket = SpyreCost(GRANITE), Bucket(2, 512, 64)
     passes = cost.passes()
-    operations = 2 * 2 * 32 * 512 * 512 * 128
-    attention = operations / 2.9e12 + operations / 10.9e12
-    rest = 0.76e-3 * 2  # twice the 512 tokens it was found at
+    # two rows: queries and outputs of 32 heads, keys and values of 8, the scores twice
+    moved = 2 * 2 * (2 * 32 * 512 * 128 + 2 * 8 * 512 * 128 + 2 * 32 * 512 * 512)
+    attention = math.hypot(moved / 136e9, 2 * 2 * 2 * 32 * 512 * 512 * 128 / 98.304e12)
+    rest = 1.37e-3 * 2  # twice the 512 tokens it was found at
     head = math.hypot(
         2 * (2 * 4096 + 4096 * 49159 + 2 * 49159) / 136e9, 2 * 2 * 4096 * 49159 / 98.304e12
     )
@@ -131,13 +132,33 @@ def test_the_rest_of_a_layer_is_not_less_for_a_short_prompt():
     card = replace(SpyreCard(), rest_prefill_s=Parameter(1.0, 1.0, 1.0, "s/layer", "M", "x"))
     cost, free = SpyreCost(GRANITE, card=card), SpyreCost(GRANITE)
     difference = cost.of(Bucket(1, 64, 2)).prefill_s - free.of(Bucket(1, 64, 2)).prefill_s
-    assert difference == pytest.approx(40 * (1 - 0.76e-3))
+    assert difference == pytest.approx(40 * (1 - 1.37e-3))
 
 
 def test_a_full_cache_of_131072_tokens_adds_40_ms_to_a_step_on_four_cards():
     # 5.4 GB per card at 134 GB/s
     passes = SpyreCost(GRANITE, tp=4).passes()
     assert 40 * passes.decode_attention_s(32, 4096) == pytest.approx(40e-3, rel=0.03)
+
+
+def test_attention_over_a_long_context_is_bound_by_its_scores_and_padded_queries_are_not_free():
+    passes = SpyreCost(GRANITE).passes()
+    scores_s = 2 * 2 * 32 * 32768**2 / 136e9
+    assert passes.attention_s(1, 32768, 32768) == pytest.approx(scores_s, rel=0.04)
+    padded = SpyreCost(GRANITE, card=SpyreCard().fixed(decode_query_rows=64)).passes()
+    assert padded.decode_attention_s(1, 576) > 3 * passes.decode_attention_s(1, 576)
+
+
+def test_what_is_contested_is_priced_at_each_end_and_everything_else_stays():
+    contested, bucket = SpyreCost(GRANITE).contested, Bucket(1, 512, 64)
+    few, many = (
+        contested[f"crossings of the memory by attention's scores: {n}"] for n in ("1.45", "8.15")
+    )
+    plain = SpyreCost(GRANITE).of(bucket)
+    assert few.of(bucket).prefill_s < plain.prefill_s < many.of(bucket).prefill_s
+    padded = contested["rows computed per query in decode: 64"].of(bucket)
+    assert padded.decode_s > plain.decode_s
+    assert padded.prefill_s == plain.prefill_s
 
 
 def test_an_all_reduce_has_a_floor_and_grows_with_the_chain():

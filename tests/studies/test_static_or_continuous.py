@@ -86,11 +86,13 @@ def test_a_longer_chunk_is_a_graph_more(served, chosen):
     assert frame["graphs"].diff().dropna().eq(1).all()
 
 
-def test_a_card_is_asked_at_both_ends_too(requests):
+def test_a_card_is_asked_at_both_ends_and_by_each_of_two_facts_that_contradict(requests):
     card = load_cost("card:granite-3.3-8b,tp=4")
     chosen = study.choose(requests, card, 4, Engine(4, 256), Policy("best_fit"), Rules())
     frame = study.at_ends(study.fitting(requests, chosen), card, chosen, 0.8)
-    assert list(frame["end"]) == ["nominal", "pessimistic", "optimistic"]
+    assert list(frame["end"]) == ["nominal", "pessimistic", "optimistic", *card.contested]
+    assert len(card.contested) == 3  # crossings at both ends; rows per query: the value is one
+    assert load_cost().contested == {}
     assert (frame[["tokens_gain", "ttft_ratio", "tpot_ratio"]] > 0).all().all()
 
 
