@@ -5,6 +5,8 @@ VENV      ?= .venv
 TORCH_INDEX ?=
 REPORTS   ?= reports
 BATCHING  ?= static
+# Processes that share the tests, a file each. Most wait for a compiler or a server: two keep two cores busy.
+WORKERS   ?= 2
 BIN       := $(VENV)/bin
 STAMPS    := $(VENV)/.stamps
 PIP        = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
@@ -32,7 +34,8 @@ run: setup ## execute every notebook headless; prints where the report is
 test test-core: export OMP_NUM_THREADS ?= 1
 
 test: setup test-core ## all tests but those with a target of their own
-	@$(BIN)/python -m pytest --without=.core-passed
+	@$(BIN)/python -m pytest --without=.core-passed \
+	    --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 
 test-faults: setup ## ranks of an engine killed, stopped, out of memory; prints seconds
 	@$(BIN)/python -m pytest -m faults -s --durations=0
