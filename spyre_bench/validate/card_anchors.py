@@ -443,12 +443,13 @@ cards layers are split as FMS splits them; embedding and output head are whole o
 
 The first four are a check of consistency, not of prediction: the rest of a layer was found from \
 335 and 177 ms, by subtracting what others measured of the kernels and, for attention, what this \
-model has in prefill and what `isolated` has in decode, and not by fitting, so the errors are those of the kernels. The shapes behind 335 and \
-177 ms are not stated: both candidates of each are shown. Were the 512 tokens a chunk over 4096 \
-slots, attention would take more than all that is left of 335 ms beside the kernels: at 512 slots \
-nothing contradicts it. The last is 15 to 20 s with model, cards and length unstated: the 32K \
-prompt on 4 cards is a guess of ours, and 24K tokens, as good a guess, are within. Before this \
-model counted attention's bytes it had 52.4 s for 32K (+199 %).
+model has in prefill and what `isolated` has in decode, and not by fitting, so the errors are \
+those of the kernels. The shapes behind 335 and 177 ms are not stated: both candidates of each are \
+shown. Were the 512 tokens a chunk over 4096 slots, attention would take more than all that is \
+left of 335 ms beside the kernels: at 512 slots nothing contradicts it. The last is 15 to 20 s \
+with model, cards and length unstated: the 32K prompt on 4 cards is a guess of ours, and 24K \
+tokens, as good a guess, are within. Before this model counted attention's bytes it had 52.4 s for \
+32K (+199 %).
 
 ## Parts
 
