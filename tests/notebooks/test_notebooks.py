@@ -383,6 +383,10 @@ def test_tensor_parallel_is_held_against_replicas_on_as_many_cards_and_as_a_rang
     found = record["results"]
     tables = tmp_path / "out/latest/04_does_tensor_parallel_pay/tables"
 
+    paged = pd.read_csv(tables / "continuous.csv", keep_default_na=False)
+    assert set(paged["deployment"]) == set(pd.read_csv(tables / "capacities.csv")["deployment"])
+    assert set(found["continuous_deployments"]) == {"slow", "value", "fast"}
+
     divided = pd.read_csv(tables / "deployments.csv", keep_default_na=False)
     assert (divided["tp"] * divided["replicas"] == divided["cards"]).all()
     assert divided["deployment"].tolist() == [
