@@ -68,7 +68,7 @@ def simulate(
         costs = scenario.costs(source)
         spread = source.spread(costs)
         result["spyre_lint"] = lint(workload, costs, source).sentences()
-    if replications:
+    if replications and result["completed"]:
         result["spyre_interval"] = (
             spread
             and replicate(
@@ -78,7 +78,7 @@ def simulate(
                 seed=scenario.seed,
             ).said()
         )
-    if source.ends:
+    if source.ends and result["completed"]:
         ends = [bench_result(served(at)) for at in source.ends]
         result["spyre_modelled"] = tables.modelled(source.label, tables.RANGED, ends)
     if plot and result["completed"]:

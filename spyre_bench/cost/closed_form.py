@@ -118,6 +118,8 @@ def ratio_of(measured: float, fitted: float) -> float:
 
 
 def error_table(found: Iterable[tuple[CostRow, Bucket, BucketCost]]) -> pd.DataFrame:
+    """A row for each quantity that was measured of each row: bucket, quantity, measured, predicted,
+    and error, predicted over measured less 1."""
     return pd.DataFrame(
         [
             {
@@ -125,10 +127,11 @@ def error_table(found: Iterable[tuple[CostRow, Bucket, BucketCost]]) -> pd.DataF
                 "quantity": name,
                 "measured": getattr(row, name),
                 "predicted": getattr(cost, name),
-                "error": ratio_of(getattr(cost, name), getattr(row, name)) - 1,
+                "error": getattr(cost, name) / getattr(row, name) - 1,
             }
             for row, bucket, cost in found
             for name in FORMS
+            if getattr(row, name)  # a table may say nothing of compile seconds or memory
         ],
         columns=["bucket", "quantity", "measured", "predicted", "error"],
     )

@@ -157,6 +157,24 @@ def break_even(predicted: pd.DataFrame, fallback: Bucket, output_tokens: int) ->
     )
 
 
+def pays(paid: pd.DataFrame) -> dict[str, str]:
+    """For each start, of what `break_even` gives: when the first bucket has paid, in words."""
+    fewest = paid.groupby("start")["requests"].min()
+    return {
+        str(start): f"after {requests:,.0f} requests or more" if requests < math.inf else "never"
+        for start, requests in fewest.items()
+    }
+
+
+def unless(paid: pd.DataFrame) -> str:
+    """What would change the answer, of what `break_even` gives."""
+    cold = paid[paid["start"] == "cold"]
+    if (fewest := cold["requests"].min()) < math.inf:
+        return f"fewer than {fewest:,.0f} requests a cold start: then no further bucket pays."
+    nearest = (cold["batch_s"] / cold["fallback_batch_s"]).min()
+    return f"batches of a further bucket that are {1 - 1 / nearest:.0%} faster: then one can pay."
+
+
 Seconds = TypeVar("Seconds", float, pd.Series)
 
 

@@ -119,7 +119,11 @@ def from_metrics(path: Path, rng: np.random.Generator) -> Workload:
     span_s = path.stat().st_mtime - float(started[-1]) if started else 0.0
     share = requests / served
     arrival_s = np.sort(rng.random(requests)) * max(0.0, span_s) * share
-    when = f"over {span_s:,.0f} s since the server's start" if span_s > 0 else "all at once"
+    when = (
+        f"over {span_s:,.0f} s from the server's start to the file's own time"
+        if span_s > 0
+        else "all at once"
+    )
     return replace(
         Workload(path.stem, arrival_s, prompts, outputs, max_tokens).from_zero(),
         read_as=(

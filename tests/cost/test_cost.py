@@ -176,6 +176,11 @@ def test_a_fit_finds_the_constants_again_and_has_no_residuals():
     assert residuals(fit, rows)["error"].abs().max() < 1e-6
 
 
+def test_what_a_table_does_not_say_has_no_residual():
+    silent = [replace(row, compile_s=0.0, memory_bytes=0) for row in machine(*CORNERS)]
+    assert set(residuals(FittedCost.fit(silent), silent)["quantity"]) == {"prefill_s", "decode_s"}
+
+
 def test_a_floor_is_below_every_row_and_touches_one_of_each_quantity():
     rows = [
         replace(row, prefill_s=row.prefill_s * factor, decode_s=row.decode_s / factor)

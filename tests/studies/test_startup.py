@@ -11,7 +11,9 @@ from spyre_bench.studies.startup import (
     break_even_requests,
     corners,
     growth,
+    pays,
     predict,
+    unless,
 )
 
 BASE = Bucket(1, 64, 32)
@@ -118,3 +120,18 @@ def test_a_batch_is_one_prefill_and_a_decode_for_each_further_token():
 def test_a_bucket_pays_when_its_savings_reach_its_start_up(own_s, fallback_s, requests):
     """Four requests save one second together, a quarter each: forty of them save ten."""
     assert break_even_requests(10, own_s, fallback_s, rows=4) == requests
+
+
+def test_a_bucket_that_never_pays_is_said_to_and_how_far_it_is_from_paying():
+    paid = pd.DataFrame(
+        {
+            "start": ["cold", "cold", "warm"],
+            "requests": [math.inf, math.inf, 1234.0],
+            "batch_s": [2.5, 3.0, 1.0],
+            "fallback_batch_s": [2.0, 2.0, 2.0],
+        }
+    )
+    assert pays(paid) == {"cold": "never", "warm": "after 1,234 requests or more"}
+    assert unless(paid) == "batches of a further bucket that are 20% faster: then one can pay."
+    paid.loc[0, "requests"] = 99.0
+    assert unless(paid).startswith("fewer than 99 requests a cold start")

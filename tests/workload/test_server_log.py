@@ -86,7 +86,9 @@ def test_a_scrape_becomes_requests_of_its_histograms(tmp_path):
     longer = np.corrcoef(found.output_tokens, found.max_tokens)[0, 1]
     assert longer > 0.8, "who asks for more gets more"
     assert 500 < found.span_s < 600
-    assert "100 requests, over 600 s since the server's start" in found.read_as
+    assert (
+        "100 requests, over 600 s from the server's start to the file's own time" in found.read_as
+    )
 
 
 def test_the_last_of_several_scrapes_counts_and_engines_are_added_up(tmp_path):
