@@ -34,9 +34,9 @@ from spyre_bench.policy.continuous import (
     next_step,
 )
 from spyre_bench.shape_set import BLOCK_TOKENS, PrefillShape, blocks_of
-from spyre_bench.simulate.paged_log import PassLog, paged_run
+from spyre_bench.simulate.paged_log import SimulatedPasses, paged_run
 from spyre_bench.simulate.pass_times import ByCost, Measured, PassTimes
-from spyre_bench.simulate.replicas import CHUNK, require, require_replicas, serve
+from spyre_bench.simulate.replicas import REQUESTS_AT_A_TIME, require, require_replicas, serve
 from spyre_bench.simulate.result import ContinuousRun
 from spyre_bench.workload.workload import Workload
 
@@ -199,8 +199,8 @@ def _requests(
         seen_s,
         leaves_s,
     )
-    for first in range(0, len(rows), CHUNK):
-        some = rows[first : first + CHUNK]
+    for first in range(0, len(rows), REQUESTS_AT_A_TIME):
+        some = rows[first : first + REQUESTS_AT_A_TIME]
         for request in map(kind, *(column[some].tolist() for column in columns), some.tolist()):
             if isinstance(request, Named) and prefixes is not None:
                 request.prefixes = prefixes[request.row][:]
@@ -226,7 +226,7 @@ class _Engine:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.free_blocks = costs.blocks - 1
-        self.log = PassLog()
+        self.log = SimulatedPasses()
         self._coming: deque[Request] = deque()
         self._upcoming: Iterator[Request] = iter(())
         self._next_s = math.inf  # somebody arrives

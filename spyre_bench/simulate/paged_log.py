@@ -36,7 +36,7 @@ COLUMNS = ("flags", "shape", "start_s", "seconds", "number", "before", "width", 
 KEPT = 4096 * len(COLUMNS)  # numbers that exist as Python objects at a time
 
 
-class PassLog:
+class SimulatedPasses:
     """The passes of one engine in order, a number for each of COLUMNS, and their members."""
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ def paged_run(
     workload: Workload,
     costs: ShapeCosts,
     rules: Rules,
-    logs: Sequence[PassLog],
+    logs: Sequence[SimulatedPasses],
     rejected: np.ndarray,
     ready_s: float,
     client_overhead_s: float,

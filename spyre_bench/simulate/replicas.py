@@ -10,7 +10,7 @@ import numpy as np
 
 MOST = 10_000  # replicas; more is a slip
 ROUTERS = ("round_robin", "least_loaded")
-CHUNK = 8192  # requests that exist as Python objects at a time
+REQUESTS_AT_A_TIME = 8192  # requests that exist as Python objects at a time
 
 
 class Arriving(Protocol):

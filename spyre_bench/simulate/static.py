@@ -21,7 +21,13 @@ from spyre_bench.cost.bucket_cost import BucketCost
 from spyre_bench.cost.spread import Pace, steady
 from spyre_bench.policy.static import Batch, Hold, Policy, Step, next_batch
 from spyre_bench.policy.window import Window
-from spyre_bench.simulate.replicas import CHUNK, ranges, require, require_replicas, serve
+from spyre_bench.simulate.replicas import (
+    REQUESTS_AT_A_TIME,
+    ranges,
+    require,
+    require_replicas,
+    serve,
+)
 from spyre_bench.simulate.result import (
     DECODE,
     LEFT,
@@ -260,8 +266,8 @@ def _requests(
         seen_s,
         leaves_s,
     )
-    for first in range(0, len(rows), CHUNK):
-        some = rows[first : first + CHUNK]
+    for first in range(0, len(rows), REQUESTS_AT_A_TIME):
+        some = rows[first : first + REQUESTS_AT_A_TIME]
         yield from map(Request, *(column[some].tolist() for column in columns), some.tolist())
 
 

@@ -33,7 +33,7 @@ from spyre_bench.simulate.scenario import KINDS, TRACE_FILE, WORKLOAD, Scenario
 from spyre_bench.workload.workload import Workload
 
 BACKENDS = ("loky", "dask", "ray")
-CHUNK = 8  # points per task: large enough to drown the cost of sending it
+POINTS_PER_TASK = 8  # enough to drown the cost of sending them
 
 
 FIELDS = {field.name: field for field in fields(Scenario)}
@@ -139,7 +139,9 @@ def _run_sweep(
     wanted = {_key(_settings(point)): point for point in scenarios}
     todo = [point for key, point in wanted.items() if not _stands(done.get(key), point)]
     # Neighbours in the grid often share workload and table, which a worker then loads once.
-    chunks = [todo[first : first + CHUNK] for first in range(0, len(todo), CHUNK)]
+    chunks = [
+        todo[first : first + POINTS_PER_TASK] for first in range(0, len(todo), POINTS_PER_TASK)
+    ]
     with (
         _parallel(backend, scheduler, jobs) as parallel,
         tqdm(total=len(todo), desc="sweep", unit="point", disable=not progress) as bar,

@@ -271,14 +271,14 @@ def test_the_rows_of_a_chunk_are_in_the_file_before_the_next_one_ends(tmp_path, 
     run_chunk = sweep.run_chunk
 
     def interrupted(chunk):
-        if grid[sweep.CHUNK] in chunk:
+        if grid[sweep.POINTS_PER_TASK] in chunk:
             raise KeyboardInterrupt
         return run_chunk(chunk)
 
     monkeypatch.setattr(sweep, "run_chunk", interrupted)
     with pytest.raises(KeyboardInterrupt):
         swept(grid, out)
-    assert len(out.read_text().splitlines()) == 1 + sweep.CHUNK
+    assert len(out.read_text().splitlines()) == 1 + sweep.POINTS_PER_TASK
     monkeypatch.setattr(sweep, "run_chunk", run_chunk)
     pd.testing.assert_frame_equal(swept(grid, out), swept(grid, tmp_path / "anew.csv"))
 
