@@ -92,8 +92,8 @@ soak: setup ## a server under 20 minutes of mixed traffic, BATCHING=continuous t
 	    .venv-guidellm/bin/python -m pip install --quiet torch==2.13.0 guidellm==0.8.1; }
 	@$(BIN)/python -m tests.soak --guidellm .venv-guidellm/bin/guidellm --batching $(BATCHING)
 
-trust: setup ## predictions against a real server: 24 checks and aborts, twenty minutes, quiet
-	@$(BIN)/python -m tests.trust --out $(REPORTS)/trust
+trust: setup ## predictions against a real server: 24 checks and aborts, BATCHING=continuous too; twenty minutes, quiet
+	@$(BIN)/python -m tests.trust --batching $(BATCHING) --out $(REPORTS)/trust/$(BATCHING)
 
 # As root on Debian; elsewhere docker build -f Dockerfile.spyre. ARCHIVE=FILE keeps the image.
 image: ## build Dockerfile.spyre without a Docker engine, run the tests and a server in it

@@ -214,6 +214,11 @@ def read_step_rows(path: Path) -> list[Step]:
     return rows
 
 
+def count_steps(path: Path) -> int:
+    """As `count_passes`, of an engine of continuous batching."""
+    return len(_rows(path, Step))
+
+
 def read_step_rules(path: Path) -> StepRules:
     """What the engine decided by. Raises ValueError for a log that does not say it."""
     rows = _rows(path, StepRules)

@@ -551,19 +551,20 @@ def serve() -> Iterator[dict]:
     from spyre_bench.policy.static import Policy
     from spyre_bench.shapes import BucketSet
     from spyre_bench.studies import under_load
-    from spyre_bench.validate import check
+    from spyre_bench.validate import check, static
     from spyre_bench.validate import server as serving
     from spyre_bench.workload.source import load_workload
 
     buckets, model = BucketSet.parse("4,64,32 2,256,64"), model_directory("smollm2")
     drawn = load_workload("azure_conv", requests=200, rng=np.random.default_rng(0)).scaled(0.12)
-    some = check.fitting(drawn, buckets).head(40)
+    some = static.fitting(drawn, buckets).head(40)
     with tempfile.TemporaryDirectory(prefix="spyre-bench-") as scratch:
         directory, arriving = Path(scratch), None
         for policy in ("best_fit", "skip"):
             with serving.serve(model, buckets, directory / policy, policy=policy) as server:
                 rules = Policy(policy, gather_s=0.02)
-                constants = check.calibrate(server, buckets, rules, directory / policy, "first")
+                host = static.StaticHost(server, directory / policy, buckets, rules)
+                constants = check.calibrate(host, directory / policy, "first")
                 if arriving is None:  # the same trace for all three
                     rate = under_load.capacity_rps(some, constants.costs, rules)
                     arriving = some.with_arrivals(f"poisson:{rate}", np.random.default_rng(1))
@@ -597,13 +598,13 @@ def kinds() -> Iterator[dict]:
 
     from spyre_bench.checkpoints.find import model_directory
     from spyre_bench.shapes import BucketSet
-    from spyre_bench.validate import check
     from spyre_bench.validate import server as serving
+    from spyre_bench.validate import static
     from spyre_bench.workload.source import load_workload
 
     drawn = load_workload("azure_conv", requests=300, rng=np.random.default_rng(0)).scaled(0.12)
     buckets = BucketSet.parse(map(tuple, KINDS["static"]["buckets"]))
-    some = check.fitting(drawn, buckets).head(30)
+    some = static.fitting(drawn, buckets).head(30)
     model, half, static_s = model_directory("smollm2"), None, None
     with tempfile.TemporaryDirectory(prefix="spyre-bench-") as scratch:
         for kind, setting in KINDS.items():
@@ -636,7 +637,7 @@ def peers() -> Iterator[dict]:
 
     from spyre_bench.checkpoints.find import model_directory
     from spyre_bench.shapes import BucketSet
-    from spyre_bench.validate import check
+    from spyre_bench.validate import static
     from spyre_bench.workload.source import load_workload
 
     python = os.environ.get("VLLM_CPU_PYTHON")
@@ -644,7 +645,7 @@ def peers() -> Iterator[dict]:
         sys.exit("peers: set VLLM_CPU_PYTHON, or run `make bench-peers`")
     drawn = load_workload("azure_conv", requests=300, rng=np.random.default_rng(0)).scaled(0.12)
     buckets = BucketSet.parse(map(tuple, KINDS["static"]["buckets"]))
-    some = check.fitting(drawn, buckets).head(30)
+    some = static.fitting(drawn, buckets).head(30)
     asked = {
         "prompt_tokens": some.prompt_tokens.tolist(),
         "output_tokens": some.output_tokens.tolist(),

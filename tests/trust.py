@@ -1,5 +1,5 @@
 """`make trust`: does the interval that is registered before a run hold, and does the simulator
-decide as the server?
+decide as the server? `BATCHING=continuous` asks it of the other kind of batching.
 
 Checks of one server over workloads, loads and seeds; then runs whose clients hang up, which only
 decisions are asked of. Every check is printed, as a row of a table for docs/LOG.md, and kept as CSV
@@ -8,58 +8,98 @@ Nothing else should be running.
 """
 
 import argparse
+import contextlib
 import itertools
 import math
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from spyre_bench.checkpoints.find import model_directory
-from spyre_bench.pass_log import count_passes, read_passes
 from spyre_bench.policy.static import Policy
+from spyre_bench.shape_set import ShapeSet
 from spyre_bench.shapes import BucketSet
-from spyre_bench.studies.under_load import at_rate, capacity_rps
-from spyre_bench.validate.check import Check, Checks, LiveHost, fitting
+from spyre_bench.studies.under_load import at_rate
+from spyre_bench.validate import continuous, static
+from spyre_bench.validate.check import Check, Checks
+from spyre_bench.validate.constants import Constants
+from spyre_bench.validate.continuous import ContinuousHost
 from spyre_bench.validate.coverage import aims
-from spyre_bench.validate.decisions import Decisions, decisions
-from spyre_bench.validate.server import Server, replay_with_aborts, serve
+from spyre_bench.validate.decisions import Decisions
+from spyre_bench.validate.hosts import LiveHost
+from spyre_bench.validate.server import replay_with_aborts, serve
+from spyre_bench.validate.static import StaticHost
 from spyre_bench.workload.source import load_workload
 from spyre_bench.workload.workload import Workload
 
 BUCKETS = BucketSet.parse("4,64,16 2,128,32")
+SHAPES = ShapeSet.parse("64,192 128,192", "2,192 4,192")
 WORKLOADS = (("azure_conv", 0.06), ("burstgpt", 0.1))  # and the factor on its lengths
 LOADS = (0.4, 0.7, 0.9, 1.0)  # 1: the simulated capacity
 ABORTS = 0.3  # of the clients hang up, within so many seconds:
 PATIENCE_S = 3.0
 
 
-def planned(requests: int, costs, policy: Policy) -> Iterator[tuple[str, Workload, int]]:
+@contextlib.contextmanager
+def served(
+    batching: str, model: str, backend: str, gather_s: float, out: Path
+) -> Iterator[tuple[LiveHost, Callable[[Workload], Workload]]]:
+    """A server of this kind of batching, and which requests fit it."""
+    directory, setting = model_directory(model), {"threads": 1, "compile_backend": backend}
+    if batching == "continuous":
+        setting |= continuous.setting_of(SHAPES)
+        with serve(directory, None, out, **setting) as server:
+            yield ContinuousHost(server, out), lambda drawn: continuous.fitting(drawn, SHAPES)
+        return
+    policy = Policy("best_fit", gather_s=gather_s)
+    setting |= {"policy": policy.name, "gather_s": policy.gather_s}
+    with serve(directory, BUCKETS, out, **setting) as server:
+        yield (
+            StaticHost(server, out, BUCKETS, policy),
+            lambda drawn: static.fitting(drawn, BUCKETS),
+        )
+
+
+def planned(
+    requests: int, constants: Constants, fitting: Callable[[Workload], Workload]
+) -> Iterator[tuple[str, Workload, int]]:
     """Name, requests and seed of one check after the other, without end: all loads of all
     workloads, then those of the next seed."""
     for seed in itertools.count():
         for (name, lengths), load in itertools.product(WORKLOADS, LOADS):
             rng = np.random.default_rng([seed, round(100 * load)])
             drawn = load_workload(name, requests=8 * requests, rng=rng).scaled(lengths)
-            few = fitting(drawn, BUCKETS).head(requests).with_arrivals("poisson:1", rng)
-            rps = load * capacity_rps(few, costs, policy)
+            few = fitting(drawn).head(requests).with_arrivals("poisson:1", rng)
+            rps = load * constants.capacity_rps(few)
             yield f"{name} load {load:g} seed {seed}", at_rate(few, rps), seed
 
 
 def with_aborts(
-    server: Server, workload: Workload, seed: int, estimated, policy: Policy
+    host: LiveHost, constants: Constants, workload: Workload, seed: int
 ) -> tuple[int, Decisions]:
     """How many clients hung up, and whether the simulator decided as the server did."""
     rng = np.random.default_rng(seed)
     patience_s = rng.uniform(0, PATIENCE_S, len(workload))
     leaves_s = np.where(rng.random(len(workload)) < ABORTS, patience_s, math.inf)
-    before = count_passes(server.pass_log)
-    hung_up = replay_with_aborts(server, workload, workload.arrival_s + leaves_s)
-    passes = read_passes(server.pass_log, waits=True).iloc[before:]
-    return hung_up, decisions(passes.reset_index(drop=True), policy, estimated)
+    before = host.count()
+    hung_up = replay_with_aborts(
+        host.server, workload, workload.arrival_s + leaves_s, token=1 + seed
+    )
+    wait_until_idle(host)
+    return hung_up, constants.decisions(host.passes(before))
+
+
+def wait_until_idle(host: LiveHost) -> None:
+    """Whose clients have all gone: a batch goes on without them."""
+    before = -1
+    while (ran := host.count()) != before:
+        before = ran
+        time.sleep(1.0)
 
 
 def row(check: Check) -> str:
@@ -86,33 +126,30 @@ HEADER = f"| {COLUMNS.replace(', ', ' | ')} |\n|{'---|' * len(COLUMNS.split(', '
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--batching", choices=("static", "continuous"), default="static")
     options.add_argument("--checks", type=int, default=24)
     options.add_argument("--aborts", type=int, default=3, help="runs whose clients hang up")
     options.add_argument("--requests", type=int, default=32, help="of each check")
     options.add_argument("--model", default="smollm2")
     options.add_argument("--backend", default="inductor")
-    options.add_argument("--gather", type=float, default=0.02, help="more for a tiny model")
+    options.add_argument("--gather", type=float, default=0.02, help="static: more for a tiny model")
     options.add_argument("--out", type=Path, default=Path("reports/trust"))
     given = options.parse_args()
     out: Path = given.out
     load = os.getloadavg()[0]
     print(f"load of the machine before: {load:.1f}", flush=True)
-    policy = Policy("best_fit", gather_s=given.gather)
-    setting = {"policy": policy.name, "gather_s": policy.gather_s}
-    setting["compile_backend"] = given.backend
     done: list[Check] = []
-    with serve(model_directory(given.model), BUCKETS, out, threads=1, **setting) as server:
-        checks = Checks(LiveHost(server, out), BUCKETS, policy, out)
-        plan = planned(given.requests, checks.constants.costs, policy)
+    setting = given.batching, given.model, given.backend, given.gather, out
+    with served(*setting) as (host, fitting):
+        checks = Checks(host, out)
+        plan = planned(given.requests, checks.constants, fitting)
         print(HEADER)
         for name, workload, seed in itertools.islice(plan, given.checks):
             done.append(checks.check(name, workload, seed=seed))
             print(row(done[-1]), flush=True)
         agree = True
         for seed, (name, workload, _) in enumerate(itertools.islice(plan, given.aborts)):
-            hung_up, decided = with_aborts(
-                server, workload, seed, checks.constants.estimated, policy
-            )
+            hung_up, decided = with_aborts(host, checks.constants, workload, seed)
             agree &= decided.agree
             print(f"{name}, {hung_up} of {len(workload)} clients hung up: {decided}", flush=True)
     judged = pd.concat(check.judged() for check in done)

@@ -76,10 +76,10 @@ def measured_and_simulated(
 
 @captioned
 def pass_errors(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
-    """How far the single passes of each bucket are from the constant they were simulated with: a
-    point each, the bar is the median.
+    """How far the single passes of each bucket or shape are from the constant they were simulated
+    with: a point each, the bar is the median.
 
-    `frame`: bucket, kind ("prefill" or "decode"), error (0.1: took 10 % longer).
+    `frame`: bucket (or shape), kind ("prefill" or "decode"), error (0.1: took 10 % longer).
     """
     groups = list(frame.groupby(["bucket", "kind"]))
     ax = new_axes(ax, title, height=1.6 + 0.55 * len(groups))
@@ -97,7 +97,7 @@ def pass_errors(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes
         "the pass took longer than its constant by [%], which was optimistic then; beyond 10 % the "
         "scale is shorter"
     )
-    ax.set_ylabel("bucket B,P,N")
+    ax.set_ylabel("bucket B,P,N, or shape")
     return ax
 
 

@@ -63,6 +63,17 @@ def at_rate(workload: Workload, requests_per_s: float) -> Workload:
     return workload.scaled(rate=requests_per_s / workload.requests_per_s)
 
 
+def at_loads(
+    workload: Workload, loads: Sequence[float], capacity: float, rng: np.random.Generator
+) -> dict[str, Workload]:
+    """The workload at each load, a share of `capacity` in requests/s, by the load's name; Poisson
+    arrivals, drawn anew for each."""
+    return {
+        f"load {load:g}": at_rate(workload.with_arrivals("poisson:1", rng), load * capacity)
+        for load in loads
+    }
+
+
 def under_load(
     workload: Workload,
     costs: Sequence[BucketCost],

@@ -1,8 +1,9 @@
 """How far the simulator is from a real server: predicted, registered, measured, told apart.
 
-`calibrate` fixes constants from a few full batches. A check writes its prediction down, replays
-other requests, measured by a real client, and calibrates again. What is off is told apart: the
-simulator's decisions, the passes' costs, and what the load makes of them.
+`calibrate` fixes constants from a few requests. A check writes its prediction down, replays other
+requests, measured by a real client, and calibrates again. What is off is told apart: the
+simulator's decisions, the passes' costs, and what the load makes of them. Both kinds of batching go
+this way; what differs is what their `Constants` say.
 """
 
 from __future__ import annotations
@@ -11,87 +12,24 @@ import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from spyre_bench.cost.bucket_cost import BucketCost
-from spyre_bench.cost.spread import IQR
 from spyre_bench.metrics.vllm_json import bench_result
-from spyre_bench.metrics.waste import waste
-from spyre_bench.pass_log import count_passes, read_passes, read_warmup
-from spyre_bench.policy.static import Policy
-from spyre_bench.shapes import BucketSet
-from spyre_bench.simulate.result import PREFILL, SimulatedRun
-from spyre_bench.simulate.static import simulate
+from spyre_bench.simulate.result import SimulatedRun
 from spyre_bench.validate import compare as validate
-from spyre_bench.validate import server as serving
-from spyre_bench.validate.constants import (
-    JUDGED,
-    Constants,
-    change_of_pace,
-    expected_s,
-    pass_costs,
-    pass_spread,
-    slots,
-)
-from spyre_bench.validate.decisions import Decisions, decisions
+from spyre_bench.validate.constants import JUDGED, Constants, change_of_pace
+from spyre_bench.validate.decisions import Decisions
 from spyre_bench.validate.errors import Amplification, CostErrors, amplification, cost_errors
-from spyre_bench.validate.others import CpuTimes
+from spyre_bench.validate.hosts import Host, Served
 from spyre_bench.validate.registered import Prediction, register
 from spyre_bench.workload.workload import Workload
 
-SHORT = 3  # calibration batches of each bucket with one decode pass only, beside one full one
-PAUSE_S = 0.3  # between the end of one and the next, and after the first of a queued run
 OTHERS = 0.25  # cores; a quiet machine has less than a twentieth
 TRIES = 3  # at a calibration
-APART_S = 0.01  # of requests that queue up, so that they keep their order on the way
-
-
-class Served(NamedTuple):
-    """A workload as it went."""
-
-    result: dict[str, Any]  # of the client, in vLLM's form with all arrays
-    passes: pd.DataFrame  # of the engine, with what the scheduler knew
-    others: float = 0.0  # cores that other processes kept busy meanwhile
-
-
-class Host(Protocol):
-    """What is checked: an engine and a client, real or made up."""
-
-    def serve(self, workload: Workload, name: str) -> Served:
-        """Sends the requests at their times, each answered in full."""
-        ...
-
-    def estimated(self, buckets: BucketSet) -> tuple[BucketCost, ...]:
-        """What the scheduler decides by."""
-        ...
-
-
-@dataclass(frozen=True)
-class LiveHost:
-    """A real server and a real client, whose results stay in the directory."""
-
-    server: serving.Server
-    directory: Path
-
-    def serve(self, workload: Workload, name: str) -> Served:
-        before, times = count_passes(self.server.pass_log), CpuTimes.now(self.server.session)
-        result = serving.replay(self.server, workload, self.directory, name)
-        others = CpuTimes.now(self.server.session).others_since(times)
-        passes = read_passes(self.server.pass_log, waits=True).iloc[before:]
-        return Served(result, passes.reset_index(drop=True), others)
-
-    def estimated(self, buckets: BucketSet) -> tuple[BucketCost, ...]:
-        """The seconds of its warmup."""
-        warmed = read_warmup(self.server.pass_log).set_index("bucket")
-        return tuple(
-            BucketCost(bucket, *map(float, warmed.loc[str(bucket), ["prefill_s", "decode_s"]]))
-            for bucket in buckets
-        )
 
 
 @dataclass(frozen=True)
@@ -104,7 +42,7 @@ class Check:
     measured: dict[str, Any]
     simulated: dict[str, Any]
     run: SimulatedRun
-    passes: pd.DataFrame  # with what the scheduler knew
+    passes: Any  # with what the scheduler knew
     prediction: Prediction
     after: Constants
     others: float = 0.0  # cores that other processes kept busy during it
@@ -118,14 +56,13 @@ class Check:
         return validate.by_request(self.measured, self.simulated).assign(run=self.name)
 
     @property
-    def batches_agree(self) -> bool:
-        """Whether the server formed exactly the simulated batches, in this order."""
-        real = [(bucket, sorted(prompts)) for bucket, prompts in batches_of(self.passes)]
-        return real == [(bucket, sorted(prompts)) for bucket, prompts in simulated_batches(self)]
+    def began_at(self) -> str:
+        """When its first pass did: ISO 8601, UTC."""
+        return self.constants.began_at(self.passes)
 
     def decisions(self) -> Decisions:
-        """The first error: see `decisions`."""
-        return decisions(self.passes, self.constants.policy, self.constants.estimated)
+        """The first error: see `Constants.decisions`."""
+        return self.constants.decisions(self.passes)
 
     def costs(self) -> CostErrors:
         """The second error: see `errors.cost_errors`."""
@@ -189,8 +126,6 @@ class Checks:
     next, and what one found of the machine's drift widens or narrows the next one's intervals."""
 
     host: Host
-    buckets: BucketSet
-    policy: Policy
     directory: Path  # takes constants and predictions
     biases: list[float] = field(default_factory=list)  # log, of every check but disturbed ones
     _constants: Constants | None = None
@@ -219,8 +154,8 @@ class Checks:
         """Again where simultaneous requests came so far apart that they shared no batch."""
         for _ in range(TRIES - 1):
             with contextlib.suppress(ValueError):
-                return calibrate(self.host, self.buckets, self.policy, self.directory, name)
-        return calibrate(self.host, self.buckets, self.policy, self.directory, name)
+                return calibrate(self.host, self.directory, name)
+        return calibrate(self.host, self.directory, name)
 
 
 def compared(
@@ -235,12 +170,8 @@ def compared(
     sent them."""
     sent = as_sent(workload, served.result["start_times"])
     run = constants.simulate(sent)
-    ledger = waste(served.passes)
-    measured = served.result | {
-        "spyre_batches": len(ledger),
-        "spyre_fill": float(ledger["useful"].sum() / ledger["computed"].sum()),
-        "spyre_prediction": {"file": prediction.name, "sha256": prediction.digest},
-    }
+    measured = served.result | constants.counted(served.passes)
+    measured["spyre_prediction"] = {"file": prediction.name, "sha256": prediction.digest}
     simulated = bench_result(run, detailed=True)
     return Check(
         *(name, constants, sent, measured, simulated, run, served.passes, prediction, after),
@@ -262,72 +193,19 @@ def measured_figures(measured: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def calibrate(
-    host: Host, buckets: BucketSet, policy: Policy, directory: Path, name: str
-) -> Constants:
-    """A few full batches of each bucket on an idle engine: the seconds of its passes, and what a
-    client waits beyond the engine.
+def calibrate(host: Host, directory: Path, name: str) -> Constants:
+    """A few requests on an idle engine: the seconds of its passes, and what a client waits beyond
+    the engine.
 
     The constants are in the directory, as `<name>-constants.csv`, before this returns. Raises
-    ValueError where a bucket's requests did not share a batch of it, as without `gather_s`.
+    ValueError where the requests did not show them, see `Constants.taken`.
     """
-    estimated = host.estimated(buckets)
-    workload = full_batches(estimated)
+    warmed = host.warmed()
+    workload = warmed.calibration()
     result, passes, _ = host.serve(workload, f"{name}-calibration")
-    costs = pass_costs(passes)
-    if missing := sorted(set(buckets) - {cost.bucket for cost in costs}):
-        raise ValueError(
-            f"no calibration batch ran in bucket {missing[0]}: let simultaneous requests share a "
-            f"batch (gather_s above 0), or leave out a bucket that another one makes needless"
-        )
-    waited_s = np.array(result["ttfts"]) - simulate(workload, costs, policy).ttft_s
-    low_s, high_s = np.percentile(waited_s, [25, 75])
-    constants = Constants(
-        costs=costs,
-        estimated=estimated,
-        client_overhead_s=max(0.0, float(np.median(waited_s))),
-        policy=policy,
-        fixed_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
-        spread=pass_spread(passes, costs),
-        overhead_deviation_s=float(high_s - low_s) / IQR,
-    )
+    constants = warmed.taken(passes).with_overhead(workload, result["ttfts"])
     constants.frame().to_csv(directory / f"{name}-constants.csv", index=False)
     return constants
-
-
-def fitting(workload: Workload, buckets: BucketSet) -> Workload:
-    """The requests that a bucket takes. Raises ValueError where there is none."""
-    fits = np.any([workload.fits(bucket) for bucket in buckets], axis=0)
-    if not fits.any():
-        raise ValueError(f"no request of {workload.name} fits the buckets {buckets}: scale it down")
-    return workload.take(fits)
-
-
-def queued(workload: Workload, buckets: BucketSet) -> Workload:
-    """The requests in a queue behind one that fills the longest bucket: when it ends, all others
-    have been waiting in their order."""
-    longest = max(buckets, key=lambda bucket: (bucket.context_length, bucket))
-    prompt_tokens = np.insert(workload.prompt_tokens, 0, longest.prompt_length)
-    output_tokens = np.insert(workload.output_tokens, 0, longest.new_tokens)
-    arrival_s = PAUSE_S + APART_S * np.arange(len(workload))
-    return Workload(
-        workload.name, np.insert(arrival_s, 0, 0.0), prompt_tokens, output_tokens, output_tokens
-    )
-
-
-def full_batches(costs: Sequence[BucketCost]) -> Workload:
-    """For each bucket a full batch of the longest requests and a few of one decode pass, each sent
-    when the one before is done."""
-    sizes = [
-        (cost.bucket.batch_size, cost.bucket.prompt_length, passes, cost.batch_s(passes))
-        for cost in costs
-        for passes in (cost.bucket.new_tokens, *[2] * SHORT)
-    ]
-    rows, prompt_tokens, output_tokens, seconds = map(np.array, zip(*sizes, strict=True))
-    arrival_s = np.concatenate([[0.0], np.cumsum(seconds[:-1] + PAUSE_S)])
-    columns = (np.repeat(column, rows) for column in (arrival_s, prompt_tokens, output_tokens))
-    arrival_s, prompt_tokens, output_tokens = columns
-    return Workload("full batches", arrival_s, prompt_tokens, output_tokens, output_tokens)
 
 
 def as_sent(workload: Workload, start_times: Sequence[float]) -> Workload:
@@ -343,27 +221,9 @@ def as_sent(workload: Workload, start_times: Sequence[float]) -> Workload:
     )
 
 
-def batches_of(passes: pd.DataFrame) -> list[tuple[str, list[int]]]:
-    """Each batch of a pass log in order: its bucket and the prompt lengths of its rows."""
-    starts = passes[passes["kind"] == "prefill"]
-    return list(zip(starts["bucket"], starts["prompt_tokens"], strict=True))
-
-
-def simulated_batches(check: Check) -> list[tuple[str, list[int]]]:
-    """The same of the simulated run."""
-    costs, passes = check.run.costs, check.run.passes
-    return [
-        (
-            str(costs[passes.shape[row]].bucket),
-            check.workload.prompt_tokens[passes.of_row(row)[0]].tolist(),
-        )
-        for row in np.flatnonzero(passes.kind == PREFILL)
-    ]
-
-
 def pass_errors(check: Check) -> pd.DataFrame:
-    """One row per pass that another one of its batch follows: run, bucket, kind, slot_s (from its
-    start to the start of the next one) and error, slot_s over the constant less 1."""
-    some = slots(check.passes)
-    error = some["slot_s"] / expected_s(some, check.constants.costs) - 1
-    return some[["bucket", "kind", "slot_s"]].assign(run=check.name, error=error)
+    """One row per pass that another one follows at once: bucket (or shape), kind, slot_s (from its
+    start to the start of the next one), run and error, slot_s over the constant less 1."""
+    some = check.constants.timed(check.passes)
+    error = some["slot_s"] / some.pop("expected_s") - 1
+    return some.assign(run=check.name, error=error)

@@ -1,25 +1,25 @@
-"""What the simulation of a server rests on, taken from full batches: seconds of its passes, what a
-client waits beyond the engine, and how far both may be off in a run that follows.
+"""What the simulation of a server rests on, of either kind of batching: seconds of its passes, what
+a client waits beyond the engine, and how far both may be off in a run that follows. What differs
+between the kinds is in `static` and `continuous`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from spyre_bench.cost.bucket_cost import BucketCost
-from spyre_bench.cost.spread import Spread, learned, log_deviation
+from spyre_bench.cost.spread import IQR, Draw, Spread, learned
 from spyre_bench.metrics.intervals import REPLICATIONS, Intervals, replicate
-from spyre_bench.policy.static import Policy
-from spyre_bench.shapes import Bucket
-from spyre_bench.simulate.result import KINDS, SimulatedRun
-from spyre_bench.simulate.static import simulate
+from spyre_bench.simulate.result import SimulatedRun
+from spyre_bench.validate.decisions import Decisions
 from spyre_bench.workload.workload import Workload
 
 DRIFT, WEIGHT = 0.03, 4.0
@@ -28,42 +28,85 @@ anew"), before anything is known of this one; it counts as so many checks."""
 MOST_CHANGE = math.log(1.15)  # three times what machines drift: whatever the calibration's spread
 OF_A_MEDIAN = math.sqrt(math.pi / 2)  # its deviation over that of a mean
 JUDGED = ("median_e2el_ms", "p95_e2el_ms", "request_throughput")
+PAUSE_S = 0.3  # between requests of a calibration that shall not meet
+APART_S = 0.01  # of requests that queue up, so that they keep their order on the way
 
 
-@dataclass(frozen=True)
-class Constants:
-    """What the simulation of a server rests on."""
+@dataclass(frozen=True, kw_only=True)
+class Constants(ABC):
+    """What the simulation of a server rests on. `passes` are those of a pass log, as the server's
+    kind of batching has them."""
 
-    costs: tuple[BucketCost, ...]  # seconds of a pass in the server, vLLM's own time included
-    estimated: tuple[BucketCost, ...]  # what the server's scheduler decides by, from its warmup
-    client_overhead_s: float
-    policy: Policy
-    fixed_at: str  # ISO 8601, UTC
+    client_overhead_s: float = 0.0
+    fixed_at: str = ""  # ISO 8601, UTC
     spread: Spread | None = None
     overhead_deviation_s: float = 0.0  # of the client's overhead, from one request to another
 
+    # --- what a kind of batching has to say
+
+    @abstractmethod
+    def simulate(self, workload: Workload, draw: Draw | None = None) -> SimulatedRun:
+        """The run; `draw` says what its passes take instead."""
+
+    @abstractmethod
+    def scaled(self, factor: float) -> Self:
+        """With passes that take so many times as long; the server decides as before."""
+
+    @abstractmethod
+    def calibration(self) -> Workload:
+        """Requests that show what passes take on an idle server, and what a client waits."""
+
+    @abstractmethod
+    def taken(self, passes: Any) -> Self:
+        """With the costs of these passes, vLLM's own time included, and their spread. Raises
+        ValueError where they do not tell it."""
+
+    @abstractmethod
+    def timed(self, passes: Any) -> pd.DataFrame:
+        """One row per pass that another one follows at once: bucket (or shape), kind, slot_s (from
+        its start to the start of the next one) and expected_s, its constant."""
+
+    @abstractmethod
+    def busy_s(self, run: SimulatedRun) -> float:
+        """What the passes of a run take by these costs."""
+
+    @abstractmethod
+    def decisions(self, passes: Any) -> Decisions:
+        """Whether the simulator decides as the server did, fed with what it saw and took."""
+
+    @abstractmethod
+    def counted(self, passes: Any) -> dict[str, float]:
+        """What a pass log says beside a client's result, in the names of a simulated one."""
+
+    @abstractmethod
+    def began_at(self, passes: Any) -> str:
+        """When the first pass did: ISO 8601, UTC."""
+
+    @abstractmethod
     def frame(self) -> pd.DataFrame:
-        """One row per bucket."""
-        return pd.DataFrame(
-            {
-                "bucket": [str(cost.bucket) for cost in self.costs],
-                "prefill_s": [cost.prefill_s for cost in self.costs],
-                "decode_s": [cost.decode_s for cost in self.costs],
-                "believed_prefill_s": [cost.prefill_s for cost in self.estimated],
-                "believed_decode_s": [cost.decode_s for cost in self.estimated],
-                "client_overhead_s": self.client_overhead_s,
-                "measured_at": self.fixed_at,
-            }
+        """One row per bucket or shape."""
+
+    @abstractmethod
+    def said(self) -> dict[str, Any]:
+        """Costs and rules, for a file."""
+
+    # --- what follows for both
+
+    def with_overhead(self, workload: Workload, ttfts_s: Sequence[float]) -> Self:
+        """With what a client waited for its first tokens beyond the simulation, fixed now."""
+        waited_s = np.array(ttfts_s) - self.simulate(workload).ttft_s
+        low_s, high_s = np.percentile(waited_s, [25, 75])
+        return replace(
+            self,
+            client_overhead_s=max(0.0, float(np.median(waited_s))),
+            overhead_deviation_s=float(high_s - low_s) / IQR,
+            fixed_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
 
-    def simulate(self, workload: Workload) -> SimulatedRun:
-        return simulate(
-            workload,
-            self.costs,
-            self.policy,
-            client_overhead_s=self.client_overhead_s,
-            estimated=self.estimated,
-        )
+    def capacity_rps(self, workload: Workload) -> float:
+        """Requests/s with everybody queued: what load 1 means."""
+        run = self.simulate(workload.with_arrivals("all"))
+        return float(run.served.sum()) / self.busy_s(run)
 
     def intervals(
         self, workload: Workload, seed: int = 0, replications: int = REPLICATIONS
@@ -73,13 +116,8 @@ class Constants:
             raise ValueError("constants without a spread give no interval: calibrate on a server")
         overheads_s = self._overheads(seed, replications)
         return replicate(
-            lambda draw: simulate(
-                workload,
-                draw.scaled(self.costs),
-                self.policy,
-                client_overhead_s=next(overheads_s),
-                estimated=self.estimated,
-                pace=draw.pace,
+            lambda draw: replace(self, client_overhead_s=next(overheads_s)).simulate(
+                workload, draw
             ),
             self.spread,
             replications=replications,
@@ -91,7 +129,7 @@ class Constants:
         overheads_s = self.client_overhead_s + self.overhead_deviation_s * drawn
         return iter(np.maximum(0.0, overheads_s).tolist())
 
-    def with_history(self, biases: Sequence[float]) -> Constants:
+    def with_history(self, biases: Sequence[float]) -> Self:
         """With the drift that earlier checks on this machine had: the log of how much longer their
         passes took than their constants."""
         assert self.spread is not None
@@ -112,68 +150,4 @@ class Constants:
 def change_of_pace(before: Constants, after: Constants, run: SimulatedRun) -> float:
     """The log of how much longer the passes of a run take by the constants after it than by those
     before."""
-    return math.log(_busy_s(run, after.costs) / _busy_s(run, before.costs))
-
-
-def _busy_s(run: SimulatedRun, costs: Sequence[BucketCost]) -> float:
-    seconds = np.array([(cost.prefill_s, cost.decode_s) for cost in costs])
-    return float(seconds[run.passes.shape, run.passes.kind] @ run.passes.count)
-
-
-def pass_costs(passes: pd.DataFrame) -> tuple[BucketCost, ...]:
-    """What a pass of each bucket takes in a server: the median time from its start to the start of
-    the next pass of its batch, so that vLLM's own time is in it. The last pass of a batch, after
-    which the engine may be idle, is left out. In ascending order of bucket.
-
-    Raises ValueError for a bucket with no prefill or decode pass to take the time of.
-    """
-    medians = slots(passes).groupby(["bucket", "kind"])["slot_s"].median()
-    costs = []
-    for name in sorted(passes["bucket"].unique(), key=Bucket.parse):
-        if any((name, kind) not in medians for kind in KINDS):
-            raise ValueError(
-                f"bucket {name} ran no batch of three passes or more: calibrate on a workload with "
-                f"longer outputs in it"
-            )
-        costs.append(
-            BucketCost(Bucket.parse(name), medians[name, "prefill"], medians[name, "decode"])
-        )
-    return tuple(costs)
-
-
-def pass_spread(passes: pd.DataFrame, costs: Sequence[BucketCost]) -> Spread:
-    """How far a run's passes may be from the medians of these: each median by how few passes it is
-    of, each batch as single passes differ, and the machine by what such machines drift."""
-    some = slots(passes)
-    off = some["slot_s"] / expected_s(some, costs)
-    deviations = {kind: log_deviation(off[some["kind"] == kind].to_numpy()) for kind in KINDS}
-    counts = some.groupby(["bucket", "kind"]).size()
-    own = np.array(
-        [
-            [
-                OF_A_MEDIAN * deviations[kind] / math.sqrt(counts[str(cost.bucket), kind])
-                for kind in KINDS
-            ]
-            for cost in costs
-        ]
-    )
-    source = f"{len(some)} passes of full batches"
-    return Spread(source, own, own, pace=DRIFT, freedom=WEIGHT, batch=tuple(deviations.values()))
-
-
-def expected_s(some: pd.DataFrame, costs: Sequence[BucketCost]) -> np.ndarray:
-    """The constant of each pass."""
-    constant_s: Mapping[Any, float] = {
-        (str(cost.bucket), kind): seconds
-        for cost in costs
-        for kind, seconds in zip(KINDS, (cost.prefill_s, cost.decode_s), strict=True)
-    }
-    return np.array([constant_s[key] for key in zip(some["bucket"], some["kind"], strict=True)])
-
-
-def slots(passes: pd.DataFrame) -> pd.DataFrame:
-    """The passes that another one of the same batch follows, with the seconds from start to
-    start."""
-    following = passes.shift(-1)
-    with_slots = passes.assign(slot_s=following["start_s"] - passes["start_s"])
-    return with_slots[passes["batch"] == following["batch"]]
+    return math.log(after.busy_s(run) / before.busy_s(run))

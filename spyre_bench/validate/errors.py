@@ -4,13 +4,12 @@ makes of it. (The first is `decisions`.)"""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from spyre_bench.cost.spread import log_deviation
-from spyre_bench.simulate.static import simulate
-from spyre_bench.validate.constants import Constants, expected_s, slots
+from spyre_bench.validate.constants import Constants
 from spyre_bench.workload.workload import Workload
 
 PER_CENT = np.linspace(-4, 4, 9)
@@ -26,10 +25,10 @@ class CostErrors:
     drift: float  # the second half of the passes against the first
 
 
-def cost_errors(passes: pd.DataFrame, constants: Constants) -> CostErrors:
-    """Of the passes that another one of their batch follows."""
-    some = slots(passes)
-    taken_s, constant_s = some["slot_s"].to_numpy(), expected_s(some, constants.costs)
+def cost_errors(passes: Any, constants: Constants) -> CostErrors:
+    """Of the passes that another one follows at once, see `Constants.timed`."""
+    some = constants.timed(passes)
+    taken_s, constant_s = some["slot_s"].to_numpy(), some["expected_s"].to_numpy()
     half = len(some) // 2
     first, second = (
         taken_s[part].sum() / constant_s[part].sum() for part in (slice(half), slice(half, None))
@@ -54,14 +53,7 @@ def amplification(constants: Constants, workload: Workload) -> Amplification:
     at one other pace may form other batches by chance."""
     medians_s = []
     for change in PER_CENT:
-        costs = [cost.scaled((1 + change / 100,) * 2) for cost in constants.costs]
-        run = simulate(
-            workload,
-            costs,
-            constants.policy,
-            client_overhead_s=constants.client_overhead_s,
-            estimated=constants.estimated,
-        )
+        run = constants.scaled(1 + change / 100).simulate(workload)
         medians_s.append(float(np.median(run.e2el_s[run.served])))
     slope = float(np.polyfit(PER_CENT, medians_s, 1)[0])
     return Amplification(slope, 100 * slope / float(np.mean(medians_s)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,15 +42,30 @@ def register(
     without a spread."""
     points = numbers(constants.simulate(workload))
     intervals = constants.intervals(workload, seed)
+    said = {
+        "requests": said_of_requests(workload),
+        "constants": said_of_constants(constants),
+        "intervals": {key: value for key, value in intervals.said().items() if key != "p5_to_p95"},
+    }
+    predicted = {figure: (points[figure], intervals[figure]) for figure in JUDGED}
+    return write_down(name, said, predicted, directory)
+
+
+def write_down(
+    name: str,
+    said: Mapping[str, Any],
+    predicted: Mapping[str, tuple[float, tuple[float, float]]],
+    directory: Path,
+) -> Prediction:
+    """Registers what is predicted, a point and P5 to P95 by figure, and what it rests on."""
     content = {
         "check": name,
         "registered_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         **commit(),
-        "requests": _requests(workload),
-        "constants": _constants(constants),
-        "intervals": {key: value for key, value in intervals.said().items() if key != "p5_to_p95"},
+        **said,
         "predicted": {
-            figure: {"point": points[figure], "p5_to_p95": intervals[figure]} for figure in JUDGED
+            figure: {"point": point, "p5_to_p95": interval}
+            for figure, (point, interval) in predicted.items()
         },
     }
     text = json.dumps(content, indent=1) + "\n"
@@ -78,18 +94,19 @@ def read_prediction(path: Path) -> Prediction:
     )
 
 
-def _requests(workload: Workload) -> dict[str, Any]:
+def said_of_requests(workload: Workload) -> dict[str, Any]:
+    """Which they are, for a file."""
     columns = (workload.arrival_s, workload.prompt_tokens, workload.output_tokens)
     digest = hashlib.sha256(b"".join(column.tobytes() for column in columns)).hexdigest()
     return {"name": workload.name, "count": len(workload), "sha256": digest}
 
 
-def _constants(constants: Constants) -> dict[str, Any]:
+def said_of_constants(constants: Constants) -> dict[str, Any]:
+    """All that a prediction rests on, for a file."""
     spread = constants.spread
     assert spread is not None, "intervals were drawn from it"
     return {
-        "buckets": constants.frame().to_dict("records"),
-        "policy": str(constants.policy),
+        **constants.said(),
         "overhead_deviation_s": constants.overhead_deviation_s,
         "own_deviation": spread.above.tolist(),
         "batch_deviation": list(spread.batch),

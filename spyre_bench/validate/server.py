@@ -127,15 +127,18 @@ def complete(server: Server, prompts: list[list[int]], new_tokens: int) -> None:
         reply.read()
 
 
-def replay_with_aborts(server: Server, workload: Workload, leaves_s: np.ndarray) -> int:
+def replay_with_aborts(
+    server: Server, workload: Workload, leaves_s: np.ndarray, token: int = 1
+) -> int:
     """Sends the requests at their times, as streams; each client hangs up at its `leaves_s` (inf:
-    never). Returns how many did. What came of it is in the pass log."""
+    never). Returns how many did. What came of it is in the pass log. Prompts are of this token
+    alone, so that all of a run begin alike."""
     began = time.monotonic() + 0.5
 
     def send(row: int) -> bool:
         time.sleep(max(0.0, began + float(workload.arrival_s[row]) - time.monotonic()))
         tokens, new_tokens = int(workload.prompt_tokens[row]), int(workload.max_tokens[row])
-        return _hangs_up(server, [1] * tokens, new_tokens, began + float(leaves_s[row]))
+        return _hangs_up(server, [token] * tokens, new_tokens, began + float(leaves_s[row]))
 
     with ThreadPoolExecutor(len(workload)) as clients:
         return sum(clients.map(send, range(len(workload))))
@@ -186,6 +189,7 @@ def replay(server: Server, workload: Workload, directory: Path, name: str) -> di
         )
     command = [
         *_environment(1),
+        "PYTHONHASHSEED=random",  # which prompts are drawn by: no run meets another's prefixes
         str(VLLM),
         "bench",
         "serve",

@@ -78,7 +78,8 @@ def logged_decisions(path: Path) -> StepDecisions:
 def step_decisions(
     steps: Sequence[Step], rules: Rules, costs: ShapeCosts, *, prefix_cache: bool = True
 ) -> StepDecisions:
-    """From all passes of a server since it was started, its rules and the costs that it decided by.
+    """From all passes of a server since it was started, its rules and the costs that it decided by;
+    or since it was idle, where no request's prompt begins as one of those before.
 
     The queue has to be in order of arrival (vLLM's `fcfs`), and a request that waits for its
     grammar counts as one that could run. Raises ValueError for a log that does not say who came, or
@@ -123,7 +124,7 @@ class _Server:
                 "the passes of the log are not in order of time: the system's clock was set back "
                 "while it was written; serve and log again"
             )
-        ends_s = _ends(steps)
+        ends_s = pass_ends(steps)
         seen_s, leaves_s = {}, dict.fromkeys(names, np.inf)
         for before, step, end_s in zip([None, *steps], steps, [-np.inf, *ends_s], strict=False):
             for new in step.came:  # a pass begins with the decision, a moment later by its clock
@@ -152,7 +153,7 @@ def _prefixes(came: Sequence[Came], steps: Sequence[Step]) -> list[list[str]]:
     return list(names.values())
 
 
-def _ends(steps: Sequence[Step]) -> list[float]:
+def pass_ends(steps: Sequence[Step]) -> list[float]:
     """When each pass leaves the engine free: with the start of the next where somebody was there,
     so that whoever was seen by that decision is so whatever clocks say; else by its own seconds."""
     here: set[str] = set()

@@ -17,8 +17,8 @@ import pandas as pd
 from spyre_bench.model_sizes import FP16_BYTES, ModelSizes
 from spyre_bench.pass_log import read_passes, read_warmup
 from spyre_bench.shapes import Bucket, BucketSet
-from spyre_bench.validate.constants import pass_costs
 from spyre_bench.validate.server import complete, serve
+from spyre_bench.validate.static import pass_costs
 
 BATCHES = 3
 GATHER_S = 5.0  # the prompts of a request shall share a batch, however busy the machine is

@@ -423,8 +423,15 @@ def test_a_server_is_held_against_its_simulation_in_that_very_run(tmp_path, tiny
     record = run(tmp_path, "05_can_we_trust_the_simulator", tiny_llama, *words)
     tables = tmp_path / "out/latest/05_can_we_trust_the_simulator/tables"
     found = pd.read_csv(tables / "requests.csv")
-    assert found["run"].value_counts().to_dict() == {"queued": 9, "load 0.5": 8}
+    sent = {"queued": 9, "load 0.5": 8, "continuous, load 0.5": 8}
+    assert found["run"].value_counts().to_dict() == sent
     assert (found["measured_e2el_s"] >= found["measured_ttft_s"]).all()
     constants = pd.read_csv(tables / "constants.csv")
     assert set(constants["bucket"]) == {"4,64,16", "2,128,32"}
-    assert record["results"]["throughput_error"].keys() == {"queued", "load 0.5"}
+    assert set(pd.read_csv(tables / "shape_constants.csv")["shape"]) == {
+        *("prefill 64,192", "prefill 128,192"),
+        *("decode 2,192", "decode 4,192"),
+    }
+    assert record["results"]["throughput_error"].keys() == sent.keys()
+    assert set(pd.read_csv(tables / "told_apart.csv")["run"]) == sent.keys()
+    assert record["results"]["batches_agree"].keys() == {"queued", "load 0.5"}

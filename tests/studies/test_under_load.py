@@ -64,6 +64,16 @@ def test_another_rate_keeps_the_pattern_of_the_arrivals():
     assert faster.prompt_tokens.tolist() == [10, 20, 30]
 
 
+def test_loads_are_named_and_each_has_arrivals_of_its_own():
+    requests = workload(*((0.0, 10 + place, 3) for place in range(50)))
+    sent = under_load.at_loads(requests, (0.5, 1.0), 4.0, np.random.default_rng(0))
+    assert list(sent) == ["load 0.5", "load 1"]
+    half, full = sent.values()
+    assert (half.requests_per_s, full.requests_per_s) == (pytest.approx(2), pytest.approx(4))
+    assert half.prompt_tokens.tolist() == full.prompt_tokens.tolist()
+    assert (half.arrival_s / 2 != full.arrival_s).any()
+
+
 def test_a_crowd_that_comes_at_once_has_no_pattern_to_stretch():
     with pytest.raises(ValueError, match=r"all at once.*poisson:1"):
         under_load.at_rate(workload((0.0, 10, 3)), 2.0)

@@ -5,21 +5,27 @@ the last judgement. Its reality has nothing of what the checks assume of it: the
 walk, the client's delay is one-sided, and the pass log is written pass by pass.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 
 from spyre_bench.cost.bucket_cost import BucketCost
+from spyre_bench.cost.shape_cost import ShapeCosts
 from spyre_bench.metrics.vllm_json import bench_result
+from spyre_bench.pass_log import Came, Gone, Step
+from spyre_bench.policy.continuous import RULES, Rules
 from spyre_bench.policy.static import Policy
-from spyre_bench.shapes import BucketSet
-from spyre_bench.simulate.result import KINDS, SimulatedRun
+from spyre_bench.simulate import continuous
+from spyre_bench.simulate.result import KINDS, PREFILL, ContinuousRun, SimulatedRun
 from spyre_bench.simulate.static import simulate
-from spyre_bench.validate.check import Served
+from spyre_bench.validate.continuous import StepConstants
+from spyre_bench.validate.hosts import Served
+from spyre_bench.validate.static import BatchConstants
 from spyre_bench.workload.workload import Workload
 
 FRONT_END_S = 0.004
+APART_S = 1000.0  # from one workload to the next
 
 
 class Machine:
@@ -41,8 +47,8 @@ class Machine:
         self.pace = 0.0
         self.clock_s = 0.0
 
-    def estimated(self, buckets: BucketSet) -> tuple[BucketCost, ...]:
-        return self.costs
+    def warmed(self) -> BatchConstants:
+        return BatchConstants(self.costs, self.costs, self.policy)
 
     def serve(self, workload: Workload, name: str) -> Served:
         self.pace += self.drift * self.rng.standard_normal()
@@ -54,12 +60,8 @@ class Machine:
             pace=self._paces,
             seen_s=workload.arrival_s + FRONT_END_S,
         )
-        delay_s = self.rng.gamma(4, 0.002, len(workload))
-        result = bench_result(run, detailed=True)
-        for times in ("ttfts", "latencies"):
-            result[times] = (np.array(result[times]) + delay_s).tolist()
-        result["start_times"] = (self.clock_s + workload.arrival_s).tolist()
-        self.clock_s += 1000.0
+        result = as_measured(run, self.rng.gamma(4, 0.002, len(workload)), self.clock_s)
+        self.clock_s += APART_S
         return Served(result, self.pass_log(run, workload.arrival_s + FRONT_END_S))
 
     def _paces(self, start_s: float) -> tuple[float, float]:
@@ -96,3 +98,102 @@ class Machine:
                     }
                 )
         return pd.DataFrame(rows)
+
+
+class PagedMachine:
+    """One of continuous batching, whose pace drifts alike. Passes of each shape take `longer` than
+    in its warmup, a factor each; `delay_s` is what its client waits, None: as it comes."""
+
+    def __init__(
+        self,
+        costs: ShapeCosts,
+        longer: Sequence[float],
+        rules: Rules = RULES,
+        *,
+        seed: int = 0,
+        drift: float = 0.02,
+        delay_s: float | None = None,
+    ):
+        self.costs, self.longer, self.rules = costs, np.array(longer), rules
+        self.drift, self.delay_s = drift, delay_s
+        self.rng = np.random.default_rng(seed)
+        self.pace, self.clock_s = 0.0, 0.0
+        self.left: list[Gone] = []  # with the last pass of the workload before
+
+    def warmed(self) -> StepConstants:
+        return StepConstants(self.costs, self.costs, self.rules)
+
+    def serve(self, workload: Workload, name: str) -> Served:
+        self.pace += self.drift * self.rng.standard_normal()
+        run = continuous.simulate(
+            workload,
+            self.costs.scaled((np.exp(self.pace) * self.longer).tolist()),
+            self.rules,
+            estimated=self.costs,
+        )
+        delays_s = self.rng.gamma(4, 0.002, len(workload))
+        if self.delay_s is not None:
+            delays_s = np.full(len(workload), self.delay_s)
+        steps = list(steps_of(run, self.clock_s, self.left))
+        told = {one.request for step in steps for one in step.gone}
+        everybody = ended(run, self.clock_s, range(len(workload)))
+        self.left = [one for one in everybody if one.request not in told]
+        result = as_measured(run, delays_s, self.clock_s)
+        self.clock_s += APART_S
+        return Served(result, steps)
+
+
+def as_measured(run: SimulatedRun, delay_s: np.ndarray, clock_s: float) -> dict:
+    """The run as a client sees it that waits so much longer."""
+    result = bench_result(run, detailed=True)
+    for times in ("ttfts", "latencies"):
+        result[times] = (np.array(result[times]) + delay_s).tolist()
+    result["start_times"] = (clock_s + run.workload.arrival_s).tolist()
+    return result
+
+
+def steps_of(run: ContinuousRun, zero_s: float, left: Sequence[Gone] = ()) -> Iterator[Step]:
+    """The run pass by pass, as its engine logs it; `left` went before the first of them."""
+    passes, asked = run.passes, run.workload
+    seen, gone = 0, set()
+    for row in range(len(passes)):
+        members = passes.of_row(row)[0].tolist()
+        cost, is_chunk = run.costs.each[passes.shape[row]], passes.kind[row] == PREFILL
+        context, at_s = int(passes.before[row]), float(passes.start_s[row])
+        for _ in range(int(passes.count[row])):
+            computed = int(passes.useful[row]) if is_chunk else len(members)
+            seconds = (
+                cost.pass_s(context) if is_chunk else cost.pass_s(computed, context + computed)
+            )
+            context += computed
+            came = []
+            while seen < len(asked) and asked.arrival_s[seen] <= at_s:
+                times = (zero_s + float(asked.arrival_s[seen]), zero_s + at_s)
+                sizes = int(asked.prompt_tokens[seen]), int(asked.max_tokens[seen])
+                came.append(Came(f"{zero_s:g}-{seen}", *times, *sizes, []))
+                seen += 1
+            went = np.flatnonzero(run.requests.finish_s < at_s + 1e-9)
+            went, gone = sorted(set(went) - gone), gone | set(went)
+            share = [context // len(members)] * len(members)
+            share[0] += context - sum(share)
+            yield Step(
+                "chunk" if is_chunk else "rows",
+                cost.shape,
+                zero_s + at_s,
+                seconds,
+                [f"{zero_s:g}-{it}" for it in members],
+                [computed] if is_chunk else [1] * len(members),
+                0,
+                share,
+                max(share),
+                *(0, 0, 9),
+                came=came,
+                gone=[*left, *ended(run, zero_s, went)],
+                named=[[] for _ in members],
+            )
+            at_s, left = at_s + seconds, ()
+
+
+def ended(run: ContinuousRun, zero_s: float, requests: Iterable[int]) -> list[Gone]:
+    outputs = run.workload.output_tokens
+    return [Gone(f"{zero_s:g}-{it}", True, int(outputs[it])) for it in requests]

@@ -11,9 +11,9 @@ from spyre_bench.metrics import waste
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket, BucketSet
 from spyre_bench.simulate.static import simulate
-from spyre_bench.validate import check
-from spyre_bench.validate.constants import Constants, pass_costs
+from spyre_bench.validate import check, static
 from spyre_bench.validate.registered import Prediction
+from spyre_bench.validate.static import BatchConstants, pass_costs
 from spyre_bench.workload.workload import Workload
 
 SMALL = BucketCost(Bucket(4, 64, 16), 0.5, 0.04)
@@ -55,11 +55,11 @@ def test_a_bucket_without_a_decode_pass_to_time_is_named():
 
 
 def test_full_batches_fill_every_bucket_one_after_the_other():
-    requests = check.full_batches(COSTS)
+    requests = static.full_batches(COSTS)
     run = simulate(requests, COSTS, Policy(gather_s=0.02))
     batches = waste.batches(run)
     ran = list(batches[["bucket", "rows", "passes"]].itertuples(index=False, name=None))
-    short = check.SHORT
+    short = static.SHORT
     assert ran == [
         ("2,128,32", 2, 32),
         *[("2,128,32", 2, 2)] * short,
@@ -71,7 +71,7 @@ def test_full_batches_fill_every_bucket_one_after_the_other():
 
 
 def test_everybody_of_a_queued_run_waits_while_the_first_one_runs():
-    requests = check.queued(workload((0, 10, 5), (7, 20, 6), (9, 30, 7)), BUCKETS)
+    requests = static.queued(workload((0, 10, 5), (7, 20, 6), (9, 30, 7)), BUCKETS)
     assert requests.prompt_tokens.tolist() == [128, 10, 20, 30]
     assert requests.output_tokens.tolist() == [32, 5, 6, 7]
     assert requests.arrival_s[0] == 0
@@ -81,9 +81,9 @@ def test_everybody_of_a_queued_run_waits_while_the_first_one_runs():
 
 def test_only_what_a_bucket_takes_is_sent():
     requests = workload((0, 64, 16), (1, 65, 33), (2, 128, 32))
-    assert check.fitting(requests, BUCKETS).prompt_tokens.tolist() == [64, 128]
+    assert static.fitting(requests, BUCKETS).prompt_tokens.tolist() == [64, 128]
     with pytest.raises(ValueError, match="no request of some fits the buckets"):
-        check.fitting(workload((0, 129, 1)), BUCKETS)
+        static.fitting(workload((0, 129, 1)), BUCKETS)
 
 
 def test_the_simulation_takes_the_times_of_the_clients_own_clock():
@@ -97,7 +97,7 @@ NOT_REGISTERED = Prediction(Path("none.json"), "", "", {}, {})
 
 
 def check_of(requests: Workload, log: pd.DataFrame) -> check.Check:
-    constants = Constants(COSTS, COSTS, 0.01, Policy(), "2026-01-01T00:00:00+00:00")
+    constants = BatchConstants(COSTS, COSTS, Policy(), client_overhead_s=0.01)
     return check.Check(
         "a run",
         constants,
@@ -115,13 +115,13 @@ def test_batches_agree_if_bucket_rows_and_order_do():
     requests = workload((0, 10, 5), (0, 20, 6), (0, 100, 7))
     log = passes((0, "4,64,16", "prefill", 0.0), (1, "2,128,32", "prefill", 1.0))
     same = log.assign(prompt_tokens=[[20, 10], [100]])
-    assert check.simulated_batches(check_of(requests, same)) == [
+    assert static.simulated_batches(check_of(requests, same)) == [
         ("4,64,16", [10, 20]),
         ("2,128,32", [100]),
     ]
-    assert check_of(requests, same).batches_agree
-    assert not check_of(requests, same.iloc[::-1]).batches_agree
-    assert not check_of(requests, log.assign(prompt_tokens=[[10], [100, 20]])).batches_agree
+    assert static.batches_agree(check_of(requests, same))
+    assert not static.batches_agree(check_of(requests, same.iloc[::-1]))
+    assert not static.batches_agree(check_of(requests, log.assign(prompt_tokens=[[10], [100, 20]])))
 
 
 def test_a_pass_is_held_against_the_constant_of_its_bucket_and_kind():
@@ -133,7 +133,7 @@ def test_a_pass_is_held_against_the_constant_of_its_bucket_and_kind():
 def test_a_server_decides_by_what_it_estimates_and_takes_what_its_passes_take():
     requests = workload((0, 10, 5))
     estimated = (BucketCost(LARGE.bucket, 0.1, 0.03), BucketCost(SMALL.bucket, 0.2, 0.04))
-    constants = Constants(COSTS, estimated, 0.25, Policy(), "")
+    constants = BatchConstants(COSTS, estimated, Policy(), client_overhead_s=0.25)
     trace = constants.simulate(requests)
     assert trace.costs[trace.passes.shape[0]].bucket == LARGE.bucket  # SMALL would be faster
     assert trace.passes.batch_seconds[0] == pytest.approx(0.7 + 4 * 0.03)

@@ -9,7 +9,7 @@ import pytest
 
 from spyre_bench.cost.bucket_cost import BucketCost
 from spyre_bench.policy.static import Policy
-from spyre_bench.shapes import Bucket, BucketSet
+from spyre_bench.shapes import Bucket
 from spyre_bench.validate import registered
 from spyre_bench.validate.check import Checks
 from spyre_bench.validate.constants import DRIFT
@@ -21,7 +21,6 @@ COSTS = (
     BucketCost(Bucket(2, 128, 32), 0.7, 0.03),
     BucketCost(Bucket(4, 64, 16), 0.5, 0.04),
 )
-BUCKETS = BucketSet(tuple(cost.bucket for cost in COSTS))
 POLICY = Policy(gather_s=0.02)
 LOADS_RPS = (0.8, 1.3, 1.8, 2.2, 2.6)  # up to saturation
 
@@ -34,7 +33,7 @@ def requests(rng: np.random.Generator, rps: float, count: int = 32) -> Workload:
 
 
 def checks_of(machine: Machine, directory) -> Checks:
-    return Checks(machine, BUCKETS, POLICY, directory)
+    return Checks(machine, directory)
 
 
 @pytest.fixture
@@ -69,7 +68,8 @@ def test_the_simulator_decides_as_the_machine_does_whatever_it_drifts(a_check):
 
 def test_another_rule_on_the_machine_is_an_error_of_decisions_and_is_placed(tmp_path):
     machine = Machine(COSTS, POLICY, drift=0, batch=0, step=0)
-    machine.policy = Policy("fcfs", gather_s=0.02)
+    told, machine.policy = machine.warmed(), Policy("fcfs", gather_s=0.02)
+    machine.warmed = lambda: told
     workload = requests(np.random.default_rng(0), 3.0)
     decided = checks_of(machine, tmp_path).check("a run", workload).decisions()
     assert not decided.agree
