@@ -14,7 +14,7 @@ PIP        = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c
 BUILD_TOOLS := "setuptools<81" setuptools-scm setuptools-rust packaging cmake ninja jinja2 wheel numpy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup first run test test-core test-models test-faults test-ranks test-hosts test-loop test-browser lint lab app fuzz bench bench-peers soak trust image clean check-tools
+.PHONY: help setup first run test test-core test-models test-faults test-ranks test-hosts test-loop test-browser lint lab app fuzz bench bench-peers soak trust prove image clean check-tools
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -94,6 +94,9 @@ soak: setup ## a server under 20 minutes of mixed traffic, BATCHING=continuous t
 
 trust: setup ## predictions against a real server: 24 checks and aborts, BATCHING=continuous too; twenty minutes, quiet
 	@$(BIN)/python -m tests.trust --batching $(BATCHING) --out $(REPORTS)/trust/$(BATCHING)
+
+prove: setup ## advised shapes against powers of two: ten pairs of runs on two servers, quiet
+	@$(BIN)/python -m tests.prove --out $(REPORTS)/prove
 
 # As root on Debian; elsewhere docker build -f Dockerfile.spyre. ARCHIVE=FILE keeps the image.
 image: ## build Dockerfile.spyre without a Docker engine, run the tests and a server in it

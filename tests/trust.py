@@ -40,6 +40,7 @@ from spyre_bench.workload.workload import Workload
 BUCKETS = BucketSet.parse("4,64,16 2,128,32")
 SHAPES = ShapeSet.parse("64,192 128,192", "2,192 4,192")
 WORKLOADS = (("azure_conv", 0.06), ("burstgpt", 0.1))  # and the factor on its lengths
+REQUESTS = {"static": 32, "continuous": 24}
 LOADS = (0.4, 0.7, 0.9, 1.0)  # 1: the simulated capacity
 ABORTS = 0.3  # of the clients hang up, within so many seconds:
 PATIENCE_S = 3.0
@@ -129,7 +130,7 @@ def main() -> int:
     options.add_argument("--batching", choices=("static", "continuous"), default="static")
     options.add_argument("--checks", type=int, default=24)
     options.add_argument("--aborts", type=int, default=3, help="runs whose clients hang up")
-    options.add_argument("--requests", type=int, default=32, help="of each check")
+    options.add_argument("--requests", type=int, help="of each check; default: 32, continuous 24")
     options.add_argument("--model", default="smollm2")
     options.add_argument("--backend", default="inductor")
     options.add_argument("--gather", type=float, default=0.02, help="static: more for a tiny model")
@@ -142,7 +143,8 @@ def main() -> int:
     setting = given.batching, given.model, given.backend, given.gather, out
     with served(*setting) as (host, fitting):
         checks = Checks(host, out)
-        plan = planned(given.requests, checks.constants, fitting)
+        requests = given.requests or REQUESTS[given.batching]
+        plan = planned(requests, checks.constants, fitting)
         print(HEADER)
         for name, workload, seed in itertools.islice(plan, given.checks):
             done.append(checks.check(name, workload, seed=seed))

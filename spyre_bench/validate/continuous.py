@@ -42,7 +42,7 @@ from spyre_bench.workload.workload import Workload
 
 FEWEST = 3  # passes of a shape that tell its seconds
 OUTPUTS = 12  # tokens of a request of the calibration
-ALONE = 3  # requests of each chunk that come by themselves
+ALONE = 2  # requests of each length that come by themselves
 
 
 @dataclass(frozen=True)
@@ -69,16 +69,16 @@ class StepConstants(Constants):
 
     def calibration(self) -> Workload:
         """As many at once as decode together, with prompts of every chunk; then, when they are
-        done, `ALONE` of each chunk, one after the other."""
+        done, `ALONE` of each chunk and of each context, one after the other."""
         shapes = self.costs.shapes
         longest = shapes.max_model_len - OUTPUTS
-        chunks = sorted({min(shape.chunk_length, longest) for shape in shapes.prefill})
-        together = list(itertools.islice(itertools.cycle(chunks), shapes.max_rows))
-        arrival_s = [APART_S * place for place in range(len(together))]
-        prompts, ends_s = list(together), arrival_s
-        for alone in chunks * ALONE:
-            ends_s = self.simulate(_asking(arrival_s, prompts)).requests.finish_s
-            arrival_s.append(float(np.max(ends_s)) + PAUSE_S)
+        chunks = {min(shape.chunk_length, longest) for shape in shapes.prefill}
+        fill = {min(shape.context_length - OUTPUTS, longest) for shape in shapes}
+        prompts = list(itertools.islice(itertools.cycle(sorted(chunks)), shapes.max_rows))
+        arrival_s = [APART_S * place for place in range(len(prompts))]
+        for alone in sorted(chunks | fill) * ALONE:
+            finish_s = self.simulate(_asking(arrival_s, prompts)).requests.finish_s
+            arrival_s.append(float(np.max(finish_s)) + PAUSE_S)
             prompts.append(alone)
         return _asking(arrival_s, prompts)
 

@@ -63,7 +63,7 @@ def a_check(tmp_path):
 
 def test_the_few_requests_fill_every_row_and_then_come_one_by_one():
     asked = OF_WARMUP.calibration()
-    assert asked.prompt_tokens.tolist() == [64, 128] * 2 + [64, 128] * 3
+    assert asked.prompt_tokens.tolist() == [64, 128] * 2 + [64, 128, 244] * 2
     finish_s = simulate(asked, WARMED, RULES).requests.finish_s
     assert finish_s[:4].max() < asked.arrival_s[4]
     assert (finish_s[4:-1] < asked.arrival_s[5:]).all()
