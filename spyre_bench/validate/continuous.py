@@ -205,8 +205,8 @@ def _longer(timed: pd.DataFrame) -> pd.DataFrame:
 
 def _spread(longer: pd.DataFrame, costs: ShapeCosts) -> Spread:
     """How far a run's passes may be from medians of these: each median by how few passes it is of,
-    one that was taken from its kind as shapes of a kind differ, and the machine by what such
-    machines drift. Single passes are so many that what they differ by cancels out."""
+    one that was taken from its kind as shapes of a kind differ, at least as a machine drifts, and
+    the machine by that. Single passes are so many that what they differ by cancels out."""
     single = longer.groupby("kind")["ratio"].agg(log_deviation)
     medians = longer.groupby("name").agg(kind=("kind", "first"), ratio=("ratio", "median"))
     apart = medians.groupby("kind")["ratio"].agg(log_deviation)
@@ -215,7 +215,7 @@ def _spread(longer: pd.DataFrame, costs: ShapeCosts) -> Spread:
     for cost in costs.each:
         own, kind = int(counts.get(cost.shape.name, 0)), _kind(cost.shape)
         of_median = OF_A_MEDIAN * single.get(kind, 0.0) / math.sqrt(max(own, 1))
-        of_kind = apart.get(kind, 0.0) if own < FEWEST else 0.0
+        of_kind = max(apart.get(kind, 0.0), DRIFT) if own < FEWEST else 0.0
         deviations.append([math.hypot(of_median, of_kind)])
     own_deviations = np.array(deviations)
     source = f"{len(longer)} passes of a few requests"
