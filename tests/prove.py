@@ -109,7 +109,8 @@ def main() -> int:
     found = verdict(frame, told)
     print(found)
     met = {"better": found.is_better, "as_predicted": found.is_as_predicted}
-    figures = {"pairs": found.pairs, "better_pairs": found.better, "saved": found.saving}
+    saved = found.saving if found.pairs else None
+    figures = {"pairs": found.pairs, "better_pairs": found.better, "saved": saved}
     print(json.dumps(figures | {"predicted": told.points[SAVING], "interval": [low, high]} | met))
     return 1 if False in met.values() else 0
 

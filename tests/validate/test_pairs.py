@@ -74,6 +74,7 @@ def test_a_pair_that_others_disturbed_says_nothing(hosts, told):
     hosts["both"].serve = lambda *asked: serve(*asked)._replace(others=0.3)
     found = verdict(pd.DataFrame(pairs(hosts, REQUESTS, 2)), told)
     assert (found.pairs, found.is_better, found.is_as_predicted) == (0, None, None)
+    assert str(found).startswith("every pair was disturbed; ")
 
 
 def test_eight_of_ten_are_too_few_and_more_than_was_said_is_not_as_was_said(told):
