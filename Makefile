@@ -27,7 +27,7 @@ first: setup ## a first answer with a picture, in seconds: buckets for a trace t
 	    -k 5 --warmup-budget 60 --plot $(REPORTS)/first.png
 
 run: setup ## execute every notebook headless; prints where the report is
-	@$(BIN)/spyre-bench run notebooks/*.ipynb -o $(REPORTS)
+	@$(BIN)/spyre-bench run notebooks/*.ipynb -f notebooks/run.yaml -o $(REPORTS)
 
 # A thread of BLAS or OpenMP that waits for another one turns on its core, and what runs beside it
 # waits too: on two busy cores twelve seconds of tests became two minutes.

@@ -5,7 +5,7 @@ figure means is its title, which the caller knows and passes.
 from spyre_bench.plots.cards import all_reduce_shares, capacities, gains, intervals, tornado
 from spyre_bench.plots.choice import buckets, contenders, k_curve, lengths, schemes, waterfall
 from spyre_bench.plots.drawn import drawn
-from spyre_bench.plots.kinds import chunk_lengths, kinds_under_load, paid, pareto
+from spyre_bench.plots.kinds import chunk_lengths, kinds_on_servers, kinds_under_load, paid, pareto
 from spyre_bench.plots.runs import small_multiples
 from spyre_bench.plots.serving import (
     FULLNESS,
@@ -40,6 +40,7 @@ __all__ = [
     "hold_timers",
     "intervals",
     "k_curve",
+    "kinds_on_servers",
     "kinds_under_load",
     "latency_under_load",
     "ledger_shares",

@@ -114,6 +114,38 @@ def chunk_lengths(frame: pd.DataFrame, title: str) -> Axes:
 
 
 @captioned
+def kinds_on_servers(frame: pd.DataFrame, title: str) -> Axes:
+    """Each kind of batching on a real server (filled) and simulated from constants that were taken
+    on that server before (hollow), a panel for each figure.
+
+    Returns the first panel.
+
+    `frame`: kind, run, source ("measured", "simulated"), and the columns of `kinds_under_load`.
+    """
+    axes = panels_of(title, SERVED, "run")
+    runs = list(dict.fromkeys(frame["run"]))
+    for column, ax in zip(SERVED, axes, strict=True):
+        for number, (kind, group) in enumerate(frame.groupby("kind", sort=False)):
+            colour, marker = MARKS[number % len(MARKS)]
+            for source, fill in (("measured", "full"), ("simulated", "none")):
+                some = group[group["source"] == source]
+                places = [runs.index(run) + 0.12 * (2 * number - 1) for run in some["run"]]
+                ax.plot(
+                    places,
+                    some[column],
+                    marker,
+                    color=colour,
+                    fillstyle=fill,
+                    markersize=7 if fill == "full" else 11,
+                    label=f"{kind}, {source}",
+                )
+        ax.set_xticks(range(len(runs)), runs)
+        ax.set_xlim(-0.6, len(runs) - 0.4)
+        ax.set_ylim(bottom=0)
+    return legend_of_panels(axes, saturated=False)
+
+
+@captioned
 def pareto(
     frame: pd.DataFrame,
     bands: pd.DataFrame,

@@ -68,10 +68,11 @@ class Outcome:
         return _answer(self.directory)
 
 
-def measures(notebook: Path) -> bool:
-    """Whether nothing may run beside the notebook; of one that cannot be read, False."""
+def measures(notebook: Path, given: Mapping[str, Any] | None = None) -> bool:
+    """Whether nothing may run beside the notebook, with these parameters; of one that cannot be
+    read, False."""
     try:
-        return _traits(_read(notebook)).measures
+        return bool(_traits(_read(notebook)).of_run(given or {}).measures)
     except (ValueError, OSError):
         return False
 
@@ -86,7 +87,9 @@ def execute(task: Task, *, resume: bool = False, progress: bool = True) -> Outco
     try:
         document = _read(task.notebook)
         traits = _traits(document)
-        parameters = _parameters(task, _declared(task.notebook, document))
+        known = _declared(task.notebook, document)
+        parameters = _parameters(task, known)
+        traits = traits.of_run(parameters, known)
         basis = _basis(document, parameters)
         if resume and (earlier := _outcome(task.directory)):
             again = _why_again(earlier, basis)

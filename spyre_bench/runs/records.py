@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,8 @@ CELL_TIMEOUT_S = 3600.0  # unless a notebook's metadata says otherwise
 class Traits:
     """What a notebook says of itself in its metadata, under `spyre_bench`."""
 
-    measures: bool = True  # times something, so that nothing else may run beside it
+    measures: bool | str = True  # times something, so that nothing else may run beside it; or the
+    # parameter by which it does, which is empty where nobody gives it
     calculated: tuple[str, ...] = ()  # by one that measures: what repeats exactly all the same
     cell_timeout_s: float = CELL_TIMEOUT_S  # a cell that takes longer hangs
     chance: tuple[str, ...] = ()  # differs from run to run, for no reason of the code
@@ -73,9 +74,12 @@ class Traits:
         timeout_s = said["cell_timeout_s"]
         if type(timeout_s) not in (int, float) or not 0 < timeout_s < math.inf:
             raise ValueError(f"cell_timeout_s {timeout_s!r} is not a number of seconds above 0")
-        for name in ("measures", "panel_of_run"):
-            if not isinstance(said[name], bool):
-                raise ValueError(f"{name} {said[name]!r} is not true or false")
+        if not isinstance(said["measures"], bool | str):
+            raise ValueError(
+                f"measures {said['measures']!r} is not true, false or the name of a parameter"
+            )
+        if not isinstance(said["panel_of_run"], bool):
+            raise ValueError(f"panel_of_run {said['panel_of_run']!r} is not true or false")
         if not isinstance(said["figure"], str):
             raise ValueError(f"figure {said['figure']!r} is not the name of a figure")
         for name in ("calculated", "chance", "ties"):
@@ -90,6 +94,15 @@ class Traits:
             figure=said["figure"],
             panel_of_run=said["panel_of_run"],
         )
+
+    def of_run(self, given: Mapping[str, Any], known: Container[str] | None = None) -> Traits:
+        """Those of a run with these parameters: it measures, or it does not. ValueError where the
+        parameter by which it does is not among the known ones."""
+        if isinstance(self.measures, bool):
+            return self
+        if known is not None and self.measures not in known:
+            raise ValueError(f"measures {self.measures!r} is not true, false or a parameter of it")
+        return replace(self, measures=bool(given.get(self.measures)))
 
     def repeats(self, item: str) -> bool:
         """Whether a repetition on another machine gives this item again. Wall-clock seconds never

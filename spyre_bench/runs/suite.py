@@ -112,7 +112,7 @@ def run_tasks(tasks: Sequence[Task], folder: Path, *, resume: bool = False) -> l
             if len(done) == 1:
                 _say(f"what has finished is in {folder / INDEX}")
 
-    measuring = [task for task in tasks if measures(task.notebook)]
+    measuring = [task for task in tasks if measures(task.notebook, {**task.given, **task.texts})]
     calculating = [task for task in tasks if task not in measuring]
     terminal = sys.stderr.isatty()
     try:

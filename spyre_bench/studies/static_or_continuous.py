@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,8 @@ from spyre_bench.metrics import summary, waste
 from spyre_bench.metrics.bounds import bound_s, shares_s, step_shares_s
 from spyre_bench.policy.continuous import Rules
 from spyre_bench.policy.static import Policy
-from spyre_bench.shape_set import BLOCK_TOKENS, PrefillShape
+from spyre_bench.shape_set import BLOCK_TOKENS, PrefillShape, ShapeSet
+from spyre_bench.shapes import BucketSet
 from spyre_bench.simulate import continuous as paged
 from spyre_bench.simulate import static
 from spyre_bench.simulate.result import ContinuousRun, SimulatedRun, StaticRun
@@ -37,6 +39,8 @@ PAID = {
 """What seconds are paid for, and the parts of either kind's ledger in it. The passes that a static
 batch runs past a row's end are idle rows too."""
 LONG_CHUNK = 512  # upstream's default
+FEW = ShapeLimits(4)  # shapes that a server compiles within a minute
+FEW_ROWS = Engine(4, 128)
 RATIOS = {"p95_ttft_s": "ttft_ratio", "p95_tpot_s": "tpot_ratio"}
 FIGURES = ("median_ttft_s", "p95_ttft_s", "median_tpot_s", "p95_tpot_s", "p95_e2el_s")
 
@@ -98,6 +102,22 @@ def choose(
     buckets = advise(covered, model, Limits(graphs), batch_sizes=sizes, policy=policy)
     shapes = advise_shapes(covered, model, ShapeLimits(graphs), engine, rules)
     return Chosen(buckets.costs, shapes.costs, policy, rules)
+
+
+class ForServers(NamedTuple):
+    """What a server of each kind compiles for a few requests, and these."""
+
+    buckets: BucketSet
+    shapes: ShapeSet
+    workload: Workload
+
+
+def for_servers(asked: Workload, model: CostModel, policy: Policy, rules: Rules) -> ForServers:
+    """Few and small enough that both servers start and answer within minutes. Requests that a
+    server would refuse are left out."""
+    chosen = choose(asked, model, FEW.graphs, FEW_ROWS, policy, rules)
+    buckets = BucketSet(cost.bucket for cost in chosen.costs)
+    return ForServers(buckets, chosen.shapes.shapes, fitting(asked, chosen))
 
 
 def static_kind(costs: Sequence[BucketCost], policy: Policy) -> Kind:
@@ -215,6 +235,22 @@ def verdict(table: pd.DataFrame) -> str:
     return "Better by P95: " + ", ".join(said) if said else "At no load is neither saturated"
 
 
+def laws(
+    waiting: pd.DataFrame, frame: pd.DataFrame, graphs: int
+) -> Iterator[tuple[str, bool, str]]:
+    """What has to hold of `queued` and of `under_load`: its name, whether it does, and the
+    evidence."""
+    parts = waiting[list(PAID)].sum(axis=1)
+    near = float((parts / waiting["busy_s"] - 1).abs().max())
+    yield "useful + wastes = busy seconds", near < 1e-6, f"off by {near:.1e} at most"
+    least = float((waiting["busy_s"] / waiting["bound_s"]).min())
+    yield "no kind is below the bound of its shapes", least > 1 - 1e-9, f"nearest {least:.4f}"
+    number = waiting["graphs"]
+    yield "as many graphs as asked", bool(number.le(graphs).all()), f"{number.tolist()} of {graphs}"
+    busiest = float(frame["utilisation"].max())
+    yield "no engine is busier than there is time", busiest < 1 + 1e-9, f"{busiest:.3f}"
+
+
 def turning(frame: pd.DataFrame) -> pd.DataFrame:
     """For each of FIGURES where the answer changes: figure, below (the kind that is better
     at the lowest load), from_load (the lowest from which the other is, at every higher one; nan:
@@ -276,3 +312,11 @@ def at_ends(workload: Workload, model: CostModel, chosen: Chosen, load: float) -
         ratios = {name: float(it.iloc[1]) / float(it.iloc[0]) for name, it in pairs.items()}
         rows.append({"end": end} | ratios)
     return pd.DataFrame(rows)
+
+
+def said_at_ends(ends: pd.DataFrame) -> str:
+    """What `at_ends` gives, in words."""
+    return "; ".join(
+        f"{row.end} {row.tokens_gain:.2f} times the tokens/s, TTFT x{row.ttft_ratio:.2f}"
+        for row in ends.itertuples()
+    )

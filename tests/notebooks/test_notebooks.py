@@ -59,9 +59,12 @@ def test_no_output_and_no_trace_of_a_run_is_kept(notebook):
     assert "papermill" not in notebook.metadata
 
 
-def test_it_says_whether_it_measures(notebook):
-    assert isinstance(notebook.metadata.spyre_bench["measures"], bool)
-    Traits.of(notebook.metadata.spyre_bench)
+def test_it_says_whether_it_measures_or_the_parameter_by_which_it_does(notebook):
+    measures = Traits.of(notebook.metadata.spyre_bench).measures
+    assert "measures" in notebook.metadata.spyre_bench
+    if isinstance(measures, str):
+        tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
+        assert f'{measures}: str = ""' in tagged[0].source, "empty where nobody gives it"
 
 
 def test_the_kernel_is_the_one_that_every_environment_has(notebook):
@@ -347,6 +350,25 @@ def test_both_kinds_of_batching_serve_the_same_requests_on_as_many_graphs(tmp_pa
     loads = pd.read_csv(tables / "under_load.csv")
     assert loads.loc[loads["load"] == 4, "saturated"].all()
     assert list(pd.read_csv(tables / "card.csv")["end"]) == ["nominal", "pessimistic", "optimistic"]
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+def test_both_kinds_are_served_too_where_a_model_is_named(tmp_path, tiny_llama):
+    words = ("-p", "requests", "300", "-p", "load_shares", "0.3 0.9", "-p", "graphs", "4")
+    words += ("-p", "served_requests", "8", "-p", "requests_a_card", "10", "-p", "cards", "1")
+    record = run(tmp_path, "06_static_or_continuous", tiny_llama, *words)
+    assert "servers" in record["figures"]
+    folder = tmp_path / "out/latest/06_static_or_continuous"
+    assert json.loads((folder / "outcome.json").read_text())["traits"]["measures"] is True
+    found = pd.read_csv(folder / "tables/servers.csv")
+    assert len(found) == found.groupby(["kind", "run", "source"]).ngroups == 8
+    queued = found[found["run"] == "queued"].set_index(["source", "kind"])["tokens_per_s"]
+    for source, gain in record["results"]["served_gain"].items():
+        assert gain == pytest.approx(queued[source, "continuous"] / queued[source, "static"])
+    assert (found["p95_e2el_s"] >= found["p95_ttft_s"]).all()
+    for kind in ("static", "continuous"):
+        assert record["checks"][f"{kind}: the simulator decides as the server"]["ok"]
 
 
 @pytest.mark.slow

@@ -106,11 +106,20 @@ def test_a_notebook_that_says_nothing_is_taken_to_measure():
     assert not Traits.of({"measures": False}).measures
 
 
+def test_one_may_measure_only_where_a_parameter_is_given():
+    traits = Traits.of({"measures": "model"})
+    assert traits.of_run({"model": "smollm2"}).measures is True
+    assert traits.of_run({"model": ""}).measures is False
+    assert traits.of_run({}).measures is False
+    with pytest.raises(ValueError, match="measures 'model' is not true, false or a parameter of"):
+        traits.of_run({}, known=["requests"])
+
+
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
         ({"mesures": True}, "'mesures': there are measures, calculated, cell_timeout_s, chance, "),
-        ({"measures": "no"}, "measures 'no' is not true or false"),
+        ({"measures": 0}, "measures 0 is not true, false or the name of a parameter"),
         ({"chance": "results/x"}, "chance 'results/x' is not a list"),
         ({"ties": [{"choice": "a"}]}, "a tie has choice, objective, gap, settles"),
     ],
