@@ -60,15 +60,22 @@ class BatchConstants(Constants):
         return full_batches(self.costs)
 
     def taken(self, passes: pd.DataFrame) -> Self:
-        """Raises ValueError where a bucket's requests did not share a batch of it, as without
-        `gather_s`."""
-        costs = pass_costs(passes)
-        buckets = {cost.bucket for cost in self.costs}
-        if missing := sorted(buckets - {cost.bucket for cost in costs}):
-            raise ValueError(
-                f"no calibration batch ran in bucket {missing[0]}: let simultaneous requests share "
-                f"a batch (gather_s above 0), or leave out a bucket that another one makes needless"
-            )
+        """A bucket that the scheduler finds needless, since another one takes its batches for less,
+        ran none: it takes as many times as long as the others do. Raises ValueError where requests
+        did not share a batch that they should have, as without `gather_s`."""
+        ran = {cost.bucket: cost for cost in pass_costs(passes)}
+        missing = [cost for cost in self.costs if cost.bucket not in ran]
+        if missing:
+            planned = self.simulate(self.calibration()).passes.shape
+            if late := [cost for cost in missing if self.costs.index(cost) in planned]:
+                raise ValueError(
+                    f"no calibration batch ran in bucket {late[0].bucket}: let simultaneous "
+                    f"requests share a batch (gather_s above 0)"
+                )
+            timed = self.timed(passes)
+            longer = (timed["slot_s"] / timed["expected_s"]).groupby(timed["kind"]).median()
+            ran |= {cost.bucket: cost.scaled(longer[list(KINDS)].tolist()) for cost in missing}
+        costs = tuple(ran[cost.bucket] for cost in self.costs)
         return replace(self, costs=costs, spread=pass_spread(passes, costs))
 
     def timed(self, passes: pd.DataFrame) -> pd.DataFrame:
@@ -220,7 +227,7 @@ def pass_spread(passes: pd.DataFrame, costs: Sequence[BucketCost]) -> Spread:
     own = np.array(
         [
             [
-                OF_A_MEDIAN * deviations[kind] / math.sqrt(counts[str(cost.bucket), kind])
+                OF_A_MEDIAN * deviations[kind] / math.sqrt(counts.get((str(cost.bucket), kind), 1))
                 for kind in KINDS
             ]
             for cost in costs

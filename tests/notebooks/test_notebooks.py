@@ -349,14 +349,16 @@ def test_both_kinds_of_batching_serve_the_same_requests_on_as_many_graphs(tmp_pa
     assert (queued["graphs"] <= 4).all()
     loads = pd.read_csv(tables / "under_load.csv")
     assert loads.loc[loads["load"] == 4, "saturated"].all()
-    assert list(pd.read_csv(tables / "card.csv")["end"]) == ["nominal", "pessimistic", "optimistic"]
+    ends = pd.read_csv(tables / "card.csv")["end"]
+    assert list(ends[:3]) == ["nominal", "pessimistic", "optimistic"]
+    assert len(ends) > 3, "and by what public facts contradict each other about"
 
 
 @pytest.mark.slow
 @pytest.mark.vllm
 def test_both_kinds_are_served_too_where_a_model_is_named(tmp_path, tiny_llama):
     words = ("-p", "requests", "300", "-p", "load_shares", "0.3 0.9", "-p", "graphs", "4")
-    words += ("-p", "served_requests", "8", "-p", "requests_a_card", "10", "-p", "cards", "1")
+    words += ("-p", "served_requests", "8", "-p", "requests_a_card", "10")
     record = run(tmp_path, "06_static_or_continuous", tiny_llama, *words)
     assert "servers" in record["figures"]
     folder = tmp_path / "out/latest/06_static_or_continuous"

@@ -202,3 +202,14 @@ def test_what_is_outside_counts_against_and_what_is_disturbed_for_nothing():
     assert coverage(pd.DataFrame({"state": ["inside"] * 12})).holds, "of so few all may be inside"
     assert not coverage(pd.DataFrame({"state": ["inside"] * 60})).holds, "they say too little"
     assert not coverage(pd.DataFrame({"state": ["disturbed"]})).holds
+
+
+def test_a_bucket_that_another_one_makes_needless_is_taken_for_as_slow_as_that_one(tmp_path):
+    needless = BucketCost(Bucket(4, 64, 8), 0.9, 0.08)
+    machine = Machine((*COSTS, needless), POLICY, drift=0, batch=0, step=0)
+    machine.pace = np.log(1.5)
+    check = checks_of(machine, tmp_path).check("a run", requests(np.random.default_rng(1), 2.0))
+    costs = {cost.bucket: cost for cost in check.constants.costs}
+    found = costs[needless.bucket]
+    assert (found.prefill_s, found.decode_s) == pytest.approx((1.5 * 0.9, 1.5 * 0.08), rel=0.02)
+    assert check.decisions().agree
