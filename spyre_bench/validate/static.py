@@ -17,7 +17,7 @@ from spyre_bench.metrics.waste import waste
 from spyre_bench.pass_log import count_passes, read_passes, read_warmup
 from spyre_bench.policy.static import Policy
 from spyre_bench.shapes import Bucket, BucketSet
-from spyre_bench.simulate.result import KINDS, PREFILL, StaticRun
+from spyre_bench.simulate.result import DECODE, KINDS, PREFILL, StaticRun
 from spyre_bench.simulate.static import simulate
 from spyre_bench.validate.check import Check
 from spyre_bench.validate.constants import (
@@ -60,23 +60,30 @@ class BatchConstants(Constants):
         return full_batches(self.costs)
 
     def taken(self, passes: pd.DataFrame) -> Self:
-        """A bucket that the scheduler finds needless, since another one takes its batches for less,
-        ran none: it takes as many times as long as the others do. Raises ValueError where requests
+        """A bucket whose full batch the scheduler would rather run in another one shows no pass of
+        a kind: these take as many times as long as the others do. Raises ValueError where requests
         did not share a batch that they should have, as without `gather_s`."""
-        ran = {cost.bucket: cost for cost in pass_costs(passes)}
-        missing = [cost for cost in self.costs if cost.bucket not in ran]
-        if missing:
-            planned = self.simulate(self.calibration()).passes.shape
+        timed = self.timed(passes)
+        kinds = timed.groupby("bucket")["kind"].nunique()
+        whole = kinds.index[kinds == len(KINDS)]
+        ran = {it.bucket: it for it in pass_costs(passes[passes["bucket"].isin(whole)])}
+        if missing := [cost for cost in self.costs if cost.bucket not in ran]:
+            planned = self._timed_shapes(self.calibration())
             if late := [cost for cost in missing if self.costs.index(cost) in planned]:
                 raise ValueError(
-                    f"no calibration batch ran in bucket {late[0].bucket}: let simultaneous "
-                    f"requests share a batch (gather_s above 0)"
+                    f"bucket {late[0].bucket} ran no batch of three passes or more: let "
+                    f"simultaneous requests share a batch (gather_s above 0)"
                 )
-            timed = self.timed(passes)
             longer = (timed["slot_s"] / timed["expected_s"]).groupby(timed["kind"]).median()
             ran |= {cost.bucket: cost.scaled(longer[list(KINDS)].tolist()) for cost in missing}
         costs = tuple(ran[cost.bucket] for cost in self.costs)
         return replace(self, costs=costs, spread=pass_spread(passes, costs))
+
+    def _timed_shapes(self, workload: Workload) -> set[int]:
+        """Places of the buckets that a run of it has two decode passes or more in one batch of."""
+        passes = self.simulate(workload).passes
+        decode = passes.kind == DECODE
+        return set(passes.shape[decode & (passes.count >= 2)].tolist())
 
     def timed(self, passes: pd.DataFrame) -> pd.DataFrame:
         some = slots(passes)
