@@ -116,7 +116,7 @@ def for_servers(asked: Workload, model: CostModel, policy: Policy, rules: Rules)
     """Few and small enough that both servers start and answer within minutes. Requests that a
     server would refuse are left out."""
     chosen = choose(asked, model, FEW.graphs, FEW_ROWS, policy, rules)
-    buckets = BucketSet(cost.bucket for cost in chosen.costs)
+    buckets = BucketSet(tuple(cost.bucket for cost in chosen.costs))
     return ForServers(buckets, chosen.shapes.shapes, fitting(asked, chosen))
 
 

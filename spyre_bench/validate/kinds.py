@@ -3,7 +3,7 @@ for each run a check, from constants that a few other requests on that server ga
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ from spyre_bench.policy.static import Policy
 from spyre_bench.shape_set import ShapeSet
 from spyre_bench.shapes import BucketSet
 from spyre_bench.validate import server as serving
-from spyre_bench.validate.check import Check, Checks, measured_figures
-from spyre_bench.validate.constants import APART_S
+from spyre_bench.validate.check import Check, calibrate, compared, measured_figures
+from spyre_bench.validate.constants import APART_S, Constants
 from spyre_bench.validate.continuous import ContinuousHost, setting_of
+from spyre_bench.validate.hosts import LiveHost
+from spyre_bench.validate.registered import register
 from spyre_bench.validate.static import StaticHost
 from spyre_bench.workload.workload import Workload
 
@@ -89,7 +91,7 @@ def on_servers(
     """Serves the workload with everybody queued, then at `load`, a share of what the static server
     served of it; `setting` is of both servers. Files go into a folder of each kind."""
     static = Policy(policy, gather_s=GATHER_S)
-    hosts = {
+    hosts: dict[str, Callable[[serving.Server, Path], LiveHost]] = {
         "static": lambda server, folder: StaticHost(server, folder, buckets, static),
         "continuous": ContinuousHost,
     }
@@ -103,15 +105,28 @@ def on_servers(
         folder = directory / kind
         compiled = buckets if kind == "static" else None
         with serving.serve(model_directory, compiled, folder, **(own[kind] | setting)) as server:
-            checks = Checks(host(server, folder), folder)
-            found = [checks.check(QUEUED, sent[QUEUED], seed=seed)]
+            engine = host(server, folder)
+            constants = calibrate(engine, folder, "first")
+            found = [_check(engine, constants, QUEUED, sent[QUEUED], folder, seed)]
             if len(sent) == 1:
                 rate_rps = measured_figures(found[0].measured)["request_throughput"]
                 rng = np.random.default_rng(seed)
                 sent[f"load {load:g}"] = workload.with_arrivals(f"poisson:{load * rate_rps}", rng)
-            found += [checks.check(name, sent[name], seed=seed) for name in list(sent)[1:]]
+            found += [
+                _check(engine, constants, name, sent[name], folder, seed) for name in list(sent)[1:]
+            ]
         done[kind] = tuple(found)
     return OnServers(done)
+
+
+def _check(
+    host: LiveHost, constants: Constants, name: str, workload: Workload, folder: Path, seed: int
+) -> Check:
+    """Registered as `Checks` has it; no second calibration follows, which would take as long as the
+    run: nobody asks here whether the machine changed."""
+    workload = workload.from_zero()
+    prediction = register(name, constants, workload, folder, seed=seed)
+    return compared(name, constants, workload, host.serve(workload, name), prediction, constants)
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, float]:
