@@ -164,6 +164,12 @@ def main() -> int:
         met.append(aim.met is not False)
         state = "disturbed" if aim.met is None else "met" if aim.met else "MISSED"
         print(f"{state}: {aim.name} ({aim.evidence})")
+    if given.batching == "continuous":
+        apart = told_apart["rows_distance"]
+        print(
+            f"running rows, total variation distance from constants alone: {apart.median():.3f} in "
+            f"the median, {apart.max():.3f} at most"
+        )
     return 0 if all(met) else 1
 
 

@@ -107,6 +107,7 @@ class Check:
             "batches": decided.batches,
             "same_batches": decided.same,
             "latest_ms": 1e3 * decided.latest_s,
+            "rows_distance": self.constants.rows_distance(self.passes, self.run),
             "decisions_agree": decided.agree,
             "cost_bias": costs.bias,
             "cost_spread": costs.spread,

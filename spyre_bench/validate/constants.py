@@ -103,6 +103,11 @@ class Constants(ABC):
             fixed_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
 
+    def rows_distance(self, passes: Any, run: SimulatedRun) -> float:
+        """Total variation distance, 0 to 1, of how many rows decode passes had from those of the
+        simulated run; nan where batches say it already."""
+        return math.nan
+
     def capacity_rps(self, workload: Workload) -> float:
         """Requests/s with everybody queued: what load 1 means."""
         run = self.simulate(workload.with_arrivals("all"))

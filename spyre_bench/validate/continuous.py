@@ -27,7 +27,7 @@ from spyre_bench.policy.continuous import Rules
 from spyre_bench.policy.ledger import StepLedger
 from spyre_bench.shape_set import PrefillShape, ShapeSet
 from spyre_bench.simulate.continuous import simulate
-from spyre_bench.simulate.result import KINDS, PREFILL, ContinuousRun
+from spyre_bench.simulate.result import DECODE, KINDS, PREFILL, ContinuousRun
 from spyre_bench.validate.constants import (
     APART_S,
     DRIFT,
@@ -126,6 +126,14 @@ class StepConstants(Constants):
 
     def decisions(self, passes: Sequence[Step]) -> StepDecisions:
         return step_decisions(passes, self.rules, self.estimated, prefix_cache=self.prefix_cache)
+
+    def rows_distance(self, passes: Sequence[Step], run: ContinuousRun) -> float:
+        decode = run.passes.kind == DECODE
+        simulated = np.repeat(run.passes.rows[decode], run.passes.count[decode])
+        measured = [len(step.requests) for step in passes if step.kind == STEPS[DECODE]]
+        most = self.costs.shapes.max_rows + 1
+        of = [np.bincount(rows, minlength=most) / len(rows) for rows in (simulated, measured)]
+        return float(np.abs(of[0] - of[1]).sum() / 2)
 
     def counted(self, passes: Sequence[Step]) -> dict[str, float]:
         ledgers = [_ledger(step) for step in passes]

@@ -15,6 +15,7 @@ from spyre_bench.pass_log import PassLog, ShapeWarmup, StepRules
 from spyre_bench.policy.continuous import RULES, Rules
 from spyre_bench.shape_set import DecodeShape, PrefillShape
 from spyre_bench.simulate.continuous import simulate
+from spyre_bench.simulate.result import DECODE
 from spyre_bench.validate import continuous, hosts
 from spyre_bench.validate.check import Checks, calibrate, pass_errors
 from spyre_bench.validate.constants import DRIFT
@@ -223,3 +224,15 @@ def test_a_live_host_has_shapes_and_rules_from_its_log_and_gives_the_passes_of_e
     assert [step.shape for step in first] == [step.shape for step in second]
     assert second[0].start_s - first[0].start_s == pytest.approx(1000.0)
     assert host.warmed().decisions(host.passes()).agree, "the whole log, too"
+
+
+def test_how_many_rows_ran_is_held_against_the_simulated_run():
+    run = OF_WARMUP.simulate(REQUESTS)
+    steps = list(steps_of(run, 0.0))
+    assert OF_WARMUP.rows_distance(steps, run) == 0
+    alone = [step for step in steps if step.kind == "chunk" or len(step.requests) == 1]
+    decode = run.passes.kind == DECODE
+    single = run.passes.count[decode & (run.passes.rows == 1)].sum()
+    shared = 1 - single / run.passes.count[decode].sum()
+    assert OF_WARMUP.rows_distance(alone, run) == pytest.approx(shared)
+    assert 0 < shared < 1
