@@ -84,7 +84,7 @@ def on_servers(
     directory: Path,
     *,
     policy: str = "best_fit",
-    load: float = 0.5,
+    load: float = 0.8,
     seed: int = 0,
     **setting: Any,
 ) -> OnServers:
