@@ -32,7 +32,7 @@ from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
 
 from spyre_bench.checkpoints.find import cache_directory
 from spyre_bench.engine.code_identity import Identity, differences, identity
-from spyre_bench.engine.compile import cache_misses
+from spyre_bench.engine.compile import CodeNotLoaded, cache_misses
 from spyre_bench.engine.shared_files import NewFile, SharedDirectory, lacks_space
 
 log = logging.getLogger(__name__)
@@ -225,6 +225,8 @@ def _is_the_codes_fault(error: Exception, directory: Path) -> bool:
     """Whether an artefact may be to blame for an error of its warmup: what was unpacked could not
     be loaded, or is Python that cannot run. An operation that fails in the middle of it (no memory,
     a lost rank) would fail in new code too."""
+    if isinstance(error, CodeNotLoaded):
+        return True
     if isinstance(error, BackendCompilerFailed):
         return not isinstance(error.inner_exception, MemoryError)
     if isinstance(error, (RuntimeError, MemoryError, OSError)):

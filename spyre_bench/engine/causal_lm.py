@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -102,11 +103,11 @@ class SpyreCausalLM(CompiledModel):
         batch.step += 1
         return logits[: batch.rows].float()
 
-    def compile(self, bucket: Bucket) -> None:
+    def compile(self, bucket: Bucket, directory: Path | None = None) -> None:
         """Readies a bucket's two passes; each compiles when it first runs (see `warmup`)."""
         self._warmed.discard(bucket)
         for kind in ("prefill", "decode"):
-            self._compile((bucket, kind), f"{kind}_{str(bucket).replace(',', '_')}")
+            self._compile((bucket, kind), f"{kind}_{str(bucket).replace(',', '_')}", directory)
 
     def _pass(self, bucket: Bucket, tokens, positions, mask, slot) -> Tensor:
         """One pass in the bucket's compiled code: logits [B, V]."""

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
+import logging
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from pickle import PicklingError
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch._dynamo.aot_compile import AOTCompiledFunction
+from torch._dynamo.exc import BackendCompilerFailed
+from torch._dynamo.guards import CheckFunctionManager
+from torch._dynamo.package import InlinedSource
+from torch._dynamo.types import GuardFilterEntry
+
+log = logging.getLogger(__name__)
 
 COMPILE_BACKENDS = ("eager", "inductor", "sendnn")
 COMPILE_SCOPES = ("layer", "model")
@@ -40,7 +53,7 @@ def check_scope(name: str) -> None:
         )
 
 
-def compile_pass(function: Callable, name: str, backend: str) -> Callable:
+def compile_pass(function: Callable, name: str, backend: str, **options: Any) -> Callable:
     """`function` compiled for one static shape under a code object of its own.
 
     Dynamo keeps its compiled entries by code object, so each bucket's pass needs one of its
@@ -54,7 +67,91 @@ def compile_pass(function: Callable, name: str, backend: str) -> Callable:
         function.__closure__,
     )
     own.__kwdefaults__ = function.__kwdefaults__
-    return torch.compile(own, backend=backend, fullgraph=True, dynamic=False)
+    return torch.compile(own, backend=backend, fullgraph=True, dynamic=False, **options)
+
+
+class CodeNotLoaded(Exception):
+    """A saved pass cannot be loaded; says why."""
+
+
+CANNOT_BE_SAVED = (RuntimeError, PicklingError, TypeError, AttributeError)
+"""What torch and pickle raise for a graph, a guard or a value that no file can hold."""
+
+
+class SavedPass:
+    """A pass that Inductor compiles whole when it first runs, and that a later start loads from
+    the directory instead (None: nothing is kept), without a trace by Dynamo.
+
+    Every call is held against Dynamo's guards: one that its graph does not hold for, with another
+    kind of layer, raises. Once warmup has made each of them, `warmed` is the pass without.
+    """
+
+    loaded = 0  # in this process
+    traced = 0
+
+    def __init__(self, function: Callable, name: str, directory: Path | None):
+        self._function, self._name = function, name
+        self._file = None if directory is None else directory / f"{name}.pass"
+        self._guarded: Callable | None = None
+        self.warmed: Callable = self
+
+    def __call__(self, *args: Any) -> Any:
+        if self._guarded is None:
+            self._guarded = self._load(args) or self._compile(args)
+            self.warmed = getattr(self._guarded, "fn", self._guarded)
+        return self._guarded(*args)
+
+    def _compile(self, args: tuple) -> Callable:
+        SavedPass.traced += 1
+        compiled = compile_pass(
+            self._function, self._name, "inductor", options={"guard_filter_fn": _can_be_saved}
+        )
+        try:
+            whole: AOTCompiledFunction = compiled.aot_compile((args, {}))
+            if self._file is not None:
+                self._file.write_bytes(AOTCompiledFunction.serialize(whole).serialized_data)
+            return whole
+        except BackendCompilerFailed:
+            raise
+        except CANNOT_BE_SAVED as error:
+            log.warning(
+                "%s cannot be saved whole, so that every start traces it: %s", self._name, error
+            )
+            return compile_pass(self._function, self._name, "inductor")
+
+    def _load(self, args: tuple) -> AOTCompiledFunction | None:
+        """None where there is none, or one that was traced from other source code or for another
+        state of this process."""
+        if self._file is None or not self._file.exists():
+            return None
+        try:
+            whole = AOTCompiledFunction.deserialize(
+                self._file.read_bytes(), self._function.__globals__
+            )
+            if any(_has_changed(source) for source in whole.source_info().inlined_sources):
+                return None
+            if not whole.guard_check(*args):
+                return None
+        except Exception as error:  # whatever damage does to a pickle and to what it loads
+            raise CodeNotLoaded(f"{self._file.name}: {error}") from error
+        SavedPass.loaded += 1
+        return whole
+
+
+def _can_be_saved(guards: Sequence[GuardFilterEntry]) -> list[bool]:
+    """Leaves out guards over packed weights, whose shapes the model's config says, and those over
+    functions and modules, whose source is in the file (see `_has_changed`)."""
+    never = set(CheckFunctionManager.UNSUPPORTED_SERIALIZATION_GUARD_TYPES)
+    return [
+        never.isdisjoint((guard.guard_type, *guard.derived_guard_types))
+        and not (isinstance(guard.value, Tensor) and guard.value.is_mkldnn)
+        for guard in guards
+    ]
+
+
+def _has_changed(source: InlinedSource) -> bool:
+    """Whether a module that Dynamo traced reads otherwise now."""
+    return inspect.getsource(importlib.import_module(source.module)) != source.content
 
 
 @contextlib.contextmanager
@@ -80,15 +177,16 @@ def sendnn_warmup(backend: str, turn: contextlib.AbstractContextManager) -> Iter
 
 
 def unique_graphs() -> int:
-    """Graphs that Dynamo has captured in this process."""
-    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    """Graphs that Dynamo has captured in this process, or that were loaded without it."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"] + SavedPass.loaded
 
 
 def cache_misses() -> int:
-    """Graphs that Inductor or AOTAutograd compiled instead of loading, in this process."""
+    """Graphs that were compiled instead of loaded, in this process, by whoever's count."""
     counters = torch._dynamo.utils.counters
     return (
-        counters["inductor"]["fxgraph_cache_miss"]
+        SavedPass.traced
+        + counters["inductor"]["fxgraph_cache_miss"]
         + counters["inductor"]["fxgraph_cache_bypass"]
         + counters["aot_autograd"]["autograd_cache_miss"]
         + counters["aot_autograd"]["autograd_cache_bypass"]

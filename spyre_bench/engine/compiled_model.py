@@ -14,7 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spyre_bench.engine.compile import check_backend, check_scope, compile_pass, no_compile
+from spyre_bench.engine.compile import (
+    SavedPass,
+    check_backend,
+    check_scope,
+    compile_pass,
+    no_compile,
+)
 from spyre_bench.engine.fms import FMSCode
 from spyre_bench.engine.linear import can_pack
 from spyre_bench.engine.model_code import ModelCode
@@ -143,11 +149,26 @@ class CompiledModel:
         """From here on a pass of this shape that would compile raises instead."""
         self._warmed.add(shape)
 
-    def _compile(self, shape: Hashable, name: str) -> None:
-        """Readies a pass under a name; it compiles when it first runs (see `warmup`)."""
+    def _compile(self, shape: Hashable, name: str, directory: Path | None) -> None:
+        """Readies a pass under a name; it compiles when it first runs (see `warmup`), or is loaded
+        from what an earlier start has left in the directory."""
         by_layer = self.config.compile_scope == "layer"
         function = self._model.layer_pass if by_layer else self._model.whole_pass
-        self._passes[shape] = compile_pass(function, name, self.config.compile_backend)
+        if self.saves_passes:
+            self._passes[shape] = SavedPass(function, name, directory)
+        else:
+            self._passes[shape] = compile_pass(function, name, self.config.compile_backend)
+
+    @property
+    def saves_passes(self) -> bool:
+        """Whether a pass is one graph that a later start may load. Where layers are of several
+        kinds it is several, and a graph of several ranks holds their connections."""
+        return (
+            self.config.compile_backend == "inductor"
+            and self.config.rank.tp == 1
+            and self._model.layers_are_alike
+            and not torch._inductor.config.force_disable_caches
+        )
 
     def _require_warmed(self, kind: str, shape: Hashable, compiled: Hashable) -> None:
         if compiled not in self._passes:
@@ -171,10 +192,11 @@ class CompiledModel:
         if self.config.compile_backend == "sendnn":
             _mark_static(tokens, positions, caches, attention)
         inputs = self._model.inputs(tokens, positions, caches, attention)
-        if closed:
-            with no_compile():
-                return self._call(self._passes[compiled], inputs)
-        return self._call(self._passes[compiled], inputs)
+        run = self._passes[compiled]
+        if not closed:
+            return self._call(run, inputs)
+        with no_compile():
+            return self._call(run.warmed if isinstance(run, SavedPass) else run, inputs)
 
     def _call(self, compiled: Callable, inputs: tuple) -> Any:
         if self.config.compile_scope == "model":

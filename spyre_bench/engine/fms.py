@@ -59,6 +59,8 @@ class FMSCode:
 
 
 class FMSModel(LoadedModel):
+    layers_are_alike = True  # one block's config for all, which `carried` lets no field change
+
     def __init__(self, module: nn.Module, returns_caches: bool):
         self.module = module
         self.returns_caches = returns_caches

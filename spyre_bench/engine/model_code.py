@@ -63,6 +63,8 @@ class LoadedModel(ABC):
     module: nn.Module
     graphs_per_pass = 1
     """At most, in scope `layer`: one for each kind of layer."""
+    layers_are_alike = False
+    """Whether one graph surely holds for all layers, without a look at each."""
     whole_pass: Callable[..., Any]
     """(module, *inputs) -> logits [B, V] of the last column; compiled in scope `model`."""
     layer_pass: Callable[..., Any]

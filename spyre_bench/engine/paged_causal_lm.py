@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -113,12 +114,12 @@ class PagedCausalLM(CompiledModel):
         slots = self._slots(table, places, torch.ones(shape.rows, dtype=torch.bool))
         return self._pass(shape, tokens[:, None], places[:, None], table, slots)[: len(rows)]
 
-    def compile(self, shape: PrefillShape | DecodeShape) -> None:
+    def compile(self, shape: PrefillShape | DecodeShape, directory: Path | None = None) -> None:
         """Readies the pass of a shape; it compiles when it first runs (see `warmup`)."""
         self._warmed.discard(shape)
         kind = "prefill" if isinstance(shape, PrefillShape) else "decode"
         name = str(shape).replace(",", "_").replace("/", "_by_")
-        self._compile(shape, f"{kind}_shape_{name}")
+        self._compile(shape, f"{kind}_shape_{name}", directory)
 
     def _pass(
         self,

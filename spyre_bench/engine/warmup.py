@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TypeVar, overload
 
 from tqdm import tqdm
@@ -46,7 +47,8 @@ def _warm_up(model: SpyreCausalLM | PagedCausalLM, progress: bool) -> list[Warmu
     with code_cache(model.config) as cache:
         for shape in with_bar(largest_first(model.config.compiled), progress):
             before = cache.work()
-            *seconds, graphs = _warm_bucket(model, shape) if static else _warm_shape(model, shape)
+            warm = _warm_bucket if static else _warm_shape
+            *seconds, graphs = warm(model, shape, cache.directory)
             was_warm = cache.directory is not None and (cache.work() - before).is_none
             row = Warmup if static else ShapeWarmup
             rows.append(row(shape, *seconds, was_warm, graphs))
@@ -75,12 +77,14 @@ def with_bar(shapes: list[Compiled], progress: bool) -> Iterable[Compiled]:
             bar.update()
 
 
-def _warm_bucket(model: SpyreCausalLM, bucket: Bucket) -> tuple[float, float, float, float, int]:
+def _warm_bucket(
+    model: SpyreCausalLM, bucket: Bucket, directory: Path | None
+) -> tuple[float, float, float, float, int]:
     """Fields of a Warmup between `bucket` and `was_warm`, and the graphs captured."""
     prompts = [[model.pad_token] * bucket.prompt_length] * bucket.batch_size
     tokens = [model.pad_token] * bucket.batch_size
     graphs = unique_graphs()
-    model.compile(bucket)
+    model.compile(bucket, directory)
     started = time.perf_counter()
     with sendnn_warmup(model.config.compile_backend, _turn(model.config)):
         first_prefill_s = _seconds(lambda: model.prefill(bucket, prompts))
@@ -102,11 +106,11 @@ def _warm_bucket(model: SpyreCausalLM, bucket: Bucket) -> tuple[float, float, fl
 
 
 def _warm_shape(
-    model: PagedCausalLM, shape: PrefillShape | DecodeShape
+    model: PagedCausalLM, shape: PrefillShape | DecodeShape, directory: Path | None
 ) -> tuple[float, float, float, int]:
     """Fields of a ShapeWarmup between `shape` and `was_warm`, and the graphs captured."""
     graphs = unique_graphs()
-    model.compile(shape)
+    model.compile(shape, directory)
     started = time.perf_counter()
     with sendnn_warmup(model.config.compile_backend, _turn(model.config)):
         run_full(model, shape)

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import subprocess
+import sys
 import tarfile
 import tempfile
 from dataclasses import replace
@@ -66,6 +67,61 @@ def test_a_warm_start_neither_misses_the_cache_nor_runs_the_compiler(config, col
 
 
 @slow
+def test_a_warm_start_traces_nothing(config, cold):
+    import torch
+
+    def captured():
+        return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+    before = captured()
+    assert start(config).graphs == 2
+    assert captured() == before
+
+
+@slow
+def test_a_pass_that_was_traced_from_other_source_is_compiled_again(tmp_path, monkeypatch):
+    import importlib
+    import linecache
+
+    import torch
+
+    from spyre_bench.engine.compile import SavedPass
+
+    monkeypatch.syspath_prepend(tmp_path)
+    source = tmp_path / "a_layer_of_this_test.py"
+    answers = []
+    for added, factor in ((1, 2), (1, 2), (20, 2), (20, 2), (20, 3)):
+        source.write_text(f"FACTOR = 2\ndef forward(x):\n    return x * FACTOR + {added}\n")
+        linecache.clearcache()
+        importlib.invalidate_caches()
+        sys.modules.pop(source.stem, None)
+        module = importlib.import_module(source.stem)
+        module.FACTOR = factor  # set from elsewhere, as a registry or the environment may do
+        traced = SavedPass.traced
+        answer = SavedPass(module.forward, "forward", tmp_path)(torch.ones(3))
+        answers.append((answer.tolist(), SavedPass.traced - traced))
+    assert answers == [
+        *(([3.0] * 3, 1), ([3.0] * 3, 0)),
+        *(([22.0] * 3, 1), ([22.0] * 3, 0)),
+        ([23.0] * 3, 1),
+    ]
+
+
+@slow
+def test_an_artefact_that_was_traced_from_other_source_is_rebuilt(config, cold, tmp_path, caplog):
+    from spyre_bench.engine import compile
+
+    mine = replace(config, artefact_directory=tmp_path / "artefacts")
+    with pytest.MonkeyPatch.context() as patch:
+        start(mine)
+        patch.setattr(compile, "_has_changed", lambda source: True)
+        with caplog.at_level(logging.WARNING):
+            assert not start(mine).was_warm
+    assert "was incomplete" in caplog.text
+    assert start(mine).was_warm
+
+
+@slow
 def test_the_code_of_every_shape_is_found_again(tiny_llama, tmp_path):
     import torch
 
@@ -96,9 +152,8 @@ def test_the_archive_holds_what_the_cpp_compiler_made(config, cold):
         assert any(name.endswith(".so") for name in tar.getnames())
 
 
-@slow
-@pytest.mark.parametrize("kind", ["*.so", "fxgraph/*/*/*", "aotautograd/*/*", "*.py"])
-def test_code_that_was_packed_broken_is_compiled_again(config, cold, tmp_path, kind):
+def broken_copy(config, tmp_path, kind):
+    """The artefact of a config with files of a kind broken before they were packed."""
     from spyre_bench.engine.artefacts import Artefact
     from spyre_bench.engine.code_identity import identity
     from spyre_bench.engine.shared_files import SharedDirectory
@@ -106,13 +161,42 @@ def test_code_that_was_packed_broken_is_compiled_again(config, cold, tmp_path, k
     sound = Artefact(SharedDirectory(config.artefact_directory), identity(config))
     broken = replace(sound, directory=SharedDirectory(tmp_path / "broken"))
     assert sound.unpack(tmp_path / "code")
-    for path in [path for path in tmp_path.glob(f"code/**/{kind}") if path.is_file()]:
+    files = [path for path in tmp_path.glob(f"code/**/{kind}") if path.is_file()]
+    assert files
+    for path in files:
         path.write_bytes(b"broken(")
     broken.directory.make()
     with broken.directory.new_file(broken.name) as new:
         broken.pack(tmp_path / "code", new.file)
         new.publish()
-    assert not start(replace(config, artefact_directory=broken.directory.path)).was_warm
+    return replace(config, artefact_directory=broken.directory.path)
+
+
+@slow
+@pytest.mark.parametrize("kind", ["*.so", "*.pass"])
+def test_code_that_was_packed_broken_is_compiled_again(config, cold, tmp_path, kind):
+    mine = broken_copy(config, tmp_path, kind)
+    assert not start(mine).was_warm
+    assert start(mine).was_warm
+
+
+@pytest.fixture(scope="module")
+def traced(config, tmp_path_factory):
+    """The config of an engine whose passes are not saved, as those of several ranks."""
+    from spyre_bench.engine.compiled_model import CompiledModel
+
+    mine = replace(config, artefact_directory=tmp_path_factory.mktemp("traced") / "new")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CompiledModel, "saves_passes", False)
+        assert not start(mine).was_warm
+        assert start(mine).was_warm
+        yield mine
+
+
+@slow
+@pytest.mark.parametrize("kind", ["*.so", "fxgraph/*/*/*", "aotautograd/*/*", "*.py"])
+def test_code_of_a_traced_pass_that_was_packed_broken_is_compiled_again(traced, tmp_path, kind):
+    assert not start(broken_copy(traced, tmp_path, kind)).was_warm
 
 
 # --- without an engine: what "compiles" here is a file that appears in Inductor's directory -------

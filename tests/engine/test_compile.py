@@ -190,3 +190,81 @@ def test_layers_with_packed_weights_of_their_own_share_one_compiled_graph():
         with no_compile():
             for layer, linear in zip(layers, linears, strict=True):
                 torch.testing.assert_close(run(layer, x), linear(x).relu())
+
+
+def test_a_saved_pass_runs_every_layer_with_its_own_weights(tmp_path):
+    import torch
+
+    from spyre_bench.engine.compile import SavedPass
+    from spyre_bench.engine.linear import PackedLinear
+
+    def forward(layer, x):
+        return layer(x).relu()
+
+    linears = [torch.nn.Linear(40, 40) for _ in range(3)]
+    layers = [PackedLinear(linear, 4) for linear in linears]
+    x = torch.randn(4, 40)
+    for start in ("cold", "warm"):
+        run, loaded = SavedPass(forward, "shared", tmp_path), SavedPass.loaded
+        with torch.no_grad():
+            for layer, linear in zip(layers, linears, strict=True):
+                torch.testing.assert_close(run(layer, x), linear(x).relu())
+        assert SavedPass.loaded - loaded == (start == "warm")
+
+
+class Scaled:
+    """A layer that has a number of its own, which a trace writes into its graph."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, x):
+        return (x * self.factor).relu()
+
+
+def run_layer(layer, x):
+    return layer(x)
+
+
+def test_a_saved_pass_refuses_a_layer_that_its_graph_does_not_hold_for(tmp_path):
+    import torch
+
+    from spyre_bench.engine.compile import SavedPass
+
+    run = SavedPass(run_layer, "scaled", tmp_path)
+    assert run(Scaled(2), torch.ones(3)).tolist() == [2.0] * 3
+    assert run(Scaled(2), torch.ones(3)).tolist() == [2.0] * 3
+    with pytest.raises(RuntimeError, match=r"'layer'\].factor == 2"):
+        run(Scaled(3), torch.ones(3))
+
+
+def test_a_pass_that_was_saved_for_another_layer_or_another_shape_is_compiled_again(tmp_path):
+    import torch
+
+    from spyre_bench.engine.compile import SavedPass
+
+    asked = [(2, 3), (2, 3), (5, 3), (5, 3), (5, 4)]
+    traced = []
+    for factor, size in asked:
+        before = SavedPass.traced
+        answer = SavedPass(run_layer, "scaled", tmp_path)(Scaled(factor), torch.ones(size))
+        assert answer.tolist() == [factor] * size
+        traced.append(SavedPass.traced - before)
+    assert traced == [1, 0, 1, 0, 1]
+
+
+def test_a_pass_that_cannot_be_saved_runs_all_the_same_and_says_so(tmp_path, caplog):
+    import torch
+
+    from spyre_bench.engine.compile import SavedPass, no_compile
+
+    class Local(torch.nn.Module):  # a class that no other process can name
+        def forward(self, x):
+            return x.relu()
+
+    run = SavedPass(run_layer, "local", tmp_path)
+    run(Local(), torch.ones(3))
+    assert "local cannot be saved whole, so that every start traces it" in caplog.text
+    assert not list(tmp_path.iterdir())
+    with no_compile():
+        assert run.warmed(Local(), torch.ones(3)).tolist() == [1.0] * 3
