@@ -37,7 +37,7 @@ class Warmup:
     prefill_s: float
     decode_s: float
     was_warm: bool  # all code came from the artefact
-    graphs: int  # captured by Dynamo; one prefill and one decode, for each kind of layer
+    graphs: int  # captured or loaded; one prefill and one decode, for each kind of layer
 
     @property
     def compile_s(self) -> float:
