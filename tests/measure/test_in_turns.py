@@ -1,0 +1,51 @@
+"""Two commands, and the engines of two checkouts, measured in turns."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import spyre_bench
+from spyre_bench.measure.in_turns import Command, engine_command, measure_pairs
+
+HERE = Path(spyre_bench.__file__).parent.parent
+
+
+def writes_down(log: Path, name: str) -> str:
+    return f"while read _; do echo {name} >>{log}; echo '{{\"a_s\": 1}}'; done"
+
+
+def test_who_is_first_changes_from_pair_to_pair(tmp_path):
+    log = tmp_path / "log"
+    pairs = list(measure_pairs(*(Command(writes_down(log, it)) for it in ("base", "new")), 3))
+    assert [len(pair) for pair in pairs] == [1, 1, 1]
+    assert log.read_text().split() == ["base", "new", "base", "new", "new", "base", "base", "new"]
+
+
+def test_a_command_that_ends_after_its_answer_is_started_anew(tmp_path):
+    with Command(f'echo started >>{tmp_path}/log; echo \'{{"a_s": 2, "of": "it"}}\'') as command:
+        assert [command.figures() for _ in range(3)] == [{"a_s": 2.0}] * 3
+    assert (tmp_path / "log").read_text().split() == ["started"] * 3
+
+
+def test_lines_for_people_are_passed_over():
+    with Command("""echo loading; echo 12; echo '[1]'; echo '{"a_s": 3}'""") as command:
+        assert command.figures() == {"a_s": 3.0}
+
+
+@pytest.mark.engine
+def test_each_side_runs_the_code_of_its_own_checkout(tmp_path, tiny_llama):
+    """In the copy every decode pass is run nine times."""
+    copy = tmp_path / "copy"
+    shutil.copytree(HERE / "spyre_bench", copy / "spyre_bench")
+    path = copy / "spyre_bench/engine/causal_lm.py"
+    line = "        logits = self._pass(batch.bucket, column, batch.positions, batch.mask, slot)\n"
+    assert line in path.read_text()
+    path.write_text(path.read_text().replace(line, 9 * line))
+    setting = {"model": str(tiny_llama), "buckets": "1,64,4", "compile_backend": "eager"}
+    sides = (Command(engine_command(it, **setting)) for it in (HERE, copy))
+    for pair in measure_pairs(*sides, 3):
+        ratio = (pair["new"] / pair["base"]).set_axis(pair["figure"])
+    figures = ("prefill_s", "prefill_cpu_s", "decode_s", "decode_cpu_s")
+    assert list(ratio.index) == [f"1,64,4 {figure}" for figure in figures]
+    assert ratio["1,64,4 decode_cpu_s"] > 2
