@@ -1,10 +1,11 @@
 """`make planted`: does `spyre-bench pairs` find a slowdown that was planted, and nothing where
 there is none?
 
-Engines of copies of this checkout, as processes of their own: three with a slowdown in their code,
-each measured against one without, and pairs of those without as controls. Every comparison is
-printed, as rows of a table for docs/LOG.md, and every pair is kept as CSV. Exit code 1 where a
-slowdown is missed or a control raises an alarm. Other processes may keep the machine busy.
+Engines of copies of this checkout, each in processes of its own: three with a slowdown in their
+code, measured against one without; as controls, halves of ALIKE processes without, against their
+other halves. Every comparison is printed, as rows of a table for docs/LOG.md, and every pair is
+kept as CSV. Exit code 1 where a slowdown is missed or a control raises an alarm. Other processes
+may keep the machine busy.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import argparse
 import contextlib
 import itertools
 import os
+import random
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -29,7 +32,8 @@ from spyre_bench.review.pairs import judge
 CHECKOUT = Path(__file__).parent.parent
 BUCKETS = "1,64,8 1,128,8"
 LAYERS = 8  # of SmolLM2: passes are short, and so are starts
-SIDES = 7  # without a slowdown: 21 pairs of different processes
+ALIKE = 8  # processes without a slowdown, which half in 35 ways
+STARTS = ALIKE // 2  # of each side of a comparison
 
 LONGER = """
 
@@ -77,10 +81,21 @@ def copied(folder: Path, planted: str = "") -> Path:
     return folder
 
 
-def compared(name: str, base: Command, new: Command, pairs: int, out: Path) -> bool:
+def halves() -> Iterator[tuple[list[int], list[int]]]:
+    """Every way to halve the processes without a slowdown, in an order without a pattern; which
+    half is the new one changes from one to the next."""
+    ways = [way for way in itertools.combinations(range(ALIKE), STARTS) if 0 in way]
+    random.Random(0).shuffle(ways)
+    for number, way in enumerate(ways):
+        both = list(way), [it for it in range(ALIKE) if it not in way]
+        yield both if number % 2 else both[::-1]
+
+
+def compared(name: str, base: list[Command], new: list[Command], pairs: int, out: Path) -> bool:
     """Whether any figure is slower; printed, and the pairs kept."""
     started = time.perf_counter()
-    measured = pd.concat(measure_pairs(base, new, pairs))
+    sides = zip(base, new, strict=True)
+    measured = pd.concat(it for side in sides for it in measure_pairs(*side, pairs))
     measured.to_csv(out / f"{name.replace(' ', '-')}.csv", index=False)
     judged = judge(measured)
     taken_s = time.perf_counter() - started
@@ -98,8 +113,8 @@ HEADER = f"| {COLUMNS.replace(', ', ' | ')} |\n|{'---|' * len(COLUMNS.split(', '
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--pairs", type=int, default=60, help="of each comparison")
-    options.add_argument("--controls", type=int, default=20, help="21 at most")
+    options.add_argument("--pairs", type=int, default=12, help="of each of four starts")
+    options.add_argument("--controls", type=int, default=20, help="35 at most")
     options.add_argument("--out", type=Path, default=Path("reports/planted"))
     given = options.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -107,23 +122,21 @@ def main() -> int:
         folder = Path(scratch)
         model = shallow_copy(model_directory("smollm2"), LAYERS, folder / "model")
 
-        def side(name: str, planted: str = "") -> Command:
-            checkout = copied(folder / name, planted)
-            return stack.enter_context(
-                Command(engine_command(checkout, buckets=BUCKETS, model=str(model)))
-            )
+        def sides(name: str, count: int, planted: str = "") -> list[Command]:
+            line = engine_command(copied(folder / name, planted), buckets=BUCKETS, model=str(model))
+            return [stack.enter_context(Command(line)) for _ in range(count)]
 
-        alike = [side(f"alike-{number}") for number in range(SIDES)]
+        alike = sides("alike", ALIKE)
         print(HEADER)
         missed, alarms = [], []
         for number, (name, planted) in enumerate(SLOWDOWNS.items()):
-            new = side(f"slow-{number}", planted)
-            if not compared(name, alike[number], new, given.pairs, given.out):
+            slow = sides(f"slow-{number}", STARTS, planted)
+            if not compared(name, alike[:STARTS], slow, given.pairs, given.out):
                 missed.append(name)
-        controls = itertools.islice(itertools.combinations(range(SIDES), 2), given.controls)
-        for one, other in controls:
-            name = f"control {one} and {other}"
-            if compared(name, alike[one], alike[other], given.pairs, given.out):
+        for half, other in itertools.islice(halves(), given.controls):
+            name = f"control {''.join(map(str, other))} after {''.join(map(str, half))}"
+            base, new = ([alike[number] for number in side] for side in (half, other))
+            if compared(name, base, new, given.pairs, given.out):
                 alarms.append(name)
     print(f"planted: {len(SLOWDOWNS) - len(missed)} of {len(SLOWDOWNS)} found", *missed, sep="\n  ")
     print(f"controls: {len(alarms)} of {given.controls} with an alarm", *alarms, sep="\n  ")

@@ -89,7 +89,8 @@ def pairs(
         list[str] | None, typer.Option(help="of a checkout's engine: what is measured")
     ] = None,
     model: Annotated[str, typer.Option(help="directory, hub id or smollm2")] = "smollm2",
-    count: Annotated[int, typer.Option("-n", "--pairs", min=1, help="measurements of each")] = 60,
+    starts: Annotated[int, typer.Option(min=1, help="how often both are started")] = 5,
+    count: Annotated[int, typer.Option("-n", "--pairs", min=1, help="of each start")] = 12,
     least: Annotated[
         float, typer.Option(help="the smallest change that matters; 0.03 is 3 %")
     ] = 0.03,
@@ -100,12 +101,12 @@ def pairs(
     from tqdm import tqdm
 
     from spyre_bench.files import replacing
-    from spyre_bench.measure.in_turns import Command, measure_pairs
+    from spyre_bench.measure.in_turns import measure_starts_in_turns
     from spyre_bench.review.pairs import judge
 
-    lines = [_measuring(side, bucket or [], model) for side in (base, new)]
-    with Command(lines[0]) as was, Command(lines[1]) as now:
-        measured = pd.concat(tqdm(measure_pairs(was, now, count), desc="pairs", total=count))
+    commands = [_measuring(side, bucket or [], model) for side in (base, new)]
+    measuring = measure_starts_in_turns(*commands, starts, count)
+    measured = pd.concat(tqdm(measuring, desc="pairs", total=starts * count))
     if out:
         with replacing(out) as partial:
             measured.to_csv(partial, index=False)

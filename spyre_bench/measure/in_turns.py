@@ -33,6 +33,14 @@ def engine_command(checkout: Path, **setting: Any) -> str:
     return f"PYTHONPATH={shlex.quote(str(checkout.resolve()))} exec {shlex.join(words)}"
 
 
+def measure_starts_in_turns(base: str, new: str, starts: int, count: int) -> Iterator[pd.DataFrame]:
+    """So many pairs of each of several starts of both commands, since two processes of the same
+    code differ for as long as they live, by where their memory came to lie."""
+    for _ in range(starts):
+        with Command(base) as first, Command(new) as second:
+            yield from measure_pairs(first, second, count)
+
+
 def measure_pairs(base: Command, new: Command, count: int) -> Iterator[pd.DataFrame]:
     """Pair after pair: a row for each figure that both have, of COLUMNS. What the first answer of a
     command takes, its start, comes before the first pair.

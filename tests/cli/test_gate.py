@@ -168,8 +168,10 @@ def says(*figures: str) -> str:
 
 
 def test_two_commands_are_measured_in_turns_and_the_slower_one_fails(tmp_path):
-    was, now = says(*['{"a_s": 1, "b_s": 1}'] * 9), says(*['{"a_s": 1.1, "b_s": 1}'] * 9)
-    code, said = spyre_bench(tmp_path, "pairs", was, now, "-n", 8, "--out", "pairs.csv")
+    was, now = says(*['{"a_s": 1, "b_s": 1}'] * 13), says(*['{"a_s": 1.1, "b_s": 1}'] * 13)
+    code, said = spyre_bench(
+        tmp_path, "pairs", was, now, "--starts", 2, "-n", 4, "--out", "pairs.csv"
+    )
     assert code == 1
     rows = [line.split() for line in said.splitlines() if line.split()[:1] in (["a_s"], ["b_s"])]
     assert [(row[0], row[1], row[-1]) for row in rows] == [
@@ -177,8 +179,8 @@ def test_two_commands_are_measured_in_turns_and_the_slower_one_fails(tmp_path):
         ("b_s", "1.000", "same"),
     ]
     assert pd.read_csv(tmp_path / "pairs.csv").groupby("figure")["new"].sum().tolist() == [8.8, 8]
-    assert spyre_bench(tmp_path, "pairs", now, was, "-n", 8)[0] == 0
-    assert spyre_bench(tmp_path, "pairs", was, now, "-n", 8, "--least", 0.2)[0] == 0
+    assert spyre_bench(tmp_path, "pairs", now, was)[0] == 0
+    assert spyre_bench(tmp_path, "pairs", was, now, "--least", 0.2)[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 
 import spyre_bench
-from spyre_bench.measure.in_turns import Command, engine_command, measure_pairs
+from spyre_bench.measure.in_turns import (
+    Command,
+    engine_command,
+    measure_pairs,
+    measure_starts_in_turns,
+)
 
 HERE = Path(spyre_bench.__file__).parent.parent
 
@@ -31,6 +36,14 @@ def test_a_command_that_ends_after_its_answer_is_started_anew(tmp_path):
 def test_lines_for_people_are_passed_over():
     with Command("""echo loading; echo 12; echo '[1]'; echo '{"a_s": 3}'""") as command:
         assert command.figures() == {"a_s": 3.0}
+
+
+def test_both_are_started_as_often_as_told(tmp_path):
+    log = tmp_path / "log"
+    lines = [f"echo {it} starts >>{log}; {writes_down(log, it)}" for it in ("base", "new")]
+    assert len(list(measure_starts_in_turns(*lines, 3, 2))) == 6
+    assert log.read_text().splitlines().count("base starts") == 3
+    assert log.read_text().splitlines().count("new") == 3 * (1 + 2)  # one to be ready
 
 
 @pytest.mark.engine
