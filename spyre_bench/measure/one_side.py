@@ -25,7 +25,7 @@ from spyre_bench.shapes import Bucket, BucketSet
 
 DEFAULTS = {"model": "smollm2", "dtype": "float32", "threads": 1}
 DEFAULTS |= {"compile_backend": "inductor", "compile_scope": "layer"}
-DECODES = 7  # passes behind a figure
+DECODES = 5  # passes behind a figure
 
 
 def main(setting: dict) -> None:
