@@ -1,19 +1,11 @@
 """Two commands, and the engines of two checkouts, measured in turns."""
 
-import shutil
 from pathlib import Path
 
 import pytest
 
-import spyre_bench
-from spyre_bench.measure.in_turns import (
-    Command,
-    engine_command,
-    measure_pairs,
-    measure_starts_in_turns,
-)
-
-HERE = Path(spyre_bench.__file__).parent.parent
+from spyre_bench.measure.in_turns import Command, engine_command, measure_starts_in_turns
+from tests import planted
 
 
 def writes_down(log: Path, name: str) -> str:
@@ -22,7 +14,8 @@ def writes_down(log: Path, name: str) -> str:
 
 def test_who_is_first_changes_from_pair_to_pair(tmp_path):
     log = tmp_path / "log"
-    pairs = list(measure_pairs(*(Command(writes_down(log, it)) for it in ("base", "new")), 3))
+    lines = (writes_down(log, it) for it in ("base", "new"))
+    pairs = list(measure_starts_in_turns(*lines, starts=1, count=3))
     assert [len(pair) for pair in pairs] == [1, 1, 1]
     assert log.read_text().split() == ["base", "new", "base", "new", "new", "base", "base", "new"]
 
@@ -41,23 +34,18 @@ def test_lines_for_people_are_passed_over():
 def test_both_are_started_as_often_as_told(tmp_path):
     log = tmp_path / "log"
     lines = [f"echo {it} starts >>{log}; {writes_down(log, it)}" for it in ("base", "new")]
-    assert len(list(measure_starts_in_turns(*lines, 3, 2))) == 6
+    assert len(list(measure_starts_in_turns(*lines, starts=3, count=2))) == 6
     assert log.read_text().splitlines().count("base starts") == 3
     assert log.read_text().splitlines().count("new") == 3 * (1 + 2)  # one to be ready
 
 
 @pytest.mark.engine
 def test_each_side_runs_the_code_of_its_own_checkout(tmp_path, tiny_llama):
-    """In the copy every decode pass is run nine times."""
-    copy = tmp_path / "copy"
-    shutil.copytree(HERE / "spyre_bench", copy / "spyre_bench")
-    path = copy / "spyre_bench/engine/causal_lm.py"
-    line = "        logits = self._pass(batch.bucket, column, batch.positions, batch.mask, slot)\n"
-    assert line in path.read_text()
-    path.write_text(path.read_text().replace(line, 9 * line))
+    """The copy's decode passes take five times as long."""
+    copy = planted.copied(tmp_path / "copy", planted.LONGER.format(times=5))
     setting = {"model": str(tiny_llama), "buckets": "1,64,4", "compile_backend": "eager"}
-    sides = (Command(engine_command(it, **setting)) for it in (HERE, copy))
-    for pair in measure_pairs(*sides, 3):
+    sides = (engine_command(it, **setting) for it in (planted.CHECKOUT, copy))
+    for pair in measure_starts_in_turns(*sides, starts=1, count=3):
         ratio = (pair["new"] / pair["base"]).set_axis(pair["figure"])
     figures = ("prefill_s", "prefill_cpu_s", "decode_s", "decode_cpu_s")
     assert list(ratio.index) == [f"1,64,4 {figure}" for figure in figures]
