@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import Console
     from rich.table import Table
 
     from spyre_bench.runs.records import Record
@@ -178,12 +179,17 @@ def _tolerances(texts: Sequence[str], path: Path | None) -> dict[str, float]:
         raise ValueError(f"a tolerance is a name and a number: {error}") from error
 
 
-def _print(compared: pd.DataFrame) -> None:
+def _console() -> Console:
     from rich.console import Console
 
     console = Console()
     if not console.is_terminal:  # a log has no window to fit into
         console.width = max(console.width, 140)
+    return console
+
+
+def _print(compared: pd.DataFrame) -> None:
+    console = _console()
     for state, title in TITLES.items():
         rows = compared[compared["state"] == state]
         if len(rows):
@@ -194,8 +200,6 @@ def _print(compared: pd.DataFrame) -> None:
 
 
 def _print_pairs(judged: pd.DataFrame, least: float) -> None:
-    from rich.console import Console
-
     from spyre_bench.cli.tables import narrow
 
     table = narrow("figure", "new / base", "95 %", "p", "pairs", "")
@@ -204,7 +208,7 @@ def _print_pairs(judged: pd.DataFrame, least: float) -> None:
         interval = f"{row.low:.3f} to {row.high:.3f}"
         cells = (f"{row.ratio:.3f}", interval, f"{row.p:.2g}", str(row.pairs), row.state)
         table.add_row(row.figure, *cells, style=style)
-    Console().print(table)
+    _console().print(table)
     typer.echo(f"slower: above {1 + least:g} for certain; faster: below {1 / (1 + least):.3g}")
 
 

@@ -34,11 +34,11 @@ def engine_command(checkout: Path, **setting: Any) -> str:
 
 
 def measure_starts_in_turns(base: str, new: str, starts: int, count: int) -> Iterator[pd.DataFrame]:
-    """So many pairs of each of several starts of both commands, since two processes of the same
-    code differ for as long as they live, by where their memory came to lie."""
-    for _ in range(starts):
+    """So many pairs of each of several starts of both commands, `start` in a column: two processes
+    of the same code differ for as long as they live, by where their memory came to lie."""
+    for start in range(starts):
         with Command(base) as first, Command(new) as second:
-            yield from measure_pairs(first, second, count)
+            yield from (it.assign(start=start) for it in measure_pairs(first, second, count))
 
 
 def measure_pairs(base: Command, new: Command, count: int) -> Iterator[pd.DataFrame]:

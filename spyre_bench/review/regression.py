@@ -114,12 +114,13 @@ def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
 def compare_pairs(
     runs: Sequence[tuple[Mapping[str, Record], Mapping[str, Record]]],
     tolerances: Mapping[str, float] | None = None,
-    least: float = LEAST,
 ) -> pd.DataFrame:
     """As `compare`, of the last of several runs of both, but that seconds of a clock are judged by
     all: each run of the base beside the one of the new that was measured next to it
-    (`pairs.judge`). Their change is that of the median ratio, their tolerance `least`, and their
-    kind `pairs`; what is not above 0 in every run stays as `compare` has it."""
+    (`pairs.judge`). Their kind is then `pairs`, their change that of the median ratio, and the
+    tolerance of `seconds` the smallest change that matters (without one, `pairs.LEAST`). What is
+    not above 0 in every run, or differs by chance, stays as `compare` has it."""
+    least = (tolerances or {}).get("seconds", LEAST)
     rows = compare(*runs[-1], tolerances).to_dict("records")
     items = [[{name: it.items() for name, it in run.items()} for run in pair] for pair in runs]
     measured = {}
@@ -135,8 +136,10 @@ def compare_pairs(
         state, change = said["state"], said["ratio"] - 1
         if state in ("slower", "faster"):
             state = _direction(row["item"], change, _ways(was, now))
+        if state != "same" and matches(row["item"], now.traits.chance):
+            continue
         text = f"{said['low'] - 1:+.1%} to {said['high'] - 1:+.1%} in {said['pairs']} pairs"
-        row |= {"state": state, "fails": state in FAILING, "kind": "pairs"}
+        row |= {"state": state, "fails": state == "worse", "kind": "pairs"}
         row |= {"new": f"{row['new']} ({text})", "change": change, "tolerance": least}
     return _in_order(pd.DataFrame(rows, columns=COLUMNS))
 

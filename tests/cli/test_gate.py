@@ -110,7 +110,7 @@ def in_turns(tmp_path):
             # base, new, new, base, ...
             for place, (side, found) in enumerate(zip(("base", "new"), pair, strict=True)):
                 folder = f"20260102-0304{2 * turn + (place + turn) % 2:02}"
-                kept = KEPT | {"results": found, "better": {}}
+                kept = KEPT | {"results": found, "better": {"results/step_s": "lower"}}
                 write(tmp_path / side / folder, kept=kept, traits=MEASURES)
         return tmp_path
 
@@ -129,6 +129,7 @@ def test_seconds_by_pairs_find_what_a_single_run_must_tolerate(in_turns):
     assert "+10.0% to +10.0% in 8 pairs" in " ".join(said.split())
     assert "+10.00%" in said
     assert compare(folder)[0] == 0
+    assert compare(folder, "--pairs", "--tolerance", "seconds=0.2")[0] == 0
 
 
 def test_the_same_seconds_and_too_few_pairs_pass(in_turns):
