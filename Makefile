@@ -93,7 +93,7 @@ trust: setup ## predictions against a real server: 24 checks and aborts, twenty 
 	@$(BIN)/python -m tests.trust --out $(REPORTS)/trust
 
 planted: setup ## does `spyre-bench pairs` find three planted slowdowns, and nothing in 20 controls?
-	@$(BIN)/python -m tests.planted --out $(REPORTS)/planted
+	@rm -rf $(REPORTS)/planted && $(BIN)/python -m tests.planted --out $(REPORTS)/planted
 
 # As root on Debian; elsewhere docker build -f Dockerfile.spyre. ARCHIVE=FILE keeps the image.
 image: ## build Dockerfile.spyre without a Docker engine, run the tests and a server in it

@@ -1,38 +1,35 @@
 """`make planted`: does `spyre-bench pairs` find a slowdown that was planted, and nothing where
 there is none?
 
-Engines of copies of this checkout, each in processes of its own: three with a slowdown in their
-code, measured against one without; and, as controls, every half of six processes without against
-the other half. Every comparison is printed, as rows of a table for docs/LOG.md, and every pair is
-kept as CSV. Exit code 1 where a slowdown is missed or a control raises an alarm. Other processes
-may keep the machine busy.
+Three copies of this checkout have a slowdown in their engine, and each is measured against one that
+has none; controls are measured against themselves. All as the command measures, with processes of
+their own for every start. Every comparison is printed, as rows of a table for docs/LOG.md, and its
+pairs are kept as CSV: one that is kept is not measured again, so that an interrupted run goes on.
+Exit code 1 where a slowdown is missed or a control raises an alarm. Others may keep the machine
+busy.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import itertools
 import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from spyre_bench.checkpoints.find import model_directory
 from spyre_bench.checkpoints.first_layers import shallow_copy
-from spyre_bench.measure.in_turns import Command, engine_command, measure_pairs
+from spyre_bench.files import replacing
+from spyre_bench.measure.in_turns import engine_command, measure_starts_in_turns
 from spyre_bench.review.pairs import judge
 
 CHECKOUT = Path(__file__).parent.parent
 BUCKETS = "1,64,8 1,128,8"
 LAYERS = 8  # of SmolLM2: passes are short, and so are starts
-ALIKE = 6  # processes without a slowdown: 20 halves
-STARTS = ALIKE // 2  # of each side of a comparison
 
 LONGER = """
 
@@ -80,14 +77,15 @@ def copied(folder: Path, planted: str = "") -> Path:
     return folder
 
 
-def compared(
-    name: str, base: Sequence[Command], new: Sequence[Command], pairs: int, out: Path
-) -> bool:
+def compared(name: str, base: str, new: str, starts: int, pairs: int, out: Path) -> bool:
     """Whether any figure is slower; printed, and the pairs kept."""
     started = time.perf_counter()
-    sides = zip(base, new, strict=True)
-    measured = pd.concat(it for side in sides for it in measure_pairs(*side, pairs))
-    measured.to_csv(out / f"{name.replace(' ', '-')}.csv", index=False)
+    path = out / f"{name.replace(' ', '-')}.csv"
+    if not path.exists():
+        measured = pd.concat(measure_starts_in_turns(base, new, starts, pairs))
+        with replacing(path) as partial:
+            measured.to_csv(partial, index=False)
+    measured = pd.read_csv(path)
     judged = judge(measured)
     taken_s = time.perf_counter() - started
     for row in judged.sort_values("figure").itertuples():
@@ -104,33 +102,32 @@ HEADER = f"| {COLUMNS.replace(', ', ' | ')} |\n|{'---|' * len(COLUMNS.split(', '
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--pairs", type=int, default=12, help="of each of three starts")
-    options.add_argument("--controls", type=int, default=20, help="20 at most")
+    options.add_argument("--starts", type=int, default=5, help="of both sides of a comparison")
+    options.add_argument("--pairs", type=int, default=12, help="of each start")
+    options.add_argument("--controls", type=int, default=20, help="how many")
     options.add_argument("--out", type=Path, default=Path("reports/planted"))
     given = options.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+    setting = (given.starts, given.pairs, given.out)
+    missed, alarms = [], []
+    with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         model = shallow_copy(model_directory("smollm2"), LAYERS, folder / "model")
 
-        def sides(name: str, count: int, planted: str = "") -> list[Command]:
-            line = engine_command(copied(folder / name, planted), buckets=BUCKETS, model=str(model))
-            return [stack.enter_context(Command(line)) for _ in range(count)]
+        def engine(name: str, planted: str = "") -> str:
+            checkout = copied(folder / name, planted)
+            return engine_command(checkout, buckets=BUCKETS, model=str(model))
 
-        alike = sides("alike", ALIKE)
+        plain = engine("plain")
         print(HEADER)
-        missed, alarms = [], []
         for number, (name, planted) in enumerate(SLOWDOWNS.items()):
-            slow = sides(f"slow-{number}", STARTS, planted)
-            if not compared(name, alike[:STARTS], slow, given.pairs, given.out):
+            if not compared(name, plain, engine(f"slow {number}", planted), *setting):
                 missed.append(name)
-        halves = list(itertools.combinations(alike, STARTS))[: given.controls]
-        for number, new in enumerate(halves, 1):
-            base = [it for it in alike if it not in new]
-            if compared(f"control {number}", base, new, given.pairs, given.out):
+        for number in range(1, given.controls + 1):
+            if compared(f"control {number}", plain, plain, *setting):
                 alarms.append(f"control {number}")
     print(f"planted: {len(SLOWDOWNS) - len(missed)} of {len(SLOWDOWNS)} found", *missed, sep="\n  ")
-    print(f"controls: {len(alarms)} of {len(halves)} with an alarm", *alarms, sep="\n  ")
+    print(f"controls: {len(alarms)} of {given.controls} with an alarm", *alarms, sep="\n  ")
     return 1 if missed or alarms else 0
 
 

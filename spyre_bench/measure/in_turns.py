@@ -47,7 +47,10 @@ def measure_pairs(base: Command, new: Command, count: int) -> Iterator[pd.DataFr
 
     Raises ValueError where a command fails, gives no figure, or the two have none in common.
     """
-    base.figures(), new.figures()
+    for side in (base, new):
+        side.start()  # both at once
+    for side in (base, new):
+        side.figures()
     for pair in range(count):
         order = (base, new) if pair % 2 == 0 else (new, base)
         found = {side: side.figures() for side in order}
@@ -74,13 +77,17 @@ class Command:
     def __exit__(self, *_: object) -> None:
         self._end()
 
+    def start(self) -> None:
+        """Anew, where it runs."""
+        self._end()
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(self.line, shell=True, stdin=pipe, stdout=pipe, bufsize=0)
+
     def figures(self) -> dict[str, float]:
         """One more measurement. Raises ValueError where the command does not give any."""
         if self._process and (answer := self._ask()):
             return answer
-        self._end()  # it has ended after its last answer, or never ran
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(self.line, shell=True, stdin=pipe, stdout=pipe, bufsize=0)
+        self.start()  # it has ended after its last answer, or never ran
         if answer := self._ask():
             return answer
         raise ValueError(
