@@ -2,8 +2,9 @@
 
 What slows the machine down for a while slows both of a pair, so its ratio stays. A sign test of
 these ratios (exact, and whatever their distribution) asks whether the median is beyond the smallest
-change that matters: two processes of the same code may differ by a little, for as long as they
-live, and enough pairs would prove that too.
+change that matters: two processes of the same code differ for as long as they live, mostly by a
+little, and enough pairs would prove that too. So pairs are to be of several starts; then a process
+that drew much slower memory is outvoted.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def judge(pairs: pd.DataFrame, least: float = LEAST, risk: float = RISK) -> pd.D
     where none of these is certain; ratio, that median; low and high, its interval of 95 %; p, the
     chance of so many slower pairs if the median were 1 + `least`, as the state goes by it; pairs.
     Each state is wrong with a chance of at most `risk`; that holds for all figures together where
-    nothing changed (Benjamini and Hochberg), provided that pairs do not hang on each other.
+    nothing changed (Benjamini and Hochberg), provided that pairs do not hang on each other. Those
+    of one start do, by what its two processes differ.
     Raises ValueError for a measurement that is not above 0, and for limits that are none.
     """
     if not (least >= 0 and np.isfinite(least)):
