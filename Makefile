@@ -14,7 +14,7 @@ PIP        = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c
 BUILD_TOOLS := "setuptools<81" setuptools-scm setuptools-rust packaging cmake ninja jinja2 wheel numpy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup first run test test-core test-models test-faults test-ranks test-hosts test-loop test-browser lint lab app fuzz bench bench-peers soak trust prove image clean check-tools
+.PHONY: help setup first run test test-core test-models test-faults test-ranks test-hosts test-loop test-browser lint lab app fuzz bench bench-peers soak trust prove planted image clean check-tools
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -97,6 +97,9 @@ trust: setup ## predictions against a real server: 24 checks and aborts, BATCHIN
 
 prove: setup ## advised shapes against powers of two: ten pairs of runs on two servers, quiet
 	@$(BIN)/python -m tests.prove --out $(REPORTS)/prove
+
+planted: setup ## does `spyre-bench pairs` find three planted slowdowns, and nothing in 20 controls?
+	@rm -rf $(REPORTS)/planted && $(BIN)/python -m tests.planted --out $(REPORTS)/planted
 
 # As root on Debian; elsewhere docker build -f Dockerfile.spyre. ARCHIVE=FILE keeps the image.
 image: ## build Dockerfile.spyre without a Docker engine, run the tests and a server in it

@@ -93,8 +93,8 @@ CORE = {
     "studies",
 }
 # what is typed strictly beside them, and what of them is not yet
-ALSO_TYPED = {"runs.records", "review.baseline", "review.regression", "validate.card_anchors"}
-ALSO_TYPED |= {"validate.compare"}
+ALSO_TYPED = {"runs.records", "review.baseline", "review.pairs", "review.regression"}
+ALSO_TYPED |= {"validate.card_anchors", "validate.compare"}
 NOT_YET_TYPED = {"studies.sweep"}  # joblib's, Dask's and Ray's types
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -1,7 +1,8 @@
-"""The commands of the regression gate: `compare` and `baseline update`."""
+"""The commands of the regression gate: `compare`, `pairs` and `baseline update`."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import Console
     from rich.table import Table
 
     from spyre_bench.runs.records import Record
@@ -23,6 +25,7 @@ TITLES = {
     "new": "new",
     "tied": "tied: a solver chose otherwise, and as well",
     "by chance": "differs by chance",
+    "too few pairs": "too few pairs to say",
 }
 STYLES = {
     "broken": "red",
@@ -30,6 +33,8 @@ STYLES = {
     "worse": "red",
     "changed": "yellow",
     "better": "green",
+    "slower": "red",
+    "faster": "green",
 }
 SHOWN = 20  # rows of a kind; all of them with --json
 BASELINE = "baseline"  # a folder beside the notebooks
@@ -46,6 +51,12 @@ def compare(
     new: Annotated[Path, typer.Argument(help="folder of a later run")],
     tolerance: Tolerance = None,
     tolerances: Tolerances = None,
+    pairs: Annotated[
+        bool,
+        typer.Option(
+            "--pairs", help="seconds by all runs of both folders, which were run in turns"
+        ),
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="takes a picture of each differing table")
     ] = None,
@@ -53,10 +64,15 @@ def compare(
 ) -> None:
     """Hold a run against an earlier one: exit code 1 where anything got worse or lost."""
     from spyre_bench.review import regression
-    from spyre_bench.runs.records import read_run
+    from spyre_bench.runs.records import read_pairs, read_run
 
-    runs = read_run(base), read_run(new)
-    compared = regression.compare(*runs, _tolerances(tolerance or [], tolerances))
+    allowed = _tolerances(tolerance or [], tolerances)
+    if pairs:
+        several = read_pairs(base, new)
+        runs, compared = several[-1], regression.compare_pairs(several, allowed)
+    else:
+        runs = read_run(base), read_run(new)
+        compared = regression.compare(*runs, allowed)
     if output:
         _draw(regression.curves(*runs, compared), output)
     if as_json:
@@ -65,6 +81,51 @@ def compare(
         _print(compared)
     if compared["fails"].any():
         raise typer.Exit(1)
+
+
+def pairs(
+    base: Annotated[str, typer.Argument(help="a checkout, or a command that prints figures")],
+    new: Annotated[str, typer.Argument(help="another one")],
+    bucket: Annotated[
+        list[str] | None, typer.Option(help="of a checkout's engine: what is measured")
+    ] = None,
+    model: Annotated[str, typer.Option(help="directory, hub id or smollm2")] = "smollm2",
+    starts: Annotated[int, typer.Option(min=1, help="how often both are started")] = 5,
+    count: Annotated[int, typer.Option("-n", "--pairs", min=1, help="of each start")] = 12,
+    least: Annotated[
+        float, typer.Option(help="the smallest change that matters; 0.03 is 3 %")
+    ] = 0.03,
+    out: Annotated[Path | None, typer.Option(help="CSV that takes every pair")] = None,
+) -> None:
+    """Measure two checkouts or commands in turns: exit code 1 where the new one is slower."""
+    import pandas as pd
+    from tqdm import tqdm
+
+    from spyre_bench.files import replacing
+    from spyre_bench.measure.in_turns import measure_starts_in_turns
+    from spyre_bench.review.pairs import judge
+
+    commands = [_measuring(side, bucket or [], model) for side in (base, new)]
+    measuring = measure_starts_in_turns(*commands, starts, count)
+    measured = pd.concat(tqdm(measuring, desc="pairs", total=starts * count))
+    if out:
+        with replacing(out) as partial:
+            measured.to_csv(partial, index=False)
+    judged = judge(measured, least)
+    _print_pairs(judged, least)
+    if (judged["state"] == "slower").any():
+        raise typer.Exit(1)
+
+
+def _measuring(side: str, buckets: list[str], model: str) -> str:
+    """The command that measures one side."""
+    from spyre_bench.measure.in_turns import engine_command
+
+    if not os.path.isdir(side):  # which a text too long for a path is not, either
+        return side
+    if not buckets:
+        raise ValueError(f"nothing to measure in {side}: name buckets with --bucket")
+    return engine_command(Path(side), buckets=" ".join(buckets), model=model)
 
 
 def update(
@@ -118,12 +179,17 @@ def _tolerances(texts: Sequence[str], path: Path | None) -> dict[str, float]:
         raise ValueError(f"a tolerance is a name and a number: {error}") from error
 
 
-def _print(compared: pd.DataFrame) -> None:
+def _console() -> Console:
     from rich.console import Console
 
     console = Console()
     if not console.is_terminal:  # a log has no window to fit into
         console.width = max(console.width, 140)
+    return console
+
+
+def _print(compared: pd.DataFrame) -> None:
+    console = _console()
     for state, title in TITLES.items():
         rows = compared[compared["state"] == state]
         if len(rows):
@@ -131,6 +197,19 @@ def _print(compared: pd.DataFrame) -> None:
     counts = compared["state"].value_counts()
     said = ", ".join(f"{count:,} {state}" for state, count in counts.items())
     console.print(f"{len(compared):,} items: {said}", highlight=False)
+
+
+def _print_pairs(judged: pd.DataFrame, least: float) -> None:
+    from spyre_bench.cli.tables import narrow
+
+    table = narrow("figure", "new / base", "95 %", "p", "pairs", "")
+    for row in judged.itertuples():
+        style = STYLES.get(row.state, "")
+        interval = f"{row.low:.3f} to {row.high:.3f}"
+        cells = (f"{row.ratio:.3f}", interval, f"{row.p:.2g}", str(row.pairs), row.state)
+        table.add_row(row.figure, *cells, style=style)
+    _console().print(table)
+    typer.echo(f"slower: above {1 + least:g} for certain; faster: below {1 / (1 + least):.3g}")
 
 
 def _table(title: str, rows: pd.DataFrame, style: str | None) -> Table:

@@ -78,6 +78,7 @@ app.command()(export.export)
 app.command()(plan.validate)
 app.command()(workloads.workloads)
 app.command()(gate.compare)
+app.command()(gate.pairs)
 
 baseline = typer.Typer(help="What the notebooks that only calculate are known to give.")
 baseline.command()(gate.update)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from spyre_bench.review.pairs import LEAST, judge
 from spyre_bench.runs.records import Record, matches
 
 TOLERANCES = {
@@ -54,7 +55,10 @@ LOWER_IS_BETTER = {
     "cold",
 }
 FAILING = {"worse", "changed", "vanished", "broken"}
-STATES = ("broken", "vanished", "worse", "changed", "better", "new", "tied", "by chance", "same")
+STATES = (
+    *("broken", "vanished", "worse", "changed", "better", "new"),
+    *("tied", "by chance", "too few pairs", "same"),
+)
 COLUMNS = ["notebook", "item", "state", "fails", "kind", "base", "new", "change", "tolerance"]
 
 
@@ -94,7 +98,10 @@ def compare(
             rows.append(_row(name, "outcome", "new", new="ran"))
         else:
             rows += _notebook(name, base[name], new[name], allowed)
-    frame = pd.DataFrame(rows, columns=COLUMNS)
+    return _in_order(pd.DataFrame(rows, columns=COLUMNS))
+
+
+def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
     order = frame["state"].map(STATES.index)
     return (
         frame.assign(order=order)
@@ -102,6 +109,45 @@ def compare(
         .drop(columns="order")
         .reset_index(drop=True)
     )
+
+
+def compare_pairs(
+    runs: Sequence[tuple[Mapping[str, Record], Mapping[str, Record]]],
+    tolerances: Mapping[str, float] | None = None,
+) -> pd.DataFrame:
+    """As `compare`, of the last of several runs of both, but that seconds of a clock are judged by
+    all: each run of the base beside the one of the new that was measured next to it
+    (`pairs.judge`). Their kind is then `pairs`, their change that of the median ratio, and the
+    tolerance of `seconds` the smallest change that matters (without one, `pairs.LEAST`). What is
+    not above 0 in every run, or differs by chance, stays as `compare` has it."""
+    least = (tolerances or {}).get("seconds", LEAST)
+    rows = compare(*runs[-1], tolerances).to_dict("records")
+    items = [[{name: it.items() for name, it in run.items()} for run in pair] for pair in runs]
+    measured = {}
+    for place, row in enumerate(rows):
+        found = [[run.get(row["notebook"], {}).get(row["item"]) for run in pair] for pair in items]
+        values = [[_middle(value) for value in pair] for pair in found]
+        if row["kind"] == "seconds" and all(0 < it < math.inf for pair in values for it in pair):
+            measured[place] = pd.DataFrame(values, columns=["base", "new"]).assign(figure=place)
+    judged = judge(pd.concat(measured.values()), least) if measured else pd.DataFrame()
+    for said in judged.to_dict("records"):
+        row = rows[int(said["figure"])]
+        was, now = (run[row["notebook"]] for run in runs[-1])
+        state, change = said["state"], said["ratio"] - 1
+        if state in ("slower", "faster"):
+            state = _direction(row["item"], change, _ways(was, now))
+        if state != "same" and matches(row["item"], now.traits.chance):
+            continue
+        text = f"{said['low'] - 1:+.1%} to {said['high'] - 1:+.1%} in {said['pairs']} pairs"
+        row |= {"state": state, "fails": state == "worse", "kind": "pairs"}
+        row |= {"new": f"{row['new']} ({text})", "change": change, "tolerance": least}
+    return _in_order(pd.DataFrame(rows, columns=COLUMNS))
+
+
+def _middle(value: Any) -> float:
+    """A number or, of a column, its median; nan of anything else."""
+    value = value.median() if isinstance(value, pd.Series) and _number(value) else value
+    return float(value) if _number(value) else math.nan
 
 
 def curves(
@@ -145,10 +191,15 @@ def _notebook(
     state = "broken" if new.error else "better" if base.error else "same"
     rows = [_row(name, "outcome", state, base=base.error or "ran", new=new.error or "ran")]
     before, after = base.items(), new.items()
-    better = base.better if new.better is None else new.better
+    better = _ways(base, new)
     for item in dict.fromkeys([*before, *after]):
         rows.append(_item(name, item, before, after, new, better, tolerances))
     return _untied(rows, new)
+
+
+def _ways(base: Record, new: Record) -> Mapping[str, str | None] | None:
+    """Which way is better, by item; None: both are runs from before they could say so."""
+    return base.better if new.better is None else new.better
 
 
 def _item(

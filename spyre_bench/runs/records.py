@@ -6,6 +6,7 @@ ended), `results.json` and `tables/*.csv` (what `report.py` kept).
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
@@ -164,6 +165,30 @@ def read_run(folder: Path) -> dict[str, Record]:
             f"`spyre-bench run` wrote"
         )
     return {place.name: read_record(place) for place in found}
+
+
+def read_pairs(base: Path, new: Path) -> list[tuple[dict[str, Record], dict[str, Record]]]:
+    """The runs of two folders that each take a folder per run (see `run_folder`), the first of one
+    with the first of the other and so on. Raises ValueError where a folder has none, and where a
+    pair did not end before the next one began, by the times that the folders are named by."""
+    sides = [
+        sorted(path for path in folder.glob("*") if OURS.fullmatch(path.name))
+        for folder in (base, new)
+    ]
+    for folder, runs in zip((base, new), sides, strict=True):
+        if not runs:
+            raise ValueError(
+                f"{folder}: no folder of a run by its time, such as 20260102-030405: name one that "
+                f"`spyre-bench run NOTEBOOK -o {folder}` wrote several runs to"
+            )
+    pairs = list(zip(*sides, strict=False))  # a last one may wait for its partner
+    for pair, following in itertools.pairwise(pairs):
+        if max(it.name for it in pair) > min(it.name for it in following):
+            raise ValueError(
+                f"{pair[0]} and {pair[1]} are no pair: {min(it.name for it in following)} began "
+                f"between them. Measure base and new in turns, so that both meet the same machine"
+            )
+    return [(read_run(was), read_run(now)) for was, now in pairs]
 
 
 def read_record(folder: Path) -> Record:

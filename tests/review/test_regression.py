@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spyre_bench.review.regression import TOLERANCES, compare, curves
+from spyre_bench.review.regression import TOLERANCES, compare, compare_pairs, curves
 from spyre_bench.runs.records import Record, Tie, Traits
 
 CALCULATES, MEASURES = Traits(measures=False), Traits(measures=True)
@@ -334,3 +334,35 @@ def test_curves_are_the_numeric_columns_that_differ():
     lines = frame.pivot(index="x", columns="series", values="value")
     assert lines["base"].tolist() == [1.0, 2.0]
     assert lines["new"].tolist() == [1.0, 3.0]
+
+
+# --- in pairs -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("traits", "better", "state", "fails"),
+    [
+        (MEASURES, {"results/step_s": "lower"}, "worse", True),
+        (MEASURES, {"results/step_s": "higher"}, "better", False),
+        (MEASURES, {}, "changed", False),
+        (Traits(chance=("results/step_s",)), {}, "by chance", False),
+    ],
+)
+def test_in_pairs_as_in_one_run_a_notebook_says_what_a_change_means(traits, better, state, fails):
+    pairs = [
+        tuple(a_run(traits, results={"step_s": it}, better=better) for it in (1.0, 1.6))
+        for _ in range(8)
+    ]
+    row = compare_pairs(pairs).set_index("item").loc["results/step_s"]
+    assert (row["state"], row["fails"]) == (state, fails)
+
+
+def test_in_pairs_a_column_is_judged_by_its_medians_and_what_is_0_by_its_tolerance():
+    def run(factor: float):
+        table = pd.DataFrame({"step_s": factor * np.array([1.0, 2.0, 90.0])})
+        return a_run(MEASURES, results={"wait_s": 0.0}, tables={"t": table})
+
+    found = compare_pairs([(run(1.0), run(1.2))] * 8).set_index("item")
+    assert found.loc["tables/t/step_s", ["state", "kind"]].tolist() == ["worse", "pairs"]
+    assert found.loc["tables/t/step_s", "change"] == pytest.approx(0.2)
+    assert found.loc["results/wait_s", ["state", "kind"]].tolist() == ["same", "seconds"]
