@@ -92,7 +92,7 @@ soak: setup ## a server under 20 minutes of mixed traffic, BATCHING=continuous t
 trust: setup ## predictions against a real server: 24 checks and aborts, twenty minutes, quiet
 	@$(BIN)/python -m tests.trust --out $(REPORTS)/trust
 
-planted: setup ## does `spyre-bench pairs` find three planted slowdowns, and nothing in 20 controls?
+planted: setup ## does `spyre-bench pairs` find three planted slowdowns, and nothing in 20 controls? an hour
 	@rm -rf $(REPORTS)/planted && $(BIN)/python -m tests.planted --out $(REPORTS)/planted
 
 # As root on Debian; elsewhere docker build -f Dockerfile.spyre. ARCHIVE=FILE keeps the image.
