@@ -98,7 +98,7 @@ trust: setup ## predictions against a real server: 24 checks and aborts, BATCHIN
 prove: setup ## advised shapes against powers of two: ten pairs of runs on two servers, quiet
 	@$(BIN)/python -m tests.prove --out $(REPORTS)/prove
 
-planted: setup ## does `spyre-bench pairs` find three planted slowdowns, and nothing in 20 controls?
+planted: setup ## does `spyre-bench pairs` find three planted slowdowns, and nothing in 20 controls? an hour
 	@rm -rf $(REPORTS)/planted && $(BIN)/python -m tests.planted --out $(REPORTS)/planted
 
 # As root on Debian; elsewhere docker build -f Dockerfile.spyre. ARCHIVE=FILE keeps the image.
