@@ -40,6 +40,16 @@ def ask(server: Server, **chosen):
     )
 
 
+def engine_process(server: Server) -> psutil.Process:
+    """psutil tells a child from its time, for which a stepped clock can take it for no child."""
+    for _ in range(20):
+        for child in psutil.Process(server.process.pid).children(recursive=True):
+            if "EngineCore" in " ".join(child.cmdline()):
+                return child
+        time.sleep(0.5)
+    raise AssertionError(f"no engine process\n{server.output()}")
+
+
 def ends_by_itself(server: Server, asked_at: float) -> None:
     assert server.process.wait(END_S) == 0, server.output()
     assert time.monotonic() - asked_at < END_S
@@ -69,11 +79,7 @@ def test_a_failing_pass_ends_every_open_request_and_then_the_server(server, plac
 
 
 def test_a_killed_engine_process_ends_every_open_request_and_then_the_server(server):
-    engine = next(
-        child
-        for child in psutil.Process(server.process.pid).children(recursive=True)
-        if "EngineCore" in " ".join(child.cmdline())
-    )
+    engine = engine_process(server)
     with ThreadPoolExecutor(1) as pool:
         open_one = pool.submit(ask, server, extra_body={"ignore_eos": True, "min_tokens": 16})
         asked_at = time.monotonic()
