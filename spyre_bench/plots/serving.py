@@ -59,6 +59,7 @@ POLICY_MARKS = {
     "length_aware": (GREEN, "s"),
     "skip": (ORANGE, "^"),
     "fcfs": (RED, "v"),
+    "continuous": (PURPLE, "D"),
 }
 
 

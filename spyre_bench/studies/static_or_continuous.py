@@ -21,7 +21,7 @@ from spyre_bench.metrics import summary, waste
 from spyre_bench.metrics.bounds import bound_s, shares_s, step_shares_s
 from spyre_bench.policy.continuous import Rules
 from spyre_bench.policy.static import Policy
-from spyre_bench.shape_set import BLOCK_TOKENS, PrefillShape, ShapeSet
+from spyre_bench.shape_set import BLOCK_TOKENS, PrefillShape, ShapeSet, blocks_of
 from spyre_bench.shapes import BucketSet
 from spyre_bench.simulate import continuous as paged
 from spyre_bench.simulate import static
@@ -221,6 +221,39 @@ def _of(run: SimulatedRun) -> dict[str, float | bool]:
             for of in ("median", "p95")
         },
     }
+
+
+def fill_beside(
+    workload: Workload,
+    model: CostModel,
+    costs: Sequence[BucketCost],
+    rules: Rules,
+    loads: Sequence[float],
+    capacity_rps: float,
+) -> pd.DataFrame:
+    """How full continuous batching keeps its passes where buckets of these sizes would serve the
+    same requests at the same loads: policy ("continuous"), load, saturated, fill and
+    busy_over_shape_bound. Its shapes take what the buckets take: widths that double up to the
+    widest bucket, chunks that double up to `LONG_CHUNK`, over the longest bucket's context."""
+    buckets = [cost.bucket for cost in costs]
+    blocks = max(blocks_of(bucket.context_length) for bucket in buckets)
+    widest, longest = max(bucket.batch_size for bucket in buckets), blocks * BLOCK_TOKENS
+    prefill = [(c, longest) for c in doublings(BLOCK_TOKENS, min(LONG_CHUNK, longest))]
+    decode = [(rows, longest) for rows in doublings(1, widest)]
+    shapes = model.of_shapes(ShapeSet.parse(prefill, decode, widest * blocks + 1))
+    rows = []
+    for load in loads:
+        run = paged.simulate(at_rate(workload, load * capacity_rps), shapes, rules)
+        rows.append(
+            {
+                "policy": "continuous",
+                "load": load,
+                "saturated": bool(summary.saturation(run)),
+                "fill": summary.summary(run)["fill"],
+                "busy_over_shape_bound": summary.busy_s(run) / bound_s(run),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def verdict(table: pd.DataFrame) -> str:

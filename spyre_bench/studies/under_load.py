@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -194,6 +194,24 @@ def distance_said(frame: pd.DataFrame, policy: str, low: float, high: float) -> 
         f"{policy} from load {low:g} to {high:g}: fill from {fill[low]:.0%} to {fill[high]:.0%}, "
         f"distance to the bound from {far[low]:.2f} to {far[high]:.2f}"
     )
+
+
+def laws(runs: pd.DataFrame, workload: Workload) -> Iterator[tuple[str, bool, str]]:
+    """What has to hold of rows of `under_load` and of `over_bucket_sets`: its name, whether it
+    does, and the evidence."""
+    n = len(workload)
+    once = runs["served"].eq(n).all() and (runs["rows"] * runs["batches"]).round().eq(n).all()
+    yield "every request is served once", bool(once), f"{n} in each of {len(runs)} runs"
+    tokens = workload.prompt_tokens.sum() + workload.output_tokens.sum()
+    useful = runs["useful_tokens"]
+    yield "tokens in = tokens out", bool(useful.eq(tokens).all()), f"{useful.unique()} of {tokens}"
+    parts = runs[[f"{part}_tokens" for part in waste.LEDGER]].sum(axis=1)
+    whole = bool(parts.eq(runs["slots"]).all())
+    yield "useful + waste = computed", whole, f"{parts.sum():.0f} slots"
+    fills, near = runs["fill"], float(runs["busy_over_shape_bound"].min())
+    within = bool(fills.gt(0).all() and fills.le(1).all())
+    yield "0 < fill <= 1", within, f"up to {fills.max():.3f}"
+    yield "no run is below the bound of its buckets", near > 1 - 1e-9, f"nearest {near:.4f}"
 
 
 def bars(frame: pd.DataFrame, loads: Sequence[float]) -> pd.DataFrame:

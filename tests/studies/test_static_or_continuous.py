@@ -5,11 +5,16 @@ import pandas as pd
 import pytest
 
 from spyre_bench.choose.advise_shapes import Engine
+from spyre_bench.cost.bucket_cost import price
 from spyre_bench.cost.source import load_cost
 from spyre_bench.metrics import summary
 from spyre_bench.policy.continuous import Rules
 from spyre_bench.policy.static import Policy
+from spyre_bench.shape_set import ShapeSet
+from spyre_bench.shapes import Bucket
+from spyre_bench.simulate import continuous
 from spyre_bench.studies import static_or_continuous as study
+from spyre_bench.studies.under_load import at_rate
 from spyre_bench.workload.source import load_workload
 
 
@@ -99,3 +104,20 @@ def test_a_card_is_asked_at_both_ends_and_by_each_of_two_facts_that_contradict(r
 def test_requests_that_fit_neither_are_refused_with_a_remedy(requests, chosen):
     with pytest.raises(ValueError, match="fits both the buckets and the shapes: scale the lengths"):
         study.fitting(requests.scaled(lengths=100), chosen)
+
+
+def test_how_full_passes_are_beside_buckets_is_that_of_a_run_on_shapes_of_their_sizes(requests):
+    model = load_cost()
+    costs = price([Bucket(4, 128, 64), Bucket(2, 256, 64)], model)
+    some = requests.take(requests.prompt_tokens + requests.max_tokens <= 320)
+    found = study.fill_beside(some, model, costs, Rules(), [0.5, 4.0], 1.0)
+    assert found["policy"].eq("continuous").all()
+    assert found["fill"].between(0, 1).all()
+    assert (found["busy_over_shape_bound"] >= 1 - 1e-9).all()
+    prefill, decode = (
+        [(64, 320), (128, 320), (256, 320), (320, 320)],
+        [(1, 320), (2, 320), (4, 320)],
+    )
+    shapes = model.of_shapes(ShapeSet.parse(prefill, decode, 21))
+    run = continuous.simulate(at_rate(some, 4.0), shapes, Rules())
+    assert found["fill"].iloc[1] == pytest.approx(summary.summary(run)["fill"])
