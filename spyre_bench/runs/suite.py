@@ -182,9 +182,9 @@ def sections_of(path: Path | None, notebooks: Sequence[Path]) -> dict[str, dict[
     """The parameters that the file has for each notebook, by its stem; says where it has none.
     ValueError for a file that is no such thing."""
     sections = _read_sections(path) if path else {}
-    for notebook in notebooks:
-        if path and notebook.stem not in sections:
-            print(f"{path} has no section {notebook.stem}: default parameters", file=sys.stderr)
+    missing = [notebook.stem for notebook in notebooks if notebook.stem not in sections]
+    if path and missing:
+        print(f"{path} has no section {', '.join(missing)}: default parameters", file=sys.stderr)
     return {notebook.stem: sections.get(notebook.stem, {}) for notebook in notebooks}
 
 
