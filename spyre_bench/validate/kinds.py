@@ -46,7 +46,7 @@ class OnServers:
             for of in SOURCES
         )
 
-    def laws(self) -> Iterator[tuple[str, bool, str]]:
+    def aims(self) -> Iterator[tuple[str, bool, str]]:
         """Of each kind, whether the simulator decides as the server did, fed with its passes: name,
         whether it does, and the evidence."""
         for kind, some in self.checks.items():

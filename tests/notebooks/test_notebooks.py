@@ -369,8 +369,8 @@ def test_both_kinds_are_served_too_where_a_model_is_named(tmp_path, tiny_llama):
     for source, gain in record["results"]["served_gain"].items():
         assert gain == pytest.approx(queued[source, "continuous"] / queued[source, "static"])
     assert (found["p95_e2el_s"] >= found["p95_ttft_s"]).all()
-    for kind in ("static", "continuous"):
-        assert record["checks"][f"{kind}: the simulator decides as the server"]["ok"]
+    decided = record["aims"]["continuous: the simulator decides as the server"]["evidence"]
+    assert decided.count("takes the server's steps in all") == 2, "starts may be late when busy"
 
 
 @pytest.mark.slow
