@@ -198,6 +198,13 @@ class ShapeSet:
         longest = max((shape.blocks for shape in prefills), default=0)
         return cls(prefills, decodes, max(most, longest) + 1 if blocks is None else blocks)
 
+    @property
+    def setting(self) -> dict[str, Any]:
+        """What a server that compiles these is given, in the names of its settings."""
+        prefill, decode = (" ".join(map(str, of)) for of in (self.prefill, self.decode))
+        sizes = {"prefill_shapes": prefill, "decode_shapes": decode, "blocks": self.blocks}
+        return {"batching": "continuous", **sizes}
+
     def __iter__(self) -> Iterator[PrefillShape | DecodeShape]:
         yield from self.prefill
         yield from self.decode

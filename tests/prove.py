@@ -28,7 +28,7 @@ from spyre_bench.policy.continuous import RULES
 from spyre_bench.shape_set import ShapeSet
 from spyre_bench.studies.under_load import at_rate
 from spyre_bench.validate.check import calibrate
-from spyre_bench.validate.continuous import ContinuousHost, fitting, setting_of
+from spyre_bench.validate.continuous import ContinuousHost, fitting
 from spyre_bench.validate.pairs import SAVING, pairs, register_saving, verdict
 from spyre_bench.validate.server import serve
 from spyre_bench.workload.source import load_workload
@@ -87,7 +87,7 @@ def main() -> int:
         hosts = {}
         for name, shapes in sets.items():
             folder = out / name.replace(" ", "-")
-            setting = setting_of(shapes) | {"compile_backend": given.backend}
+            setting = shapes.setting | {"compile_backend": given.backend}
             server = serve(model_directory(given.model), None, folder, **setting)
             hosts[name] = ContinuousHost(stack.enter_context(server), folder)
         constants = {name: calibrate(host, host.directory, "first") for name, host in hosts.items()}

@@ -53,7 +53,7 @@ def served(
     """A server of this kind of batching, and which requests fit it."""
     directory, setting = model_directory(model), {"threads": 1, "compile_backend": backend}
     if batching == "continuous":
-        setting |= continuous.setting_of(SHAPES)
+        setting |= SHAPES.setting
         with serve(directory, None, out, **setting) as server:
             yield ContinuousHost(server, out), lambda drawn: continuous.fitting(drawn, SHAPES)
         return

@@ -22,15 +22,8 @@ def of_buckets(buckets: Iterable[Bucket], policy: Policy = PLAIN) -> dict[str, A
 
 def of_shapes(shapes: ShapeSet, rules: Rules) -> dict[str, Any]:
     """The shapes of continuous batching; and of the rules those that no server goes by unasked."""
-    spyre: dict[str, Any] = {
-        "batching": "continuous",
-        "prefill_shapes": " ".join(map(str, shapes.prefill)),
-        "decode_shapes": " ".join(map(str, shapes.decode)),
-        "blocks": shapes.blocks,
-    }
-    if own := _own(asdict(rules), asdict(RULES)):
-        spyre["rules"] = own
-    return {"spyre": spyre}
+    own = _own(asdict(rules), asdict(RULES))
+    return {"spyre": shapes.setting | ({"rules": own} if own else {})}
 
 
 def _named(policy: Policy) -> dict[str, Any]:

@@ -93,8 +93,9 @@ def pairs(
     starts: Annotated[int, typer.Option(min=1, help="how often both are started")] = 5,
     count: Annotated[int, typer.Option("-n", "--pairs", min=1, help="of each start")] = 12,
     least: Annotated[
-        float, typer.Option(help="the smallest change that matters; 0.03 is 3 %")
-    ] = 0.03,
+        float | None,
+        typer.Option(help="the smallest change that matters; default: 0.03"),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="CSV that takes every pair")] = None,
 ) -> None:
     """Measure two checkouts or commands in turns: exit code 1 where the new one is slower."""
@@ -103,8 +104,9 @@ def pairs(
 
     from spyre_bench.files import replacing
     from spyre_bench.measure.in_turns import measure_starts_in_turns
-    from spyre_bench.review.pairs import judge
+    from spyre_bench.review.pairs import LEAST, judge
 
+    least = LEAST if least is None else least
     commands = [_measuring(side, bucket or [], model) for side in (base, new)]
     measuring = measure_starts_in_turns(*commands, starts, count)
     measured = pd.concat(tqdm(measuring, desc="pairs", total=starts * count))

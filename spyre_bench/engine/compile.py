@@ -132,8 +132,11 @@ class SavedPass:
                 return None
             if not whole.guard_check(*args):
                 return None
+        except MemoryError:  # the code is not to blame, and stays
+            raise
         except Exception as error:  # whatever damage does to a pickle and to what it loads
-            raise CodeNotLoaded(f"{self._file.name}: {error}") from error
+            why = str(error) or type(error).__name__
+            raise CodeNotLoaded(f"{self._file.name}: {why}") from error
         SavedPass.loaded += 1
         return whole
 

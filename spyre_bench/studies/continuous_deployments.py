@@ -22,9 +22,9 @@ from spyre_bench.shape_set import BLOCK_TOKENS, ShapeSet, blocks_of
 from spyre_bench.simulate.continuous import simulate
 from spyre_bench.studies.capacity import Service, rates_to
 from spyre_bench.studies.deployments import Deployment, at_ends
+from spyre_bench.studies.static_or_continuous import LONG_CHUNK
 from spyre_bench.studies.under_load import at_rate
 
-CHUNK_TOKENS = 512  # upstream's default
 ROWS = 16
 
 
@@ -58,7 +58,7 @@ def symbolic(model: SpyreCost, service: Service) -> ShapeCosts:
     longest, block = contexts * BLOCK_TOKENS, BLOCK_TOKENS
     room = min(model.batch_tokens or math.inf, model.slots) // BLOCK_TOKENS
     blocks = int(min(ROWS * contexts + 1, room))
-    prefill = min(CHUNK_TOKENS, longest), longest, block, block
+    prefill = min(LONG_CHUNK, longest), longest, block, block
     return model.of_shapes(ShapeSet.parse([prefill], [(ROWS, longest, 1, block)], blocks))
 
 

@@ -40,7 +40,7 @@ PAID = {
 batch runs past a row's end are idle rows too."""
 LONG_CHUNK = 512  # upstream's default
 FEW = ShapeLimits(4)  # shapes that a server compiles within a minute
-FEW_ROWS = Engine(4, 128)
+SMALL_ENGINE = Engine(4, 128)
 RATIOS = {"p95_ttft_s": "ttft_ratio", "p95_tpot_s": "tpot_ratio"}
 FIGURES = ("median_ttft_s", "p95_ttft_s", "median_tpot_s", "p95_tpot_s", "p95_e2el_s")
 
@@ -115,7 +115,7 @@ class ForServers(NamedTuple):
 def for_servers(asked: Workload, model: CostModel, policy: Policy, rules: Rules) -> ForServers:
     """Few and small enough that both servers start and answer within minutes. Requests that a
     server would refuse are left out."""
-    chosen = choose(asked, model, FEW.graphs, FEW_ROWS, policy, rules)
+    chosen = choose(asked, model, FEW.graphs, SMALL_ENGINE, policy, rules)
     buckets = BucketSet(tuple(cost.bucket for cost in chosen.costs))
     return ForServers(buckets, chosen.shapes.shapes, fitting(asked, chosen))
 

@@ -176,13 +176,6 @@ class ContinuousHost(LiveHost):
         return read_step_rows(self.server.pass_log)[since:]
 
 
-def setting_of(shapes: ShapeSet) -> dict[str, Any]:
-    """What a server that compiles these shapes is started with."""
-    prefill, decode = (" ".join(map(str, of)) for of in (shapes.prefill, shapes.decode))
-    sizes = {"prefill_shapes": prefill, "decode_shapes": decode, "blocks": shapes.blocks}
-    return {"batching": "continuous", **sizes}
-
-
 def fitting(workload: Workload, shapes: ShapeSet) -> Workload:
     """The requests that the shapes take. Raises ValueError where there is none."""
     fits = workload.prompt_tokens + workload.max_tokens <= shapes.max_model_len

@@ -17,7 +17,7 @@ from spyre_bench.shapes import BucketSet
 from spyre_bench.validate import server as serving
 from spyre_bench.validate.check import Check, calibrate, compared, measured_figures
 from spyre_bench.validate.constants import APART_S, Constants
-from spyre_bench.validate.continuous import ContinuousHost, setting_of
+from spyre_bench.validate.continuous import ContinuousHost
 from spyre_bench.validate.hosts import LiveHost
 from spyre_bench.validate.registered import register
 from spyre_bench.validate.static import StaticHost
@@ -97,7 +97,7 @@ def on_servers(
     }
     own = {
         "static": {"policy": static.name, "gather_s": static.gather_s},
-        "continuous": setting_of(shapes),
+        "continuous": shapes.setting,
     }
     sent = {QUEUED: replace(workload, arrival_s=APART_S * np.arange(len(workload)))}
     done = {}

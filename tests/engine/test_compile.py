@@ -253,6 +253,26 @@ def test_a_pass_that_was_saved_for_another_layer_or_another_shape_is_compiled_ag
     assert traced == [1, 0, 1, 0, 1]
 
 
+@pytest.mark.parametrize(
+    ("failure", "raised"), [(MemoryError, "MemoryError"), (EOFError, "CodeNotLoaded")]
+)
+def test_a_saved_pass_is_not_to_blame_where_memory_runs_out(tmp_path, monkeypatch, failure, raised):
+    """Only what `CodeNotLoaded` says discards the artefact."""
+    import torch
+
+    from spyre_bench.engine import compile
+
+    (tmp_path / "scaled.pass").write_bytes(b"of an earlier start")
+
+    def load(*_):
+        raise failure
+
+    monkeypatch.setattr(compile.AOTCompiledFunction, "deserialize", load)
+    with pytest.raises(Exception, match="") as found:
+        compile.SavedPass(run_layer, "scaled", tmp_path)(Scaled(2), torch.ones(3))
+    assert type(found.value).__name__ == raised
+
+
 def test_a_pass_that_cannot_be_saved_runs_all_the_same_and_says_so(tmp_path, caplog):
     import torch
 

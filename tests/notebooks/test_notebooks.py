@@ -131,12 +131,17 @@ def test_an_answer_has_no_typed_in_number(notebook):
     assert not [text for text in texts if any(letter.isdigit() for letter in text)]
 
 
-def test_the_larger_settings_are_of_known_notebooks_and_parameters():
-    sections = yaml.safe_load(FULL.read_text())
+def test_the_larger_settings_are_of_every_notebook():
+    assert set(yaml.safe_load(FULL.read_text())) == {path.stem for path in NOTEBOOKS}
+
+
+@pytest.mark.parametrize("file", [FULL, FULL.with_name("run.yaml")], ids=lambda path: path.name)
+def test_settings_in_a_file_are_of_known_notebooks_and_parameters(file):
+    sections = yaml.safe_load(file.read_text())
     assert set(sections) <= {path.stem for path in NOTEBOOKS}
     for path in NOTEBOOKS:
         known = papermill.inspect_notebook(path)
-        for name, value in sections[path.stem].items():
+        for name, value in sections.get(path.stem, {}).items():
             assert type(value).__name__ == known[name]["inferred_type_name"], name
 
 
