@@ -1,5 +1,6 @@
 """The `spyre-bench` command. Heavy libraries are imported inside the command that needs them."""
 
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from spyre_bench.cli import export, gate, plan, shapes, tune, workloads
-from spyre_bench.cli.options import Engine, with_options
+from spyre_bench.cli.options import Engine, result_file, with_options
 from spyre_bench.errors import sentence, unexpected
 
 DEBUG = "--debug"  # anywhere on the line
@@ -185,7 +186,8 @@ def new(
     from spyre_bench.runs.new import write_notebook
 
     path = write_notebook(name, question)
-    typer.echo(f"{path}: run it with spyre-bench run {path}, or open it with jupyter lab {path}")
+    word = shlex.quote(str(path))
+    typer.echo(f"{path}: run it with spyre-bench run {word}, or open it with jupyter lab {word}")
 
 
 @app.command("app")
@@ -213,7 +215,7 @@ def design_review(
         Path | None, typer.Option(help="an earlier run; default: the project's baseline")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="default: design-review.html in RUN")
+        Path | None, result_file("-o", "--output", help="default: design-review.html in RUN")
     ] = None,
     pdf: Annotated[bool, typer.Option("--pdf", help="print it to a PDF too, by Chromium")] = False,
 ) -> None:
@@ -236,7 +238,7 @@ def design_review(
 @with_options(Engine)
 def measure(
     engine: Engine,
-    out: Annotated[Path, typer.Option(help="CSV; its rows are kept and not measured again")],
+    out: Annotated[Path, result_file(help="CSV; its rows are kept and not measured again")],
     bucket: Annotated[
         list[str] | None, typer.Option(help="batch_size,prompt_length,new_tokens")
     ] = None,

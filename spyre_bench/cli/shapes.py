@@ -126,7 +126,7 @@ def _table(advice: ShapeAdvice) -> Table:
     names = ("seconds", "k", "compile", "bound", "busy", "held out", "ttft", "e2el", "lost")
     table = tables.narrow(*names)
     for row in advice.contenders.itertuples():
-        saturated = "*" if row.held_out_saturated else ""
+        end = (row.held_out_saturated, row.held_out_rejected < len(advice.held_out))
         table.add_row(
             escape(row.name),
             str(row.graphs),
@@ -134,8 +134,8 @@ def _table(advice: ShapeAdvice) -> Table:
             f"{row.fitted_bound_s:,.0f}",
             f"{row.fitted_busy_s:,.0f}",
             f"{row.held_out_busy_s:,.0f}",
-            f"{row.held_out_p95_ttft_s:.3g}{saturated}",
-            f"{row.held_out_p95_e2el_s:.3g}{saturated}",
+            tables.latency_cell(row.held_out_p95_ttft_s, ".3g", *end),
+            tables.latency_cell(row.held_out_p95_e2el_s, ".3g", *end),
             str(row.held_out_rejected),
             style="bold" if row.advised else None,
         )

@@ -65,6 +65,11 @@ def narrow(*columns: str) -> Table:
     return table
 
 
+def latency_cell(seconds: float, form: str, saturated: bool, served: bool) -> str:
+    """Marked where it measures the backlog; a dash where nobody was served."""
+    return f"{seconds:{form}}{'*' if saturated else ''}" if served else "-"
+
+
 def print_result(result: dict[str, Any]) -> None:
     from rich.console import Console
 
@@ -217,6 +222,7 @@ def _contenders_table(advice: Advice) -> Table:
     names = ("seconds", "k", "compile", "bound", "busy", "held out", "p95", "fill", "lost")
     table = narrow(*names)
     for row in advice.contenders.itertuples():
+        served = row.held_out_rejected < len(advice.held_out)
         table.add_row(
             escape(row.name),
             str(row.graphs),
@@ -224,8 +230,8 @@ def _contenders_table(advice: Advice) -> Table:
             f"{row.fitted_bound_s:,.0f}",
             f"{row.fitted_busy_s:,.0f}",
             f"{row.held_out_busy_s:,.0f}",
-            f"{row.held_out_p95_e2el_s:,.0f}{'*' if row.held_out_saturated else ''}",
-            f"{row.held_out_fill:.0%}",
+            latency_cell(row.held_out_p95_e2el_s, ",.0f", row.held_out_saturated, served),
+            f"{row.held_out_fill:.0%}" if served else "-",
             str(row.held_out_rejected),
             style="bold" if row.advised else None,
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from spyre_bench.cli.options import result_file
 from spyre_bench.cli.tables import narrow
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def workloads(
         typer.Option(help="counts the tokens of conversations: directory, hub id or smollm2"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="takes the requests, as .csv or .jsonl, plain or .gz")
+        Path | None, result_file(help="takes the requests, as .csv or .jsonl, plain or .gz")
     ] = None,
 ) -> None:
     """List the workloads that ship, or say what a file of requests is taken for."""
