@@ -230,7 +230,7 @@ def tune(
         advice=advice,
         saving=savings["busy_s"],
         saving_p95=savings["p95_s"],
-        held_out=later and _savings(run(today, later), run(new, later), [])["busy_s"],
+        held_out=_savings(run(today, later), run(new, later), [])["busy_s"] if later else None,
         source=spread.source if spread else "the costs have no spread",
     )
 

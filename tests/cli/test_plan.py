@@ -475,7 +475,10 @@ def test_a_grid_says_how_many_of_its_rows_are_modelled(command, trace, table, tm
     (tmp_path / "grid.yaml").write_text(json.dumps(grid))
     done = command("sweep", tmp_path / "grid.yaml", "--out", tmp_path / "out.csv", "--jobs", 1)
     assert "4 rows" in done.err
-    assert "1 of them with an error, 3 of them modelled, not measured" in done.err
+    assert (
+        "3 of them modelled, not measured: show both ends, 1 of them with an error, such"
+        in done.err
+    )
     rows = pd.read_csv(tmp_path / "out.csv", keep_default_na=False)
     assert rows["extrapolated"].tolist() == ["0", "1", "1", ""]
     assert rows["busy_s"].astype(str).str.len().gt(0).tolist() == [True, True, True, False]
@@ -670,6 +673,10 @@ BUCKETS = ("buckets", "--workload", "{trace}", "--cost", "{table}", "-k", "2")
         ((*SIMULATE, "--out", "{trace}/x"), "trace.csv/x cannot be written .*: name a file in"),
         ((*SIMULATE, "--plot", "{trace}/x.svg"), "x.svg cannot be written .*: name a file in"),
         (("tune", "{trace}", "--out", "{trace}"), "trace.csv is the file of LOG: name another"),
+        (
+            ("simulate", "--workload", "{trace}", "--batching", "continuous"),
+            "no prefill shape given: .*256,2048; `spyre-bench shapes` chooses them",
+        ),
         (("tune", "{trace}", "-k", "0"), "k 0 is below 1"),
         ((*SIMULATE, "--replicas", "2147483648"), "replicas 2147483648 is above 10,000"),
         ((*SIMULATE, "--client-overhead-ms", "inf"), "client_overhead_s inf is negative or endl"),
