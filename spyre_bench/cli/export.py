@@ -189,8 +189,6 @@ def _whole(text: str, option: str) -> int:
 
 
 def _print(chosen: Export, later: dict[str, HeldOut]) -> None:
-    from rich.console import Console
-
     table = tables.narrow("", "sizes", "padding", "held out", "by itself", "padding", "held out")
     for it in chosen.lists:
         after = later.get(it.of.name)
@@ -203,7 +201,7 @@ def _print(chosen: Export, later: dict[str, HeldOut]) -> None:
             _share(it.default_padding),
             _share(after and after.default_padding),
         )
-    Console().print(table)
+    tables.show(table)
     typer.echo(
         f"{chosen.stack.title}, {chosen.graphs} graphs; {chosen.stack.paste}:\n\n{chosen.text}"
     )

@@ -218,7 +218,7 @@ def _print(compared: pd.DataFrame) -> None:
 
 
 def _print_pairs(judged: pd.DataFrame, least: float) -> None:
-    from spyre_bench.cli.tables import narrow
+    from spyre_bench.cli.tables import narrow, show
 
     table = narrow("figure", "new / base", "95 %", "p", "pairs", "")
     for row in judged.itertuples():
@@ -226,7 +226,7 @@ def _print_pairs(judged: pd.DataFrame, least: float) -> None:
         interval = f"{row.low:.3f} to {row.high:.3f}"
         cells = (f"{row.ratio:.3f}", interval, f"{row.p:.2g}", str(row.pairs), row.state)
         table.add_row(row.figure, *cells, style=style)
-    _console().print(table)
+    show(table)
     typer.echo(f"slower: above {1 + least:g} for certain; faster: below {1 / (1 + least):.3g}")
 
 

@@ -13,6 +13,7 @@ from spyre_bench.cli import export, gate, plan, shapes, tune, workloads
 from spyre_bench.cli.options import Engine, result_file, with_options
 from spyre_bench.errors import sentence, unexpected
 
+INTERRUPTED = 130  # Typer's exit code after Ctrl-C
 DEBUG = "--debug"  # anywhere on the line
 EXTRAS = {"torch": "engine", "fms": "engine", "transformers": "engine", "vllm": "vllm"}
 """Packages that a part of the commands needs -> what installs them; `notebooks` for all others."""
@@ -31,6 +32,10 @@ def main() -> None:
     words = [word for word in sys.argv[1:] if word != DEBUG]
     try:
         app(words)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            typer.echo("spyre-bench: interrupted", err=True)
+        raise
     except Exception as error:
         if DEBUG in sys.argv:
             raise

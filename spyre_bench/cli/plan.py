@@ -169,7 +169,6 @@ def validate(
     """Hold a simulated result against a measured one of the same requests; or, of the pass log of a
     server of continuous batching, the simulator's decisions against the server's (exit code 1 where
     they differ)."""
-    from rich.console import Console
     from rich.markup import escape
 
     from spyre_bench.validate.compare import by_quantity, left_out, read_result
@@ -195,7 +194,7 @@ def validate(
         values = (f"{row.measured:,.3f}", f"{row.simulated:,.3f}", *off, row.direction)
         shown = ("" if "nan" in text else text for text in values)
         table.add_row(escape(row.quantity), *shown)  # [s] is a unit, no markup
-    Console().print(table)
+    tables.show(table)
 
 
 def sweep(

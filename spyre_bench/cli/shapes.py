@@ -91,11 +91,10 @@ def _json(advice: ShapeAdvice) -> dict[str, Any]:
 
 
 def _print(advice: ShapeAdvice, priced: str) -> None:
-    from rich.console import Console
 
     from spyre_bench.choose import server_settings
 
-    Console().print(_table(advice))
+    tables.show(_table(advice))
     typer.echo(
         "busy: device seconds on the first half of the requests; bound: no batching on the shapes "
         "takes less; held out: busy on the second half, with its p95 of TTFT and E2EL and how many "

@@ -70,18 +70,25 @@ def latency_cell(seconds: float, form: str, saturated: bool, served: bool) -> st
     return f"{seconds:{form}}{'*' if saturated else ''}" if served else "-"
 
 
-def print_result(result: dict[str, Any]) -> None:
+def show(table: Table) -> None:
+    """Prints it, wider than a narrow terminal where it must be: a number that is cut is another."""
     from rich.console import Console
 
+    console = Console()
+    unbounded = console.options.update(max_width=10_000)
+    console.width = max(console.width, console.measure(table, options=unbounded).maximum)
+    console.print(table)
+
+
+def print_result(result: dict[str, Any]) -> None:
     if result["failed"]:
         typer.echo(_refused_sentence(result))
-    console = Console()
-    console.print(_latency_table(result))
+    show(_latency_table(result))
     if result["spyre_waste"]["computed"]:
-        console.print(_waste_table(result["spyre_waste"]))
+        show(_waste_table(result["spyre_waste"]))
     batches, compiled = f"{result['spyre_batches']:,} batches", "buckets"
     if paid := result.get("spyre_paid"):
-        console.print(_paid_table(paid))
+        show(_paid_table(paid))
         batches = " and ".join(f"{n:,} × {name}" for name, n in result["spyre_shape_hits"].items())
         compiled = "shapes"
     typer.echo(
@@ -186,8 +193,6 @@ def advice_json(advice: Advice, beyond: int) -> dict[str, Any]:
 
 
 def print_advice(advice: Advice, requests: int, beyond: int, span: str) -> None:
-    from rich.console import Console
-
     from spyre_bench.choose import server_settings
 
     if beyond:
@@ -195,7 +200,7 @@ def print_advice(advice: Advice, requests: int, beyond: int, span: str) -> None:
             f"{beyond:,} of {requests:,} requests are beyond the cost table ({span}) and left out; "
             f"--extrapolate takes them in"
         )
-    Console().print(_contenders_table(advice))
+    show(_contenders_table(advice))
     typer.echo(
         "busy: device seconds on the first half of the requests; bound: no batching takes less; "
         "held out: busy on the second half, with its p95 of E2EL, its fill and how many requests "

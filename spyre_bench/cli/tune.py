@@ -220,14 +220,12 @@ def _covered(workload: Workload, model: CostModel) -> tuple[Workload, list[str]]
 
 
 def _print(tuning: Tuning) -> None:
-    from rich.console import Console
-
     table = tables.narrow("", "k", "busy s", "p95 E2EL s", "fill", "compile s", "refused")
     rows = {"today": tuning.current, "others": tuning.new}
     for name, figures in rows.items():
         if figures:
             table.add_row(name, *_row(figures, tuning.requests))
-    Console().print(table)
+    tables.show(table)
     for name, figures in rows.items():
         if figures:
             typer.echo(f"{name}: {' '.join(map(str, figures.buckets))}")

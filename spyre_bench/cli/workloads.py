@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spyre_bench.cli.options import result_file
-from spyre_bench.cli.tables import narrow
+from spyre_bench.cli.tables import narrow, show
 
 if TYPE_CHECKING:
     from spyre_bench.workload.workload import Workload
@@ -58,7 +58,6 @@ def workloads(
 
 def _print_shipped() -> None:
     import numpy as np
-    from rich.console import Console
 
     from spyre_bench.workload.length_table import WORKLOADS, attributions
     from spyre_bench.workload.source import load_workload
@@ -71,16 +70,14 @@ def _print_shipped() -> None:
         table.add_row(
             name, "all at once" if math.isinf(rate) else f"{rate:.3g}", *(f"{t:,}" for t in tokens)
         )
-    Console().print(table)
+    show(table)
     for name, source in attributions().items():
         typer.echo(f"{name}: {source}")
 
 
 def _print_lengths(workload: Workload) -> None:
-    from rich.console import Console
-
     table = narrow("tokens", *LEVELS)
     found = workload.quantiles(list(LEVELS.values()))
     for name, some in found.groupby("length", sort=False):
         table.add_row(str(name).removesuffix("_tokens"), *(f"{v:,.0f}" for v in some["tokens"]))
-    Console().print(table)
+    show(table)

@@ -880,3 +880,19 @@ def test_a_limit_that_a_table_says_nothing_of_does_not_count_as_kept(
     refused = command(*plain, *option)
     assert refused.code == 1
     assert re.search(words, refused.err)
+
+
+def test_no_number_is_cut_where_the_terminal_is_narrow(command, trace, table, monkeypatch):
+    words = ("simulate", "--workload", trace, "--bucket", "8,2048,1024", "--cost", table)
+    wide = command(*words).out
+    monkeypatch.setenv("COLUMNS", "30")
+    assert command(*words).out.split() == wide.split()
+
+
+def test_an_interruption_leaves_a_sentence(command, monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("spyre_bench.cli.workloads._print_shipped", interrupted)
+    done = command("workloads")
+    assert (done.code, done.out, done.err) == (130, "", "spyre-bench: interrupted\n")
