@@ -1,12 +1,19 @@
-"""The server that a notebook starts."""
+"""The server that a notebook starts, and what its client is asked for."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
+from pathlib import Path
 
+import numpy as np
 import pytest
+
+from spyre_bench.validate.server import Server, replay
+from spyre_bench.workload.workload import Workload
 
 NOTEBOOK = """
 import signal, subprocess, time
@@ -31,6 +38,27 @@ def test_a_server_does_not_outlive_a_notebook_that_is_killed():
     while _runs(server) and time.monotonic() < end:
         time.sleep(0.05)
     assert not _runs(server)
+
+
+class Answering:
+    """A client whose every request succeeds."""
+
+    def run(self, options: list[str]) -> None:
+        given = dict(pairwise(options))
+        result = Path(given["--result-dir"]) / given["--result-filename"]
+        result.write_text(json.dumps({"failed": 0}))
+
+
+def test_no_prompt_of_a_run_begins_as_one_of_another_run(tmp_path):
+    """They are drawn by their names, and the client's process may be the same."""
+    lengths = np.array([5, 5, 7])
+    workload = Workload("three", np.zeros(3), lengths, lengths, lengths)
+    server = Server("http://nowhere", tmp_path, tmp_path / "passes.jsonl", 0, Answering())
+    for name in ("first", "second"):
+        replay(server, workload, tmp_path, name)
+    traces = [tmp_path / "first.jsonl", tmp_path / "second.jsonl"]
+    lines = [json.loads(line) for path in traces for line in path.read_text().splitlines()]
+    assert len({name for line in lines for name in line["hash_ids"]}) == 2 * len(workload)
 
 
 def _runs(pid: int) -> bool:
