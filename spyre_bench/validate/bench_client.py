@@ -1,4 +1,4 @@
-"""`vllm bench serve` as often as wanted, in one process that the first run starts.
+"""`vllm bench serve` as often as wanted, in one process.
 
 vLLM's own command would spend nine seconds on imports before each run, while the machine drifts
 away from the constants of the run before.
@@ -29,12 +29,12 @@ class BenchClient:
 
     @property
     def session(self) -> int | None:
-        """Of its processes; None before the first run."""
+        """Of its processes; None before it has started."""
         return None if self._process is None else self._process.pid
 
     def run(self, options: Sequence[str]) -> None:
         """One run; ValueError with the end of the log where it fails."""
-        process = self._started()
+        process = self.start()
         assert process.stdin is not None, "a pipe"
         assert process.stdout is not None, "a pipe"
         try:
@@ -59,7 +59,8 @@ class BenchClient:
             process.kill()
             process.communicate()
 
-    def _started(self) -> subprocess.Popen[str]:
+    def start(self) -> subprocess.Popen[str]:
+        """The process; it imports on while its caller does something else. `run` starts it too."""
         if self._process is None:
             with self.log.open("w") as sink:
                 self._process = subprocess.Popen(

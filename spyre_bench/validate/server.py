@@ -62,11 +62,13 @@ def serve(
     *,
     threads: int = 1,
     tp: int = 1,
+    replays: bool = False,
     **setting: Any,
 ) -> Iterator[Server]:
     """`vllm serve` with these buckets over `tp` ranks of so many threads until the block ends. As
     text ("@shapes.json") the server itself reads them; None where `setting`, further keys of
-    `additional_config["spyre"]`, says what is compiled. Logs and pass log go into the directory.
+    `additional_config["spyre"]`, says what is compiled. With `replays` the client starts beside the
+    server, not with the first replay. Logs and pass log go into the directory.
     Raises ValueError with the end of the log where the server ends or is not ready within a quarter
     of an hour."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -103,6 +105,8 @@ def serve(
         )
     client = BenchClient(directory / "client.log", _environment(1), ends_with_us)
     try:
+        if replays:
+            client.start()
         _wait_until_ready(process, f"http://127.0.0.1:{port}/health", log)
         yield Server(f"http://127.0.0.1:{port}", model_directory, pass_log, process.pid, client)
     finally:

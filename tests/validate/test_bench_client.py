@@ -40,6 +40,12 @@ def test_one_process_makes_all_runs_and_the_first_starts_it(client):
     assert client.log.read_text().split() == [str(process), "first", str(process), "second"]
 
 
+def test_it_may_start_before_its_first_run(client):
+    process = client.start().pid
+    client.run(["first"])
+    assert client.session == process
+
+
 def test_a_run_that_fails_says_what_was_printed_and_the_next_goes_on(client):
     client.run(["well"])
     process = client.session
