@@ -573,6 +573,17 @@ def test_a_prediction_is_a_bar_around_its_point_and_what_came_a_mark_that_says_h
     assert ax.get_yticklabels()[0].get_text() == "load 1: E2EL P50"
 
 
+def test_pairs_stand_in_the_band_that_was_registered_and_disturbed_ones_are_empty():
+    frame = pd.DataFrame({"saving": [0.1, -0.02], "disturbed": [False, True]})
+    ax = plots.pairs_saved(frame, (0.06, 0.08, 0.12), "It is so")
+    assert (ax.patches[0].get_x(), ax.patches[0].get_width()) == pytest.approx((6, 6))
+    marks = {line.get_label(): line for line in ax.lines}
+    assert list(marks["its point"].get_xdata()) == pytest.approx([8, 8])
+    assert marks["measured"].get_xydata().tolist() == [[10, 1]]
+    assert marks["measured, disturbed"].get_xydata().tolist() == [[-2, 2]]
+    assert marks["measured, disturbed"].get_markerfacecolor() == "white"
+
+
 def test_a_band_is_shaded_around_the_line_of_its_policy_in_every_panel():
     policy = LOADED["policy"].iloc[0]
     ends = {f"{end}_{name}": [1.0, 2.0] for name in plots.LATENCIES for end in ("low", "high")}
