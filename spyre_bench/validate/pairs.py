@@ -64,7 +64,9 @@ def on_servers(
         hosts = {}
         for name, shapes in sets.items():
             folder = directory / name.replace(" ", "-")
-            server = serving.serve(model_directory, None, folder, **(shapes.setting | setting))
+            server = serving.serve(
+                model_directory, None, folder, replays=True, **(shapes.setting | setting)
+            )
             hosts[name] = ContinuousHost(stack.enter_context(server), folder)
         constants = {name: calibrate(host, host.directory, "first") for name, host in hosts.items()}
         capacity_rps = next(iter(constants.values())).capacity_rps(requests)
