@@ -348,8 +348,13 @@ def at_ends(workload: Workload, model: CostModel, chosen: Chosen, load: float) -
 
 
 def said_at_ends(ends: pd.DataFrame) -> str:
-    """What `at_ends` gives, in words."""
-    return "; ".join(
-        f"{row.end} {row.tokens_gain:.2f} times the tokens/s, TTFT x{row.ttft_ratio:.2f}"
-        for row in ends.itertuples()
-    )
+    """What `at_ends` gives, in words: of the facts that are contested how far they reach."""
+    gains, ratios = ends.set_index("end")["tokens_gain"], ends["ttft_ratio"]
+    said = ", ".join(f"{gain:.2f} ({end})" for end, gain in gains[:3].items())
+    said += f" times the tokens/s, TTFT ×{ratios.min():.2f} to ×{ratios.max():.2f}"
+    if len(contested := gains[3:]):
+        said += (
+            f"; where public facts contradict each other {contested.min():.2f} to "
+            f"{contested.max():.2f} times the tokens/s"
+        )
+    return said
