@@ -99,11 +99,13 @@ def draw_deployments(
     ]
     capacity = capacities(moved, service)
     winners = best(capacity).set_index("end")["deployment"]
-    title = f"{model}, {dtype}, {workload}: {winners['value']} serves most at the nominal values,\n"
-    if winners["slow"] == winners["fast"]:
-        title += f"{winners['slow']} at both ends of their range"
+    title = f"{model}, {dtype}, {workload}: {winners['value']} serves most at the nominal values"
+    if winners.nunique() == 1:
+        title += "\nand at both ends of their range"
+    elif winners["slow"] == winners["fast"]:
+        title += f",\n{winners['slow']} at both ends of their range"
     else:
-        title += f"{winners['slow']} at the pessimistic end, {winners['fast']} at the optimistic"
+        title += f",\n{winners['slow']} at the pessimistic end, {winners['fast']} at the optimistic"
     ax = plots.capacities(capacity, title)
     return Drawn(ax, *_served(capacity, winners["value"], policy))
 

@@ -621,8 +621,9 @@ def test_the_intervals_of_deployments_have_a_panel_per_figure():
         columns=["deployment", "figure", "low", "point", "high"],
     )
     ax = plots.intervals(frame, "It is so")
-    assert [panel.get_xlabel() for panel in ax.figure.axes] == ["goodput_rps_a_card", "p99_ttft_s"]
-    assert list(ax.lines[0].get_xdata()) == [2.0]
+    names = ["goodput per card [requests/min]", "TTFT, P99 [s]"]
+    assert [panel.get_xlabel() for panel in ax.figure.axes] == names
+    assert list(ax.lines[0].get_xdata()) == [120.0]
 
 
 def test_a_front_has_a_line_marks_with_crosses_a_shade_and_what_was_measured():
