@@ -6,7 +6,6 @@ import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.ticker import LogLocator
 
 from spyre_bench.plots.style import (
     BLUE,
@@ -19,6 +18,7 @@ from spyre_bench.plots.style import (
     captioned,
     legend,
     new_axes,
+    plain_numbers,
 )
 
 if TYPE_CHECKING:
@@ -64,9 +64,7 @@ def measured_and_simulated(
     ax.set_xscale("log")
     ax.set_yscale("log")
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter("")
+        plain_numbers(axis)
     ax.set_xlim(ends)
     ax.set_ylim(ends)
     ax.set_xlabel(f"{metric.upper()} measured by the client [s]")

@@ -328,7 +328,7 @@ def said_of_chunks(chunks: pd.DataFrame) -> str:
     short, long = chunks.iloc[0], chunks.iloc[-1]
     ttft, tpot = (long[name] / short[name] for name in RATIOS)
     lengths = f"{long['chunk_tokens']:.0f} instead of {short['chunk_tokens']:.0f}"
-    return f"chunks of up to {lengths} tokens: P95 of TTFT x{ttft:.2f}, of TPOT x{tpot:.2f}"
+    return f"chunks of up to {lengths} tokens: P95 of TTFT ×{ttft:.2f}, of TPOT ×{tpot:.2f}"
 
 
 def over_chunks(
@@ -367,8 +367,13 @@ def at_ends(workload: Workload, model: CostModel, chosen: Chosen, load: float) -
 
 
 def said_at_ends(ends: pd.DataFrame) -> str:
-    """What `at_ends` gives, in words."""
-    return "; ".join(
-        f"{row.end} {row.tokens_gain:.2f} times the tokens/s, TTFT x{row.ttft_ratio:.2f}"
-        for row in ends.itertuples()
-    )
+    """What `at_ends` gives, in words: of the facts that are contested how far they reach."""
+    gains, ratios = ends.set_index("end")["tokens_gain"], ends["ttft_ratio"]
+    said = ", ".join(f"{gain:.2f} ({end})" for end, gain in gains[:3].items())
+    said += f" times the tokens/s, TTFT ×{ratios.min():.2f} to ×{ratios.max():.2f}"
+    if len(contested := gains[3:]):
+        said += (
+            f"; where public facts contradict each other {contested.min():.2f} to "
+            f"{contested.max():.2f} times the tokens/s"
+        )
+    return said
