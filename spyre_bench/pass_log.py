@@ -63,11 +63,15 @@ class Pass:
     arrival_s: list[float] = field(default_factory=list)  # of each row, at the front end
     seen_s: list[float] = field(default_factory=list)  # of each row: first waited for a decision
     max_tokens: list[int] = field(default_factory=list)  # of each row
-    # of those that gave up in the queue: place, arrival, seen, left, prompt_tokens, max_tokens
+    # the beginning of the decision before this one, if there was one (perhaps to hold), and the end
+    # of this one: in between nobody looked at the queue
+    looked_s: list[float] = field(default_factory=list)
+    # of those that gave up in the queue: place, arrival, seen, the beginning of the last decision
+    # before they left, left, prompt_tokens, max_tokens
     left: list[list[float]] = field(default_factory=list)
 
 
-WAITS = ("place", "arrival_s", "seen_s", "max_tokens", "left")
+WAITS = ("place", "arrival_s", "seen_s", "max_tokens", "looked_s", "left")
 
 
 @dataclass(frozen=True)
@@ -182,11 +186,11 @@ def read_passes(path: Path, *, waits: bool = False) -> pd.DataFrame:
     passes["start_s"] -= first_s
     if not waits:
         return passes.drop(columns=["requests", *WAITS])
-    for name in ("arrival_s", "seen_s"):
+    for name in ("arrival_s", "seen_s", "looked_s"):
         passes[name] = [[at_s - first_s for at_s in times] for times in passes[name]]
     for left in passes["left"]:
         for request in left:
-            request[1:4] = [at_s - first_s for at_s in request[1:4]]
+            request[1:5] = [at_s - first_s for at_s in request[1:5]]
     return passes.drop(columns="requests")
 
 

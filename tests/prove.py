@@ -14,45 +14,19 @@ import argparse
 import json
 import os
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from spyre_bench.checkpoints.find import model_directory
-from spyre_bench.choose.advise_shapes import Engine, ShapeAdvice, advise_shapes, within_contexts
-from spyre_bench.choose.visits import ShapeLimits
+from spyre_bench.choose.advise_shapes import Engine
 from spyre_bench.cost.source import SHAPES, load_cost
 from spyre_bench.policy.continuous import RULES
-from spyre_bench.shape_set import ShapeSet
-from spyre_bench.studies.under_load import at_rate
-from spyre_bench.validate.check import calibrate
-from spyre_bench.validate.continuous import ContinuousHost, fitting
-from spyre_bench.validate.pairs import SAVING, pairs, register_saving, verdict
-from spyre_bench.validate.server import serve
+from spyre_bench.studies.rivals import ADVISED, BASELINE, rivals
+from spyre_bench.validate.continuous import fitting
+from spyre_bench.validate.pairs import SAVING, Verdict, on_servers
 from spyre_bench.workload.source import load_workload
-from spyre_bench.workload.workload import Workload
-
-BASELINE, ADVISED = "powers of two", "advised"
-
-
-def advise(workload: Workload, engine: Engine) -> ShapeAdvice:
-    """With as many graphs as powers of two have."""
-    model = load_cost(SHAPES)
-    known = within_contexts(workload, model)
-    first = advise_shapes(known, model, ShapeLimits(2), engine, RULES).contenders
-    graphs = int(first.set_index("name").at[BASELINE, "graphs"])
-    return advise_shapes(known, model, ShapeLimits(graphs), engine, RULES)
-
-
-def sets_of(advice: ShapeAdvice) -> dict[str, ShapeSet]:
-    """The other set, then the advised one, with as many blocks."""
-    row = advice.contenders.set_index("name").loc[BASELINE]
-    if row["advised"]:
-        sys.exit("prove: powers of two are what is advised here: ask another workload or --rows")
-    other = ShapeSet.parse(row["prefill"], row["decode"], advice.shapes.blocks)
-    return {BASELINE: other, ADVISED: advice.shapes}
 
 
 def main() -> int:
@@ -74,43 +48,36 @@ def main() -> int:
 
     rng = np.random.default_rng(given.seed)
     drawn = load_workload(given.workload, requests=2000, rng=rng).scaled(given.length_scale)
-    advice = advise(drawn.with_arrivals("poisson:1", rng), Engine(given.rows, given.chunk))
-    sets = sets_of(advice)
-    for name, shapes in sets.items():
+    engine = Engine(given.rows, given.chunk)
+    found = rivals(drawn.with_arrivals("poisson:1", rng), load_cost(SHAPES), engine, RULES)
+    for name, shapes in found.sets.items():
         print(f"{name}: {len(shapes)} graphs, {shapes}", flush=True)
-    print(f"by the table, on its own requests: {advice.verdict}", flush=True)
+    print(f"by the table, on its own requests: {found.verdict}", flush=True)
 
     others = load_workload(given.workload, requests=8 * given.requests, rng=rng)
-    few = fitting(others.scaled(given.length_scale), advice.shapes).head(given.requests)
-    few = few.with_arrivals("poisson:1", rng)
-    with ExitStack() as stack:
-        hosts = {}
-        for name, shapes in sets.items():
-            folder = out / name.replace(" ", "-")
-            setting = shapes.setting | {"compile_backend": given.backend}
-            server = serve(model_directory(given.model), None, folder, **setting)
-            hosts[name] = ContinuousHost(stack.enter_context(server), folder)
-        constants = {name: calibrate(host, host.directory, "first") for name, host in hosts.items()}
-        workload = at_rate(few, given.load * constants[BASELINE].capacity_rps(few)).from_zero()
-        told = register_saving(constants, workload, out, seed=given.seed)
+    few = fitting(others.scaled(given.length_scale), found.sets[ADVISED]).head(given.requests)
+    setting = {"load": given.load, "seed": given.seed, "compile_backend": given.backend}
+    model, few = model_directory(given.model), few.with_arrivals("poisson:1", rng)
+    with on_servers(model, found.sets, few, out, **setting) as trial:
+        told = trial.predicted
         low, high = told.intervals[SAVING]
         print(f"registered as {told.name}: {told.points[SAVING]:.1%} ({low:.1%} to {high:.1%})")
         names = f"{BASELINE} [s] | {ADVISED} [s]"
         print(f"| pair | {names} | saved | of mean E2EL | |\n|---|---|---|---|---|---|", flush=True)
         rows = []
-        for row in pairs(hosts, workload, given.pairs):
+        for row in trial.pairs(given.pairs):
             rows.append(row)
-            taken = " | ".join(f"{row[f'{name} busy_s']:.2f}" for name in hosts)
+            taken = " | ".join(f"{row[f'{name} busy_s']:.2f}" for name in found.sets)
             saved = f"{row[SAVING]:+.1%} | {row[f'e2el_{SAVING}']:+.1%}"
             state = "**disturbed**" if row["disturbed"] else ""
             print(f"| {row['pair']} | {taken} | {saved} | {state} |", flush=True)
     frame = pd.DataFrame(rows)
     frame.to_csv(out / "pairs.csv", index=False)
-    found = verdict(frame, told)
-    print(found)
-    met = {"better": found.is_better, "as_predicted": found.is_as_predicted}
-    saved = found.saving if found.pairs else None
-    figures = {"pairs": found.pairs, "better_pairs": found.better, "saved": saved}
+    seen = Verdict(frame, told)
+    print(seen)
+    met = {"better": seen.is_better, "as_predicted": seen.is_as_predicted}
+    saved = seen.saving if seen.pairs else None
+    figures = {"pairs": seen.pairs, "better_pairs": seen.better, "saved": saved}
     print(json.dumps(figures | {"predicted": told.points[SAVING], "interval": [low, high]} | met))
     return 1 if False in met.values() else 0
 

@@ -10,6 +10,7 @@ The last line is one JSON object.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import subprocess
@@ -29,6 +30,7 @@ import typer
 
 from spyre_bench.checkpoints.find import model_directory
 from spyre_bench.pass_log import read_passes, read_step_rows
+from spyre_bench.validate.bench_client import BenchClient
 from tests.plugin.servers import Server
 
 BUCKETS = [[4, 64, 32], [4, 128, 16], [2, 256, 64]]
@@ -95,48 +97,31 @@ class Soak:
     def vllm_rounds(self) -> None:
         """Rounds of the official benchmark client: Poisson, then a burst."""
         number = 0
-        while self.going_on():
-            rate = "inf" if number % 3 == 2 else "1.5"
-            out = self.directory / f"vllm-{number}.json"
-            command = [
-                str(Path(sys.executable).with_name("vllm")),
-                "bench",
-                "serve",
-                "--base-url",
-                self.server.url,
-                "--model",
-                self.server.model,
-                "--tokenizer",
-                str(self.model),
-                "--dataset-name",
-                "random",
-                "--random-input-len",
-                "60",
-                "--random-output-len",
-                "14",
-                "--random-range-ratio",
-                "0.9",
-                "--num-prompts",
-                "24",
-                "--request-rate",
-                rate,
-                "--seed",
-                str(number),
-                "--save-result",
-                "--result-dir",
-                str(self.directory),
-                "--result-filename",
-                out.name,
-                "--disable-tqdm",
-                "--num-warmups",
-                "0",
-            ]
-            done = subprocess.run(command, capture_output=True, text=True)
-            result = json.loads(out.read_text()) if out.exists() else {"completed": 0}
-            short = result["completed"] != 24
-            problem = f"round {number}: {result}\n{done.stderr[-500:]}" if short else ""
-            self.count("vllm bench", 24, result["completed"], problem)
-            number += 1
+        with contextlib.closing(BenchClient(self.directory / "vllm.log")) as bench:
+            while self.going_on():
+                self._vllm_round(bench, number)
+                number += 1
+
+    def _vllm_round(self, bench: BenchClient, number: int) -> None:
+        out, problem = self.directory / f"vllm-{number}.json", ""
+        try:
+            bench.run(
+                [
+                    *("--base-url", self.server.url, "--model", self.server.model),
+                    *("--tokenizer", str(self.model), "--dataset-name", "random"),
+                    *("--random-input-len", "60", "--random-output-len", "14"),
+                    *("--random-range-ratio", "0.9", "--num-prompts", "24", "--num-warmups", "0"),
+                    *("--request-rate", "inf" if number % 3 == 2 else "1.5"),
+                    *("--seed", str(number), "--save-result", "--disable-tqdm"),
+                    *("--result-dir", str(self.directory), "--result-filename", out.name),
+                ]
+            )
+        except ValueError as error:
+            problem = str(error)
+        completed = json.loads(out.read_text())["completed"] if out.exists() else 0
+        if completed != 24:
+            problem = problem or f"{completed} of 24 completed"
+        self.count("vllm bench", 24, completed, problem and f"round {number}: {problem}")
 
     def guidellm_rounds(self) -> None:
         number = 0

@@ -205,13 +205,13 @@ def test_what_the_scheduler_knew_is_read_where_it_is_asked_for_on_the_logs_clock
         "arrival_s": [999.5, 999.75],
         "seen_s": [999.5, 1000.0],
         "max_tokens": [2, 1],
-        "left": [[2, 999.5, 999.5, 999.875, 7, 9]],
+        "left": [[2, 999.5, 999.5, 999.75, 999.875, 7, 9]],
     }
     path = log(first | knew, *others)
     frame = read_passes(path, waits=True)
     assert frame["seen_s"].tolist() == [[-0.5, 0.0], []]
     assert frame["arrival_s"].tolist() == [[-0.5, -0.25], []]
-    assert frame["left"].tolist() == [[[2, -0.5, -0.5, -0.125, 7, 9]], []]
+    assert frame["left"].tolist() == [[[2, -0.5, -0.5, -0.25, -0.125, 7, 9]], []]
     assert not {"place", "seen_s", "left"} & set(read_passes(path))
     with pytest.raises(ValueError, match="its left is"):
         read_passes(log(first | {"left": [[1, "a"]]}))

@@ -37,7 +37,7 @@ def does_tp_pay(parameters: Any, **settings: Any) -> Box:
         "tp": widgets.Dropdown(
             options=sorted({1, 2, 4, 8, *parameters.cards}),
             value=max(parameters.cards),
-            description="tp, or as many replicas",
+            description="cards",
         ),
         "dtype": widgets.Dropdown(options=list(DTYPES), value=parameters.dtype),
         "workload": widgets.Dropdown(options=names, value=parameters.workload),
@@ -46,7 +46,7 @@ def does_tp_pay(parameters: Any, **settings: Any) -> Box:
             max=MOST_MICROSECONDS,
             step=10,
             continuous_update=False,
-            description="all-reduce [µs], 0: range",
+            description="all-reduce at least [µs], 0: the card's range",
         ),
     }
     note = (
@@ -99,8 +99,13 @@ def draw_deployments(
     ]
     capacity = capacities(moved, service)
     winners = best(capacity).set_index("end")["deployment"]
-    title = f"{model}, {dtype}, {workload}: {winners['value']} serves most at the nominal values,\n"
-    title += f"{winners['slow']} at the pessimistic end, {winners['fast']} at the optimistic"
+    title = f"{model}, {dtype}, {workload}: {winners['value']} serves most at the nominal values"
+    if winners.nunique() == 1:
+        title += "\nand at both ends of their range"
+    elif winners["slow"] == winners["fast"]:
+        title += f",\n{winners['slow']} at both ends of their range"
+    else:
+        title += f",\n{winners['slow']} at the pessimistic end, {winners['fast']} at the optimistic"
     ax = plots.capacities(capacity, title)
     return Drawn(ax, *_served(capacity, winners["value"], policy))
 

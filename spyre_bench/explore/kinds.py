@@ -52,10 +52,12 @@ def static_or_continuous(
             description="decode passes between chunks",
         ),
     }
-    note = (
-        f"100 % load is {capacity_rps:.3g} requests/s. The first {len(first):,} of "
-        f"{len(workload):,} requests are simulated, so that the picture follows at once."
-    )
+    note = f"100 % load is {capacity_rps:.3g} requests/s."
+    if len(first) < len(workload):
+        note += (
+            f" Only the first {len(first):,} of {len(workload):,} requests are simulated, so that "
+            f"the picture follows at once."
+        )
     draw = functools.partial(draw_kinds, first, chosen, capacity_rps)
     return panel(draw, controls, note, name="static_or_continuous", settings=settings)
 

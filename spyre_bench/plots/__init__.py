@@ -20,7 +20,7 @@ from spyre_bench.plots.serving import (
     waste_ledger,
 )
 from spyre_bench.plots.startup import break_even, growth, predicted, startup_stages
-from spyre_bench.plots.trust import measured_and_simulated, pass_errors, predictions
+from spyre_bench.plots.trust import measured_and_simulated, pairs_saved, pass_errors, predictions
 
 __all__ = [
     "FULLNESS",
@@ -47,6 +47,7 @@ __all__ = [
     "lengths",
     "measured_and_simulated",
     "paid",
+    "pairs_saved",
     "pareto",
     "pass_errors",
     "pass_timeline",

@@ -31,6 +31,12 @@ ENGINES = ((BLUE, "o"), (GREEN, "s"), (ORANGE, "^"), (PURPLE, "D"))
 MARKS = {"prefill": "s", "decode": "o"}
 MINUTE = 60  # seconds; figures of a card are a few requests per minute
 UNSEEN = 0.01  # of the widest move: a bar so short is no bar
+FIGURES = {
+    "goodput_rps_a_card": ("goodput per card [requests/min]", MINUTE),
+    "median_ttft_s": ("TTFT, median [s]", 1),
+    "p99_ttft_s": ("TTFT, P99 [s]", 1),
+}
+"""How a figure of a deployment is called, and how many of its unit are one of the table's."""
 REASON = 80  # letters of a refusal that fit into the picture
 
 
@@ -50,10 +56,12 @@ def intervals(frame: pd.DataFrame, title: str) -> Axes:
     for figure, ax in zip(figures, np.atleast_1d(axes), strict=True):
         of = frame[frame["figure"] == figure]
         places = range(len(of))
-        ax.hlines(places, of["low"], of["high"], color=BLUE, linewidth=7, alpha=0.35)
-        ax.plot(of["point"], places, "o", color=BLUE)
+        name, times = FIGURES.get(figure, (figure, 1))
+        low, point, high = (times * of[end] for end in ("low", "point", "high"))
+        ax.hlines(places, low, high, color=BLUE, linewidth=7, alpha=0.35)
+        ax.plot(point, places, "o", color=BLUE)
         ax.set_yticks(places, of["deployment"])
-        ax.set_xlabel(figure)
+        ax.set_xlabel(name)
         if figure.endswith("_s"):  # a wait that grows with a queue
             ax.set_xscale("log")
             plain_numbers(ax.xaxis)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.ticker import LogLocator
 
 from spyre_bench.plots.style import (
     BLUE,
@@ -130,7 +129,6 @@ def k_curve(curve: pd.DataFrame, knee: int, title: str, ax: Axes | None = None) 
     ax.plot(knee, least_s, "o", color="black", fillstyle="none", markersize=16, markeredgewidth=1.8)
     note(ax, f"knee: {knee}", (knee, least_s), up=16, ha="center", fontweight="bold", va="baseline")
     ax.set_yscale("log", subs=())
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 4, 5, 7)))
     plain_numbers(ax.yaxis)
     ax.set_xticks(curve["k"])
     ax.set_xlabel("buckets that are compiled, k")
@@ -224,7 +222,7 @@ def contenders(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     ax.set_yticks(places, names)
     for place, label, row in zip(places, ax.get_yticklabels(), frame.itertuples(), strict=True):
         label.set_fontweight("bold" if row.advised else "normal")
-        latency = f"p95 {row.held_out_p95_e2el_s:,.0f} s"
+        latency = f"P95 {row.held_out_p95_e2el_s:,.0f} s"
         end_s = max(row.held_out_busy_s, row.held_out_bound_s)
         note(
             ax,
@@ -235,7 +233,7 @@ def contenders(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     ax.set_ylim(len(frame) - 0.5, -0.5)
     ax.grid(visible=False, axis="y")
     ax.margins(x=0.12)
-    ax.set_xlabel("device seconds per request [s]; bold: advised; p95: latency, held out")
+    ax.set_xlabel("device seconds per request [s]; bold: advised; P95: latency, held out")
     return legend(ax)
 
 

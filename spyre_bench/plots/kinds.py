@@ -165,7 +165,6 @@ def pareto(
     ax = new_axes(ax, title, height=5)
     x, y = "tokens_per_s_per_user", "tokens_per_s_per_card"
     front, steady = bands[bands["front"]].sort_values(x), frame[~frame["saturated"]]
-    _shade(ax, front, x, y)
     for number, (batching, rows) in enumerate(steady.groupby("batching", sort=False)):
         colour, _ = MARKS[number % len(MARKS)]
         for mark, (tp, ways) in zip(itertools.cycle(TP_MARKS), rows.groupby("tp")):
@@ -175,8 +174,11 @@ def pareto(
                 best[x], best[y], mark, color=colour, ms=7, zorder=4, label=f"{batching}, TP {tp}"
             )
     ax.plot(front[x], front[y], "-", color="black", lw=1, zorder=3, label="no other is better")
-    for mark, colour, up in ((TODAY, RED, -16), (ADVISED, GREEN, 16)):
-        _mark(ax, bands[bands["mark"].str.contains(mark)], x, y, mark, colour, up)
+    _shade(ax, front, x, y)
+    today, advised = (bands["mark"].str.contains(mark) for mark in (TODAY, ADVISED))
+    _mark(ax, bands[today & ~advised], x, y, TODAY, RED, -16)
+    _mark(ax, bands[advised & ~today], x, y, ADVISED, GREEN, 16)
+    _mark(ax, bands[advised & today], x, y, f"{TODAY} and {ADVISED}", GREEN, 16)
     if len(measured):
         ax.plot(measured[x], measured[y], "*", color="black", ms=13, zorder=6, label="measured")
     for row in measured.to_dict("records"):
@@ -200,7 +202,7 @@ def _shade(ax: Axes, front: pd.DataFrame, x: str, y: str) -> None:
             np.vstack([(0, it[0, 1]), it, (it[-1, 0], 0)]) for it in map(np.asarray, (low, high))
         ]
         corners = np.concatenate([ends[0], ends[1][::-1]])
-        ax.fill(*corners.T, color=GREY, alpha=0.3, lw=0, zorder=1, label="P5 to P95 of it")
+        ax.fill(*corners.T, color=GREY, alpha=0.3, lw=0, zorder=1, label="P5 to P95 of that line")
 
 
 def _mark(ax: Axes, rows: pd.DataFrame, x: str, y: str, mark: str, colour: str, up: float) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from spyre_bench.plots.style import (
     BLUE,
@@ -111,7 +111,9 @@ def fill_and_seconds(frame: pd.DataFrame, bound_s: float, title: str, ax: Axes |
     `bound_s`: that bound. `frame`: set, kind (a name of KINDS), fill (0 to 1), busy_s.
     """
     ax = new_axes(ax, title, height=5)
-    for number, row in enumerate(frame.sort_values("busy_s").itertuples(), 1):
+    frame = frame.sort_values("busy_s")
+    sides = _free_sides(np.column_stack([frame["fill"], np.log(frame["busy_s"])]))
+    for number, (row, side) in enumerate(zip(frame.itertuples(), sides, strict=True), 1):
         colour, marker = KINDS[row.kind]
         ax.plot(
             100 * row.fill,
@@ -122,7 +124,6 @@ def fill_and_seconds(frame: pd.DataFrame, bound_s: float, title: str, ax: Axes |
             markeredgecolor="black",
             label=f"{number}: {row.set}",
         )
-        side = 1 if number % 2 else -1  # neighbours in speed write to different sides
         note(ax, str(number), (100 * row.fill, row.busy_s), right=12 * side, ha="center")
     ax.axhline(
         bound_s,
@@ -134,13 +135,19 @@ def fill_and_seconds(frame: pd.DataFrame, bound_s: float, title: str, ax: Axes |
     ax.margins(x=0.08)
     ax.set_yscale("log")
     ax.set_ylim(0.85 * bound_s, 1.25 * frame["busy_s"].max())
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    ax.yaxis.set_major_formatter("{x:,.0f}")
-    ax.yaxis.set_minor_formatter("")
+    plain_numbers(ax.yaxis)
     ax.set_xlabel("fill: useful share of the computed token slots [%]; fuller to the right")
     ax.set_ylabel("until all are served [s]; faster below")
     ax.grid(which="minor", axis="y", alpha=0.3)
     return legend(ax, columns=2)
+
+
+def _free_sides(places: np.ndarray) -> np.ndarray:
+    """Of each point [x, y] the side that its nearest neighbour is not on: 1 right, -1 left."""
+    scaled = places / np.maximum(np.ptp(places, axis=0), np.finfo(float).tiny)
+    away = np.linalg.norm(scaled[:, None] - scaled, axis=2)
+    np.fill_diagonal(away, np.inf)
+    return np.where(scaled[:, 0] < scaled[away.argmin(axis=1), 0], -1, 1)
 
 
 @captioned
@@ -207,7 +214,8 @@ def _under_load(
             dotted_where_saturated(ax, group, "load", column, policy, *POLICY_MARKS[policy])
         for policy, group in () if bands is None or bands.empty else bands.groupby("policy"):
             ends = (group[f"low_{column}"], group[f"high_{column}"])
-            ax.fill_between(group["load"], *ends, color=POLICY_MARKS[policy][0], alpha=0.25, lw=0)
+            colour, shade = POLICY_MARKS[policy][0], f"{policy}, P5 to P95"
+            ax.fill_between(group["load"], *ends, color=colour, alpha=0.25, lw=0, label=shade)
         if scale == "log":
             ax.set_yscale("log")
             plain_numbers(ax.yaxis)
@@ -222,7 +230,7 @@ def hold_timers(frame: pd.DataFrame, title: str) -> Axes:
 
     `frame`: set, max_wait_s, saturated, batches, utilisation (0 to 1), median_e2el_s, p95_e2el_s.
     """
-    axes = panels_of(title, HOLDING, "hold timer max_wait_s [s]")
+    axes = panels_of(title, HOLDING, "hold timer max_wait [s]")
     for column, ax in zip(HOLDING, axes, strict=True):
         for number, (name, group) in enumerate(frame.groupby("set", sort=False)):
             style = list(KINDS.values())[number % len(KINDS)]
@@ -268,12 +276,13 @@ def dotted_where_saturated(ax, frame, x, y, label, colour, marker) -> None:
 
 
 def legend_of_panels(axes: list[Axes], saturated: bool) -> Axes:
-    """One legend for all panels; returns the first."""
+    """One legend for all panels, unless one name would be all of it; returns the first."""
     handles, labels = axes[0].get_legend_handles_labels()
     if saturated:
         handles.append(Line2D([], [], color="black", linestyle=":", marker="o", fillstyle="none"))
         labels.append("saturated: the queue grows")
-    axes[0].figure.legend(handles, labels, loc="outside lower left", ncols=3)
+    if len(labels) > 1:
+        axes[0].figure.legend(handles, labels, loc="outside lower left", ncols=3)
     return axes[0]
 
 

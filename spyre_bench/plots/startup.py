@@ -16,6 +16,7 @@ from spyre_bench.plots.style import (
     legend,
     new_axes,
     note,
+    plain_numbers,
     stacked_bars,
 )
 
@@ -135,8 +136,7 @@ def break_even(
     ax.set_ylim(len(labels) - 0.5, -0.5)
     ax.set_xscale("log")
     ax.set_xlim(least, most)
-    ax.xaxis.set_major_formatter("{x:,.0f}")
-    ax.xaxis.set_minor_formatter("")
+    plain_numbers(ax.xaxis)
     ax.set_xlabel("requests until the saved seconds equal the start-up seconds")
     ax.set_ylabel("bucket B,P,N")
     return legend(ax)

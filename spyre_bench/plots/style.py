@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogLocator
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,7 +93,20 @@ def token_axis(ax: Axes, axis: str, tokens) -> None:
     plain_numbers(getattr(ax, f"{axis}axis"))
 
 
+class PlainLocator(LogLocator):
+    """Ticks at powers of ten, and between them where few powers are in sight."""
+
+    def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
+        spread = vmax / vmin if vmin > 0 else np.inf
+        self.set_params(
+            subs=(1, 1.5, 2, 3, 5, 7) if spread < 10 else (1, 2, 5) if spread < 500 else (1,)
+        )
+        return super().tick_values(vmin, vmax)
+
+
 def plain_numbers(axis: Axis) -> None:
-    """Numbers instead of powers on a logarithmic axis."""
-    axis.set_major_formatter("{x:g}")
+    """Numbers instead of powers on a logarithmic axis, never so few that it cannot be read."""
+    if axis.get_transform().base == 10:
+        axis.set_major_locator(PlainLocator())
+    axis.set_major_formatter("{x:,.10g}")
     axis.set_minor_formatter("")

@@ -6,7 +6,6 @@ import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.ticker import LogLocator
 
 from spyre_bench.plots.style import (
     BLUE,
@@ -19,6 +18,7 @@ from spyre_bench.plots.style import (
     captioned,
     legend,
     new_axes,
+    plain_numbers,
 )
 
 if TYPE_CHECKING:
@@ -64,9 +64,7 @@ def measured_and_simulated(
     ax.set_xscale("log")
     ax.set_yscale("log")
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter("")
+        plain_numbers(axis)
     ax.set_xlim(ends)
     ax.set_ylim(ends)
     ax.set_xlabel(f"{metric.upper()} measured by the client [s]")
@@ -125,4 +123,31 @@ def predictions(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes
     ax.set_yticks(places, [f"{run}: {name}" for run, name in zip(frame["run"], names, strict=True)])
     ax.invert_yaxis()
     ax.set_xlabel("off the predicted point by [%]")
+    return legend(ax, columns=4)
+
+
+@captioned
+def pairs_saved(
+    frame: pd.DataFrame, predicted: tuple[float, float, float], title: str, ax: Axes | None = None
+) -> Axes:
+    """What the second set of shapes saved in each pair of runs, in device seconds (filled where
+    nothing disturbed the pair); the band is what was registered before the first, the line in it
+    the point.
+
+    `frame`: saving (0.1 is 10 %) and disturbed of each pair. `predicted`: low, point, high.
+    """
+    ax = new_axes(ax, title, height=1.9 + 0.25 * len(frame))
+    low, point, high = (100 * share for share in predicted)
+    ax.axvspan(low, high, color=SKY, alpha=0.5, label="registered, P5 to P95")
+    ax.axvline(point, color=BLUE, label="its point")
+    ax.axvline(0, color="black", linewidth=0.8)
+    places, saved = np.arange(1, 1 + len(frame)), 100 * frame["saving"].to_numpy()
+    for disturbed, face in ((False, BLUE), (True, "white")):
+        of = frame["disturbed"].to_numpy(dtype=bool) == disturbed
+        if of.any():
+            said = "measured, disturbed" if disturbed else "measured"
+            ax.plot(saved[of], places[of], "D", color=BLUE, markerfacecolor=face, label=said)
+    ax.set_yticks(places, [f"pair {number}" for number in places])
+    ax.set_ylim(len(frame) + 0.6, 0.4)
+    ax.set_xlabel("device seconds saved [%]")
     return legend(ax, columns=4)

@@ -169,6 +169,7 @@ class SpyreModelRunner:
             arrival_s=[one.arrival_s for one in noted],
             seen_s=[one.seen_s for one in noted],
             max_tokens=[one.max_tokens for one in noted],
+            looked_s=scheduled.looked_s,
             left=scheduled.left,
         )
 

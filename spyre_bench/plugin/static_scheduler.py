@@ -34,11 +34,12 @@ class Noted(NamedTuple):
 @dataclass
 class SpyreSchedulerOutput(SchedulerOutput):
     """What vLLM's scheduler tells the workers, the bucket of a batch that starts here, what the
-    pass log keeps of its members and of those that left the queue before, and the last token of
-    each request that goes on: of several ranks only the first samples."""
+    pass log keeps of its members, when it was decided and who left the queue since the last one,
+    and the last token of each request that goes on: of several ranks only the first samples."""
 
     bucket: Bucket | None = None
     noted: Mapping[str, Noted] = field(default_factory=dict)
+    looked_s: list[float] = field(default_factory=list)
     left: list[list[float]] = field(default_factory=list)
     last_tokens: Mapping[str, int] = field(default_factory=dict)
 
@@ -74,6 +75,7 @@ class SpyreScheduler(BaseScheduler):
         self._came = 0
         self._unseen: list[Request] = []  # no decision since they came
         self._left: list[list[float]] = []
+        self._looked_s: list[float] = []  # the beginning of the last decision, if there was one
 
     def add_request(self, request: Request) -> None:
         self._unseen.append(request)
@@ -100,13 +102,16 @@ class SpyreScheduler(BaseScheduler):
             if request in self._seen:  # otherwise no decision was without it
                 place, arrival_s, seen_s, max_tokens = self._seen[request]
                 tokens = (request.num_prompt_tokens, max_tokens)
-                self._left.append([place, arrival_s, seen_s, now, *tokens])
+                self._left.append([place, arrival_s, seen_s, *self._looked_s, now, *tokens])
         return finished
 
     def schedule(self, throttle_prefills: bool = False) -> SpyreSchedulerOutput:
         """The next pass: a decode of the running batch, or the prefill of the next one."""
-        self._see()
-        step = None if self.running else self._decide()
+        now = self._see()
+        step, looked_s = None, []
+        if not self.running:
+            step = self._decide()
+            looked_s, self._looked_s = [*self._looked_s, self.wall_clock()], [now]
         batch = step if isinstance(step, Batch) else None
         # The one place that touches vLLM's queue: it sees the admitted requests only.
         waiting, self.waiting = self.waiting, create_request_queue(self.policy)
@@ -128,7 +133,9 @@ class SpyreScheduler(BaseScheduler):
             members = [member.request for member in batch.members]
             noted = {request.request_id: self._seen[request] for request in members}
             left, self._left = self._left, []
-            return SpyreSchedulerOutput(**values, bucket=batch.bucket, noted=noted, left=left)
+            return SpyreSchedulerOutput(
+                **values, bucket=batch.bucket, noted=noted, looked_s=looked_s, left=left
+            )
         last_tokens = {request.request_id: request.output_token_ids[-1] for request in self.running}
         return SpyreSchedulerOutput(**values, last_tokens=last_tokens)
 
@@ -140,13 +147,14 @@ class SpyreScheduler(BaseScheduler):
             self.counts.attach(stats, self._oldest_wait_s())
         return stats
 
-    def _see(self) -> None:
-        """All requests that came since the last step are seen by this one at once."""
+    def _see(self) -> float:
+        """All requests that came since the last step are seen by this one at once; when."""
         now = self.wall_clock()
         for request in self._unseen:
             self._came += 1
             self._seen[request] = Noted(self._came, request.arrival_time, now, request.max_tokens)
         self._unseen.clear()
+        return now
 
     def _decide(self) -> Step[WaitingRequest] | None:
         """Who runs next; the members of a batch are taken out of the queue, the others stay in

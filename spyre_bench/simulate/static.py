@@ -54,6 +54,10 @@ class Request(NamedTuple):
     row: int
 
 
+def at_once(event_s: float) -> float:
+    return event_s
+
+
 def simulate(
     workload: Workload,
     costs: Sequence[BucketCost],
@@ -67,6 +71,7 @@ def simulate(
     pace: Pace = steady,
     seen_s: np.ndarray | None = None,
     leaves_s: np.ndarray | None = None,
+    looks: Callable[[float], float] = at_once,
 ) -> StaticRun:
     """Serves the workload on engines that have the buckets of `costs` compiled.
 
@@ -82,6 +87,8 @@ def simulate(
     noise, or what was measured. `seen_s` is when an engine reads each request, ascending and not
     before its arrival, which is the default and what the policy counts its age from. Whoever still
     waits at `leaves_s` is gone by then; one that gives up later has its output tokens end there.
+    `looks` says when an engine notices what happens at a time, that and not before: a server's
+    loop was elsewhere.
 
     Raises ValueError for no bucket, a replica count below 1, an unknown router, a negative time.
     """
@@ -99,7 +106,7 @@ def simulate(
     first_s = workload.start_s + ready_s
     seen_s = workload.arrival_s if seen_s is None else seen_s
     leaves_s = np.full(len(workload), math.inf) if leaves_s is None else leaves_s
-    engines = [_Engine(costs, estimated, policy, first_s, pace) for _ in range(replicas)]
+    engines = [_Engine(costs, estimated, policy, first_s, pace, looks) for _ in range(replicas)]
     serve(engines, router, rows, lambda some: _requests(workload, seen_s, leaves_s, some))
     passes = _passes(workload, costs, engines)
     requests = _served(workload, rejected, passes)
@@ -118,6 +125,7 @@ class _Engine:
         policy: Policy,
         first_s: float,
         pace: Pace,
+        looks: Callable[[float], float],
     ):
         self.costs, self.estimated, self.policy = costs, estimated, policy
         self.free_s = first_s  # the running batch ends
@@ -129,7 +137,7 @@ class _Engine:
         self._window: Window[Request] = Window(estimated)  # of `length_aware`: before the queue
         self._first_leaves_s = math.inf  # of those in the window
         self._index = {id(cost): index for index, cost in enumerate(estimated)}
-        self._pace = pace
+        self._pace, self._looks = pace, looks
         self.bucket, self.start_s, self.passes = array("h"), array("d"), array("i")
         self.prefill_s, self.decode_s = array("d"), array("d")
         self.rows, self.members = array("i"), array("i")
@@ -149,7 +157,7 @@ class _Engine:
         waiting = self._in_window if self.policy.name == "length_aware" else self._waiting
         while self._window or self.queue or self._refill():
             first = self.queue[0] if not self._window else next(iter(self._window))
-            now = max(self.free_s, first.seen_s, self.look_s)
+            now = self._looks(max(self.free_s, first.seen_s, self.look_s))
             if now >= until_s:
                 return
             step: Step[Request] | None = next_batch(waiting(now), self.estimated, self.policy, now)

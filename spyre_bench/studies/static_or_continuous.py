@@ -312,6 +312,25 @@ def turning(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def said_of_queued(waiting: pd.DataFrame) -> str:
+    """What `queued` gives, in words."""
+    static, continuous = (waiting.set_index("kind").loc[kind] for kind in ("static", "continuous"))
+    more = continuous["tokens_per_s"] / static["tokens_per_s"]
+    idle, left = (it["idle_rows"] / it["busy_s"] for it in (static, continuous))
+    return (
+        f"Continuous batching serves {more:.2f} times the tokens/s; rows without a token take "
+        f"{idle:.0%} of the seconds under static batching, {left:.0%} under continuous"
+    )
+
+
+def said_of_chunks(chunks: pd.DataFrame) -> str:
+    """The longest chunks of `over_chunks` beside the shortest, in words."""
+    short, long = chunks.iloc[0], chunks.iloc[-1]
+    ttft, tpot = (long[name] / short[name] for name in RATIOS)
+    lengths = f"{long['chunk_tokens']:.0f} instead of {short['chunk_tokens']:.0f}"
+    return f"chunks of up to {lengths} tokens: P95 of TTFT ×{ttft:.2f}, of TPOT ×{tpot:.2f}"
+
+
 def over_chunks(
     workload: Workload, model: CostModel, chosen: Chosen, rate_rps: float
 ) -> pd.DataFrame:
@@ -348,8 +367,13 @@ def at_ends(workload: Workload, model: CostModel, chosen: Chosen, load: float) -
 
 
 def said_at_ends(ends: pd.DataFrame) -> str:
-    """What `at_ends` gives, in words."""
-    return "; ".join(
-        f"{row.end} {row.tokens_gain:.2f} times the tokens/s, TTFT x{row.ttft_ratio:.2f}"
-        for row in ends.itertuples()
-    )
+    """What `at_ends` gives, in words: of the facts that are contested how far they reach."""
+    gains, ratios = ends.set_index("end")["tokens_gain"], ends["ttft_ratio"]
+    said = ", ".join(f"{gain:.2f} ({end})" for end, gain in gains[:3].items())
+    said += f" times the tokens/s, TTFT ×{ratios.min():.2f} to ×{ratios.max():.2f}"
+    if len(contested := gains[3:]):
+        said += (
+            f"; where public facts contradict each other {contested.min():.2f} to "
+            f"{contested.max():.2f} times the tokens/s"
+        )
+    return said

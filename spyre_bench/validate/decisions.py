@@ -8,8 +8,9 @@ times. What is off here is a fault of the simulator; no cost can explain it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,17 +24,20 @@ from spyre_bench.simulate.static import simulate
 from spyre_bench.workload.workload import Workload
 
 NEAR_S = 0.010  # within which a request's times agree
-ROUNDED_S = 1e-6  # a batch is longer by: whoever was seen by its end is so whatever sums round to
-AWAKE_S = 0.05  # a next batch that starts this soon: the engine was not idle in between
+ROUNDED_S = 1e-6  # more than sums of times round to
+AWAKE_S = 0.05  # a decision this soon after a batch is a step of the loop, and not late
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """The batches of a server beside those of the simulator that was fed with its passes."""
+    """The batches of a server beside those of the simulator that was fed with its passes; and where
+    one differs, the first (None: it has no further one)."""
 
     batches: int
     first_other: int | None  # the first batch that differs in bucket or members; None: none does
     latest_s: float  # the largest difference of any request's start, in the batches before it
+    measured: Formed | None = None
+    simulated: Formed | None = None
 
     @property
     def same(self) -> bool:
@@ -44,37 +48,72 @@ class Decisions:
         """The same batches in the same order, every request at its time."""
         return self.same and self.latest_s <= NEAR_S
 
+    def __str__(self) -> str:
+        times = f"starts at most {1e3 * self.latest_s:.1f} ms apart"
+        if self.first_other is None:
+            return f"the simulator forms the server's {self.batches:,} batches, {times}"
+        return (
+            f"batch {self.first_other:,} of {self.batches:,} (counted from 0) differs: the "
+            f"server's {self.measured or 'none'}; the simulator's {self.simulated or 'none'}; "
+            f"before it {times}"
+        )
+
+
+class Formed(NamedTuple):
+    """A batch as it is compared, and what explains a difference."""
+
+    bucket: str
+    places: frozenset[int]  # of its members, among all requests that came
+    start_s: float  # from the first arrival
+
+    def __str__(self) -> str:
+        who = ", ".join(map(str, sorted(self.places)))
+        return f"{self.bucket} with requests {who} at {self.start_s:.6f} s"
+
+    def is_as(self, other: Formed) -> bool:
+        return self[:2] == other[:2]
+
 
 def decisions(passes: pd.DataFrame, policy: Policy, estimated: Sequence[BucketCost]) -> Decisions:
     """From a pass log with what the scheduler knew (`read_passes(..., waits=True)`), the server's
     policy and the costs that it decided by. Raises ValueError for a log without it."""
     server = _measured(passes)
     order = np.argsort(server.place)  # of its queue
-    run = _replay(server, order, policy, estimated)
-    first = run.passes.first_of_batch
+    looks = _Looks(server)
+    run = _replay(server, order, looks, policy, estimated)
+    place = server.place.astype(int)
     simulated = [
-        (str(run.costs[run.passes.shape[row]].bucket), set(order[run.passes.of_row(row)[0]]))
-        for row in first
+        Formed(
+            str(run.costs[run.passes.shape[row]].bucket),
+            frozenset(place[order[run.passes.of_row(row)[0]]].tolist()),
+            looks.event_s.get(start_s := float(run.passes.start_s[row]), start_s),
+        )
+        for row in run.passes.first_of_batch
     ]
-    ends = np.cumsum(server.members)
+    members = np.split(place, np.cumsum(server.members))[:-1]
     measured = [
-        (bucket, set(range(end - members, end)))
-        for bucket, members, end in zip(server.bucket, server.members, ends, strict=True)
+        Formed(bucket, frozenset(some.tolist()), float(start_s))
+        for bucket, some, start_s in zip(server.bucket, members, server.start_s, strict=True)
     ]
-    both = itertools.zip_longest(measured, simulated)
-    other = next((place for place, (ours, theirs) in enumerate(both) if ours != theirs), None)
-    alike = len(measured) if other is None else other
-    off_s = run.passes.start_s[first][:alike] - server.start_s[:alike]
-    return Decisions(len(measured), other, float(np.abs(off_s).max(initial=0.0)))
+    latest_s = 0.0
+    for at, (ours, theirs) in enumerate(itertools.zip_longest(measured, simulated)):
+        if not (ours and theirs and ours.is_as(theirs)):
+            return Decisions(len(measured), at, latest_s, ours, theirs)
+        latest_s = max(latest_s, abs(ours.start_s - theirs.start_s))
+    return Decisions(len(measured), None, latest_s)
 
 
 def _replay(
-    server: _Server, order: np.ndarray, policy: Policy, estimated: Sequence[BucketCost]
+    server: _Server,
+    order: np.ndarray,
+    looks: _Looks,
+    policy: Policy,
+    estimated: Sequence[BucketCost],
 ) -> SimulatedRun:
     """The simulator's run on the requests of a pass log, with every batch as long as it was."""
     workload = Workload(
         "pass log",
-        np.maximum.accumulate(_noticed(server, policy)[order]),
+        np.maximum.accumulate(server.arrival_s[order]),
         server.prompt_tokens[order],
         server.output_tokens[order],
         server.max_tokens[order],
@@ -86,19 +125,30 @@ def _replay(
         pace=_pace(server, estimated),
         seen_s=server.seen_s[order],
         leaves_s=server.leaves_s[order],
+        looks=looks,
     )
 
 
-def _noticed(server: _Server, policy: Policy) -> np.ndarray:
-    """Arrivals with which a hold ends when the server's loop noticed that it was over, and not a
-    step before: in between, somebody else may have been seen."""
-    arrival_s, last = server.arrival_s.copy(), np.cumsum(server.members)
-    for start_s, first, end in zip(server.start_s, last - server.members, last, strict=True):
-        members = slice(first, end)
-        for hold_s in filter(None, {policy.gather_s, policy.max_wait_s}):
-            if 0 < start_s - (arrival_s[members].min() + hold_s) < NEAR_S:
-                arrival_s[members] = np.maximum(arrival_s[members], start_s - hold_s)
-    return arrival_s
+class _Looks:
+    """When the server's loop noticed what happened at a time: a batch or a hold had ended. The log
+    knows from when on it had not looked, before each batch and before each request that left; in
+    between somebody else may have come or gone, whom the decision then knew of."""
+
+    def __init__(self, server: _Server):
+        ends_s = pd.Series(
+            np.concatenate([server.decided_s, server.leaves_s[server.members.sum() :]])
+        )
+        ends_s = ends_s.groupby(server.looked_s).max()  # with whoever left there was no look yet
+        self._begin_s, self._end_s = ends_s.index.to_numpy(), ends_s.to_numpy()
+        self.event_s: dict[float, float] = {}  # by when it was noticed
+
+    def __call__(self, event_s: float) -> float:
+        place = np.searchsorted(self._end_s, event_s, side="right")
+        if place == len(self._end_s) or event_s <= self._begin_s[place] + ROUNDED_S:
+            return event_s
+        noticed_s = float(self._end_s[place])
+        self.event_s[noticed_s] = event_s
+        return noticed_s
 
 
 @dataclass(frozen=True)
@@ -108,6 +158,8 @@ class _Server:
 
     bucket: list[str]
     start_s: np.ndarray  # float64 [batches]
+    looked_s: np.ndarray  # float64 [batches + left], the decision before began
+    decided_s: np.ndarray  # float64 [batches], and the one to start it was made
     prefill_end_s: np.ndarray  # float64 [batches], where the next pass starts
     decode_s: np.ndarray  # float64 [batches], mean of the others; the last ends with the batch
     members: np.ndarray  # int [batches]
@@ -124,14 +176,17 @@ def _measured(passes: pd.DataFrame) -> _Server:
     batches = [some for _, some in passes.groupby("batch", sort=True)]
     starts = pd.DataFrame([some.iloc[0] for some in batches])
     members = starts["seen_s"].map(len).to_numpy()
-    if (members != starts["prompt_tokens"].map(len)).any():
+    looks = starts["looked_s"].map(len).to_numpy()
+    if (members != starts["prompt_tokens"].map(len)).any() or (looks[1:] != 2).any():
         raise ValueError(
             "the pass log does not say when requests were seen: an older server wrote it; serve "
             "and log again"
         )
-    ends_s = zip(batches, _ends(batches), strict=True)
+    looked_s = np.array([times[0] if len(times) > 1 else -np.inf for times in starts["looked_s"]])
+    decided_s = np.array([times[-1] for times in starts["looked_s"]])
+    ends_s = zip(batches, _ends(batches, looked_s, decided_s), strict=True)
     at_s = [np.append(some["start_s"], end_s) for some, end_s in ends_s]
-    left = np.array([one for some in starts["left"] for one in some]).reshape(-1, 6)
+    left = np.array([one for some in starts["left"] for one in some]).reshape(-1, 7)
 
     def of_requests(name: str, column: int) -> np.ndarray:
         return np.concatenate([*starts[name], left[:, column]])
@@ -142,33 +197,32 @@ def _measured(passes: pd.DataFrame) -> _Server:
     return _Server(
         bucket=starts["bucket"].tolist(),
         start_s=starts["start_s"].to_numpy() - earliest_s,
+        looked_s=np.append(looked_s, left[:, 3]) - earliest_s,
+        decided_s=decided_s - earliest_s,
         prefill_end_s=np.array([times[1] for times in at_s]) - earliest_s,
         decode_s=np.array([(times[-1] - times[1]) / max(1, len(times) - 2) for times in at_s]),
         members=members,
         place=of_requests("place", 0),
         arrival_s=arrival_s - earliest_s,
         seen_s=seen_s - earliest_s,
-        leaves_s=np.append(np.full(members.sum(), np.inf), left[:, 3] - earliest_s),
-        prompt_tokens=of_requests("prompt_tokens", 4).astype(int),
+        leaves_s=np.append(np.full(members.sum(), np.inf), left[:, 4] - earliest_s),
+        prompt_tokens=of_requests("prompt_tokens", 5).astype(int),
         output_tokens=outputs.astype(int),
-        max_tokens=of_requests("max_tokens", 5).astype(int),
+        max_tokens=of_requests("max_tokens", 6).astype(int),
     )
 
 
-def _ends(batches: Sequence[pd.DataFrame]) -> list[float]:
-    """When each batch leaves the engine free: with the start of the next where that follows at
-    once, else with its last pass and the time that lies between two passes."""
-    passes = pd.concat(batches)
-    between_s = passes["start_s"].diff() - passes["seconds"].shift()
-    gap_s = between_s[passes["batch"].diff() == 0].median()
-    ends_s = []
-    for some, following in zip(batches, [*batches[1:], None], strict=True):
+def _ends(
+    batches: Sequence[pd.DataFrame], looked_s: np.ndarray, decided_s: np.ndarray
+) -> Iterator[float]:
+    """When each batch leaves the engine free: with the next decision where that follows at once,
+    else with its last pass."""
+    following = zip([*looked_s[1:], np.inf], [*decided_s[1:], np.inf], strict=True)
+    for some, (looked, decided) in zip(batches, following, strict=True):
         last = some.iloc[-1]
         end_s = last["start_s"] + last["seconds"]
-        next_s = np.inf if following is None else following["start_s"].iloc[0]
-        end_s = next_s if next_s - end_s < AWAKE_S else end_s + np.nan_to_num(gap_s)
-        ends_s.append(end_s + ROUNDED_S)
-    return ends_s
+        is_next = looked <= last["start_s"] and decided - end_s < AWAKE_S
+        yield decided - ROUNDED_S if is_next else end_s
 
 
 def _pace(server: _Server, costs: Sequence[BucketCost]) -> Pace:

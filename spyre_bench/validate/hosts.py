@@ -41,9 +41,9 @@ class LiveHost(ABC):
     directory: Path
 
     def serve(self, workload: Workload, name: str) -> Served:
-        before, times = self.count(), CpuTimes.now(self.server.session)
+        before, times = self.count(), CpuTimes.now(*self.server.sessions)
         result = serving.replay(self.server, workload, self.directory, name)
-        others = CpuTimes.now(self.server.session).others_since(times)
+        others = CpuTimes.now(*self.server.sessions).others_since(times)
         return Served(result, self.passes(before), others)
 
     @abstractmethod

@@ -104,7 +104,9 @@ def on_servers(
     for kind, host in hosts.items():
         folder = directory / kind
         compiled = buckets if kind == "static" else None
-        with serving.serve(model_directory, compiled, folder, **(own[kind] | setting)) as server:
+        with serving.serve(
+            model_directory, compiled, folder, replays=True, **(own[kind] | setting)
+        ) as server:
             engine = host(server, folder)
             constants = calibrate(engine, folder, "first")
             found = [_check(engine, constants, QUEUED, sent[QUEUED], folder, seed)]

@@ -19,13 +19,13 @@ class CpuTimes:
 
     at_s: float  # of the monotonic clock
     machine_s: float  # of all processes
-    ours_s: float  # of this process, of children that have ended, and of a session's processes
+    ours_s: float  # of this process, of children that have ended, and of some sessions' processes
 
     @classmethod
-    def now(cls, session: int) -> CpuTimes:
-        """With the processes of a session (a server and its workers) among ours."""
+    def now(cls, *sessions: int) -> CpuTimes:
+        """With the processes of these sessions (of a server, of its client) among ours."""
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-        ours_s = time.process_time() + ended.ru_utime + ended.ru_stime + _session_s(session)
+        ours_s = time.process_time() + ended.ru_utime + ended.ru_stime + _sessions_s(sessions)
         return cls(time.monotonic(), _machine_s(), ours_s)
 
     def others_since(self, before: CpuTimes) -> float:
@@ -39,14 +39,14 @@ def _machine_s() -> float:
     return TICK_S * sum(int(ticks) for place, ticks in enumerate(columns) if place not in IDLE)
 
 
-def _session_s(session: int) -> float:
-    return TICK_S * sum(_ticks(path, session) for path in PROC.glob("[0-9]*/stat"))
+def _sessions_s(sessions: tuple[int, ...]) -> float:
+    return TICK_S * sum(_ticks(path, sessions) for path in PROC.glob("[0-9]*/stat"))
 
 
-def _ticks(path: Path, session: int) -> int:
-    """User and system time of a process of the session, 0 of any other."""
+def _ticks(path: Path, sessions: tuple[int, ...]) -> int:
+    """User and system time of a process of one of the sessions, 0 of any other."""
     try:
         columns = path.read_text().rpartition(")")[2].split()
     except OSError:  # it has just ended
         return 0
-    return sum(map(int, columns[11:13])) if int(columns[3]) == session else 0
+    return sum(map(int, columns[11:13])) if int(columns[3]) in sessions else 0

@@ -1,7 +1,7 @@
 """A real server and real clients for a notebook: `vllm serve` on the backend, `vllm bench serve`
 replaying a workload, and a single request where times of a client are not asked for.
 
-Nothing of vLLM is imported here: server and benchmark are processes of their own.
+Nothing of vLLM is imported here: server and benchmark are processes of their own, one each.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import http.client
 import json
 import math
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -27,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from spyre_bench.shapes import BucketSet
+from spyre_bench.validate.bench_client import BenchClient
 from spyre_bench.workload.workload import Workload
 
 VLLM = Path(sys.executable).with_name("vllm")
@@ -43,6 +45,13 @@ class Server:
     model_directory: Path
     pass_log: Path
     session: int  # of all its processes
+    client: BenchClient
+
+    @property
+    def sessions(self) -> list[int]:
+        """Its own, and its client's once there is one."""
+        theirs = self.client.session
+        return [self.session] if theirs is None else [self.session, theirs]
 
 
 @contextlib.contextmanager
@@ -53,11 +62,13 @@ def serve(
     *,
     threads: int = 1,
     tp: int = 1,
+    replays: bool = False,
     **setting: Any,
 ) -> Iterator[Server]:
     """`vllm serve` with these buckets over `tp` ranks of so many threads until the block ends. As
     text ("@shapes.json") the server itself reads them; None where `setting`, further keys of
-    `additional_config["spyre"]`, says what is compiled. Log and pass log go into the directory.
+    `additional_config["spyre"]`, says what is compiled. With `replays` the client starts beside the
+    server, not with the first replay. Logs and pass log go into the directory.
     Raises ValueError with the end of the log where the server ends or is not ready within a quarter
     of an hour."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -92,10 +103,14 @@ def serve(
             start_new_session=True,
             preexec_fn=ends_with_us,
         )
+    client = BenchClient(directory / "client.log", _environment(1), ends_with_us)
     try:
+        if replays:
+            client.start()
         _wait_until_ready(process, f"http://127.0.0.1:{port}/health", log)
-        yield Server(f"http://127.0.0.1:{port}", model_directory, pass_log, process.pid)
+        yield Server(f"http://127.0.0.1:{port}", model_directory, pass_log, process.pid, client)
     finally:
+        client.close()
         _stop(process)
 
 
@@ -174,6 +189,7 @@ def replay(server: Server, workload: Workload, directory: Path, name: str) -> di
     length and max_tokens = output_tokens, the end of sequence ignored. Returns its result with all
     arrays, which stays in the directory as `<name>.json`."""
     trace = directory / f"{name}.jsonl"
+    first = secrets.randbits(48)  # prompts are drawn by these: no run meets another's prefixes
     with trace.open("w") as file:
         file.writelines(
             json.dumps({"timestamp": at, "input_length": p, "output_length": o, "hash_ids": [i]})
@@ -184,46 +200,21 @@ def replay(server: Server, workload: Workload, directory: Path, name: str) -> di
                     workload.prompt_tokens.tolist(),
                     workload.output_tokens.tolist(),
                     strict=True,
-                )
+                ),
+                start=first,
             )
         )
-    command = [
-        *_environment(1),
-        "PYTHONHASHSEED=random",  # which prompts are drawn by: no run meets another's prefixes
-        str(VLLM),
-        "bench",
-        "serve",
-        "--base-url",
-        server.url,
-        "--model",
-        "model",
-        "--tokenizer",
-        str(server.model_directory),
-        "--backend",
-        "vllm",
-        "--dataset-name",
-        "timed_trace",
-        "--dataset-path",
-        str(trace),
-        "--timed-trace-chunk-hash-size",
-        str(int(workload.prompt_tokens.max())),
-        "--num-prompts",
-        str(len(workload)),
-        "--num-warmups",
-        "0",
-        "--temperature",
-        "0",
-        "--save-result",
-        "--save-detailed",
-        "--result-dir",
-        str(directory),
-        "--result-filename",
-        f"{name}.json",
-        "--disable-tqdm",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise ValueError(f"vllm bench serve failed: {done.stderr.strip()[-1000:]}")
+    server.client.run(
+        [
+            *("--base-url", server.url, "--model", "model", "--backend", "vllm"),
+            *("--tokenizer", str(server.model_directory)),
+            *("--dataset-name", "timed_trace", "--dataset-path", str(trace)),
+            *("--timed-trace-chunk-hash-size", str(int(workload.prompt_tokens.max()))),
+            *("--num-prompts", str(len(workload)), "--num-warmups", "0", "--temperature", "0"),
+            *("--save-result", "--save-detailed", "--disable-tqdm"),
+            *("--result-dir", str(directory), "--result-filename", f"{name}.json"),
+        ]
+    )
     result = json.loads((directory / f"{name}.json").read_text())
     if result["failed"]:
         error = next(error for error in result["errors"] if error)

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+DRAWN = """Promise.all(Array.from(document.images)
+    .filter(image => image.checkVisibility()).map(image => image.decode()))"""
+"""An empty place for a pinned result has a picture of nothing, which cannot be decoded."""
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -48,7 +51,7 @@ def page(browser, lab, request, tmp_path):
     yield page
     for panel in page.locator(".spyre-panel").all():
         panel.scroll_into_view_if_needed()
-    page.evaluate("Promise.all(Array.from(document.images, image => image.decode()))")
+    page.evaluate(DRAWN)
     folder = Path(request.config.getoption("screenshots") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=folder / f"{request.node.name}.png")

@@ -174,3 +174,9 @@ class Panel:
     def wait_for_another(self, csv: str, minutes: float = 1) -> None:
         """Until the figure shows something else than this."""
         expect(self._live("pre >> nth=0")).not_to_have_text(csv, timeout=minutes * MINUTE)
+
+    def wait_for_no_picture(self) -> None:
+        expect(self._live("img")).to_be_hidden(timeout=MINUTE)
+
+    def wait_for_another_picture(self, picture: str) -> None:
+        expect(self._live("img")).not_to_have_attribute("src", picture, timeout=MINUTE)

@@ -364,8 +364,9 @@ def test_both_kinds_of_batching_serve_the_same_requests_on_as_many_graphs(tmp_pa
 def test_both_kinds_are_served_too_where_a_model_is_named(tmp_path, tiny_llama):
     words = ("-p", "requests", "300", "-p", "load_shares", "0.3 0.9", "-p", "graphs", "4")
     words += ("-p", "served_requests", "8", "-p", "requests_a_card", "10")
+    words += ("-p", "served_pairs", "1", "-p", "rows", "4", "-p", "chunk_tokens", "128")
     record = run(tmp_path, "06_static_or_continuous", tiny_llama, *words)
-    assert "servers" in record["figures"]
+    assert {"servers", "pairs"} <= set(record["figures"])
     folder = tmp_path / "out/latest/06_static_or_continuous"
     assert json.loads((folder / "outcome.json").read_text())["traits"]["measures"] is True
     found = pd.read_csv(folder / "tables/servers.csv")
@@ -376,6 +377,8 @@ def test_both_kinds_are_served_too_where_a_model_is_named(tmp_path, tiny_llama):
     assert (found["p95_e2el_s"] >= found["p95_ttft_s"]).all()
     decided = record["aims"]["continuous: the simulator decides as the server"]["evidence"]
     assert decided.count("takes the server's steps in all") == 2, "starts may be late when busy"
+    assert "of 1 pairs better" in record["answer"] or "pair was disturbed" in record["answer"]
+    assert len(pd.read_csv(folder / "tables/pairs.csv")) == 1
 
 
 @pytest.mark.slow

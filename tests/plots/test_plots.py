@@ -14,6 +14,7 @@ from matplotlib import pyplot as plt
 from matplotlib.text import Text
 
 from spyre_bench import plots
+from spyre_bench.plots.style import plain_numbers
 
 PASSES = pd.DataFrame(
     {
@@ -369,7 +370,7 @@ def test_a_bucket_is_a_corner_and_equal_corners_keep_their_numbers_apart():
 def test_what_is_advised_is_bold_and_a_growing_backlog_has_no_latency():
     ax = plots.contenders(CONTENDERS, "")
     assert [label.get_fontweight() for label in ax.get_yticklabels()] == ["bold", "normal"]
-    assert texts(ax) == ["p95 30 s", "backlog grows"]
+    assert texts(ax) == ["P95 30 s", "backlog grows"]
 
 
 def test_a_stage_begins_where_the_one_before_ended_and_may_save():
@@ -391,6 +392,37 @@ def test_sets_are_numbered_from_the_fastest_at_their_fill():
         ("3", 20.0, 300.0),
     ]
     assert ax.get_ylim()[0] < 50.0, "the bound is in the picture"
+
+
+def test_the_number_of_a_set_stands_where_its_nearest_neighbour_is_not():
+    near = pd.DataFrame(
+        {
+            "set": ["a", "b", "far"],
+            "kind": ["baseline"] * 3,
+            "fill": [0.2, 0.21, 0.9],
+            "busy_s": [90.0, 91.0, 60.0],
+        }
+    )
+    ax = plots.fill_and_seconds(near, 50.0, "")
+    sides = {text.get_text(): np.sign(text.get_position()[0]) for text in ax.texts}
+    assert sides == {"1": 1, "2": -1, "3": 1}
+
+
+@pytest.mark.parametrize("ends", [(0.045, 0.28), (1500, 9000), (3, 170), (0.01, 1000)])
+def test_a_logarithmic_axis_has_plain_numbers_enough_to_be_read_by(ends):
+    _, ax = plt.subplots()
+    ax.set_yscale("log")
+    ax.set_ylim(ends)
+    plain_numbers(ax.yaxis)
+    ax.figure.draw_without_rendering()
+    texts = [label.get_text() for label in ax.get_yticklabels()]
+    inside = [
+        text
+        for place, text in zip(ax.get_yticks(), texts, strict=True)
+        if ends[0] <= place <= ends[1]
+    ]
+    assert 3 <= len(inside) <= 7
+    assert not any("e" in text or "$" in text for text in inside)
 
 
 def test_shares_lie_end_to_end_and_groups_apart():
@@ -573,6 +605,17 @@ def test_a_prediction_is_a_bar_around_its_point_and_what_came_a_mark_that_says_h
     assert ax.get_yticklabels()[0].get_text() == "load 1: E2EL P50"
 
 
+def test_pairs_stand_in_the_band_that_was_registered_and_disturbed_ones_are_empty():
+    frame = pd.DataFrame({"saving": [0.1, -0.02], "disturbed": [False, True]})
+    ax = plots.pairs_saved(frame, (0.06, 0.08, 0.12), "It is so")
+    assert (ax.patches[0].get_x(), ax.patches[0].get_width()) == pytest.approx((6, 6))
+    marks = {line.get_label(): line for line in ax.lines}
+    assert list(marks["its point"].get_xdata()) == pytest.approx([8, 8])
+    assert marks["measured"].get_xydata().tolist() == [[10, 1]]
+    assert marks["measured, disturbed"].get_xydata().tolist() == [[-2, 2]]
+    assert marks["measured, disturbed"].get_markerfacecolor() == "white"
+
+
 def test_a_band_is_shaded_around_the_line_of_its_policy_in_every_panel():
     policy = LOADED["policy"].iloc[0]
     ends = {f"{end}_{name}": [1.0, 2.0] for name in plots.LATENCIES for end in ("low", "high")}
@@ -589,8 +632,9 @@ def test_the_intervals_of_deployments_have_a_panel_per_figure():
         columns=["deployment", "figure", "low", "point", "high"],
     )
     ax = plots.intervals(frame, "It is so")
-    assert [panel.get_xlabel() for panel in ax.figure.axes] == ["goodput_rps_a_card", "p99_ttft_s"]
-    assert list(ax.lines[0].get_xdata()) == [2.0]
+    names = ["goodput per card [requests/min]", "TTFT, P99 [s]"]
+    assert [panel.get_xlabel() for panel in ax.figure.axes] == names
+    assert list(ax.lines[0].get_xdata()) == [120.0]
 
 
 def test_a_front_has_a_line_marks_with_crosses_a_shade_and_what_was_measured():
@@ -611,6 +655,12 @@ def test_a_front_has_a_line_marks_with_crosses_a_shade_and_what_was_measured():
     (shade,) = ax.patches
     low, high = [(0, 10), (1, 10), (2, 5), (2, 0)], [(0, 40), (4, 40), (8, 20), (8, 0)]
     assert {*low, *high} == {tuple(at) for at in shade.get_xy().tolist()}
+
+
+def test_one_setup_that_is_todays_and_the_advised_one_has_one_name():
+    marked = FRONT[FRONT["mark"] == "advised"].assign(mark="today, advised")
+    ax = plots.pareto(OFFERS, marked, MEASURED_THERE.head(0), "It is so")
+    assert [text.get_text() for text in ax.texts] == ["today and advised: 2 × TP 1"]
 
 
 def test_a_front_without_a_spread_or_a_measurement_has_neither_shade_nor_star():

@@ -6,6 +6,7 @@ equal, not near.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -39,6 +40,7 @@ class Replay:
     host: Host
     workload: Workload
     abort_s: dict[int, float]  # by request
+    dawdles_s: Callable[[], float] = lambda: 0.0  # what the loop takes before it reads what came
     now: float = 0.0
     batches: list = field(default_factory=list)  # (start_s, bucket, requests)
     generated: dict[int, int] = field(default_factory=dict)  # tokens of each request that ran
@@ -53,6 +55,7 @@ class Replay:
 
     def run(self) -> None:
         while self._to_come or self.host.scheduler.has_unfinished_requests():
+            self.now += self.dawdles_s()
             self._hand_over()
             if not self._pass() and not self.host.scheduler.has_unfinished_requests():
                 self.now = self._next_event_s()
@@ -116,6 +119,7 @@ class Replay:
                 "arrival_s": [one.arrival_s for one in noted],
                 "seen_s": [one.seen_s for one in noted],
                 "max_tokens": [one.max_tokens for one in noted],
+                "looked_s": output.looked_s if output.bucket else [],
                 "left": output.left,
             }
         )
@@ -181,6 +185,19 @@ def counted_tokens(host: Host) -> dict[str, int]:
     return tokens
 
 
+def host_of(vllm_config, policy: Policy) -> Host:
+    host = Host(vllm_config)
+    host.scheduler.costs = COSTS
+    host.scheduler.spyre_config = replaced(
+        host.scheduler.spyre_config,
+        policy=policy.name,
+        gather_s=policy.gather_s,
+        max_wait_s=policy.max_wait_s,
+        max_age_s=policy.max_age_s,
+    )
+    return host
+
+
 @pytest.mark.parametrize("name", ["best_fit", "skip", "fcfs", "length_aware"])
 def test_the_same_arrivals_give_the_same_batches(vllm_config, monkeypatch, name):
     monkeypatch.setattr(module, "POLL_S", math.inf)  # a hold ends at its very end
@@ -188,15 +205,7 @@ def test_the_same_arrivals_give_the_same_batches(vllm_config, monkeypatch, name)
     for seed in range(150):
         rng = np.random.default_rng(seed)
         workload, policy = random_workload(rng), random_policy(rng, name)
-        host = Host(vllm_config)
-        host.scheduler.costs = COSTS
-        host.scheduler.spyre_config = replaced(
-            host.scheduler.spyre_config,
-            policy=name,
-            gather_s=policy.gather_s,
-            max_wait_s=policy.max_wait_s,
-            max_age_s=policy.max_age_s,
-        )
+        host = host_of(vllm_config, policy)
         replay = Replay(host, workload, random_aborts(rng, workload))
         replay.run()
         if not replay.batches:  # everybody left the queue
@@ -219,3 +228,24 @@ def test_the_same_arrivals_give_the_same_batches(vllm_config, monkeypatch, name)
         cut += int((seen.output_tokens < workload.output_tokens)[ran].sum())
     assert left > 20, "aborted while they waited"
     assert cut > 20, "aborted while they ran"
+
+
+@pytest.mark.parametrize("name", ["best_fit", "skip", "fcfs"])
+def test_a_loop_that_dawdles_decides_as_its_log_says(vllm_config, name):
+    """Somebody comes or hangs up while the loop of a busy machine does not look: between two
+    batches, or between the end of a hold and the step that notices it."""
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        workload, policy = random_workload(rng), random_policy(rng, name)
+        seldom = rng.choice([0.01, 0.1, 0.5])
+
+        def dawdles_s(rng=rng, seldom=seldom) -> float:
+            return int(rng.integers(1, 100)) * TICK_S if rng.random() < seldom else TICK_S / 8
+
+        replay = Replay(
+            host_of(vllm_config, policy), workload, random_aborts(rng, workload), dawdles_s
+        )
+        replay.run()
+        if replay.batches:
+            found = decisions(pd.DataFrame(replay.log), policy, COSTS)
+            assert found.same, f"seed {seed}: {found}"

@@ -225,12 +225,10 @@ def test_a_live_server_of_continuous_batching_takes_the_simulators_steps(
     assert hung_up > loads / 5
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("loads", LIVE)
 def test_a_live_server_of_static_batching_forms_the_simulators_batches(
-    without_weights, table, log, tmp_path
+    without_weights, table, log, tmp_path, loads
 ):
-    """Of a thousand loads one batch in 5,138 was another, see LOG.md: these are ten."""
-    loads = 10
     server = Server(without_weights, static_settings(table, log), tmp_path / "log")
     try:
         server.wait_until_ready()

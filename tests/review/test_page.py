@@ -166,7 +166,7 @@ def test_the_deck_has_question_answer_one_figure_and_the_number_that_would_chang
     told["traits"]["figure"] = "waste"
     (run / "some/outcome.json").write_text(json.dumps(told))
     page = page_of(run)
-    slide = "some passed · all of it Is it? Yes , it is. What would change it a price above 3 ."
+    slide = "some passed · all of it Is it? Yes , it is. What would change it: a price above 3 ."
     assert section(page, "deck-some") == slide  # its title is in the picture
     assert len(page.find(id="deck-some").find_all("img")) == 1
     ids = [part["id"] for part in page.find_all(id=True)]

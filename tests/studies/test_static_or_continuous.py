@@ -101,6 +101,21 @@ def test_a_card_is_asked_at_both_ends_and_by_each_of_two_facts_that_contradict(r
     assert (frame[["tokens_gain", "ttft_ratio", "tpot_ratio"]] > 0).all().all()
 
 
+def test_the_ends_are_said_one_by_one_and_contested_facts_as_a_range():
+    ends = pd.DataFrame(
+        {
+            "end": ["nominal", "pessimistic", "optimistic", "a fact", "another"],
+            "tokens_gain": [1.7, 1.9, 1.8, 1.6, 2.0],
+            "ttft_ratio": [0.05, 0.04, 0.06, 0.05, 0.05],
+        }
+    )
+    three = "1.70 (nominal), 1.90 (pessimistic), 1.80 (optimistic) times the tokens/s, TTFT ×0.0"
+    assert study.said_at_ends(ends[:3]) == f"{three}4 to ×0.06"
+    assert study.said_at_ends(ends).endswith(
+        "; where public facts contradict each other 1.60 to 2.00 times the tokens/s"
+    )
+
+
 def test_requests_that_fit_neither_are_refused_with_a_remedy(requests, chosen):
     with pytest.raises(ValueError, match="fits both the buckets and the shapes: scale the lengths"):
         study.fitting(requests.scaled(lengths=100), chosen)

@@ -93,11 +93,25 @@ class Machine:
                         "arrival_s": some.arrival_s[members].tolist() if prefill else [],
                         "seen_s": seen_s[members].tolist() if prefill else [],
                         "max_tokens": some.max_tokens[members].tolist() if prefill else [],
+                        "looked_s": looks(run, row, seen_s) if prefill else [],
                         "left": [],
                         "measured_at": "2026-01-01T00:00:00+00:00",
                     }
                 )
         return pd.DataFrame(rows)
+
+
+def looks(run: SimulatedRun, row: int, seen_s: np.ndarray) -> list[float]:
+    """The decision before a batch, when somebody came to an idle engine or the last batch began,
+    and the one that started it."""
+    passes, start_s = run.passes, float(run.passes.start_s[row])
+    before_s = free_s = -np.inf
+    if row > 0:
+        before_s = passes.start_s[passes.first_of_batch[passes.batch[row] - 1]]
+        free_s = passes.start_s[row - 1] + passes.seconds[row - 1] * passes.count[row - 1]
+    held = seen_s[(seen_s > free_s) & (seen_s < start_s)]
+    before_s = held.max(initial=before_s)
+    return [float(before_s), start_s] if np.isfinite(before_s) else [start_s]
 
 
 class PagedMachine:

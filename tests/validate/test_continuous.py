@@ -17,6 +17,7 @@ from spyre_bench.shape_set import DecodeShape, PrefillShape
 from spyre_bench.simulate.continuous import simulate
 from spyre_bench.simulate.result import DECODE
 from spyre_bench.validate import continuous, hosts
+from spyre_bench.validate.bench_client import BenchClient
 from spyre_bench.validate.check import Checks, calibrate, pass_errors
 from spyre_bench.validate.constants import DRIFT
 from spyre_bench.validate.continuous import ContinuousHost, StepConstants
@@ -204,7 +205,7 @@ def test_nine_of_ten_intervals_hold_on_a_machine_that_drifts(tmp_path):
 def test_a_live_host_has_shapes_and_rules_from_its_log_and_gives_the_passes_of_each_run(
     tmp_path, monkeypatch
 ):
-    server = Server("", Path(), tmp_path / "passes.jsonl", 0)
+    server = Server("", Path(), tmp_path / "passes.jsonl", 0, BenchClient(tmp_path / "log"))
     log, machine = PassLog(server.pass_log), steady()
     log.write(StepRules(WARMED.blocks, True, asdict(RULES)))
     for cost in WARMED.each:

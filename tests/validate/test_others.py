@@ -30,6 +30,19 @@ def test_a_process_of_the_session_is_ours_and_the_same_one_of_another_session_is
     assert of_another_later.others_since(of_another) > others
 
 
+def test_several_sessions_are_ours_together():
+    processes = [subprocess.Popen(SPIN, start_new_session=True) for _ in range(2)]
+    try:
+        time.sleep(0.3)
+        apart = [CpuTimes.now(process.pid).ours_s - CpuTimes.now().ours_s for process in processes]
+        together_s = CpuTimes.now(*(process.pid for process in processes)).ours_s
+        assert together_s - CpuTimes.now().ours_s >= sum(apart) - 0.05 > 0
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
 def test_nothing_is_less_than_idle():
     at = CpuTimes(0.0, 100.0, 50.0)
     assert CpuTimes(10.0, 105.0, 52.0).others_since(at) == 0.3

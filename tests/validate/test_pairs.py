@@ -11,7 +11,7 @@ from spyre_bench.metrics.summary import busy_s
 from spyre_bench.policy.continuous import RULES
 from spyre_bench.simulate.continuous import simulate
 from spyre_bench.validate.check import calibrate
-from spyre_bench.validate.pairs import SAVING, pairs, register_saving, verdict
+from spyre_bench.validate.pairs import SAVING, Verdict, pairs, register_saving
 from spyre_bench.validate.registered import Prediction
 from tests.validate.machine import PagedMachine
 from tests.validate.test_continuous import REQUESTS, WARMED
@@ -64,22 +64,24 @@ def test_what_was_said_comes_and_each_pair_begins_with_the_other_one(hosts, told
     assert frame[SAVING].tolist() == pytest.approx([saving] * 3)
     assert (1 - frame["both busy_s"] / frame["wide busy_s"]).tolist() == frame[SAVING].tolist()
     assert (frame["e2el_saving"] > 0).all()
-    found = verdict(frame, told)
+    found = Verdict(frame, told)
     assert (found.is_better, found.is_as_predicted) == (True, True)
     assert str(found).startswith("3 of 3 pairs better")
+    assert [met for _, met, _ in found.aims()] == [True, True]
 
 
 def test_a_pair_that_others_disturbed_says_nothing(hosts, told):
     serve = hosts["both"].serve
     hosts["both"].serve = lambda *asked: serve(*asked)._replace(others=0.3)
-    found = verdict(pd.DataFrame(pairs(hosts, REQUESTS, 2)), told)
+    found = Verdict(pd.DataFrame(pairs(hosts, REQUESTS, 2)), told)
     assert (found.pairs, found.is_better, found.is_as_predicted) == (0, None, None)
     assert str(found).startswith("every pair was disturbed; ")
+    assert not list(found.aims()), "nothing was missed"
 
 
 def test_eight_of_ten_are_too_few_and_more_than_was_said_is_not_as_was_said(told):
     _, high = told.intervals[SAVING]
     eight = pd.DataFrame({SAVING: [high] * 8 + [-high] * 2, "disturbed": False})
-    assert not verdict(eight, told).is_better
-    more = verdict(pd.DataFrame({SAVING: [high + 0.01] * 10, "disturbed": False}), told)
+    assert not Verdict(eight, told).is_better
+    more = Verdict(pd.DataFrame({SAVING: [high + 0.01] * 10, "disturbed": False}), told)
     assert (more.is_better, more.is_as_predicted) == (True, False)

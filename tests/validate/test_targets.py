@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from spyre_bench.cost.source import SHAPES, load_cost
-from spyre_bench.validate import continuous, static
+from spyre_bench.shape_set import ShapeSet
+from spyre_bench.validate import continuous, pairs, static
 from tests import prove, trust
 from tests.validate.machine import Machine, PagedMachine
 from tests.validate.test_check import BUCKETS, COSTS
@@ -67,7 +68,7 @@ def test_prove_registers_a_saving_and_holds_it_against_pairs(monkeypatch, tmp_pa
     def serve(model, buckets, folder, **setting):
         folder.mkdir(parents=True)
         names = ("prefill_shapes", "decode_shapes", "blocks")
-        sets.append(prove.ShapeSet.parse(*(setting[name] for name in names)))
+        sets.append(ShapeSet.parse(*(setting[name] for name in names)))
         yield None
 
     def host(server, folder):
@@ -75,8 +76,8 @@ def test_prove_registers_a_saving_and_holds_it_against_pairs(monkeypatch, tmp_pa
         found.directory = folder
         return found
 
-    monkeypatch.setattr(prove, "serve", serve)
-    monkeypatch.setattr(prove, "ContinuousHost", host)
+    monkeypatch.setattr(pairs.serving, "serve", serve)
+    monkeypatch.setattr(pairs, "ContinuousHost", host)
     monkeypatch.setattr(prove, "model_directory", lambda name: name)
     words = ("--pairs", "2", "--requests", "6", "--length-scale", "0.06", "--rows", "4")
     code = run(prove, monkeypatch, tmp_path, *words, "--chunk", "128")
