@@ -8,11 +8,18 @@ FOR_PEOPLE = (ValueError, OSError)
 
 def sentence(error: BaseException) -> str:
     """What went wrong, on one line."""
-    text = " ".join(str(error).split())
+    text = " ".join(_said(error).split())
     if isinstance(error, FOR_PEOPLE) and text:
         return text
     kind = type(error).__name__
     return f"{kind}: {text}" if text else kind
+
+
+def _said(error: BaseException) -> str:
+    """Of the system's errors their words and the file, without the number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+    return str(error)
 
 
 def unexpected(error: BaseException) -> bool:

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -74,16 +75,41 @@ def read_yaml(path: Path) -> Any:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write, which takes the place of `path` when the block ends without an error: an
-    interruption leaves the old one or the new one. Raises ValueError for a folder."""
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: name a file in it")
+    interruption leaves the old one or the new one. Raises ValueError for a folder or a device."""
+    _require_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        if error.filename == str(partial):  # which nobody has heard of
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def require_place(path: Path) -> None:
+    """Before the work whose result `path` is to take: ValueError where it cannot be written."""
+    _require_file(path)
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written ({error.strerror}): name a file in a folder that you may "
+            f"write to"
+        ) from error
+
+
+def _require_file(path: Path) -> None:
+    """A device would be gone, with a file in its place."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a file in it")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is a device or a pipe, and not a file: name a file")
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -7,9 +7,11 @@ their names are known, so that long values nobody uses are dropped at once.
 
 from __future__ import annotations
 
+import csv
 import gzip
 import itertools
 import json
+import re
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -100,10 +102,13 @@ def read_csv(
     except pd.errors.EmptyDataError as error:
         raise ValueError(f"{path} is empty: it needs a line of column names") from error
     except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
+        line = re.search(r"in line \d+", str(error))  # of the first row, it is not said
+        where = line[0] if line else "in line 2"
         raise ValueError(
-            f"{path} is not a CSV table: {str(error).strip()}. A line has more values than there "
-            f"are column names: look for a comma too many, or for another separator"
+            f"{path} is not a CSV table: {where} there are more values than column names in line "
+            f"1: look for a title above the names, a comma too many, or another separator"
         ) from error
+    _require_distinct(path, file, sep)
     frame.columns = [str(name).strip() for name in frame.columns]
     if separator is None and sep != _default(path):
         frame.attrs["separator"] = SEPARATORS[sep]
@@ -116,6 +121,17 @@ def read_csv(
     frame.index = pd.RangeIndex(2, len(frame) + 2, name="line")  # the header is line 1
     unnamed = [name for name in frame.columns if name.startswith("Unnamed: ")]
     return frame.dropna(how="all").drop(columns=[n for n in unnamed if frame[n].isna().all()])
+
+
+def _require_distinct(path: Path, file: TextIO, sep: str) -> None:
+    """ValueError for a name that two columns have: pandas would give the second another."""
+    file.seek(0)
+    names = [name.strip() for name in next(csv.reader(file, delimiter=sep), [])]
+    twice = next((name for name in names if name and names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(
+            f"{path} line 1 has {names.count(twice)} columns called {twice}: rename all but one"
+        )
 
 
 def _default(path: Path) -> str:

@@ -171,7 +171,10 @@ class ShapeSet:
         for name, example in (("prefill", "256,2048"), ("decode", "8,2048")):
             shapes = getattr(self, name)
             if not shapes:
-                raise ValueError(f"no {name} shape given: name at least one, such as {example}")
+                raise ValueError(
+                    f"no {name} shape given: name at least one, such as {example}; `spyre-bench "
+                    f"shapes` chooses them for a workload"
+                )
             object.__setattr__(self, name, tuple(sorted(set(shapes))))
         if type(self.blocks) is not int:
             raise ValueError(

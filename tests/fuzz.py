@@ -477,6 +477,17 @@ def run_folder(chance: random.Random, folder: Folder) -> list[str]:
     return [*words, *chance.choice(((), ("--json",)))]
 
 
+def paired_sides(chance: random.Random, folder: Folder) -> list[str]:
+    """Of `pairs`: two commands that print a damaged answer, or what is no side at all."""
+    answer = damaged_json(chance, {"prefill_s": 0.5, "decode_s": 0.05, "of": "it"})
+    path = folder.put("answer", damaged_bytes(chance, answer + "\n", "answer"))
+    sides = [f"cat {path}", f"cat {path}", "true", str(folder.path), *NASTY[:2], "nowhere"]
+    words = ["pairs", chance.choice(sides), chance.choice(sides), "-n", "1", "--starts", "1"]
+    if chance.random() < 0.3:
+        words += [chance.choice(("--least", "--bucket", "--out", "-n")), chance.choice(NASTY[:20])]
+    return words
+
+
 def parameters(chance: random.Random, folder: Folder) -> list[str]:
     """Of a notebook that is not executed: what is looked at before."""
     text = PARAMETERS if chance.random() < 0.7 else damaged_text(chance, PARAMETERS)
@@ -514,6 +525,7 @@ KINDS: dict[Callable[[random.Random, Folder], list[str]], int] = {
     grid_file: 12,
     result_file: 12,
     run_folder: 12,
+    paired_sides: 4,
     parameters: 15,
 }
 

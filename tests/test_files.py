@@ -10,7 +10,17 @@ import pytest
 
 import spyre_bench
 from spyre_bench.errors import sentence
-from spyre_bench.files import code, content, in_use, parse_yaml, read_json, read_text, replace_text
+from spyre_bench.files import (
+    code,
+    content,
+    in_use,
+    parse_yaml,
+    read_json,
+    read_text,
+    replace_text,
+    replacing,
+    require_place,
+)
 
 
 @pytest.mark.parametrize(
@@ -106,8 +116,35 @@ def test_what_names_no_file_has_no_content(name):
         (ValueError("first,\n  second"), "first, second"),
         (ZeroDivisionError("float division"), "ZeroDivisionError: float division"),
         (ValueError(), "ValueError"),
+        (
+            FileNotFoundError(2, "No such file or directory", "x.csv"),
+            "x.csv: No such file or directory",
+        ),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError("the hub is not reachable"), "the hub is not reachable"),
         (RecursionError(), "RecursionError"),
     ],
 )
 def test_an_error_is_one_line_and_names_its_kind_where_it_was_not_written_for_people(error, words):
     assert sentence(error) == words
+
+
+def test_what_cannot_be_written_is_said_before_the_work_and_devices_stay_what_they_are(tmp_path):
+    (tmp_path / "file").touch()
+    require_place(tmp_path / "new" / "out.csv")
+    assert not (tmp_path / "new").exists()
+    for path, words in (
+        (tmp_path, "is a folder: name a file in it"),
+        (tmp_path / "file" / "out.csv", r"cannot be written \(Not a directory\): name a file"),
+        (Path("/dev/null"), "is a device or a pipe, and not a file"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            require_place(path)
+    with pytest.raises(ValueError, match="is a device"):
+        replace_text(Path("/dev/null"), "")
+
+
+def test_a_file_that_cannot_be_written_is_named_as_it_was_given(tmp_path):
+    with pytest.raises(FileNotFoundError) as refused, replacing(tmp_path / "out.csv"):
+        pass  # nothing was written, so that there is nothing to rename
+    assert sentence(refused.value) == f"{tmp_path / 'out.csv'}: No such file or directory"

@@ -54,18 +54,25 @@ class Advice:
         """What the table comes to, in words: ties, losses and too few requests among it."""
         frame = self.contenders.set_index("name")
         advised = str(frame.index[frame["advised"]][0])
-        said = [_against(frame, advised)]
-        after_s = per_request(self).set_index("name")["held_out_busy_s"]
-        return "; ".join([*said, *doubts(after_s, advised, self.fitted)])
+        against = doubts(frame, advised, self.fitted, self.held_out)
+        return "; ".join([_against(frame, advised), *against])
 
 
-def doubts(held_out_s: pd.Series, advised: str, fitted: Workload) -> list[str]:
-    """What speaks against an advice that the first half gave, in words: seconds on the second half
-    by name, and how many requests it was chosen by."""
+def doubts(frame: pd.DataFrame, advised: str, fitted: Workload, held_out: Workload) -> list[str]:
+    """What speaks against an advice that the first half gave, in words: whom it refuses in the
+    second half, what takes fewer seconds there, and how many requests it was chosen by. `frame`:
+    contenders by name."""
     said = []
-    seconds = held_out_s.astype(float)
-    less = 1 - float(seconds.min()) / float(seconds[advised])
-    if less > TIE:
+    rejected = frame["held_out_rejected"]
+    if refused := int(rejected[advised]):
+        said.append(
+            f"it refuses {refused:,} of the {len(held_out):,} requests of the second half, longer "
+            f"than those that it was chosen by"
+        )
+    # a set that refuses more has less to do
+    seconds = frame.loc[rejected <= refused, "held_out_busy_s"].astype(float)
+    if float(seconds.min()) < float(seconds[advised]) * (1 - TIE):
+        less = 1 - float(seconds.min()) / float(seconds[advised])
         said.append(
             f"on the second half {seconds.idxmin()} takes {less:.0%} less, so the requests are too "
             f"few, or too unlike each other, to tell the two apart"
@@ -113,6 +120,7 @@ def advise(
     goodput_ms: Mapping[str, float] | None = None,
     numbers: Mapping[str, int] | None = None,
     today: Sequence[Bucket] = (),
+    covering: bool = False,
 ) -> Advice:
     """Chooses at most `limits.buckets` buckets for the workload.
 
@@ -122,7 +130,8 @@ def advise(
     workload under `policy`. Advised is the best there by `objective`: fewest busy device seconds,
     or most goodput under `goodput_ms`; of those within `TIE` of it the one that compiles in least
     time, then the one with the lowest P95 of E2EL. The second half shows what that is worth on
-    requests that were not looked at.
+    requests that were not looked at. With `covering`, its longest are: every set then takes all
+    requests of both halves.
 
     Raises ValueError for an unknown objective, goodput without limits, and what `choose_buckets`
     refuses.
@@ -136,11 +145,12 @@ def advise(
     if limits.memory_bytes is not None:
         model.require_known("memory_bytes", "a memory limit (--memory-gib)")
     fitted, held_out = workload.halves()
-    baselines = _baselines(fitted, limits, max(batch_sizes), model)
+    asked = _with_longest(workload, len(fitted)) if covering else fitted
+    baselines = _baselines(asked, limits, max(batch_sizes), model)
     others = (cost.bucket for cost in itertools.chain(*baselines.values()))
-    costs = priced_candidates(fitted, model, batch_sizes, extra=others, **(numbers or {}))
-    certificate = choose_buckets(fitted, costs, limits)
-    ours = {"optimum": certificate.costs} | _relatives(fitted, costs, limits, batch_sizes)
+    costs = priced_candidates(asked, model, batch_sizes, extra=others, **(numbers or {}))
+    certificate = choose_buckets(asked, costs, limits)
+    ours = {"optimum": certificate.costs} | _relatives(asked, costs, limits, batch_sizes)
     sets = _distinct(ours) | baselines
     if today:
         sets[TODAY] = price(today, model)
@@ -153,6 +163,17 @@ def advise(
     contenders["advised"] = contenders.index == best
     chosen = sets[str(contenders.at[best, "name"])]
     return Advice(chosen, certificate, contenders, fitted, held_out)
+
+
+def _with_longest(workload: Workload, first: int) -> Workload:
+    """So many first requests, and of the others those that no request exceeds in both prompt and
+    max_tokens: buckets that take these take all."""
+    order = np.lexsort((-workload.max_tokens, -workload.prompt_tokens))
+    tokens = workload.max_tokens[order]
+    before = np.concatenate(([0], np.maximum.accumulate(tokens)[:-1]))
+    taken = np.arange(len(workload)) < first
+    taken[order[tokens > before]] = True
+    return workload.take(taken)
 
 
 def _best(contenders: pd.DataFrame, limits: Limits, objective: str) -> Any:

@@ -79,7 +79,7 @@ class ShapeAdvice:
         """What the table comes to, in words: ties, losses and too few requests among it."""
         frame = self.contenders.set_index("name")
         advised = str(frame.index[frame["advised"]][0])
-        against = doubts(frame["held_out_busy_s"], advised, self.fitted)
+        against = doubts(frame, advised, self.fitted, self.held_out)
         return "; ".join([_against(frame, advised), *against])
 
 

@@ -184,7 +184,10 @@ def optimal_sizes(
     if k < 1:
         raise ValueError(f"k {k} is below 1: ask for one graph or more")
     if demand.largest > largest:
-        raise ValueError(f"size {demand.largest} is needed, above the largest of {largest}")
+        raise ValueError(
+            f"size {demand.largest} is needed, above the largest of {largest}: allow as much (of "
+            f"requests at once: --rows)"
+        )
     rounded = np.minimum(-(-demand.sizes // step) * step, largest)
     held = sorted({*always, largest})
     boundaries = np.union1d(rounded, held)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spyre_bench.cli import tables
-from spyre_bench.cli.options import Json, with_options
+from spyre_bench.cli.options import Json, result_file, with_options
 from spyre_bench.simulate.scenario import CONTINUOUS, COSTS, ENGINE, SCHEDULING, Scenario, setting
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def export(
         list[str] | None,
         typer.Option(metavar="LIST=A,B,...", help="judge these, choose none: widths=1,2,4,8"),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="takes what is to be pasted")] = None,
+    out: Annotated[Path | None, result_file(help="takes what is to be pasted")] = None,
     as_json: Json = False,
 ) -> None:
     """Choose the sizes that another stack compiles, within its rules, and write its setting.
@@ -111,7 +111,7 @@ def export(
     from spyre_bench.cli.plan import require_other
     from spyre_bench.files import replace_text
 
-    require_other(out, workload=scenario.workload)
+    require_other(out, {"--workload": scenario.workload})
     target, deployment = named(stack), server.deployment
     needs, said = _needs(scenario, server)
     later: dict[str, HeldOut] = {}
@@ -165,6 +165,9 @@ def _needs(scenario: Scenario, server: Server) -> tuple[Needs, list[str]]:
 
 
 def _size_lists(sizes: list[str]) -> dict[str, list[int]]:
+    for text in sizes:
+        if "=" not in text:
+            raise ValueError(f"--sizes {text!r} names no list: write, for example, widths={text}")
     pairs = (text.partition("=") for text in sizes)
     return {
         name.strip(): [_whole(value, "--sizes") for value in values.split(",")]
@@ -186,8 +189,6 @@ def _whole(text: str, option: str) -> int:
 
 
 def _print(chosen: Export, later: dict[str, HeldOut]) -> None:
-    from rich.console import Console
-
     table = tables.narrow("", "sizes", "padding", "held out", "by itself", "padding", "held out")
     for it in chosen.lists:
         after = later.get(it.of.name)
@@ -200,7 +201,7 @@ def _print(chosen: Export, later: dict[str, HeldOut]) -> None:
             _share(it.default_padding),
             _share(after and after.default_padding),
         )
-    Console().print(table)
+    tables.show(table)
     typer.echo(
         f"{chosen.stack.title}, {chosen.graphs} graphs; {chosen.stack.paste}:\n\n{chosen.text}"
     )

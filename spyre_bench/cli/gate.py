@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from spyre_bench.cli.options import result_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,7 +99,7 @@ def pairs(
         float | None,
         typer.Option(help="the smallest change that matters; default: 0.03"),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="CSV that takes every pair")] = None,
+    out: Annotated[Path | None, result_file(help="CSV that takes every pair")] = None,
 ) -> None:
     """Measure two checkouts or commands in turns: exit code 1 where the new one is slower."""
     import pandas as pd
@@ -104,30 +107,43 @@ def pairs(
 
     from spyre_bench.files import replacing
     from spyre_bench.measure.in_turns import measure_starts_in_turns
-    from spyre_bench.review.pairs import LEAST, judge
+    from spyre_bench.review.pairs import LEAST, judge, require_limits
 
     least = LEAST if least is None else least
+    require_limits(least)
     commands = [_measuring(side, bucket or [], model) for side in (base, new)]
     measuring = measure_starts_in_turns(*commands, starts, count)
-    measured = pd.concat(tqdm(measuring, desc="pairs", total=starts * count))
-    if out:
-        with replacing(out) as partial:
-            measured.to_csv(partial, index=False)
-    judged = judge(measured, least)
+    measured: list[pd.DataFrame] = []
+    try:
+        measured.extend(tqdm(measuring, desc="pairs", total=starts * count))
+    finally:
+        if out and measured:  # those before an interruption too
+            with replacing(out) as partial:
+                pd.concat(measured).to_csv(partial, index=False)
+    judged = judge(pd.concat(measured), least)
     _print_pairs(judged, least)
     if (judged["state"] == "slower").any():
         raise typer.Exit(1)
 
 
 def _measuring(side: str, buckets: list[str], model: str) -> str:
-    """The command that measures one side."""
+    """The command that measures one side. Raises ValueError for a slip of the pen, which a command
+    would only say in its own words, and twice."""
     from spyre_bench.measure.in_turns import engine_command
+    from spyre_bench.shapes import BucketSet
 
-    if not os.path.isdir(side):  # which a text too long for a path is not, either
-        return side
-    if not buckets:
-        raise ValueError(f"nothing to measure in {side}: name buckets with --bucket")
-    return engine_command(Path(side), buckets=" ".join(buckets), model=model)
+    if os.path.isdir(side):  # which a text too long for a path is not
+        if not buckets:
+            raise ValueError(f"nothing to measure in {side}: name buckets with --bucket")
+        named = str(BucketSet.parse(buckets))
+        return engine_command(Path(side), buckets=named, model=model)
+    words = side.split()
+    if not words or (len(words) == 1 and shutil.which(words[0]) is None):
+        raise ValueError(
+            f"{side!r} is neither a folder nor a command: name a checkout, such as a git worktree, "
+            f"or what prints figures"
+        )
+    return side
 
 
 def update(
@@ -202,7 +218,7 @@ def _print(compared: pd.DataFrame) -> None:
 
 
 def _print_pairs(judged: pd.DataFrame, least: float) -> None:
-    from spyre_bench.cli.tables import narrow
+    from spyre_bench.cli.tables import narrow, show
 
     table = narrow("figure", "new / base", "95 %", "p", "pairs", "")
     for row in judged.itertuples():
@@ -210,7 +226,7 @@ def _print_pairs(judged: pd.DataFrame, least: float) -> None:
         interval = f"{row.low:.3f} to {row.high:.3f}"
         cells = (f"{row.ratio:.3f}", interval, f"{row.p:.2g}", str(row.pairs), row.state)
         table.add_row(row.figure, *cells, style=style)
-    _console().print(table)
+    show(table)
     typer.echo(f"slower: above {1 + least:g} for certain; faster: below {1 / (1 + least):.3g}")
 
 

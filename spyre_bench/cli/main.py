@@ -1,5 +1,6 @@
 """The `spyre-bench` command. Heavy libraries are imported inside the command that needs them."""
 
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -9,9 +10,10 @@ import typer
 from typer.core import TyperCommand
 
 from spyre_bench.cli import export, gate, plan, shapes, tune, workloads
-from spyre_bench.cli.options import Engine, with_options
+from spyre_bench.cli.options import Engine, result_file, with_options
 from spyre_bench.errors import sentence, unexpected
 
+INTERRUPTED = 130  # Typer's exit code after Ctrl-C
 DEBUG = "--debug"  # anywhere on the line
 EXTRAS = {"torch": "engine", "fms": "engine", "transformers": "engine", "vllm": "vllm"}
 """Packages that a part of the commands needs -> what installs them; `notebooks` for all others."""
@@ -30,6 +32,10 @@ def main() -> None:
     words = [word for word in sys.argv[1:] if word != DEBUG]
     try:
         app(words)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            typer.echo("spyre-bench: interrupted", err=True)
+        raise
     except Exception as error:
         if DEBUG in sys.argv:
             raise
@@ -185,7 +191,8 @@ def new(
     from spyre_bench.runs.new import write_notebook
 
     path = write_notebook(name, question)
-    typer.echo(f"{path}: run it with spyre-bench run {path}, or open it with jupyter lab {path}")
+    word = shlex.quote(str(path))
+    typer.echo(f"{path}: run it with spyre-bench run {word}, or open it with jupyter lab {word}")
 
 
 @app.command("app")
@@ -213,7 +220,7 @@ def design_review(
         Path | None, typer.Option(help="an earlier run; default: the project's baseline")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="default: design-review.html in RUN")
+        Path | None, result_file("-o", "--output", help="default: design-review.html in RUN")
     ] = None,
     pdf: Annotated[bool, typer.Option("--pdf", help="print it to a PDF too, by Chromium")] = False,
 ) -> None:
@@ -236,7 +243,7 @@ def design_review(
 @with_options(Engine)
 def measure(
     engine: Engine,
-    out: Annotated[Path, typer.Option(help="CSV; its rows are kept and not measured again")],
+    out: Annotated[Path, result_file(help="CSV; its rows are kept and not measured again")],
     bucket: Annotated[
         list[str] | None, typer.Option(help="batch_size,prompt_length,new_tokens")
     ] = None,

@@ -6,13 +6,27 @@ import inspect
 from collections.abc import Callable, Collection
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from spyre_bench.files import require_place
 from spyre_bench.simulate.scenario import setting
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON and nothing else")]
+
+
+def result_file(*flags: str, help: str) -> Any:
+    """An option that names a file for a result: where it cannot be written, that is said before
+    anything is calculated."""
+    return typer.Option(*flags, help=help, callback=_require_place)
+
+
+def _require_place(path: Path | None) -> Path | None:
+    if path is not None:
+        require_place(path)
+    return path
 
 
 def with_options(

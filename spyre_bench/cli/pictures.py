@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from spyre_bench.cli.options import result_file
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -15,9 +17,7 @@ if TYPE_CHECKING:
     from spyre_bench.choose.advise_shapes import ShapeAdvice
     from spyre_bench.simulate.result import StaticRun
 
-Plot = Annotated[
-    Path | None, typer.Option(help="takes a picture of the result: .png, .svg or .pdf")
-]
+Plot = Annotated[Path | None, result_file(help="takes a picture of the result: .png, .svg or .pdf")]
 FORMATS = (".png", ".svg", ".pdf")
 SWEPT = {
     "throughput_rps": "requests/s",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spyre_bench.cli import pictures, tables
-from spyre_bench.cli.options import Json, with_options
+from spyre_bench.cli.options import Json, result_file, with_options
 from spyre_bench.simulate.scenario import CONTINUOUS, ENGINE, Scenario
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ LARGEST_GIB = 2**30  # more is a slip, and its bytes are a number that no array 
 @with_options(Scenario)
 def simulate(
     scenario: Scenario,
-    out: Annotated[Path | None, typer.Option(help="takes the result as JSON")] = None,
+    out: Annotated[Path | None, result_file(help="takes the result as JSON")] = None,
     detailed: Annotated[bool, typer.Option("--detailed", help="arrays of all requests")] = False,
     replications: Annotated[
         int, typer.Option(help="behind the interval of each figure; 0: a point only")
@@ -42,7 +43,7 @@ def simulate(
     from spyre_bench.metrics.latency import require_limits
     from spyre_bench.metrics.vllm_json import bench_result
 
-    require_other(out, workload=scenario.workload, cost=scenario.cost)
+    require_other(out, {"--workload": scenario.workload, "--cost": scenario.cost})
     pictures.require_drawable(plot, continuous=scenario.is_continuous)
     scenario.require_used()
     limits = scenario.limits_ms()
@@ -168,7 +169,6 @@ def validate(
     """Hold a simulated result against a measured one of the same requests; or, of the pass log of a
     server of continuous batching, the simulator's decisions against the server's (exit code 1 where
     they differ)."""
-    from rich.console import Console
     from rich.markup import escape
 
     from spyre_bench.validate.compare import by_quantity, left_out, read_result
@@ -194,12 +194,12 @@ def validate(
         values = (f"{row.measured:,.3f}", f"{row.simulated:,.3f}", *off, row.direction)
         shown = ("" if "nan" in text else text for text in values)
         table.add_row(escape(row.quantity), *shown)  # [s] is a unit, no markup
-    Console().print(table)
+    tables.show(table)
 
 
 def sweep(
     grid: Annotated[Path, typer.Argument(help="YAML: a list of values for each setting")],
-    out: Annotated[Path, typer.Option(help="CSV; its rows are kept and not run again")],
+    out: Annotated[Path, result_file(help="CSV; its rows are kept and not run again")],
     jobs: Annotated[int, typer.Option(help="processes; -1: one per core")] = -1,
     backend: Annotated[str, typer.Option(help="loky, dask or ray")] = "loky",
     scheduler: Annotated[
@@ -207,7 +207,8 @@ def sweep(
     ] = None,
     plot: pictures.Plot = None,
 ) -> None:
-    """Simulate every combination of a grid of settings, in parallel; resumable."""
+    """Simulate every combination of a grid of settings, in parallel; resumable. Exit code 1 where
+    none of them can run."""
     from spyre_bench.cost.source import PREFIX
     from spyre_bench.studies.sweep import SETTINGS, read_points, run_sweep
 
@@ -217,12 +218,15 @@ def sweep(
         pictures.draw_sweep(frame, list(SETTINGS), plot)
     failed = int((frame["error"] != "").sum())
     modelled = int(frame["cost"].str.startswith(PREFIX).sum())
+    first = next((text for text in frame["error"] if text), "")
     typer.echo(
         f"{len(frame)} rows in {out}"
-        + (f", {failed} of them with an error" if failed else "")
-        + (f", {modelled} of them modelled, not measured: show both ends" if modelled else ""),
+        + (f", {modelled} of them modelled, not measured: show both ends" if modelled else "")
+        + (f", {failed} of them with an error, such as: {first}" if failed else ""),
         err=True,
     )
+    if failed == len(frame):
+        raise typer.Exit(1)
 
 
 # --- arguments ------------------------------------------------------------------------------------
@@ -245,8 +249,9 @@ def memory_bytes(memory_gib: float | None) -> int | None:
     return int(memory_gib * 2**30)
 
 
-def require_other(out: Path | None, **inputs: str | None) -> None:
-    """Raises ValueError where the result would take the place of what it is calculated from."""
+def require_other(out: Path | None, inputs: Mapping[str, str | None]) -> None:
+    """Raises ValueError where the result would take the place of what it is calculated from: the
+    files by the options that named them."""
     for option, name in inputs.items():
         if out and name and out.exists() and Path(name).exists() and out.samefile(name):
-            raise ValueError(f"--out {out} is the file of --{option}: name another for the result")
+            raise ValueError(f"--out {out} is the file of {option}: name another for the result")

@@ -91,11 +91,10 @@ def _json(advice: ShapeAdvice) -> dict[str, Any]:
 
 
 def _print(advice: ShapeAdvice, priced: str) -> None:
-    from rich.console import Console
 
     from spyre_bench.choose import server_settings
 
-    Console().print(_table(advice))
+    tables.show(_table(advice))
     typer.echo(
         "busy: device seconds on the first half of the requests; bound: no batching on the shapes "
         "takes less; held out: busy on the second half, with its p95 of TTFT and E2EL and how many "
@@ -126,7 +125,7 @@ def _table(advice: ShapeAdvice) -> Table:
     names = ("seconds", "k", "compile", "bound", "busy", "held out", "ttft", "e2el", "lost")
     table = tables.narrow(*names)
     for row in advice.contenders.itertuples():
-        saturated = "*" if row.held_out_saturated else ""
+        end = (row.held_out_saturated, row.held_out_rejected < len(advice.held_out))
         table.add_row(
             escape(row.name),
             str(row.graphs),
@@ -134,8 +133,8 @@ def _table(advice: ShapeAdvice) -> Table:
             f"{row.fitted_bound_s:,.0f}",
             f"{row.fitted_busy_s:,.0f}",
             f"{row.held_out_busy_s:,.0f}",
-            f"{row.held_out_p95_ttft_s:.3g}{saturated}",
-            f"{row.held_out_p95_e2el_s:.3g}{saturated}",
+            tables.latency_cell(row.held_out_p95_ttft_s, ".3g", *end),
+            tables.latency_cell(row.held_out_p95_e2el_s, ".3g", *end),
             str(row.held_out_rejected),
             style="bold" if row.advised else None,
         )

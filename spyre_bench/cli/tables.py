@@ -65,18 +65,30 @@ def narrow(*columns: str) -> Table:
     return table
 
 
-def print_result(result: dict[str, Any]) -> None:
+def latency_cell(seconds: float, form: str, saturated: bool, served: bool) -> str:
+    """Marked where it measures the backlog; a dash where nobody was served."""
+    return f"{seconds:{form}}{'*' if saturated else ''}" if served else "-"
+
+
+def show(table: Table) -> None:
+    """Prints it, wider than a narrow terminal where it must be: a number that is cut is another."""
     from rich.console import Console
 
+    console = Console()
+    unbounded = console.options.update(max_width=10_000)
+    console.width = max(console.width, console.measure(table, options=unbounded).maximum)
+    console.print(table)
+
+
+def print_result(result: dict[str, Any]) -> None:
     if result["failed"]:
         typer.echo(_refused_sentence(result))
-    console = Console()
-    console.print(_latency_table(result))
+    show(_latency_table(result))
     if result["spyre_waste"]["computed"]:
-        console.print(_waste_table(result["spyre_waste"]))
+        show(_waste_table(result["spyre_waste"]))
     batches, compiled = f"{result['spyre_batches']:,} batches", "buckets"
     if paid := result.get("spyre_paid"):
-        console.print(_paid_table(paid))
+        show(_paid_table(paid))
         batches = " and ".join(f"{n:,} × {name}" for name, n in result["spyre_shape_hits"].items())
         compiled = "shapes"
     typer.echo(
@@ -181,8 +193,6 @@ def advice_json(advice: Advice, beyond: int) -> dict[str, Any]:
 
 
 def print_advice(advice: Advice, requests: int, beyond: int, span: str) -> None:
-    from rich.console import Console
-
     from spyre_bench.choose import server_settings
 
     if beyond:
@@ -190,7 +200,7 @@ def print_advice(advice: Advice, requests: int, beyond: int, span: str) -> None:
             f"{beyond:,} of {requests:,} requests are beyond the cost table ({span}) and left out; "
             f"--extrapolate takes them in"
         )
-    Console().print(_contenders_table(advice))
+    show(_contenders_table(advice))
     typer.echo(
         "busy: device seconds on the first half of the requests; bound: no batching takes less; "
         "held out: busy on the second half, with its p95 of E2EL, its fill and how many requests "
@@ -217,6 +227,7 @@ def _contenders_table(advice: Advice) -> Table:
     names = ("seconds", "k", "compile", "bound", "busy", "held out", "p95", "fill", "lost")
     table = narrow(*names)
     for row in advice.contenders.itertuples():
+        served = row.held_out_rejected < len(advice.held_out)
         table.add_row(
             escape(row.name),
             str(row.graphs),
@@ -224,8 +235,8 @@ def _contenders_table(advice: Advice) -> Table:
             f"{row.fitted_bound_s:,.0f}",
             f"{row.fitted_busy_s:,.0f}",
             f"{row.held_out_busy_s:,.0f}",
-            f"{row.held_out_p95_e2el_s:,.0f}{'*' if row.held_out_saturated else ''}",
-            f"{row.held_out_fill:.0%}",
+            latency_cell(row.held_out_p95_e2el_s, ",.0f", row.held_out_saturated, served),
+            f"{row.held_out_fill:.0%}" if served else "-",
             str(row.held_out_rejected),
             style="bold" if row.advised else None,
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spyre_bench.cli import tables
-from spyre_bench.cli.options import Json, with_options
+from spyre_bench.cli.options import Json, result_file, with_options
 from spyre_bench.pass_log import KINDS, PASSES, SHAPE_WARMUP, STEPS, WARMUP
 from spyre_bench.simulate.scenario import CONTINUOUS, ENGINE, Scenario, setting
 
@@ -73,7 +73,7 @@ def tune(
         int, typer.Option(help="behind the interval of the saving; 0: a point only")
     ] = 100,
     out: Annotated[
-        Path | None, typer.Option(help='takes the shapes: serve with "buckets": "@FILE"')
+        Path | None, result_file(help='takes the shapes: serve with "buckets": "@FILE"')
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -87,7 +87,7 @@ def tune(
     from spyre_bench.files import content, replace_text
     from spyre_bench.studies import tune as study
 
-    require_other(out, log=scenario.workload, cost=scenario.cost)
+    require_other(out, {"LOG": scenario.workload, "--cost": scenario.cost})
     scenario = replace(
         scenario,
         gather_s=today.gather_s,
@@ -100,7 +100,7 @@ def tune(
         log.model,
         log.current,
         Limits(
-            allowed.k or len(log.current) or 5,
+            (len(log.current) or 5) if allowed.k is None else allowed.k,
             allowed.warmup_budget,
             memory_bytes(allowed.memory_gib),
         ),
@@ -220,14 +220,12 @@ def _covered(workload: Workload, model: CostModel) -> tuple[Workload, list[str]]
 
 
 def _print(tuning: Tuning) -> None:
-    from rich.console import Console
-
     table = tables.narrow("", "k", "busy s", "p95 E2EL s", "fill", "compile s", "refused")
     rows = {"today": tuning.current, "others": tuning.new}
     for name, figures in rows.items():
         if figures:
-            table.add_row(name, *_row(figures))
-    Console().print(table)
+            table.add_row(name, *_row(figures, tuning.requests))
+    tables.show(table)
     for name, figures in rows.items():
         if figures:
             typer.echo(f"{name}: {' '.join(map(str, figures.buckets))}")
@@ -236,20 +234,24 @@ def _print(tuning: Tuning) -> None:
             f"busy: device seconds, simulated; the log itself has {tuning.measured_busy_s:,.1f} s"
         )
     if tuning.saving:
+        of = " of the requests that today's serve" if tuning.current.rejected else ""
+        later = tuning.held_out or "-"
         typer.echo(
-            f"saving of device seconds {tuning.saving}, of P95 E2EL {tuning.saving_p95}; on the "
-            f"second half, which the choice has not seen, {tuning.held_out} of device seconds"
+            f"saving of device seconds{of} {tuning.saving}, of P95 E2EL {tuning.saving_p95}; on "
+            f"the second half, of which the choice has seen the longest only, {later} of device "
+            f"seconds"
         )
         typer.echo(f"interval from: {tuning.source}")
     typer.echo(tuning.verdict)
 
 
-def _row(figures: Figures) -> list[str]:
+def _row(figures: Figures, requests: int) -> list[str]:
+    served = figures.rejected < requests  # else there is nothing to say of
     return [
         str(len(figures.costs)),
         f"{figures.busy_s:,.1f}",
-        f"{figures.p95_e2el_s:,.2f}",
-        f"{figures.fill:.0%}",
+        f"{figures.p95_e2el_s:,.2f}" if served else "-",
+        f"{figures.fill:.0%}" if served else "-",
         f"{figures.compile_s:,.1f}",
         f"{figures.rejected:,}",
     ]

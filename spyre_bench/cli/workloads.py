@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spyre_bench.cli.tables import narrow
+from spyre_bench.cli.options import result_file
+from spyre_bench.cli.tables import narrow, show
 
 if TYPE_CHECKING:
     from spyre_bench.workload.workload import Workload
@@ -32,7 +33,7 @@ def workloads(
         typer.Option(help="counts the tokens of conversations: directory, hub id or smollm2"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="takes the requests, as .csv or .jsonl, plain or .gz")
+        Path | None, result_file(help="takes the requests, as .csv or .jsonl, plain or .gz")
     ] = None,
 ) -> None:
     """List the workloads that ship, or say what a file of requests is taken for."""
@@ -57,7 +58,6 @@ def workloads(
 
 def _print_shipped() -> None:
     import numpy as np
-    from rich.console import Console
 
     from spyre_bench.workload.length_table import WORKLOADS, attributions
     from spyre_bench.workload.source import load_workload
@@ -70,16 +70,14 @@ def _print_shipped() -> None:
         table.add_row(
             name, "all at once" if math.isinf(rate) else f"{rate:.3g}", *(f"{t:,}" for t in tokens)
         )
-    Console().print(table)
+    show(table)
     for name, source in attributions().items():
         typer.echo(f"{name}: {source}")
 
 
 def _print_lengths(workload: Workload) -> None:
-    from rich.console import Console
-
     table = narrow("tokens", *LEVELS)
     found = workload.quantiles(list(LEVELS.values()))
     for name, some in found.groupby("length", sort=False):
         table.add_row(str(name).removesuffix("_tokens"), *(f"{v:,.0f}" for v in some["tokens"]))
-    Console().print(table)
+    show(table)

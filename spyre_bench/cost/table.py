@@ -207,12 +207,13 @@ def _frame(path: Path) -> pd.DataFrame:
     try:
         with open_text(path) as file:
             frame = read_csv(path, file, as_text=None)
-    except ValueError as error:
-        raise ValueError(
-            f"{path}: not a CSV file: {str(error).removeprefix(f'{path} ')}"
-        ) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a cost table: no UTF-8 text ({error})") from error
     if "kind" not in frame and (missing := [it for it in _needed(CostRow) if it not in frame]):
-        raise ValueError(f"{path}: not a cost table, columns {missing} are missing")
+        raise ValueError(
+            f"{path}: not a cost table, columns {', '.join(missing)} are missing: `spyre-bench "
+            f"measure` writes one, docs/YOUR_CARD.md says how to write your own"
+        )
     return frame if "kind" in frame else frame.assign(kind="")
 
 

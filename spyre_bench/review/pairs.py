@@ -38,10 +38,7 @@ def judge(pairs: pd.DataFrame, least: float = LEAST, risk: float = RISK) -> pd.D
     of one start do, by what its two processes differ.
     Raises ValueError for a measurement that is not above 0, and for limits that are none.
     """
-    if not (least >= 0 and np.isfinite(least)):
-        raise ValueError(f"least {least} is not a change from 0 on: give 0.03 for 3 %")
-    if not 0 < risk < 0.5:
-        raise ValueError(f"risk {risk} is not between 0 and 0.5: give 0.01 for one alarm in 100")
+    require_limits(least, risk)
     logs = {str(figure): _ratios(str(figure), of) for figure, of in pairs.groupby("figure")}
     beyond = np.log1p(least)
     p = {
@@ -61,6 +58,14 @@ def judge(pairs: pd.DataFrame, least: float = LEAST, risk: float = RISK) -> pd.D
     frame = pd.DataFrame(rows, columns=COLUMNS)
     order = frame["state"].map(STATES.index)
     return frame.loc[order.sort_values(kind="stable").index].reset_index(drop=True)
+
+
+def require_limits(least: float, risk: float = RISK) -> None:
+    """Raises ValueError for a smallest change, or a risk, that is none."""
+    if not (least >= 0 and np.isfinite(least)):
+        raise ValueError(f"least {least} is not a change from 0 on: give 0.03 for 3 %")
+    if not 0 < risk < 0.5:
+        raise ValueError(f"risk {risk} is not between 0 and 0.5: give 0.01 for one alarm in 100")
 
 
 def _ratios(figure: str, pairs: pd.DataFrame) -> NDArray[np.float64]:

@@ -125,6 +125,18 @@ def execute(task: Task, *, resume: bool = False, progress: bool = True) -> Outco
     return outcome
 
 
+def refusal(task: Task) -> str:
+    """Why the notebook cannot begin, in a sentence: it is none, or has no such parameter; empty
+    where it can."""
+    try:
+        document = _read(task.notebook)
+        _traits(document)
+        _parameters(task, _declared(task.notebook, document))
+    except (ValueError, OSError) as error:
+        return sentence(error)
+    return ""
+
+
 # --- before -------------------------------------------------------------------------------------
 
 

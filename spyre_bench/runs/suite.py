@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from dataclasses import replace
 from datetime import datetime
 from html import escape
 from pathlib import Path
@@ -22,7 +23,7 @@ from xml.etree import ElementTree
 from rich.console import Console
 
 from spyre_bench.files import in_use, read_yaml, replace_text
-from spyre_bench.runs.execute import Outcome, Task, execute, measures
+from spyre_bench.runs.execute import Outcome, Task, execute, measures, refusal
 from spyre_bench.runs.html import markdown
 from spyre_bench.runs.kernel import interrupt_kernels
 from spyre_bench.runs.records import OURS, Traits
@@ -43,13 +44,11 @@ def run_notebooks(
     """Runs each notebook into a folder of its own under `output/<time>`, prints where the report
     is, and returns whether all passed. `parameters` are texts, read as the notebook declares
     them, and come before those of the file, which has one section per notebook."""
-    _require_one(notebooks)
     sections = sections_of(parameters_file, notebooks)
+    tasks = [Task(path, Path(path.stem), sections[path.stem], parameters) for path in notebooks]
+    _require_one(tasks)
     folder = _report_folder(output)
-    tasks = [
-        Task(path, _fresh(folder / path.stem), sections[path.stem], parameters)
-        for path in notebooks
-    ]
+    tasks = [replace(task, directory=_fresh(folder / task.directory)) for task in tasks]
     return conclude(run_tasks(tasks, folder), folder)
 
 
@@ -69,10 +68,14 @@ def run_suite(
         return conclude(run_tasks(tasks, folder, resume=True), folder)
 
 
-def _require_one(notebooks: Sequence[Path]) -> None:
-    """ValueError where none of them is there: nothing would run, and `latest` would point to it."""
-    if notebooks and not any(path.is_file() for path in notebooks):
-        raise ValueError(f"{notebooks[0]}: there is no such notebook{_meant(notebooks[0])}")
+def _require_one(tasks: Sequence[Task]) -> None:
+    """ValueError where none of them can begin: nothing would run, and `latest` would point to it,
+    for a slip of the pen in a name or a value."""
+    refusals = [refusal(task) for task in tasks]
+    if tasks and all(refusals):
+        notebook = tasks[0].notebook
+        hint = "" if notebook.is_file() else _meant(notebook)
+        raise ValueError(f"{notebook}: {refusals[0]}{hint}")
 
 
 def _meant(path: Path) -> str:

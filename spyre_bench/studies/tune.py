@@ -74,21 +74,18 @@ class Tuning:
     measured_busy_s: float | None  # of the log itself, where it is one of passes
     new: Figures
     advice: Advice
-    saving: Saving | None  # of busy device seconds
-    saving_p95: Saving | None  # of the P95 of the time to the last token
-    held_out: Saving | None  # of busy seconds on the half that the choice has not seen; a point
+    saving: Saving | None  # of busy device seconds, on the requests that today's serve
+    saving_p95: Saving | None  # of the P95 of the time to the last token, on the same
+    held_out: Saving | None  # of busy seconds on those of the second half; a point
     source: str  # where the interval is from, in words
 
     @property
     def keeps(self) -> bool:
         """Whether the deployment's own buckets are to stay: no saving is sure, or none matters."""
-        if self.current is None:
+        if self.current is None or self.current.rejected > self.new.rejected:
             return False
-        if self.saving is None or self.current.buckets == self.new.buckets:
-            return True
-        return self.current.rejected <= self.new.rejected and not (
-            self.saving.sure and self.matters
-        )
+        surely = self.saving is not None and self.saving.sure and self.matters
+        return self.current.buckets == self.new.buckets or not surely
 
     @property
     def matters(self) -> bool:
@@ -110,8 +107,6 @@ class Tuning:
             return "keep your buckets: no others within the limits are better on these requests"
         longer_s = self.new.compile_s - self.current.compile_s
         start = f"start-up compiles {abs(longer_s):,.0f} s {'more' if longer_s > 0 else 'less'}"
-        refused = self.current.rejected - self.new.rejected
-        admits = f"; {refused:,} requests more are served" if refused else ""
         if self.keeps:
             if not self.matters:
                 return (
@@ -125,7 +120,17 @@ class Tuning:
                 f"keep your buckets: others would save {self.saving} of device seconds, {why}; "
                 f"{start}"
             )
-        return f"change: device seconds fall by {self.saving}; {start}{admits}"
+        if self.saving is None:
+            return f"change: your buckets serve none of these {self.requests:,} requests; {start}"
+        seconds = f"device seconds fall by {self.saving}"
+        if not self.current.rejected:
+            return f"change: {seconds}; {start}"
+        if self.saving.point < 0:
+            seconds = f"device seconds grow (a saving of {self.saving})"
+        return (
+            f"change: {self.current.rejected:,} of {self.requests:,} requests are served that your "
+            f"buckets refuse; for the others {seconds}; {start}"
+        )
 
 
 def of_log(served: Served, base: CostModel, policy: Policy) -> Rescaled:
@@ -176,9 +181,10 @@ def tune(
     """Chooses buckets for the requests of a log and holds them against those of today, `current`
     (none: nobody said).
 
-    Chosen on the first half (`advise`), with today's among the candidates; every figure is of all
-    requests, and `held_out` of the second half alone. Where today's were measured, the interval is
-    of the others' costs; else both are drawn together, so that what they share cancels.
+    Chosen on the first half (`advise`), but so that all requests are served: refusing the longest
+    would look like a saving. Figures are of all requests, savings of those that today's serve, and
+    `held_out` of these in the second half alone. Where today's were measured, the interval is of
+    the others' costs; else both are drawn together, so that what they share cancels.
 
     Raises ValueError for too few requests, and what `advise` refuses.
     """
@@ -187,41 +193,44 @@ def tune(
             f"{workload.name} has {len(workload)} requests: {FEWEST} or more are needed to choose "
             f"by half of them"
         )
-    advice = advise(workload, model, limits, batch_sizes=batch_sizes, policy=policy)
+    advice = advise(workload, model, limits, batch_sizes=batch_sizes, policy=policy, covering=True)
     new, today = advice.costs, tuple(current)
 
     def run(costs: Sequence[BucketCost], some: Workload, draw: Draw | None = None) -> SimulatedRun:
         drawn = draw.scaled(costs) if draw else costs
         return simulate(some, drawn, policy, estimated=costs)
 
-    old_run = run(today, workload) if today else None
-    new_run = run(new, workload)
+    def shared(some: Workload) -> Workload | None:
+        """The requests that today's buckets serve; the others' serve all."""
+        served = run(today, some).served if today else np.zeros(0, bool)
+        return some.take(served) if served.any() else None
+
     savings: dict[str, Saving | None] = {"busy_s": None, "p95_s": None}
     spread = None
-    if old_run:
+    if (both := shared(workload)) is not None:
+        old_run = run(today, both)
         fixed = measured_busy_s is not None
         drawn = new if fixed else tuple(dict.fromkeys((*today, *new)))
         spread = model.spread(drawn)
         pairs = []
         for draw in spread.draws(replications, seed) if spread and replications else ():
             if fixed:
-                pairs.append((old_run, run(new, workload, draw)))
+                pairs.append((old_run, run(new, both, draw)))
             else:
                 old_draw, new_draw = (_of(draw, drawn, costs) for costs in (today, new))
-                pairs.append((run(today, workload, old_draw), run(new, workload, new_draw)))
-        savings = _savings(old_run, new_run, pairs)
+                pairs.append((run(today, both, old_draw), run(new, both, new_draw)))
+        savings = _savings(old_run, run(new, both), pairs)
+    later = shared(advice.held_out)
     return Tuning(
         requests=len(workload),
         span_s=workload.span_s,
-        current=_figures(today, old_run) if old_run else None,
+        current=_figures(today, run(today, workload)) if today else None,
         measured_busy_s=measured_busy_s,
-        new=_figures(new, new_run),
+        new=_figures(new, run(new, workload)),
         advice=advice,
         saving=savings["busy_s"],
         saving_p95=savings["p95_s"],
-        held_out=_savings(run(today, advice.held_out), run(new, advice.held_out), [])["busy_s"]
-        if today
-        else None,
+        held_out=_savings(run(today, later), run(new, later), [])["busy_s"] if later else None,
         source=spread.source if spread else "the costs have no spread",
     )
 
@@ -232,10 +241,7 @@ def _of(draw: Draw, drawn: Sequence[BucketCost], costs: Sequence[BucketCost]) ->
 
 
 def _measures(run: SimulatedRun) -> dict[str, float]:
-    """Busy seconds are per served request, so that sets compare that reject different numbers."""
-    served = max(1, int(run.served.sum()))
-    p95_s = latencies(run, (95,))["e2el"].percentiles_ms[95] / 1e3
-    return {"busy_s": summary.busy_s(run) / served, "p95_s": p95_s}
+    return {"busy_s": summary.busy_s(run), "p95_s": _p95_e2el_s(run)}
 
 
 def _savings(
@@ -254,11 +260,15 @@ def _savings(
     }
 
 
+def _p95_e2el_s(run: SimulatedRun) -> float:
+    return latencies(run, (95,))["e2el"].percentiles_ms[95] / 1e3
+
+
 def _figures(costs: Sequence[BucketCost], run: SimulatedRun) -> Figures:
     return Figures(
         costs=tuple(costs),
         busy_s=summary.busy_s(run),
-        p95_e2el_s=latencies(run, (95,))["e2el"].percentiles_ms[95] / 1e3,
+        p95_e2el_s=_p95_e2el_s(run),
         fill=waste.ledger(run).fill,
         rejected=int((~run.served).sum()),
     )

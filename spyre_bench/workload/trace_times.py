@@ -35,6 +35,7 @@ ENDINGS = {
     "ns": "ns nsec nanos nanoseconds",
 }
 EPOCH_S = (1e9, 4.2e9)  # 2001 to 2103, seconds since 1970
+DATE = "a date and time, such as 2024-05-10 13:00:00.5 or 2024-05-10T13:00:00+02:00"
 MOST_PER_S = 20.0  # more in a file of milliseconds are taken for one of seconds
 
 
@@ -71,7 +72,7 @@ def arrivals(
         arrival_s, unit, starts_at_zero = _seconds_of_dates(column), "dates", True
     else:
         arrival_s, unit, starts_at_zero = read
-    what = "a number" if read else "a date and time"
+    what = "a number" if read else DATE
     rule = f"it must be {what}, for every request or for none"
     refuse(path, column, ~np.isfinite(arrival_s), rule)
     backwards = np.diff(arrival_s, prepend=arrival_s[0]) < 0
@@ -103,6 +104,8 @@ def _left_over(path: Path, frame: pd.DataFrame, form: Format, reading: Reading) 
         return replace(form, arrival=name, unit=unit, dates=dates, starts_at_zero=True)
     why = "nothing says in which unit" if clear else "which of them are of arrivals is not clear"
     settle = f"--columns arrival={name}" + ("" if unit else " --time-unit s (or ms, us, ns)")
+    if clear and np.isnan(coerced(frame[name])).all():
+        why, settle = f"{_short(str(frame[name].iloc[0]))} is no number", f"it as {DATE}"
     raise ValueError(
         f"{path}: {' and '.join(found)} may hold times, but {why}: say {settle}, or --columns "
         f"arrival=none to let all arrive at 0"
@@ -136,6 +139,8 @@ def _seconds_of_numbers(
     if unit == "dates" or column.dtype.kind == "M" or _are_dates_in_text(column):
         return None
     values = numbers(path, column)
+    if np.isnan(values).all() and column.dtype.kind not in "iuf":
+        return None  # of dates nobody writes so, refused with the line
     if not np.isfinite(values).all():
         return values, unit, form.starts_at_zero  # refused with its line
     if not unit:

@@ -270,9 +270,15 @@ class Workload:
     def with_max_tokens(self, rule: MaxTokens | str) -> Workload:
         """The same requests with another max_tokens. Longer outputs are cut there, as a server
         stops: a rule can shorten outputs, and a second one does not bring them back."""
-        max_tokens = parse_max_tokens(rule).of(self.output_tokens, self.max_tokens)
+        rule = parse_max_tokens(rule)
+        max_tokens = rule.of(self.output_tokens, self.max_tokens)
+        cut = int((self.output_tokens > max_tokens).sum())
+        told = f"max_tokens by {rule} cut {cut:,} of {len(self):,} outputs short"
         return replace(
-            self, max_tokens=max_tokens, output_tokens=np.minimum(self.output_tokens, max_tokens)
+            self,
+            max_tokens=max_tokens,
+            output_tokens=np.minimum(self.output_tokens, max_tokens),
+            note=_joined(self.note, told if cut else ""),
         )
 
     def scaled(self, lengths: float = 1.0, rate: float = 1.0) -> Workload:

@@ -154,6 +154,22 @@ def test_the_verdict_names_a_tie_a_loss_on_the_second_half_and_too_few_requests(
     )
     assert "optimum takes 50% fewer device seconds" in loss.verdict
     assert "on the second half one shape takes 10% less" in loss.verdict
+    refuses = with_figures(
+        advised=(True, False),
+        fitted_busy_s=(100.0, 200.0),
+        held_out_busy_s=(0.0, 90.0),
+        held_out_rejected=(len(advice.held_out), 3),
+        compile_s=(810.0, 270.0),
+    )
+    assert "it refuses 200 of the 200 requests of the second half" in refuses.verdict
+    busier = with_figures(
+        advised=(True, False),
+        fitted_busy_s=(100.0, 200.0),
+        held_out_busy_s=(100.0, 10.0),
+        held_out_rejected=(0, 150),
+        compile_s=(810.0, 270.0),
+    )
+    assert "on the second half one shape takes" not in busier.verdict, "it has less to do"
     few = replace(loss, fitted=loss.fitted.head(4), held_out=loss.held_out.head(4))
     assert "chosen by 4 requests, which say little of others" in few.verdict
 
@@ -192,6 +208,17 @@ def test_the_second_half_does_not_change_the_advice(mixed, advice):
     assert found.buckets == advice.buckets
     assert found.contenders["fitted_busy_s"].equals(advice.contenders["fitted_busy_s"])
     assert (found.contenders["held_out_rejected"] == 200).all()
+
+
+def test_a_covering_choice_takes_the_longest_of_the_second_half_and_looks_at_no_more_of_it():
+    prompts = np.array([60, 200] * 20 + [60] * 37 + [900, 60, 700])
+    outputs = np.array([10, 20] * 20 + [10] * 37 + [5, 50, 4])
+    requests = workload(*zip(np.arange(80.0), prompts, outputs, strict=True))
+    assert advise(requests, TOY, Limits(3)).contenders["held_out_rejected"].min() > 0
+    covering = advise(requests, TOY, Limits(3), covering=True)
+    assert not covering.contenders["held_out_rejected"].any()
+    exceeded = replace(requests, prompt_tokens=np.where(prompts == 700, 60, prompts))
+    assert advise(exceeded, TOY, Limits(3), covering=True).buckets == covering.buckets
 
 
 def test_the_same_question_twice_has_the_same_answer(mixed, advice):

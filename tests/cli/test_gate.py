@@ -194,6 +194,10 @@ def test_two_commands_are_measured_in_turns_and_the_slower_one_fails(tmp_path):
         ),
         (["echo '{\"a\": 0}'"] * 2, "a was measured as 0: a ratio needs numbers above 0"),
         ([".", "."], "nothing to measure in .: name buckets with --bucket"),
+        (["nowhere", "true"], "'nowhere' is neither a folder nor a command: name a checkout"),
+        (["", "true"], "'' is neither a folder nor a command"),
+        ([".", ".", "--bucket", "1,64"], "bucket '1,64' is not three whole numbers"),
+        (["true", "true", "--least", "-1"], "least -1.0 is not a change from 0 on"),
         ([".", ".", "--bucket", "1,64,2"], ". has no spyre_bench/engine: name a checkout"),
     ],
 )
@@ -202,3 +206,11 @@ def test_what_cannot_be_measured_is_said_in_one_line(tmp_path, words, message):
     assert code == 1
     assert message in said
     assert "Traceback" not in said
+
+
+def test_pairs_before_a_failure_are_kept(tmp_path):
+    breaks = says(*['{"a_s": 1}'] * 3)  # the answer of a start, and two pairs
+    words = ("pairs", f"test -e once || {{ touch once; {breaks}; }}", says(*['{"a_s": 1}'] * 9))
+    code, said = spyre_bench(tmp_path, *words, "--starts", 1, "-n", 5, "--out", "pairs.csv")
+    assert (code, "gave no figures" in said) == (1, True)
+    assert len(pd.read_csv(tmp_path / "pairs.csv")) == 2

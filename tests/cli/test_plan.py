@@ -475,7 +475,10 @@ def test_a_grid_says_how_many_of_its_rows_are_modelled(command, trace, table, tm
     (tmp_path / "grid.yaml").write_text(json.dumps(grid))
     done = command("sweep", tmp_path / "grid.yaml", "--out", tmp_path / "out.csv", "--jobs", 1)
     assert "4 rows" in done.err
-    assert "1 of them with an error, 3 of them modelled, not measured" in done.err
+    assert (
+        "3 of them modelled, not measured: show both ends, 1 of them with an error, such"
+        in done.err
+    )
     rows = pd.read_csv(tmp_path / "out.csv", keep_default_na=False)
     assert rows["extrapolated"].tolist() == ["0", "1", "1", ""]
     assert rows["busy_s"].astype(str).str.len().gt(0).tolist() == [True, True, True, False]
@@ -645,8 +648,8 @@ BUCKETS = ("buckets", "--workload", "{trace}", "--cost", "{table}", "-k", "2")
         ((*SIMULATE, "--workload", "azure_cnv"), "'azure_cnv' is unknown, .* mean azure_conv"),
         ((*SIMULATE, "--workload", "/dev/null"), "/dev/null is a folder or a pipe .* write it to"),
         ((*SIMULATE, "--workload", "{empty}"), "empty.csv is empty: it needs a line of column"),
-        ((*SIMULATE, "--cost", "{empty}"), "empty.csv: not a CSV file"),
-        ((*SIMULATE, "--cost", "nowhere.csv"), "No such file .*nowhere.csv"),
+        ((*SIMULATE, "--cost", "{empty}"), "empty.csv is empty: it needs a line of column"),
+        ((*SIMULATE, "--cost", "nowhere.csv"), "nowhere.csv: No such file"),
         ((*SIMULATE, "--policy", "best"), "'best' is not known: use one of best_fit, skip, fcfs"),
         ((*SIMULATE, "--goodput", "ttft"), "'ttft' is not a metric and milliseconds: .*ttft:2000"),
         ((*SIMULATE, "--goodput", "itl:9"), "no limit on 'itl': use ttft, tpot or e2el"),
@@ -666,6 +669,15 @@ BUCKETS = ("buckets", "--workload", "{trace}", "--cost", "{table}", "-k", "2")
         ((*BUCKETS, "--memory-gib", "inf"), "--memory-gib inf is not above 0 and below"),
         ((*BUCKETS, "--memory-gib", "nan"), "--memory-gib nan is not above 0 and below"),
         ((*SIMULATE, "--out", "{trace}"), "trace.csv is the file of --workload: name another"),
+        ((*SIMULATE, "--out", "/dev/null"), "/dev/null is a device or a pipe, and not a file"),
+        ((*SIMULATE, "--out", "{trace}/x"), "trace.csv/x cannot be written .*: name a file in"),
+        ((*SIMULATE, "--plot", "{trace}/x.svg"), "x.svg cannot be written .*: name a file in"),
+        (("tune", "{trace}", "--out", "{trace}"), "trace.csv is the file of LOG: name another"),
+        (
+            ("simulate", "--workload", "{trace}", "--batching", "continuous"),
+            "no prefill shape given: .*256,2048; `spyre-bench shapes` chooses them",
+        ),
+        (("tune", "{trace}", "-k", "0"), "k 0 is below 1"),
         ((*SIMULATE, "--replicas", "2147483648"), "replicas 2147483648 is above 10,000"),
         ((*SIMULATE, "--client-overhead-ms", "inf"), "client_overhead_s inf is negative or endl"),
         (("sweep", "{grid}", "--out", "{out}", "--jobs", "0"), "jobs 0 are too few"),
@@ -677,7 +689,7 @@ BUCKETS = ("buckets", "--workload", "{trace}", "--cost", "{table}", "-k", "2")
         ((*BUCKETS, "--length-scale", "100"), "every request is beyond the cost table"),
         ((*BUCKETS, "--requests", "1"), "has 1 request: it cannot be halved"),
         (("sweep", "{trace}", "--out", "{out}"), "write a line for each setting"),
-        (("sweep", "nowhere.yaml", "--out", "{out}"), "No such file .*nowhere.yaml"),
+        (("sweep", "nowhere.yaml", "--out", "{out}"), "nowhere.yaml: No such file"),
         (("sweep", "{grid}", "--out", "{trace}"), "trace.csv is not of a sweep"),
         (("sweep", "{grid}", "--out", "{out}", "--backend", "mpi"), "backend 'mpi' is not known"),
         (("sweep", "{grid}", "--out", "{out}", "--scheduler", "a:1"), "is of no use to loky"),
@@ -868,3 +880,19 @@ def test_a_limit_that_a_table_says_nothing_of_does_not_count_as_kept(
     refused = command(*plain, *option)
     assert refused.code == 1
     assert re.search(words, refused.err)
+
+
+def test_no_number_is_cut_where_the_terminal_is_narrow(command, trace, table, monkeypatch):
+    words = ("simulate", "--workload", trace, "--bucket", "8,2048,1024", "--cost", table)
+    wide = command(*words).out
+    monkeypatch.setenv("COLUMNS", "30")
+    assert command(*words).out.split() == wide.split()
+
+
+def test_an_interruption_leaves_a_sentence(command, monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("spyre_bench.cli.workloads._print_shipped", interrupted)
+    done = command("workloads")
+    assert (done.code, done.out, done.err) == (130, "", "spyre-bench: interrupted\n")

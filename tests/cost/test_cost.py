@@ -30,7 +30,7 @@ def test_a_table_reads_back_as_it_was_written(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "not a CSV file"),
+        ("", "is empty: it needs a line of column names"),
         ("a,b\n1,2\n", "columns .*batch_size.*decode_s.* are missing"),
         ("model,batch_size,prompt_length,new_tokens,prefill_s,decode_s\nx,1,64,2,,1", "prefill_s"),
         (",".join(COLUMNS) + "\n" + ",".join("y" for _ in COLUMNS), "does not read"),
@@ -287,7 +287,9 @@ def test_a_comma_too_many_does_not_shift_the_columns(tmp_path):
         (found,) = read_cost_table(path)
         assert (found.bucket, found.prefill_s) == (Bucket(1, 64, 2), 0.5)
     path.write_text(SIX + "x,1,64,2,0.5,0.1,3,9,10\n")
-    with pytest.raises(ValueError, match=r"cost\.csv.*more values than there are column names"):
+    with pytest.raises(
+        ValueError, match=r"cost\.csv.*line 2 there are more values than column names"
+    ):
         read_cost_table(path)
 
 

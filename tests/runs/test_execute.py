@@ -143,7 +143,7 @@ def test_the_page_asks_the_network_for_nothing(tmp_path):
         (["-p", "threads", "banana"], "parameter threads = 'banana' is not of type int"),
         (["-p", "threads", "99"], r"In \[3\] .*parameter threads = 99: use a number from 1 to 8"),
         (["-p", "threads"], "-p takes a name and a value"),
-        (["-f", "absent.yaml"], "No such file.*absent.yaml"),
+        (["-f", "absent.yaml"], "absent.yaml: No such file"),
     ],
 )
 def test_a_bad_parameter_fails_in_one_line(tmp_path, words, message):
@@ -249,6 +249,11 @@ def test_a_typo_leaves_the_latest_run_alone(tmp_path):
     code, said, report = spyre_bench_run(tmp_path, "03")
     assert code == 1
     assert "03: there is no such notebook: did you mean notebooks/03_good.ipynb?" in said
+    assert report.resolve() == latest
+    path = tmp_path / "notebooks" / good.name
+    code, said, report = spyre_bench_run(tmp_path, path, "-p", "thread", "3")
+    assert code == 1
+    assert "03_good.ipynb: has no parameter 'thread' (did you mean threads?)" in said
     assert report.resolve() == latest
     assert len(list((tmp_path / "out").iterdir())) == 2
 

@@ -194,3 +194,45 @@ def test_a_saving_too_small_to_matter_is_said_to_be_that_with_the_threshold():
     quicker = dataclasses.replace(sure, saving_p95=Saving(0.2, 0.1, 0.3))
     assert not quicker.keeps
     assert quicker.verdict.startswith("change")
+
+
+def growing(count: int = 40) -> Workload:
+    """Requests of which the second half asks for more than any of the first."""
+    rng = np.random.default_rng(5)
+    outputs = np.where(np.arange(count) < count // 2, 20, 40)
+    prompts = rng.integers(60, 120, count)
+    return Workload("growing", 2.0 * np.arange(count), prompts, outputs, outputs)
+
+
+def against(today: str, some: Workload) -> Tuning:
+    settings = {"batch_sizes": (1, 2), "policy": POLICY, "replications": 20}
+    return tune(
+        some, load_cost(), price(BucketSet.parse(today), load_cost()), Limits(2), **settings
+    )
+
+
+def test_nobody_is_refused_for_the_sake_of_a_saving():
+    found = against("2,1280,256", growing())
+    assert (found.current.rejected, found.new.rejected) == (0, 0)
+    assert found.saving.sure
+    assert found.verdict.startswith("change: device seconds fall by")
+
+
+def test_where_today_refuses_requests_the_saving_is_of_those_that_it_serves():
+    found = against("2,128,20", growing())
+    assert found.current.rejected == 20
+    assert found.held_out is None
+    assert found.verdict.startswith("change: 20 of 40 requests are served that your buckets refuse")
+    old_s, new_s = (
+        summary.busy_s(simulate(growing().head(20), figures.costs, POLICY))
+        for figures in (found.current, found.new)
+    )
+    assert found.current.busy_s == pytest.approx(old_s)
+    assert found.saving.point == pytest.approx(1 - new_s / old_s)
+
+
+def test_buckets_that_serve_nobody_have_no_saving_and_go():
+    found = against("1,64,8", growing())
+    assert found.saving is None
+    assert not found.keeps
+    assert found.verdict.startswith("change: your buckets serve none of these 40 requests")

@@ -66,6 +66,14 @@ def test_a_name_without_a_word_in_it_says_nothing_of_a_unit(tmp_path):
     assert rows(Workload.read(path, Reading.parse("arrival=€", "ms")))[1] == (0.5, 396, 109)
 
 
+def test_dates_that_may_be_of_two_days_are_refused_with_the_form_to_write(tmp_path):
+    path = csv(tmp_path, "time", "05/10/2024 00:00:00", "05/10/2024 00:00:01")
+    with pytest.raises(ValueError, match="00:00:00 is no number: say it as a date and time, such"):
+        Workload.read(path)
+    with pytest.raises(ValueError, match=r"line 2: time 05/10/2024 .* must be a date and time"):
+        Workload.read(path, Reading.parse("arrival=time"))
+
+
 def test_two_columns_of_times_are_not_chosen_between(tmp_path):
     path = csv(tmp_path, "sent_s,received_s", "0,1", "5,6")
     with pytest.raises(ValueError, match="sent_s and received_s may hold times"):

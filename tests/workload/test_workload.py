@@ -292,6 +292,8 @@ AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
         (OURS + "0,5,5\n2,5,5\n1,5,5\n", "line 4: arrival_s 1.* earlier than the line before"),
         (OURS + "0,5,5,5\n0,5,5,5\n", "not a CSV table"),
         (OURS + "0,5,5\n0,5,5,5\n", "not a CSV table: .*line 3"),
+        ("prompt_tokens, prompt_tokens,output_tokens\n1,2,3\n", "line 1 has 2 columns called pro"),
+        ("Export of May\n" + OURS + "0,5,5\n", "line 2 there are more values .*title above"),
         ("prompt_tokens,output_tokens,max_tokens\n5,5,4\n", "line 2: max_tokens 4 is wrong"),
         ("prompt_tokens,output_tokens,max_tokens\n5,5,9\n5,5,\n", "line 3: max_tokens is empty"),
         (AZURE + "2023-11-16 18:15:46,5,5\nyesterday,5,5\n", "line 3: TIMESTAMP yesterday .*date"),
@@ -376,6 +378,7 @@ def test_a_policy_sets_max_tokens_and_longer_answers_are_cut_there(policy, max_t
     changed = requests.with_max_tokens(policy)
     assert changed.max_tokens.tolist() == max_tokens
     assert changed.output_tokens.tolist() == output
+    assert ("1 of 4 outputs short" in str(changed)) == (output[-1] < 10)
     assert requests.output_tokens.tolist() == [1, 2, 3, 10]
 
 
