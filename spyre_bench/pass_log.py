@@ -71,6 +71,7 @@ class Pass:
     left: list[list[float]] = field(default_factory=list)
 
 
+LEFT = 7  # numbers of each
 WAITS = ("place", "arrival_s", "seen_s", "max_tokens", "looked_s", "left")
 
 
@@ -190,6 +191,11 @@ def read_passes(path: Path, *, waits: bool = False) -> pd.DataFrame:
         passes[name] = [[at_s - first_s for at_s in times] for times in passes[name]]
     for left in passes["left"]:
         for request in left:
+            if len(request) != LEFT:
+                raise ValueError(
+                    f"{path}: who left has {len(request)} numbers and not {LEFT}: an engine of "
+                    f"another version wrote this log; measure again to hold its decisions"
+                )
             request[1:5] = [at_s - first_s for at_s in request[1:5]]
     return passes.drop(columns="requests")
 

@@ -213,6 +213,8 @@ def test_what_the_scheduler_knew_is_read_where_it_is_asked_for_on_the_logs_clock
     assert frame["arrival_s"].tolist() == [[-0.5, -0.25], []]
     assert frame["left"].tolist() == [[[2, -0.5, -0.5, -0.25, -0.125, 7, 9]], []]
     assert not {"place", "seen_s", "left"} & set(read_passes(path))
+    with pytest.raises(ValueError, match="6 numbers and not 7: an engine of another version"):
+        read_passes(log(first | {"left": [[2, 999.5, 999.5, 999.875, 7, 9]]}), waits=True)
     with pytest.raises(ValueError, match="its left is"):
         read_passes(log(first | {"left": [[1, "a"]]}))
 
