@@ -269,7 +269,7 @@ def _rows(path: Path, wanted: type[Row]) -> list[Row]:
 
 
 def _row(text: bytes) -> Line:
-    line = parse_json(text, "it")
+    line = parse_json(text, "its text")
     if not isinstance(line, dict):
         raise ValueError("it is not an object")
     kind = line.get("kind")

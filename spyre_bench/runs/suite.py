@@ -182,12 +182,17 @@ def _stop(futures: Sequence[Future]) -> None:
 
 
 def sections_of(path: Path | None, notebooks: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """The parameters that the file has for each notebook, by its stem; says where it has none.
-    ValueError for a file that is no such thing."""
+    """The parameters that the file has for each notebook, by its stem. Raises ValueError for a file
+    that is no such thing, and for a section of a notebook that lies beside none of these: its
+    parameters would be left out in silence."""
     sections = _read_sections(path) if path else {}
-    missing = [notebook.stem for notebook in notebooks if notebook.stem not in sections]
-    if path and missing:
-        print(f"{path} has no section {', '.join(missing)}: default parameters", file=sys.stderr)
+    folders = {notebook.parent for notebook in notebooks}
+    there = sorted({other.stem for folder in folders for other in folder.glob("*.ipynb")})
+    for name in sections:
+        if name not in there:
+            raise ValueError(
+                f"{path}: section {name} is of no notebook here; there are {', '.join(there)}"
+            )
     return {notebook.stem: sections.get(notebook.stem, {}) for notebook in notebooks}
 
 

@@ -286,18 +286,22 @@ def test_a_file_that_is_no_notebook_is_refused(tmp_path):
 def test_a_file_of_parameters_has_a_section_a_notebook_and_the_command_line_wins(tmp_path):
     path = notebook(tmp_path / "good.ipynb")
     (tmp_path / "full.yaml").write_text("good:\n  threads: 3\n  name: '5'\n")
-    _, said, report = spyre_bench_run(tmp_path, path, "-f", "full.yaml", "-p", "threads", "4")
+    _, _, report = spyre_bench_run(tmp_path, path, "-f", "full.yaml", "-p", "threads", "4")
     kept = results(report / "good")["parameters"]
     assert (kept["threads"], kept["name"]) == (4, "5")
-    assert "no section" not in said
 
 
-def test_a_notebook_without_a_section_is_said_to_run_with_defaults(tmp_path):
+def test_a_section_of_no_notebook_is_refused_and_one_of_a_notebook_that_does_not_run_is_not(
+    tmp_path,
+):
     path = notebook(tmp_path / "good.ipynb")
-    (tmp_path / "full.yaml").write_text("goood:\n  threads: 3\n")
+    notebook(tmp_path / "other.ipynb")
+    (tmp_path / "full.yaml").write_text("other:\n  threads: 3\ngoood:\n  threads: 3\n")
     code, said, _ = spyre_bench_run(tmp_path, path, "-f", "full.yaml")
-    assert code == 0
-    assert "full.yaml has no section good: default parameters" in said
+    assert code == 1
+    assert "full.yaml: section goood is of no notebook here; there are good, other" in said
+    (tmp_path / "full.yaml").write_text("other:\n  threads: 3\n")
+    assert spyre_bench_run(tmp_path, path, "-f", "full.yaml")[0] == 0
 
 
 @pytest.mark.parametrize("text", ["a: [", "just words", "good: 3"])
