@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from spyre_bench.shapes import LARGEST, REJECTIONS, STICK_TOKENS
+from spyre_bench.shapes import LARGEST, REJECTIONS, STICK_TOKENS, listed
 
 BLOCK_TOKENS = STICK_TOKENS
 """Slots of one block of the KV cache. Block 0 is the dummy: padding points there."""
@@ -193,10 +193,11 @@ class ShapeSet:
         decode: str | Iterable[DecodeShape | str | Sequence[int]],
         blocks: int | None = None,
     ) -> ShapeSet:
-        """Shapes from `"64,512 256,2048"` or a list of what `parse` of each kind reads. Without
-        `blocks`: as many as fill the largest decode shape, and the dummy."""
-        prefills = tuple(map(PrefillShape.parse, _words(prefill)))
-        decodes = tuple(map(DecodeShape.parse, _words(decode)))
+        """Shapes from `"64,512 256,2048"`, from a file of them, `"@shapes.json"`, or from a list of
+        what `parse` of each kind reads. Without `blocks`: as many as fill the largest decode shape,
+        and the dummy."""
+        prefills = tuple(map(PrefillShape.parse, words(prefill, "prefill_shapes")))
+        decodes = tuple(map(DecodeShape.parse, words(decode, "decode_shapes")))
         most = max((shape.rows * shape.blocks for shape in decodes), default=0)
         longest = max((shape.blocks for shape in prefills), default=0)
         return cls(prefills, decodes, max(most, longest) + 1 if blocks is None else blocks)
@@ -313,5 +314,12 @@ def shapes_for(
     )
 
 
-def _words(values: str | Iterable[Any]) -> Iterable[Any]:
+EXAMPLES = {"prefill_shapes": "[256, 2048]", "decode_shapes": "[8, 2048]"}
+
+
+def words(values: str | Iterable[Any], name: str) -> Iterable[Any]:
+    """The single shapes of a text, of a file that it names, or of a list; `name` is their key in
+    the file, of EXAMPLES."""
+    if isinstance(values, str) and values.strip().startswith("@"):
+        return listed(values, name, EXAMPLES[name])
     return values.replace(";", " ").split() if isinstance(values, str) else values

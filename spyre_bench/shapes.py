@@ -100,19 +100,20 @@ def _json(text: str) -> Any:
         ) from error
 
 
-def _of_file(path: Path) -> list[Any]:
-    """The buckets of a file, as `spyre-bench tune --out` writes it: a list, or an object with the
-    list under "buckets"."""
+def listed(text: str, name: str, example: str) -> list[Any]:
+    """What a file has under a name, `"@shapes.json"`, as `spyre-bench tune --out` writes it; or the
+    list that it is. ValueError for a file that holds neither."""
+    path = Path(text.strip()[1:]).expanduser()
     try:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise ValueError(f"buckets @{path}: {error.strerror}: name a file of buckets") from error
+        raise ValueError(f"{name} @{path}: {error.strerror}: name a file of {name}") from error
     except ValueError as error:
-        raise ValueError(f"buckets @{path}: not JSON: {error}") from error
-    found = found.get("buckets") if isinstance(found, dict) else found
+        raise ValueError(f"{name} @{path}: not JSON: {error}") from error
+    found = found.get(name) if isinstance(found, dict) else found
     if not isinstance(found, list):
         raise ValueError(
-            f'buckets @{path}: it holds no list of buckets: write {{"buckets": [[4, 64, 32]]}}'
+            f'{name} @{path}: it holds no list of {name}: write {{"{name}": [{example}]}}'
         )
     return found
 
@@ -142,7 +143,7 @@ class BucketSet:
         """Buckets from `"4,64,32 2,256,64"`, from JSON, `"[[4, 64, 32], [2, 256, 64]]"`, from a
         file of them, `"@shapes.json"`, or from a list of whatever `Bucket.parse` reads."""
         if isinstance(values, str) and values.strip().startswith("@"):
-            values = _of_file(Path(values.strip()[1:]).expanduser())
+            values = listed(values, "buckets", "[4, 64, 32]")
         if isinstance(values, str):
             values = _json(values) if "[" in values else values.replace(";", " ").split()
         return cls(tuple(Bucket.parse(value) for value in values))

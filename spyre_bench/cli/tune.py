@@ -1,10 +1,10 @@
-"""The command `tune`: from a deployment's log to better buckets, in a file that the server reads
-back."""
+"""The command `tune`: from a deployment's log to better buckets or shapes, in a file that the
+server reads back."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,8 +12,16 @@ import typer
 
 from spyre_bench.cli import tables
 from spyre_bench.cli.options import Json, result_file, with_options
-from spyre_bench.pass_log import KINDS, PASSES, SHAPE_WARMUP, STEPS, WARMUP
-from spyre_bench.simulate.scenario import CONTINUOUS, ENGINE, Scenario, setting
+from spyre_bench.pass_log import KINDS, PASSES, SHAPE_WARMUP, STEP_RULES, STEPS, WARMUP
+from spyre_bench.simulate.scenario import (
+    CONTINUOUS,
+    ENGINE,
+    SCHEDULING,
+    TRACE_FILE,
+    WORKLOAD,
+    Scenario,
+    setting,
+)
 
 if TYPE_CHECKING:
     from spyre_bench.cost.bucket_cost import BucketCost, CostModel
@@ -53,10 +61,13 @@ class Allowed:
     """What others may take."""
 
     k: int | None = setting(
-        BUDGET, "buckets, at most; default: as many as today, or 5", None, flag="-k"
+        BUDGET, "buckets or shapes, at most; default: as many as today, or 5", None, flag="-k"
     )
     warmup_budget: float | None = setting(BUDGET, "seconds of cold compile, in all", None)
     memory_gib: float | None = setting(BUDGET, "of weights, cache and logits", None)
+    rows: int | None = setting(
+        BUDGET, "of continuous batching that decode together; default: as today", None
+    )
 
 
 @with_options(Scenario, without=[ENGINE, CONTINUOUS], positional="workload")
@@ -73,14 +84,16 @@ def tune(
         int, typer.Option(help="behind the interval of the saving; 0: a point only")
     ] = 100,
     out: Annotated[
-        Path | None, result_file(help='takes the shapes: serve with "buckets": "@FILE"')
+        Path | None, result_file(help='takes what is advised: serve with "buckets": "@FILE"')
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """From a log to better buckets: what today's cost, what others save, and how sure that is.
+    """From a log to better buckets or shapes: what today's cost, what others save, and how sure
+    that is.
 
-    LOG is a pass log of our server, a result of `vllm bench serve --save-detailed`, guidellm or
-    AIPerf, any trace, the log of a vLLM server, or a scrape of its /metrics.
+    LOG is a pass log of our server, of either kind of batching, a result of `vllm bench serve
+    --save-detailed`, guidellm or AIPerf, any trace, the log of a vLLM server, or a scrape of its
+    /metrics.
     """
     from spyre_bench.choose.optimize import Limits
     from spyre_bench.cli.plan import memory_bytes, require_other
@@ -94,52 +107,102 @@ def tune(
         max_wait_s=today.max_wait_s,
         buckets=today.bucket,
     )
-    log = _read(scenario, today.lengths)
-    tuning = study.tune(
-        log.workload,
-        log.model,
-        log.current,
-        Limits(
-            (len(log.current) or 5) if allowed.k is None else allowed.k,
-            allowed.warmup_budget,
-            memory_bytes(allowed.memory_gib),
-        ),
-        batch_sizes=batch_size or log.model.batch_sizes,
-        policy=scenario.rules(),
-        measured_busy_s=log.measured_busy_s,
-        replications=replications,
-        seed=scenario.seed,
-    )
+    path = Path(scenario.workload)
+    if _kind(path) in (*STEPS, SHAPE_WARMUP, STEP_RULES):
+        _refuse_idle(path, scenario, WORKLOAD, TRACE_FILE, SCHEDULING)
+        _refuse_idle(path, today, TODAY)
+        tuning, said, costs = _of_steps(path, scenario, allowed, batch_size, replications)
+    else:
+        if allowed.rows is not None:
+            raise ValueError(f"--rows is of continuous batching, and {path} is no log of it")
+        log = _read(path, scenario, today.lengths)
+        said, costs = log.said, log.model.label
+        tuning = study.tune(
+            log.workload,
+            log.model,
+            log.current,
+            Limits(
+                (len(log.current) or 5) if allowed.k is None else allowed.k,
+                allowed.warmup_budget,
+                memory_bytes(allowed.memory_gib),
+            ),
+            batch_sizes=batch_size or log.model.batch_sizes,
+            policy=scenario.rules(),
+            measured_busy_s=log.measured_busy_s,
+            replications=replications,
+            seed=scenario.seed,
+        )
     shapes = study.shapes_file(
         tuning,
         log=scenario.workload,
         log_sha256=content(scenario.workload),
-        read_as=log.said,
-        costs=log.model.label,
+        read_as=said,
+        costs=costs,
     )
     if out:
         replace_text(out, json.dumps(shapes, indent=1, allow_nan=False) + "\n")
     if as_json:
         typer.echo(json.dumps(shapes, allow_nan=False))
         return
-    for sentence in log.said:
+    for sentence in said:
         typer.echo(sentence, err=True)
     _print(tuning)
     if out:
-        typer.echo(f'shapes in {out}: serve with "buckets": "@{out}" or SPYRE_BENCH_SHAPES={out}')
+        typer.echo(f"{tuning.what} in {out}: serve with {_keys(tuning, out)}")
 
 
 # --- the log --------------------------------------------------------------------------------------
 
 
-def _read(scenario: Scenario, lengths: str | None) -> Log:
-    """A pass log with its own buckets and costs, or requests with the buckets that were named."""
-    path = Path(scenario.workload)
-    kind = _kind(path)
-    if kind in STEPS or kind == SHAPE_WARMUP:
-        raise ValueError(
-            f"{path} is a pass log of continuous batching: tune chooses buckets of static batching"
+def _of_steps(
+    path: Path,
+    scenario: Scenario,
+    allowed: Allowed,
+    batch_sizes: list[int] | None,
+    replications: int,
+) -> tuple[Tuning, list[str], str]:
+    """A pass log of continuous batching: what it comes to, what is said of it, and its costs."""
+    from spyre_bench.choose.advise_shapes import Engine, within_contexts
+    from spyre_bench.choose.visits import ShapeLimits
+    from spyre_bench.metrics.served_steps import read_served_steps
+    from spyre_bench.studies.tune_shapes import of_log, tune_shapes
+
+    for name, value in (("--batch-size", batch_sizes), ("--memory-gib", allowed.memory_gib)):
+        if value:
+            raise ValueError(
+                f"{path} is a pass log of continuous batching, whose blocks of memory stay: leave "
+                f"{name} out"
+            )
+    served = read_served_steps(path)
+    model = of_log(served, replace(scenario, batching="continuous").load_cost())
+    asleep = 1 - served.busy_s / max(served.busy_s, served.workload.span_s)
+    said = [
+        f"{served.workload}; {served.steps:,} passes, busy {served.busy_s:,.1f} s ({asleep:.0%} "
+        f"idle)" + (f"; {served.gave_up:,} who gave up are left out" if served.gave_up else "")
+    ]
+    covered = within_contexts(served.workload, model)
+    if beyond := len(served.workload) - len(covered):
+        said.append(
+            f"{beyond:,} of {len(served.workload):,} requests are longer than any context of the "
+            f"cost table and left out; --extrapolate takes them in"
         )
+    today = served.costs.shapes
+    chunk = served.rules.chunk_tokens or today.max_chunk
+    tuning = tune_shapes(
+        replace(served, workload=covered),
+        model,
+        ShapeLimits(len(today) if allowed.k is None else allowed.k, allowed.warmup_budget),
+        Engine(today.max_rows if allowed.rows is None else allowed.rows, chunk, today.blocks),
+        measured_busy_s=None if beyond else served.busy_s,
+        replications=replications,
+        seed=scenario.seed,
+    )
+    return tuning, said, model.label
+
+
+def _read(path: Path, scenario: Scenario, lengths: str | None) -> Log:
+    """A pass log with its own buckets and costs, or requests with the buckets that were named."""
+    kind = _kind(path)
     if kind in PASSES or kind == WARMUP:
         return _of_passes(path, scenario)
     base, loaded = scenario.load_cost(), _requests(path, scenario, lengths)
@@ -177,6 +240,7 @@ def _of_passes(path: Path, scenario: Scenario) -> Log:
 
     if scenario.buckets:
         raise ValueError(f"{path} says which buckets it ran: leave --bucket out")
+    _refuse_idle(path, scenario, WORKLOAD, TRACE_FILE)
     served = read_served(path)
     model = of_log(served, scenario.load_cost(), scenario.rules())
     workload, said = _covered(served.workload, model)
@@ -188,6 +252,15 @@ def _of_passes(path: Path, scenario: Scenario) -> Log:
     busy_s = served.busy_s if len(workload) == len(served.workload) else None
     current = price((cost.bucket for cost in served.costs), model)
     return Log(workload, model, current, busy_s, [read, *said])
+
+
+def _refuse_idle(path: Path, given: Scenario | Today, *parts: str) -> None:
+    """Settings of these parts that a pass log leaves without effect."""
+    for it in fields(given):
+        idle = it.metadata["part"] in parts and it.name not in ("workload", "seed")
+        if idle and getattr(given, it.name) != it.default:
+            flag = it.metadata.get("flag", f"--{it.name.replace('_', '-')}")
+            raise ValueError(f"{path} is a pass log, which says that itself: leave {flag} out")
 
 
 def _kind(path: Path) -> str | None:
@@ -228,7 +301,7 @@ def _print(tuning: Tuning) -> None:
     tables.show(table)
     for name, figures in rows.items():
         if figures:
-            typer.echo(f"{name}: {' '.join(map(str, figures.buckets))}")
+            typer.echo(f"{name}: {_said(figures)}")
     if tuning.measured_busy_s is not None:
         typer.echo(
             f"busy: device seconds, simulated; the log itself has {tuning.measured_busy_s:,.1f} s"
@@ -245,13 +318,27 @@ def _print(tuning: Tuning) -> None:
     typer.echo(tuning.verdict)
 
 
+def _keys(tuning: Tuning, out: Path) -> str:
+    """What a server is given to read the file."""
+    compiled, variable = tuning.advised.compiled, f"SPYRE_BENCH_SHAPES={out}"
+    if isinstance(compiled, tuple):
+        return f'"buckets": "@{out}" or {variable}'
+    names = ", ".join(f'"{name}": "@{out}"' for name in ("prefill_shapes", "decode_shapes"))
+    return f'"batching": "continuous", "blocks": {compiled.blocks}, {names} (or {variable})'
+
+
 def _row(figures: Figures, requests: int) -> list[str]:
     served = figures.rejected < requests  # else there is nothing to say of
     return [
-        str(len(figures.costs)),
+        str(len(figures.compiled)),
         f"{figures.busy_s:,.1f}",
         f"{figures.p95_e2el_s:,.2f}" if served else "-",
         f"{figures.fill:.0%}" if served else "-",
         f"{figures.compile_s:,.1f}",
         f"{figures.rejected:,}",
     ]
+
+
+def _said(figures: Figures) -> str:
+    compiled = figures.compiled
+    return " ".join(map(str, compiled)) if isinstance(compiled, tuple) else str(compiled)

@@ -8,41 +8,26 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from spyre_bench.cost.bucket_cost import BucketCost, CostModel, Lengths
+from spyre_bench.cost.shape_cost import ShapeCosts
 from spyre_bench.cost.spread import Spread
+from spyre_bench.shape_set import ShapeSet
 from spyre_bench.shapes import Bucket
 
 
 @dataclass(frozen=True, repr=False)
-class Rescaled(CostModel):
-    """Another model's costs, every prefill and every decode pass so many times as long; the
-    buckets that were measured cost what they took."""
+class _OfAnother(CostModel):
+    """Another model's costs, every prefill and every decode pass so many times as long."""
 
     base: CostModel
-    measured: tuple[BucketCost, ...]
     factors: tuple[float, float]  # prefill, decode
     deviation: float  # standard deviation of the factors' logarithm
     why: str  # what the factors were taken from, in words
 
-    def of(self, bucket: Bucket) -> BucketCost:
-        own = next((cost for cost in self.measured if cost.bucket == bucket), None)
-        try:
-            cost = self.base.of(bucket)
-        except ValueError:
-            if own is None:
-                raise
-            return own
-        if own is None:
-            return cost.scaled(self.factors)
-        compile_s = own.compile_s or cost.compile_s
-        return replace(own, compile_s=compile_s, memory_bytes=cost.memory_bytes)
-
-    def spread(self, costs: Sequence[BucketCost]) -> Spread | None:
-        """That of the other model, and how far the factors may be off; of a measured bucket the
-        latter alone, which is how the machine changed meanwhile."""
-        if (found := self.base.spread(costs)) is None:
+    def _spread(self, found: Spread | None, own: np.ndarray) -> Spread | None:
+        """That of the other model, and how far the factors may be off; of `own`, bool [costs, 1],
+        which were measured, the latter alone, which is how the machine changed meanwhile."""
+        if found is None:
             return None
-        ran = {cost.bucket for cost in self.measured}
-        own = np.array([[cost.bucket in ran] for cost in costs])
         return replace(
             found,
             source=f"{found.source}; {self.why}",
@@ -74,5 +59,75 @@ class Rescaled(CostModel):
     def covers(self, workload: Lengths) -> np.ndarray:
         return self.base.covers(workload)
 
+    def covers_contexts(self, workload: Lengths) -> np.ndarray:
+        return self.base.covers_contexts(workload)
+
     def require_known(self, name: str, what: str) -> None:
         self.base.require_known(name, what)
+
+
+@dataclass(frozen=True, repr=False)
+class Rescaled(_OfAnother):
+    """The buckets that were measured cost what they took."""
+
+    measured: tuple[BucketCost, ...]
+
+    def of(self, bucket: Bucket) -> BucketCost:
+        own = next((cost for cost in self.measured if cost.bucket == bucket), None)
+        try:
+            cost = self.base.of(bucket)
+        except ValueError:
+            if own is None:
+                raise
+            return own
+        if own is None:
+            return cost.scaled(self.factors)
+        compile_s = own.compile_s or cost.compile_s
+        return replace(own, compile_s=compile_s, memory_bytes=cost.memory_bytes)
+
+    def spread(self, costs: Sequence[BucketCost]) -> Spread | None:
+        ran = {cost.bucket for cost in self.measured}
+        own = np.array([[cost.bucket in ran] for cost in costs])
+        return self._spread(self.base.spread(costs), own)
+
+
+@dataclass(frozen=True, repr=False)
+class RescaledShapes(_OfAnother):
+    """The shapes of continuous batching that were measured cost what they took."""
+
+    measured: ShapeCosts
+
+    def of(self, bucket: Bucket) -> BucketCost:
+        return self.base.of(bucket).scaled(self.factors)
+
+    def of_shapes(self, shapes: ShapeSet) -> ShapeCosts:
+        own = {cost.shape: cost for cost in self.measured.each}
+        try:
+            priced = self.base.of_shapes(shapes)
+        except ValueError:
+            if not own.keys() >= set(shapes):
+                raise
+            return ShapeCosts(
+                tuple(cost for cost in self.measured.prefill if cost.shape in shapes.prefill),
+                tuple(cost for cost in self.measured.decode if cost.shape in shapes.decode),
+                shapes.blocks,
+            )
+        of_prefill, of_decode = self.factors
+        return replace(
+            priced,
+            prefill=tuple(_either(own.get(it.shape), it, of_prefill) for it in priced.prefill),
+            decode=tuple(_either(own.get(it.shape), it, of_decode) for it in priced.decode),
+        )
+
+    def spread_of_shapes(self, costs: ShapeCosts) -> Spread | None:
+        ran = {cost.shape for cost in self.measured.each}
+        own = np.array([[cost.shape in ran] for cost in costs.each])
+        return self._spread(self.base.spread_of_shapes(costs), own)
+
+
+def _either(own, cost, factor: float):  # type: ignore[no-untyped-def]
+    """What was measured, with the other's compile seconds where its own start was warm; or the
+    other's passes, so many times as long."""
+    if own is None:
+        return cost.scaled(factor)
+    return replace(own, compile_s=own.compile_s or cost.compile_s)

@@ -55,7 +55,7 @@ def read_served(path: Path) -> Served:
         costs=_costs(path, passes),
         busy_s=float(passes["step_s"].sum()),
         batches=len(starts),
-        drift=_drift(passes),
+        drift=drift_of(passes["step_s"], passes["bucket"] + passes["kind"]),
         gave_up=int(starts["left"].map(len).sum()),
     )
 
@@ -97,10 +97,9 @@ def _costs(path: Path, passes: pd.DataFrame) -> tuple[BucketCost, ...]:
     return tuple(sorted(costs, key=lambda cost: cost.bucket))
 
 
-def _drift(passes: pd.DataFrame) -> float:
+def drift_of(seconds: pd.Series, alike: pd.Series) -> float:
     """How the pace differs between parts of the log: the median of passes over those of their
-    kind."""
-    typical_s = passes.groupby(["bucket", "kind"])["step_s"].transform("median")
-    over = (passes["step_s"] / typical_s).to_numpy()
+    kind, which `alike` says of each."""
+    over = (seconds / seconds.groupby(alike).transform("median")).to_numpy()
     paces = [np.median(part) for part in np.array_split(over, min(PARTS, len(over)))]
     return float(np.std(np.log(paces), ddof=1)) if len(paces) > 1 else 0.0

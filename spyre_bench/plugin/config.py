@@ -33,6 +33,7 @@ from spyre_bench.shape_set import (
     ShapeSet,
     blocks_of,
     shapes_for,
+    words,
 )
 from spyre_bench.shapes import BucketSet
 
@@ -49,7 +50,7 @@ CLOCKS = ("real", "virtual")
 
 STEP_TIMEOUT = "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"  # vLLM's own name, with its own default
 
-SHAPES_FILE = "SPYRE_BENCH_SHAPES"  # a file of buckets, as `spyre-bench tune --out` writes it
+SHAPES_FILE = "SPYRE_BENCH_SHAPES"  # of buckets or shapes, as `spyre-bench tune --out` writes it
 
 SECONDS = {
     "gather_s": (0, 60),
@@ -324,13 +325,13 @@ def _rules(values: Mapping[str, Any]) -> Rules:
 
 
 def _shape_text(name: str, value: Any) -> str | None:
-    """The shapes as text, from a list or a text."""
-    if value is None or isinstance(value, str):
+    """The shapes as text, from a list, a text, or the file that a text names."""
+    if value is None or (isinstance(value, str) and not value.strip().startswith("@")):
         return value
-    if not isinstance(value, (list, tuple)):
+    if not isinstance(value, (str, list, tuple)):
         raise _wrong(name, value, "is a list such as [[8, 2048]]")
     parse = PrefillShape.parse if name == "prefill_shapes" else DecodeShape.parse
-    return " ".join(str(parse(shape)) for shape in value)
+    return " ".join(str(parse(shape)) for shape in words(value, name))
 
 
 def _refuse_beside(additional: Mapping[str, Any]) -> None:
@@ -364,11 +365,8 @@ def _from_environment(environment: Mapping[str, str], without: Mapping[str, Any]
     found = obeyed(environment)
     values = _continuous_from_environment(found, environment, without)
     continuous = (values | dict(without)).get("batching") == "continuous"
-    if continuous and environment.get(SHAPES_FILE, "").strip():
-        raise ValueError(
-            f"{SHAPES_FILE} names buckets, which are of static batching, and batching is "
-            f"continuous: unset one of them"
-        )
+    if continuous and (file := environment.get(SHAPES_FILE, "").strip()):
+        values |= {name: f"@{file.removeprefix('@')}" for name in SHAPES if name not in without}
     if not continuous and "buckets" not in without:
         values["buckets"] = _buckets_from(environment, found)
     for name, (full, text) in found.items():

@@ -1,5 +1,6 @@
 """Better buckets for a deployment that runs: what its own cost over the time of its log, what
-others would have cost on the same requests, and how sure that is."""
+others would have cost on the same requests, and how sure that is. `tune_shapes` does it for
+continuous batching."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from spyre_bench.choose.advise import TIE, Advice, advise
+from spyre_bench.choose.advise_shapes import ShapeAdvice
 from spyre_bench.choose.optimize import Limits
 from spyre_bench.cost.bucket_cost import BucketCost, CostModel
 from spyre_bench.cost.rescaled import Rescaled
@@ -19,6 +21,7 @@ from spyre_bench.metrics import summary, waste
 from spyre_bench.metrics.latency import latencies
 from spyre_bench.metrics.served import Served
 from spyre_bench.policy.static import Policy
+from spyre_bench.shape_set import ShapeSet
 from spyre_bench.shapes import Bucket
 from spyre_bench.simulate.result import SimulatedRun
 from spyre_bench.simulate.static import simulate
@@ -29,21 +32,14 @@ FEWEST = 20  # requests, of which halves still say something
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one set of buckets on the requests of the log."""
+    """Of one set of buckets, or of shapes, on the requests of the log."""
 
-    costs: tuple[BucketCost, ...]
+    compiled: tuple[Bucket, ...] | ShapeSet
+    compile_s: float
     busy_s: float
     p95_e2el_s: float
     fill: float
     rejected: int
-
-    @property
-    def buckets(self) -> tuple[Bucket, ...]:
-        return tuple(cost.bucket for cost in self.costs)
-
-    @property
-    def compile_s(self) -> float:
-        return sum(cost.compile_s for cost in self.costs)
 
 
 @dataclass(frozen=True)
@@ -73,11 +69,12 @@ class Tuning:
     current: Figures | None  # None: nobody said which they are
     measured_busy_s: float | None  # of the log itself, where it is one of passes
     new: Figures
-    advice: Advice
+    advice: Advice | ShapeAdvice
     saving: Saving | None  # of busy device seconds, on the requests that today's serve
     saving_p95: Saving | None  # of the P95 of the time to the last token, on the same
     held_out: Saving | None  # of busy seconds on those of the second half; a point
     source: str  # where the interval is from, in words
+    what: str = "buckets"  # that are compiled, or "shapes"
 
     @property
     def keeps(self) -> bool:
@@ -85,7 +82,7 @@ class Tuning:
         if self.current is None or self.current.rejected > self.new.rejected:
             return False
         surely = self.saving is not None and self.saving.sure and self.matters
-        return self.current.buckets == self.new.buckets or not surely
+        return self.current.compiled == self.new.compiled or not surely
 
     @property
     def matters(self) -> bool:
@@ -103,25 +100,29 @@ class Tuning:
         """One sentence, in words."""
         if self.current is None:
             return "no buckets of today to compare with: say --bucket for each of them"
-        if self.current.buckets == self.new.buckets:
-            return "keep your buckets: no others within the limits are better on these requests"
+        if self.current.compiled == self.new.compiled:
+            return (
+                f"keep your {self.what}: no others within the limits are better on these requests"
+            )
         longer_s = self.new.compile_s - self.current.compile_s
         start = f"start-up compiles {abs(longer_s):,.0f} s {'more' if longer_s > 0 else 'less'}"
         if self.keeps:
             if not self.matters:
                 return (
-                    f"keep your buckets, it does not matter: others would save {self.saving} of "
-                    f"device seconds, and below {TIE:.0%} costs are not known well enough to tell; "
-                    f"{start}"
+                    f"keep your {self.what}, it does not matter: others would save {self.saving} "
+                    f"of device seconds, and below {TIE:.0%} costs are not known well enough to "
+                    f"tell; {start}"
                 )
             unsure = self.saving is None or self.saving.low is None
             why = "but the costs have no spread to say how sure that is" if unsure else "not surely"
             return (
-                f"keep your buckets: others would save {self.saving} of device seconds, {why}; "
+                f"keep your {self.what}: others would save {self.saving} of device seconds, {why}; "
                 f"{start}"
             )
         if self.saving is None:
-            return f"change: your buckets serve none of these {self.requests:,} requests; {start}"
+            return (
+                f"change: your {self.what} serve none of these {self.requests:,} requests; {start}"
+            )
         seconds = f"device seconds fall by {self.saving}"
         if not self.current.rejected:
             return f"change: {seconds}; {start}"
@@ -129,7 +130,7 @@ class Tuning:
             seconds = f"device seconds grow (a saving of {self.saving})"
         return (
             f"change: {self.current.rejected:,} of {self.requests:,} requests are served that your "
-            f"buckets refuse; for the others {seconds}; {start}"
+            f"{self.what} refuse; for the others {seconds}; {start}"
         )
 
 
@@ -151,7 +152,7 @@ def of_log(served: Served, base: CostModel, policy: Policy) -> Rescaled:
         f"their costs, within {between:.0%} between buckets and {served.drift:.0%} over time; the "
         f"simulator is {own_s / served.busy_s - 1:+.1%} off its busy seconds"
     )
-    return Rescaled(base, served.costs, (factors[0], factors[1]), deviation, why)
+    return Rescaled(base, (factors[0], factors[1]), deviation, why, served.costs)
 
 
 def _ratios(served: Served, base: CostModel) -> np.ndarray:
@@ -219,7 +220,7 @@ def tune(
             else:
                 old_draw, new_draw = (_of(draw, drawn, costs) for costs in (today, new))
                 pairs.append((run(today, both, old_draw), run(new, both, new_draw)))
-        savings = _savings(old_run, run(new, both), pairs)
+        savings = savings_of(old_run, run(new, both), pairs)
     later = shared(advice.held_out)
     return Tuning(
         requests=len(workload),
@@ -230,7 +231,7 @@ def tune(
         advice=advice,
         saving=savings["busy_s"],
         saving_p95=savings["p95_s"],
-        held_out=_savings(run(today, later), run(new, later), [])["busy_s"] if later else None,
+        held_out=savings_of(run(today, later), run(new, later), [])["busy_s"] if later else None,
         source=spread.source if spread else "the costs have no spread",
     )
 
@@ -244,7 +245,7 @@ def _measures(run: SimulatedRun) -> dict[str, float]:
     return {"busy_s": summary.busy_s(run), "p95_s": _p95_e2el_s(run)}
 
 
-def _savings(
+def savings_of(
     old: SimulatedRun, new: SimulatedRun, pairs: Sequence[tuple[SimulatedRun, SimulatedRun]]
 ) -> dict[str, Saving | None]:
     def share(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
@@ -265,8 +266,16 @@ def _p95_e2el_s(run: SimulatedRun) -> float:
 
 
 def _figures(costs: Sequence[BucketCost], run: SimulatedRun) -> Figures:
+    compile_s = sum(cost.compile_s for cost in costs)
+    return figures_of(tuple(cost.bucket for cost in costs), compile_s, run)
+
+
+def figures_of(
+    compiled: tuple[Bucket, ...] | ShapeSet, compile_s: float, run: SimulatedRun
+) -> Figures:
     return Figures(
-        costs=tuple(costs),
+        compiled=compiled,
+        compile_s=compile_s,
         busy_s=summary.busy_s(run),
         p95_e2el_s=_p95_e2el_s(run),
         fill=waste.ledger(run).fill,
@@ -275,14 +284,10 @@ def _figures(costs: Sequence[BucketCost], run: SimulatedRun) -> Figures:
 
 
 def shapes_file(tuning: Tuning, **origin: Any) -> dict[str, Any]:
-    """What a server reads back (`"buckets": "@shapes.json"`): the advised buckets, and beside them
-    where they are from."""
-    saving = tuning.saving
-    return {
-        "buckets": [
-            [bucket.batch_size, bucket.prompt_length, bucket.new_tokens]
-            for bucket in tuning.advised.buckets
-        ],
+    """What a server reads back (`"buckets": "@shapes.json"`, or `"prefill_shapes"` and
+    `"decode_shapes"`): what is advised, and beside it where that is from."""
+    saving, compiled = tuning.saving, tuning.advised.compiled
+    return _setting(compiled) | {
         "tuned": origin
         | {
             "verdict": tuning.verdict,
@@ -299,4 +304,14 @@ def shapes_file(tuning: Tuning, **origin: Any) -> dict[str, Any]:
             "saving": saving and {"point": saving.point, "p5": saving.low, "p95": saving.high},
             "interval_from": tuning.source,
         },
+    }
+
+
+def _setting(compiled: tuple[Bucket, ...] | ShapeSet) -> dict[str, Any]:
+    if not isinstance(compiled, ShapeSet):
+        return {"buckets": [[it.batch_size, it.prompt_length, it.new_tokens] for it in compiled]}
+    return {
+        "prefill_shapes": [str(shape) for shape in compiled.prefill],
+        "decode_shapes": [str(shape) for shape in compiled.decode],
+        "blocks": compiled.blocks,
     }

@@ -13,8 +13,9 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
-from spyre_bench.cost.shape_cost import DecodeCost, PrefillCost, ShapeCosts, warmed_costs
+from spyre_bench.cost.shape_cost import ShapeCosts, warmed_costs
 from spyre_bench.cost.spread import Draw, Spread, log_deviation
+from spyre_bench.metrics.served_steps import expected_s, pass_ends
 from spyre_bench.pass_log import (
     STEPS,
     Step,
@@ -37,7 +38,7 @@ from spyre_bench.validate.constants import (
     Constants,
 )
 from spyre_bench.validate.hosts import LiveHost
-from spyre_bench.validate.step_decisions import StepDecisions, pass_ends, step_decisions
+from spyre_bench.validate.step_decisions import StepDecisions, step_decisions
 from spyre_bench.workload.workload import Workload
 
 FEWEST = 3  # passes of a shape that tell its seconds
@@ -99,10 +100,9 @@ class StepConstants(Constants):
         return replace(found, spread=_spread(_longer(found.timed(passes)), costs))
 
     def timed(self, passes: Sequence[Step]) -> pd.DataFrame:
-        by_shape = {cost.shape: cost for cost in self.costs.each}
         ends_s = pass_ends(passes)
         rows = [
-            (str(it.shape), _kind(it.shape), end_s - it.start_s, _pass_s(it, by_shape[it.shape]))
+            (str(it.shape), _kind(it.shape), end_s - it.start_s, expected_s(it, self.costs))
             for (it, following), end_s in zip(itertools.pairwise(passes), ends_s, strict=False)
             if end_s == following.start_s  # else the engine was idle in between
         ]
@@ -225,13 +225,6 @@ def _spread(longer: pd.DataFrame, costs: ShapeCosts) -> Spread:
 
 def _kind(shape: object) -> str:
     return KINDS[not isinstance(shape, PrefillShape)]
-
-
-def _pass_s(step: Step, cost: PrefillCost | DecodeCost) -> float:
-    context_tokens = sum(step.context_tokens)
-    if isinstance(cost, PrefillCost):
-        return cost.pass_s(context_tokens - sum(step.tokens) - step.again_tokens)
-    return cost.pass_s(len(step.requests), context_tokens)
 
 
 def _ledger(step: Step) -> StepLedger:

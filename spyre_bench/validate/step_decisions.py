@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from spyre_bench.cost.shape_cost import ShapeCosts, warmed_costs
+from spyre_bench.metrics.served_steps import pass_ends, prefix_names, require_came
 from spyre_bench.pass_log import (
     Came,
     Gone,
@@ -27,7 +28,6 @@ from spyre_bench.pass_log import (
     read_step_rules,
 )
 from spyre_bench.policy.continuous import Rules
-from spyre_bench.shape_set import BLOCK_TOKENS
 from spyre_bench.simulate.continuous import simulate
 from spyre_bench.simulate.result import PREFILL, ContinuousRun
 from spyre_bench.validate.decisions import Decisions
@@ -112,13 +112,8 @@ class _Server:
 
     @classmethod
     def of(cls, steps: Sequence[Step]) -> _Server:
-        came = [one for step in steps for one in step.came]
-        names = {one.request for one in came}
-        if unknown := [name for step in steps for name in step.requests if name not in names]:
-            raise ValueError(
-                f"the pass log does not say when request {unknown[0]} came: an older server wrote "
-                f"it, or its beginning is missing; serve and log again"
-            )
+        came = require_came("the pass log", steps)
+        names = [one.request for one in came]
         if any(later.start_s < step.start_s for step, later in itertools.pairwise(steps)):
             raise ValueError(
                 "the passes of the log are not in order of time: the system's clock was set back "
@@ -136,38 +131,11 @@ class _Server:
             zero_s,
             came,
             {one.request: one for step in steps for one in step.gone if one.ended},
-            _prefixes(came, steps),
+            list(prefix_names(came, steps).values()),
             np.array([seen_s[one.request] for one in came]) - zero_s,
             np.array([leaves_s[one.request] for one in came]) - zero_s,
             np.array(ends_s) - zero_s,
         )
-
-
-def _prefixes(came: Sequence[Came], steps: Sequence[Step]) -> list[list[str]]:
-    names = {one.request: list(one.prefixes) for one in came}
-    for step in steps:
-        rows = zip(step.requests, step.context_tokens, step.named, strict=True)
-        for request, context_tokens, completed in rows:
-            end = context_tokens // BLOCK_TOKENS  # of a preempted one it may have been known
-            names[request][end - len(completed) : end] = completed
-    return list(names.values())
-
-
-def pass_ends(steps: Sequence[Step]) -> list[float]:
-    """When each pass leaves the engine free: with the start of the next where somebody was there,
-    so that whoever was seen by that decision is so whatever clocks say; else by its own seconds."""
-    here: set[str] = set()
-    ends_s = []
-    for step, following in itertools.pairwise([*steps, None]):
-        assert step is not None, "the last is only what follows"
-        here |= {new.request for new in step.came}
-        end_s = step.start_s + step.seconds
-        if following is not None:
-            here -= {one.request for one in following.gone}
-            next_s = min([following.start_s, *(new.seen_s for new in following.came)])
-            end_s = following.start_s if here else min(end_s, next_s)
-        ends_s.append(end_s)
-    return ends_s
 
 
 def _leaves(gone: Sequence[Gone], start_s: float, end_s: float) -> dict[str, float]:

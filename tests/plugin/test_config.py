@@ -64,6 +64,21 @@ def test_buckets_come_from_a_file_by_setting_or_by_environment(tmp_path):
     assert again == config, "other processes of the engine get the buckets, not the file's name"
 
 
+def test_shapes_come_from_a_file_by_setting_or_by_environment(tmp_path):
+    path = tmp_path / "shapes.json"
+    path.write_text('{"prefill_shapes": ["64,512"], "decode_shapes": [[4, 512]], "blocks": 33}')
+    by_setting = dict.fromkeys(("prefill_shapes", "decode_shapes"), f"@{path}")
+    config = SpyreConfig.read({"batching": "continuous"} | by_setting, {})
+    assert (config.prefill_shapes, config.decode_shapes) == ("64,512", "4,512")
+    environment = {"SPYRE_BENCH_SHAPES": str(path)}
+    assert SpyreConfig.read({"batching": "continuous"}, environment) == config
+    own = {"batching": "continuous", "decode_shapes": "2,512"}
+    assert SpyreConfig.read(own, environment).decode_shapes == "2,512"
+    path.write_text('{"buckets": [[4, 64, 32]]}')
+    with pytest.raises(ValueError, match="holds no list of prefill_shapes"):
+        SpyreConfig.read({"batching": "continuous"}, environment)
+
+
 def test_one_source_of_buckets_in_the_environment_is_enough(tmp_path):
     path = tmp_path / "shapes.json"
     path.write_text("[[1, 64, 2]]")
@@ -71,8 +86,6 @@ def test_one_source_of_buckets_in_the_environment_is_enough(tmp_path):
     with pytest.raises(ValueError, match=r"SPYRE_BENCH_SHAPES=.* and VLLM_SPYRE_WARMUP_.* both"):
         SpyreConfig.read({}, both)
     assert SpyreConfig.read({"buckets": [[4, 64, 32]]}, both).buckets == BucketSet.parse("4,64,32")
-    with pytest.raises(ValueError, match="batching is continuous: unset one of them"):
-        SpyreConfig.read({"batching": "continuous"}, {"SPYRE_BENCH_SHAPES": str(path)})
     with pytest.raises(ValueError, match=r"buckets @/nowhere\.json: No such file"):
         SpyreConfig.read({}, {"SPYRE_BENCH_SHAPES": "/nowhere.json"})
 

@@ -103,9 +103,9 @@ def saved_after_restart(folder: Path, seed: int) -> tuple[float, Tuning]:
     before = machine(seed, BAD, **walk)
     served = read_served(logged(folder / f"{seed}.jsonl", before, requests(seed)))
     tuning = tuned(served)
-    buckets = tuple(dict.fromkeys((*BAD, *tuning.new.buckets)))
+    buckets = tuple(dict.fromkeys((*BAD, *tuning.new.compiled)))
     truth = {cost.bucket: cost for cost in machine(seed, buckets, **walk).costs}
-    after = Machine([truth[b] for b in sorted(tuning.new.buckets)], POLICY, seed=99, **walk)
+    after = Machine([truth[b] for b in sorted(tuning.new.compiled)], POLICY, seed=99, **walk)
     again = read_served(logged(folder / f"{seed}-after.jsonl", after, requests(seed)))
     return 1 - again.busy_s / served.busy_s, tuning
 
@@ -131,11 +131,11 @@ def test_good_buckets_are_kept_and_the_file_has_them(tmp_path):
     workload = requests(0)
     first = tuned(read_served(logged(tmp_path / "bad.jsonl", host, workload)))
     assert not first.keeps
-    good = machine(0, first.new.buckets, drift=0.0)
+    good = machine(0, first.new.compiled, drift=0.0)
     second = tuned(read_served(logged(tmp_path / "good.jsonl", good, workload)))
     assert second.keeps
     assert second.verdict.startswith("keep your buckets")
-    assert second.advised.buckets == first.new.buckets
+    assert second.advised.compiled == first.new.compiled
 
 
 def test_too_few_requests_to_choose_by_are_refused():
@@ -153,7 +153,7 @@ def test_what_today_and_others_share_cancels_in_the_interval():
         return tune(workload, table, price(buckets, table), Limits(2), **settings)
 
     found = with_today(BAD)
-    again = with_today(found.new.buckets)
+    again = with_today(found.new.compiled)
     assert found.saving.sure
     assert again.keeps
     assert again.saving.low == again.saving.point == again.saving.high == 0
@@ -187,7 +187,7 @@ def test_a_saving_too_small_to_matter_is_said_to_be_that_with_the_threshold():
     sure = dataclasses.replace(
         tuning, saving=Saving(0.02, 0.01, 0.03), saving_p95=Saving(0.01, 0.005, 0.02)
     )
-    assert tuning.new.buckets != tuning.current.buckets
+    assert tuning.new.compiled != tuning.current.compiled
     assert sure.keeps
     assert sure.verdict.startswith("keep your buckets, it does not matter: others would save 2.0%")
     assert "below 3%" in sure.verdict
@@ -224,7 +224,7 @@ def test_where_today_refuses_requests_the_saving_is_of_those_that_it_serves():
     assert found.held_out is None
     assert found.verdict.startswith("change: 20 of 40 requests are served that your buckets refuse")
     old_s, new_s = (
-        summary.busy_s(simulate(growing().head(20), figures.costs, POLICY))
+        summary.busy_s(simulate(growing().head(20), price(figures.compiled, load_cost()), POLICY))
         for figures in (found.current, found.new)
     )
     assert found.current.busy_s == pytest.approx(old_s)
