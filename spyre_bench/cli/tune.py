@@ -25,6 +25,8 @@ from spyre_bench.simulate.scenario import (
 
 if TYPE_CHECKING:
     from spyre_bench.cost.bucket_cost import BucketCost, CostModel
+    from spyre_bench.metrics.served import Served
+    from spyre_bench.metrics.served_steps import ServedSteps
     from spyre_bench.studies.tune import Figures, Tuning
     from spyre_bench.workload.workload import Workload
 
@@ -175,11 +177,7 @@ def _of_steps(
             )
     served = read_served_steps(path)
     model = of_log(served, replace(scenario, batching="continuous").load_cost())
-    asleep = 1 - served.busy_s / max(served.busy_s, served.workload.span_s)
-    said = [
-        f"{served.workload}; {served.steps:,} passes, busy {served.busy_s:,.1f} s ({asleep:.0%} "
-        f"idle)" + (f"; {served.gave_up:,} who gave up are left out" if served.gave_up else "")
-    ]
+    said = [_read_as(served, served.workload, f"{served.steps:,} passes")]
     covered = within_contexts(served.workload, model)
     if beyond := len(served.workload) - len(covered):
         said.append(
@@ -244,14 +242,16 @@ def _of_passes(path: Path, scenario: Scenario) -> Log:
     served = read_served(path)
     model = of_log(served, scenario.load_cost(), scenario.rules())
     workload, said = _covered(served.workload, model)
-    asleep = 1 - served.busy_s / max(served.busy_s, workload.span_s)
-    read = (
-        f"{workload}; {served.batches:,} batches, busy {served.busy_s:,.1f} s ({asleep:.0%} idle)"
-        + (f"; {served.gave_up:,} who gave up are left out" if served.gave_up else "")
-    )
+    read = _read_as(served, workload, f"{served.batches:,} batches")
     busy_s = served.busy_s if len(workload) == len(served.workload) else None
     current = price((cost.bucket for cost in served.costs), model)
     return Log(workload, model, current, busy_s, [read, *said])
+
+
+def _read_as(served: Served | ServedSteps, workload: Workload, ran: str) -> str:
+    asleep = 1 - served.busy_s / max(served.busy_s, workload.span_s)
+    gave_up = f"; {served.gave_up:,} who gave up are left out" if served.gave_up else ""
+    return f"{workload}; {ran}, busy {served.busy_s:,.1f} s ({asleep:.0%} idle){gave_up}"
 
 
 def _refuse_idle(path: Path, given: Scenario | Today, *parts: str) -> None:

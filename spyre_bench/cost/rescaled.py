@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
 from spyre_bench.cost.bucket_cost import BucketCost, CostModel, Lengths
-from spyre_bench.cost.shape_cost import ShapeCosts
+from spyre_bench.cost.shape_cost import DecodeCost, PrefillCost, ShapeCosts
 from spyre_bench.cost.spread import Spread
 from spyre_bench.shape_set import ShapeSet
 from spyre_bench.shapes import Bucket
+
+C = TypeVar("C", PrefillCost, DecodeCost)
 
 
 @dataclass(frozen=True, repr=False)
@@ -101,22 +104,21 @@ class RescaledShapes(_OfAnother):
         return self.base.of(bucket).scaled(self.factors)
 
     def of_shapes(self, shapes: ShapeSet) -> ShapeCosts:
-        own = {cost.shape: cost for cost in self.measured.each}
+        prefill = {
+            cost.shape: cost for cost in self.measured.prefill if cost.shape in shapes.prefill
+        }
+        decode = {cost.shape: cost for cost in self.measured.decode if cost.shape in shapes.decode}
         try:
             priced = self.base.of_shapes(shapes)
         except ValueError:
-            if not own.keys() >= set(shapes):
+            if len(prefill) + len(decode) < len(shapes):
                 raise
-            return ShapeCosts(
-                tuple(cost for cost in self.measured.prefill if cost.shape in shapes.prefill),
-                tuple(cost for cost in self.measured.decode if cost.shape in shapes.decode),
-                shapes.blocks,
-            )
+            return ShapeCosts(tuple(prefill.values()), tuple(decode.values()), shapes.blocks)
         of_prefill, of_decode = self.factors
         return replace(
             priced,
-            prefill=tuple(_either(own.get(it.shape), it, of_prefill) for it in priced.prefill),
-            decode=tuple(_either(own.get(it.shape), it, of_decode) for it in priced.decode),
+            prefill=tuple(_either(prefill.get(it.shape), it, of_prefill) for it in priced.prefill),
+            decode=tuple(_either(decode.get(it.shape), it, of_decode) for it in priced.decode),
         )
 
     def spread_of_shapes(self, costs: ShapeCosts) -> Spread | None:
@@ -125,7 +127,7 @@ class RescaledShapes(_OfAnother):
         return self._spread(self.base.spread_of_shapes(costs), own)
 
 
-def _either(own, cost, factor: float):  # type: ignore[no-untyped-def]
+def _either(own: C | None, cost: C, factor: float) -> C:
     """What was measured, with the other's compile seconds where its own start was warm; or the
     other's passes, so many times as long."""
     if own is None:

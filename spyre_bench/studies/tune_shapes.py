@@ -72,10 +72,10 @@ def tune_shapes(
             f"by half of them"
         )
 
-    def named(some: Workload) -> Prefixes | None:
-        return list(some.extras[PREFIXES]) if served.prefix_cache else None
-
-    advice = advise_shapes(workload, model, limits, engine, served.rules, today, named)
+    advice = advise_shapes(
+        *(workload, model, limits, engine, served.rules, today),
+        lambda some: _prefixes(served, some),
+    )
     new, old = advice.costs, model.of_shapes(today)
     old_run, new_run = (_run(served, costs, workload) for costs in (old, new))
     spread = model.spread_of_shapes(new)
@@ -108,5 +108,9 @@ def _run(
     workload: Workload,
     estimated: ShapeCosts | None = None,
 ) -> ContinuousRun:
-    prefixes = list(workload.extras[PREFIXES]) if served.prefix_cache else None
+    prefixes = _prefixes(served, workload)
     return simulate(workload, costs, served.rules, prefixes=prefixes, estimated=estimated)
+
+
+def _prefixes(served: ServedSteps, workload: Workload) -> Prefixes | None:
+    return list(workload.extras[PREFIXES]) if served.prefix_cache else None

@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 from spyre_bench.choose.advise_shapes import Engine
 from spyre_bench.choose.visits import ShapeLimits
 from spyre_bench.cli.main import app
+from spyre_bench.cost.bucket_cost import CostModel
+from spyre_bench.cost.rescaled import RescaledShapes
 from spyre_bench.cost.source import SHAPES, load_cost
 from spyre_bench.metrics.served_steps import ServedSteps, read_served_steps
 from spyre_bench.pass_log import PassLog, ShapeWarmup, StepRules
@@ -24,6 +26,13 @@ from spyre_bench.workload.workload import Workload
 from tests.validate.machine import PagedMachine
 
 BAD = ShapeSet.parse("256,640", "8,640")
+
+
+class Nothing(CostModel):
+    """A source that has no figure for paged shapes."""
+
+    def of(self, bucket):
+        raise ValueError("no figure")
 
 
 def requests(count: int = 60) -> Workload:
@@ -87,6 +96,14 @@ def test_the_command_writes_a_file_that_an_engine_of_these_shapes_reads(tmp_path
     assert [str(it) for it in shapes.prefill] == found["prefill_shapes"]
     assert [str(it) for it in shapes.decode] == found["decode_shapes"]
     assert found["tuned"]["verdict"].startswith("change: device seconds fall by ")
+
+
+def test_shapes_that_the_table_does_not_know_cost_what_they_took_and_others_are_refused():
+    own = load_cost(SHAPES).of_shapes(BAD).scaled([1.3] * len(BAD))
+    unknown = RescaledShapes(Nothing(), (1.3, 1.3), 0.0, "a log", own)
+    assert unknown.of_shapes(BAD).each == own.each
+    with pytest.raises(ValueError, match="has no figure for paged shapes"):
+        unknown.of_shapes(ShapeSet.parse("128,640", "8,640"))
 
 
 @pytest.mark.parametrize(
