@@ -36,8 +36,8 @@ class BaseScheduler(Scheduler):
 
     def add_request(self, request: Request) -> None:
         # It came to the front end perhaps a long pass ago; this process reads between passes.
-        age_s = max(0.0, self.wall_clock() - request.arrival_time)
-        self._arrival_s[request] = self.clock() - age_s
+        now_s, wall_s = self._now()
+        self._arrival_s[request] = now_s - max(0.0, wall_s - request.arrival_time)
         super().add_request(request)
         if reason := self._misfit(request):
             logger.warning("request %s is refused: %s", request.request_id, reason)
@@ -49,6 +49,13 @@ class BaseScheduler(Scheduler):
         # vLLM fills a missing max_tokens with the rest of the context: the shapes may allow less.
         allowed = self.spyre_config.compiled.max_new_tokens(request.num_prompt_tokens)
         request.max_tokens = min(request.max_tokens, allowed)
+
+    def _now(self) -> tuple[float, float]:
+        """The clock and the wall clock at one moment. A process that loses its core between two
+        reads would lengthen a request's wait by as much, unseen by the log: hence the closest."""
+        reads = [(self.clock(), self.wall_clock(), self.clock()) for _ in range(3)]
+        now_s, wall_s, _ = min(reads, key=lambda read: read[2] - read[0])
+        return now_s, wall_s
 
     def _misfit(self, request: Request) -> str | None:
         """Why a request that came past the platform's checks cannot run."""

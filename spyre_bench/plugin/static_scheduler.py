@@ -107,11 +107,12 @@ class SpyreScheduler(BaseScheduler):
 
     def schedule(self, throttle_prefills: bool = False) -> SpyreSchedulerOutput:
         """The next pass: a decode of the running batch, or the prefill of the next one."""
-        now = self._see()
+        now_s, wall_s = self._now()
+        self._see(wall_s)
         step, looked_s = None, []
         if not self.running:
-            step = self._decide()
-            looked_s, self._looked_s = [*self._looked_s, self.wall_clock()], [now]
+            step = self._decide(now_s)
+            looked_s, self._looked_s = [*self._looked_s, self.wall_clock()], [wall_s]
         batch = step if isinstance(step, Batch) else None
         # The one place that touches vLLM's queue: it sees the admitted requests only.
         waiting, self.waiting = self.waiting, create_request_queue(self.policy)
@@ -147,23 +148,20 @@ class SpyreScheduler(BaseScheduler):
             self.counts.attach(stats, self._oldest_wait_s())
         return stats
 
-    def _see(self) -> float:
-        """All requests that came since the last step are seen by this one at once; when."""
-        now = self.wall_clock()
+    def _see(self, wall_s: float) -> None:
+        """All requests that came since the last step are seen by this one at once."""
         for request in self._unseen:
             self._came += 1
-            self._seen[request] = Noted(self._came, request.arrival_time, now, request.max_tokens)
+            noted = Noted(self._came, request.arrival_time, wall_s, request.max_tokens)
+            self._seen[request] = noted
         self._unseen.clear()
-        return now
 
-    def _decide(self) -> Step[WaitingRequest] | None:
+    def _decide(self, now_s: float) -> Step[WaitingRequest] | None:
         """Who runs next; the members of a batch are taken out of the queue, the others stay in
         order."""
         self._close_batch()
         read: list[Request] = []
-        step = next_batch(
-            self._members(read), self.costs, self.spyre_config.formation, self.clock()
-        )
+        step = next_batch(self._members(read), self.costs, self.spyre_config.formation, now_s)
         members = step.members if isinstance(step, Batch) else ()
         taken = {member.request for member in members}
         self.waiting.prepend_requests(r for r in reversed(read) if r not in taken)

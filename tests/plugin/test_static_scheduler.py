@@ -178,6 +178,27 @@ def test_a_lone_request_is_held_for_the_gather_time_so_that_others_can_join(host
     assert host.run() == [("ab", SMALL)]
 
 
+@pytest.mark.parametrize("lost_at", range(1, 4))
+def test_a_core_lost_between_two_clocks_does_not_lengthen_a_hold(host, lost_at):
+    """The pass log has the arrival by one clock and the decision goes by the other."""
+    clock = SimpleNamespace(now=100.0, reads=0)
+
+    def monotonic():
+        clock.reads += 1
+        clock.now += 0.003 * (clock.reads == lost_at)
+        return clock.now
+
+    host.scheduler.clock = monotonic
+    host.scheduler.wall_clock = lambda: 1_000_000.0 + clock.now
+    host.scheduler.spyre_config = replaced(host.scheduler.spyre_config, gather_s=0.02)
+    request = host.add("a", max_tokens=1, arrival_time=1_000_100.0)
+    clock.now = 100.0199
+    assert host.step() == ("", None)
+    clock.now = 100.0201
+    assert host.run() == [("a", SMALL)]
+    assert request.arrival_time == 1_000_100.0
+
+
 def replaced(config, **changes):
     from dataclasses import replace
 
