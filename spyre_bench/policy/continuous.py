@@ -7,13 +7,11 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from operator import attrgetter
 from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from spyre_bench.cost.shape_cost import ShapeCosts
 from spyre_bench.shape_set import BLOCK_TOKENS, DecodeShape, PrefillShape, blocks_of
 
-_stored = attrgetter("computed_tokens")
 LOOK_AHEAD = 64
 """How many waiting requests `shortest_prefill` looks at."""
 
@@ -417,7 +415,11 @@ def _context(rows: Sequence[R], rules: Rules) -> int:
     """Tokens of the longest row of a pass, its new one included."""
     if rules.layout == "rectangular":
         return max(_aligned([row.computed_tokens + 1 for row in rows]))
-    return max(map(_stored, rows)) + 1
+    longest = 0
+    for row in rows:  # before every pass; `max` takes twice as long
+        if row.computed_tokens > longest:
+            longest = row.computed_tokens
+    return longest + 1
 
 
 def _covered(rows: int, context: int, costs: ShapeCosts, limit: int | None) -> DecodeShape | None:

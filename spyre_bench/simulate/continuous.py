@@ -17,6 +17,7 @@ import math
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
 from heapq import heappop, heappush
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -201,10 +202,14 @@ def _requests(
     )
     for first in range(0, len(rows), REQUESTS_AT_A_TIME):
         some = rows[first : first + REQUESTS_AT_A_TIME]
-        for request in map(kind, *(column[some].tolist() for column in columns), some.tolist()):
-            if isinstance(request, Named) and prefixes is not None:
-                request.prefixes = prefixes[request.row][:]
-                request.table, request.kept = [], 0
+        made = map(kind, *(column[some].tolist() for column in columns), some.tolist())
+        if prefixes is None:
+            yield from made
+            continue
+        for request in made:
+            assert isinstance(request, Named)
+            request.prefixes = prefixes[request.row][:]
+            request.table, request.kept = [], 0
             yield request
 
 
@@ -248,13 +253,13 @@ class _Engine:
     def serve(self, requests: Iterator[Request]) -> None:
         """Runs everything, with few of the requests in memory at a time."""
         self._upcoming = requests
-        self._read()
+        self._await()
         self.advance(math.inf)
 
     def push(self, request: Request) -> None:
         """Takes a request at its arrival; the clock must have been advanced to there."""
         self._coming.append(request)
-        self._next_s = self._coming[0].seen_s
+        self._await()
 
     def advance(self, until_s: float) -> None:
         """Starts every pass that starts before `until_s`."""
@@ -262,7 +267,6 @@ class _Engine:
         while True:
             while self._next_s <= self.now:
                 self._arrive(self._coming.popleft())
-                self._read()
             if self._leaving and self._hang_up(math.nextafter(self.now, math.inf)):
                 self._sum_up(self._all_decoding())
             if not waiting and not running:
@@ -295,20 +299,18 @@ class _Engine:
         here += sum(request.leaves_s > now for request in self._coming)
         return here + sum(gone_s > now for gone_s in self._gone_s)
 
-    def _read(self) -> None:
-        """Fetches a request to come, if there is one."""
-        if not self._coming:
-            request = next(self._upcoming, None)
-            if request is None:
-                self._next_s = math.inf
-                return
-            self._coming.append(request)
-        self._next_s = self._coming[0].seen_s
+    def _await(self) -> None:
+        """Looks for who comes next, and when."""
+        coming = self._coming
+        if not coming:
+            coming.extend(islice(self._upcoming, REQUESTS_AT_A_TIME))
+        self._next_s = coming[0].seen_s if coming else math.inf
 
     def _arrive(self, request: Request) -> None:
         self.waiting.append(request)
         if request.leaves_s < math.inf:
             heappush(self._leaving, (request.leaves_s, request.row, request))
+        self._await()
 
     def _run_prefill(self, step: Prefill[Request], until_s: float) -> None:
         request, tokens, shape, is_first, is_last, again, goes_on = step
@@ -410,7 +412,7 @@ class _Engine:
         if is_last:
             self._prompt_ends(request)
         elif not self._left:
-            self._end(rows)
+            self._end()
 
     def _run_decode(self, step: Decode[Request], until_s: float) -> None:
         rows, shape, longest_tokens, count, alternates_for = step
@@ -421,12 +423,13 @@ class _Engine:
         pauses = size < len(self._members)
         if pauses:
             self._sum_up(rows)
-        count = min(count, self._left, self._until_asked_again(rows))
+        if count > self._left:
+            count = self._left
         stored = self._stored
         index, cost = self._decode[id(shape)]
         cut_s = self._next_to_hang_up_s() if self._leaving else math.inf
-        if not self.waiting and self._could_admit():
-            cut_s = min(cut_s, until_s, self._next_s)
+        if not self.waiting and len(self.running) == size < self.costs.max_rows:
+            cut_s = min(cut_s, until_s, self._next_s)  # who arrives could be admitted
         count, seconds, end_s = self.times.decode(self.now, cost, size, stored + size, count, cut_s)
         self.log.decode(self._members, index, self.now, seconds, count, stored, longest_tokens)
         self.now = end_s
@@ -438,18 +441,9 @@ class _Engine:
             self._take_turns(rows, pauses)
         hung_up = self._pass_ends()
         if not self._left:
-            self._end(rows)
+            self._end()
         elif pauses or hung_up:
             self._sum_up(self._all_decoding())
-
-    def _until_asked_again(self, rows: Sequence[Request]) -> int:
-        """Passes after which the policy may answer otherwise by what the rows have put out."""
-        return NEVER
-
-    def _could_admit(self) -> bool:
-        """Whether a request that arrives now could be admitted before somebody ends."""
-        running = len(self.running)
-        return running < self.costs.max_rows and running == len(self._members)
 
     def _take_turns(self, rows: Sequence[Request], pauses: bool) -> None:
         """Who sits passes out, and who has to wait no more."""
@@ -469,12 +463,10 @@ class _Engine:
         self.waiting.appendleft(request)
         self._sum_up(self._all_decoding())
 
-    def _end(self, rows: Sequence[Request]) -> None:
-        """Those of the rows leave that have their last token."""
-        for row in rows:
-            if row.computed_tokens == row.end_tokens and not row.gone:
-                self._go(row, self.now)
-        self._sum_up(self._all_decoding())
+    def _end(self) -> None:
+        """Those who decode leave that have their last token."""
+        for row in self._sum_up(self._all_decoding()):
+            self._go(row, self.now)
 
     def _go(self, request: Request, at_s: float) -> None:
         """One that runs is here no more."""
@@ -527,16 +519,21 @@ class _Engine:
             return running[:-1]
         return running
 
-    def _sum_up(self, rows: Sequence[Request]) -> None:
-        """As if these were all who decode."""
-        members, stored, left = [], 0, NEVER
+    def _sum_up(self, rows: Sequence[Request]) -> list[Request]:
+        """As if these were all who decode. Returns, and leaves out, who has the last token."""
+        members, ended, stored, left = [], [], 0, NEVER
         for row in rows:
-            members.append(row.row)
             done = row.computed_tokens
+            still = row.end_tokens - done
+            if not still:
+                ended.append(row)
+                continue
+            members.append(row.row)
             stored += done
-            if row.end_tokens - done < left:
-                left = row.end_tokens - done
+            if still < left:
+                left = still
         self._members, self._stored, self._left = members, stored, left
+        return ended
 
     # --- blocks, counted
 
@@ -572,14 +569,14 @@ class _CachingEngine(_Engine):
         request.pool = self.pool
         super()._arrive(request)
 
-    def _until_asked_again(self, rows: Sequence[Request]) -> int:
-        """Until an output completes a block that somebody who waits may begin with."""
-        passes = NEVER
-        for row in rows if self.waiting else ():
+    def _run_decode(self, step: Decode[Request], until_s: float) -> None:
+        """Asks anew where an output completes a block that somebody who waits may begin with."""
+        count = step.stable_for
+        for row in step.rows if self.waiting else ():
             assert isinstance(row, Named)
             if row.computed_tokens // BLOCK_TOKENS < len(row.prefixes):
-                passes = min(passes, BLOCK_TOKENS - row.computed_tokens % BLOCK_TOKENS)
-        return passes
+                count = min(count, BLOCK_TOKENS - row.computed_tokens % BLOCK_TOKENS)
+        super()._run_decode(step._replace(stable_for=count), until_s)
 
     def _admit(self, request: Request) -> None:
         assert isinstance(request, Named)

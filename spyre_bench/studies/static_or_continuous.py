@@ -39,7 +39,7 @@ PAID = {
 """What seconds are paid for, and the parts of either kind's ledger in it. The passes that a static
 batch runs past a row's end are idle rows too."""
 LONG_CHUNK = 512  # upstream's default
-FEW = ShapeLimits(4)  # shapes that a server compiles within a minute
+FEW = ShapeLimits(3)  # shapes that a server compiles within half a minute
 SMALL_ENGINE = Engine(4, 128)
 RATIOS = {"p95_ttft_s": "ttft_ratio", "p95_tpot_s": "tpot_ratio"}
 FIGURES = ("median_ttft_s", "p95_ttft_s", "median_tpot_s", "p95_tpot_s", "p95_e2el_s")
