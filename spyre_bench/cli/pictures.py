@@ -30,8 +30,9 @@ SWEPT = {
 
 
 def require_drawable(path: Path | None, *, continuous: bool = False) -> None:
-    """Before anything is calculated: ValueError for a suffix that is no picture's, where nothing is
-    there to draw with, and for continuous batching, of which there is no picture."""
+    """Before anything is calculated: ValueError for a suffix that is no picture's and for
+    continuous batching, of which there is no picture; ModuleNotFoundError where nothing is there to
+    draw with."""
     if path is None:
         return
     if continuous:
@@ -39,7 +40,7 @@ def require_drawable(path: Path | None, *, continuous: bool = False) -> None:
     if path.suffix not in FORMATS:
         raise ValueError(f"--plot {path} is no picture: name a file in {', '.join(FORMATS)}")
     if find_spec("matplotlib") is None:
-        raise ValueError("--plot needs matplotlib: pip install 'spyre-bench[notebooks]'")
+        raise ModuleNotFoundError("--plot draws", name="matplotlib")
 
 
 def draw_advice(advice: Advice, path: Path) -> None:
