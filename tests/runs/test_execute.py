@@ -210,13 +210,14 @@ def test_a_dying_kernel_is_an_error_and_keeps_what_ran(tmp_path):
     assert (report / "bad" / "report.html").exists()
 
 
-def test_a_cell_that_hangs_is_named_and_the_next_notebook_runs(tmp_path):
+def test_a_cell_that_hangs_is_named_and_the_next_notebook_runs(tmp_path, caplog):
     slow = "import time\ntime.sleep(60)"
     bad = notebook(tmp_path / "bad.ipynb", slow, says={"cell_timeout_s": 2})
     code, said, report = spyre_bench_run(tmp_path, bad, notebook(tmp_path / "good.ipynb"))
     assert code == 1
     words = r"bad.ipynb: cell In \[4\] \(import time\) has not ended after 2 s and was given up"
     assert re.search(words, said)
+    assert "Timeout waiting" not in caplog.text, "papermill's words for it"
     assert (report / "bad" / "report.html").exists()
     assert (report / "good" / "results.json").exists()
     cases = ElementTree.parse(report / "junit.xml").getroot()
