@@ -35,12 +35,13 @@ def test_a_run_of_a_tracked_notebook_changes_nothing_on_the_disk():
     assert model["content"] == tracked
 
 
-def test_the_tracked_notebooks_name_their_kernel_as_jupyter_does():
-    """It would write its own words over others when a notebook is opened."""
+def test_the_tracked_notebooks_are_as_jupyter_writes_them():
+    """It names the kernel in its own words, and sorts what is in the metadata."""
     folder = Path(__file__).parents[2] / "notebooks"
     for path in folder.glob("*.ipynb"):
-        kernel = nbformat.read(path, as_version=4).metadata.kernelspec
-        assert kernel.display_name == "Python 3 (ipykernel)", path
+        document = nbformat.read(path, as_version=4)
+        assert document.metadata.kernelspec.display_name == "Python 3 (ipykernel)", path
+        assert path.read_text() == nbformat.writes(document) + "\n", path
 
 
 def test_other_files_are_saved_as_they_are():
