@@ -5,6 +5,24 @@ from __future__ import annotations
 FOR_PEOPLE = (ValueError, OSError)
 """Their text is written for whoever reads it; that of any other class needs its name before it."""
 
+EXTRAS = {
+    "engine": (
+        *("torch", "fms", "transformers", "safetensors", "huggingface_hub", "filelock"),
+        *("gguf", "psutil"),
+    ),
+    "vllm": ("vllm",),
+}
+"""What installs packages that only a part of the commands needs; `notebooks` all others."""
+
+
+def needs(package: str) -> str:
+    """Of whoever cannot go on without a package: which, and what installs it."""
+    extra = next((extra for extra, of in EXTRAS.items() if package in of), "notebooks")
+    return (
+        f"needs the package {package}: run make setup in a clone, or pip install "
+        f"'spyre-bench[{extra}]'"
+    )
+
 
 def sentence(error: BaseException) -> str:
     """What went wrong, on one line."""

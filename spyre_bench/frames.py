@@ -58,7 +58,7 @@ def read_frame(
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(
             f"{path} is not readable as {'gzip of ' * (path.suffix == '.gz')}UTF-8 text ({error}): "
-            f"is it whole, and is its suffix right?"
+            f"is it whole, is its suffix right, was it saved as UTF-8?"
         ) from error
 
 

@@ -30,7 +30,8 @@ def model_directory(name: str = EMBEDDED, *, tokenizer: bool = True) -> Path:
         return checked(path := hub_directory(name), f"remove {path} to fetch it again", tokenizer)
     except ModuleNotFoundError as missing:
         raise ValueError(
-            f"model {name!r} needs the package {missing.name}: pip install 'spyre-bench[engine]'"
+            f"model {name!r} needs the package {missing.name}: run make setup in a clone, or pip "
+            f"install 'spyre-bench[engine]'"
         ) from missing
 
 

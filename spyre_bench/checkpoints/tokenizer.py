@@ -23,8 +23,8 @@ class ModelTokenizer:
             from transformers import AutoTokenizer
         except ModuleNotFoundError as missing:
             raise ValueError(
-                f"tokenizer {name!r} needs the package {missing.name}: pip install "
-                f"'spyre-bench[engine]'"
+                f"tokenizer {name!r} needs the package {missing.name}: run make setup in a clone, "
+                f"or pip install 'spyre-bench[engine]'"
             ) from missing
         self._tokenizer: Any = AutoTokenizer.from_pretrained(found)
         template = "its chat template included"

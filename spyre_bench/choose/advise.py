@@ -60,8 +60,8 @@ class Advice:
 
 def doubts(frame: pd.DataFrame, advised: str, fitted: Workload, held_out: Workload) -> list[str]:
     """What speaks against an advice that the first half gave, in words: whom it refuses in the
-    second half, what takes fewer seconds there, and how many requests it was chosen by. `frame`:
-    contenders by name."""
+    second half, what takes fewer seconds there, whether anybody keeps up, and how many requests it
+    was chosen by. `frame`: contenders by name."""
     said = []
     rejected = frame["held_out_rejected"]
     if refused := int(rejected[advised]):
@@ -76,6 +76,11 @@ def doubts(frame: pd.DataFrame, advised: str, fitted: Workload, held_out: Worklo
         said.append(
             f"on the second half {seconds.idxmin()} takes {less:.0%} less, so the requests are too "
             f"few, or too unlike each other, to tell the two apart"
+        )
+    if frame["held_out_saturated"].all():
+        said.append(
+            "every set is saturated: requests come faster than one engine serves them, and no "
+            "latency is that of the service (fewer at a time: --arrivals, --rate-scale)"
         )
     if len(fitted) < FEW:
         said.append(

@@ -152,7 +152,7 @@ def _explained(instance: _Instance) -> Iterator[None]:
     except Infeasible as error:
         problem = instance.problem
         raise ValueError(
-            f"no choice of {problem.most} buckets within a warmup budget of {problem.budget_s} s "
+            f"no choice of {problem.most} buckets within a warmup budget of {problem.budget_s:g} s "
             f"serves every request; the fastest candidate compiles in "
             f"{problem.compile_s.min():.1f} s: raise the budget or k, or leave the longest out"
         ) from error

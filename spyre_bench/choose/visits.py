@@ -164,7 +164,7 @@ def _best(
     except Infeasible as error:
         raise ValueError(
             f"no choice of {limits.graphs} shapes within a warmup budget of "
-            f"{limits.warmup_budget_s} s serves every pass; the fastest candidate compiles in "
+            f"{limits.warmup_budget_s:g} s serves every pass; the fastest candidate compiles in "
             f"{compile_s.min():.1f} s: raise the budget or k, or leave the longest requests out"
         ) from error
     return _only(candidates, [every[needed[index]] for index in chosen]), bound_s

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -135,6 +136,8 @@ def _measuring(side: str, buckets: list[str], model: str) -> str:
     if os.path.isdir(side):  # which a text too long for a path is not
         if not buckets:
             raise ValueError(f"nothing to measure in {side}: name buckets with --bucket")
+        if find_spec("torch") is None:  # both sides run in this environment
+            raise ModuleNotFoundError("an engine is measured", name="torch")
         named = str(BucketSet.parse(buckets))
         return engine_command(Path(side), buckets=named, model=model)
     words = side.split()
@@ -249,12 +252,10 @@ def _table(title: str, rows: pd.DataFrame, style: str | None) -> Table:
 
 def _draw(curves: dict[tuple[str, str], pd.DataFrame], output: Path) -> None:
     """A picture a table, its differing columns as panels, the runs over each other."""
-    try:
-        import matplotlib.pyplot as plt
+    import matplotlib.pyplot as plt
 
-        from spyre_bench import plots
-    except ImportError as error:
-        raise ValueError(f"{error}: pip install 'spyre-bench[notebooks]'") from error
+    from spyre_bench import plots
+
     output.mkdir(parents=True, exist_ok=True)
     for (notebook, table), frame in curves.items():
         axes = plots.small_multiples(frame, f"{notebook}: {table}", "row")

@@ -11,12 +11,10 @@ from typer.core import TyperCommand
 
 from spyre_bench.cli import export, gate, plan, shapes, tune, workloads
 from spyre_bench.cli.options import Engine, result_file, with_options
-from spyre_bench.errors import sentence, unexpected
+from spyre_bench.errors import needs, sentence, unexpected
 
 INTERRUPTED = 130  # Typer's exit code after Ctrl-C
 DEBUG = "--debug"  # anywhere on the line
-EXTRAS = {"torch": "engine", "fms": "engine", "transformers": "engine", "vllm": "vllm"}
-"""Packages that a part of the commands needs -> what installs them; `notebooks` for all others."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -52,11 +50,7 @@ def _missing_package(error: BaseException) -> str:
     package = (getattr(error, "name", None) or "").partition(".")[0]
     if not isinstance(error, ModuleNotFoundError) or package in ("", "spyre_bench"):
         return ""
-    extra = EXTRAS.get(package, "notebooks")
-    return (
-        f"this command needs the package {package}: run make setup in a clone, or pip install "
-        f"'spyre-bench[{extra}]'"
-    )
+    return f"this command {needs(package)}"
 
 
 def _print_version(wanted: bool) -> None:
@@ -166,11 +160,9 @@ def run(
     """Execute notebooks headless and strictly; prints where the report is."""
     if bool(notebooks) == every or (grid and len(notebooks or []) != 1):
         raise ValueError("name notebooks, or say --all; for a --grid name one notebook")
-    try:
-        from spyre_bench.runs import suite
-        from spyre_bench.runs.grid import parse_grid, run_grid
-    except ImportError as error:
-        raise ValueError(f"{error}: pip install 'spyre-bench[notebooks]'") from error
+    from spyre_bench.runs import suite
+    from spyre_bench.runs.grid import parse_grid, run_grid
+
     given = dict(pair.split("=", 1) for pair in parameter or []), parameters_file
     if grid:
         passed = run_grid(notebooks[0], output, parse_grid(grid), *given)
@@ -225,11 +217,9 @@ def design_review(
     pdf: Annotated[bool, typer.Option("--pdf", help="print it to a PDF too, by Chromium")] = False,
 ) -> None:
     """Make one page of a run for a design review: answers, figures, tables, bounds, changes."""
-    try:
-        from spyre_bench.review import document
-        from spyre_bench.review import page as pages
-    except ImportError as error:
-        raise ValueError(f"{error}: pip install 'spyre-bench[notebooks]'") from error
+    from spyre_bench.review import document
+    from spyre_bench.review import page as pages
+
     review = document.gather(run, base, document.project_baseline())
     page = output or review.folder / "design-review.html"
     pages.write_page(review, page)

@@ -21,8 +21,8 @@ Plot = Annotated[Path | None, result_file(help="takes a picture of the result: .
 FORMATS = (".png", ".svg", ".pdf")
 SWEPT = {
     "throughput_rps": "requests/s",
-    "p95_ttft_ms": "P95 TTFT [ms]",
-    "p95_e2el_ms": "P95 E2EL [ms]",
+    "p95_ttft_ms": "P95 TTFT [s]",
+    "p95_e2el_ms": "P95 E2EL [s]",
     "fill": "fill",
     "utilisation": "busy share",
     "rejected": "refused requests",
@@ -30,8 +30,9 @@ SWEPT = {
 
 
 def require_drawable(path: Path | None, *, continuous: bool = False) -> None:
-    """Before anything is calculated: ValueError for a suffix that is no picture's, where nothing is
-    there to draw with, and for continuous batching, of which there is no picture."""
+    """Before anything is calculated: ValueError for a suffix that is no picture's and for
+    continuous batching, of which there is no picture; ModuleNotFoundError where nothing is there to
+    draw with."""
     if path is None:
         return
     if continuous:
@@ -39,7 +40,7 @@ def require_drawable(path: Path | None, *, continuous: bool = False) -> None:
     if path.suffix not in FORMATS:
         raise ValueError(f"--plot {path} is no picture: name a file in {', '.join(FORMATS)}")
     if find_spec("matplotlib") is None:
-        raise ValueError("--plot needs matplotlib: pip install 'spyre-bench[notebooks]'")
+        raise ModuleNotFoundError("--plot draws", name="matplotlib")
 
 
 def draw_advice(advice: Advice, path: Path) -> None:
@@ -84,17 +85,21 @@ def draw_run(run: StaticRun, path: Path) -> None:
 
 
 def draw_sweep(frame: pd.DataFrame, settings: list[str], path: Path) -> None:
-    """A panel per figure over the first setting that varies; a line for each value of the
-    others."""
+    """A panel per figure over the first setting that varies, if possible in numbers; a line or bars
+    for each value of the others."""
+    from pandas.api.types import is_numeric_dtype
+
     from spyre_bench import plots
 
     frame = frame[frame["error"] == ""]
     varied = [name for name in settings if frame[name].nunique() > 1]
     if not varied:
         raise ValueError(f"--plot {path}: no setting of the grid varies, so there is no axis")
-    first, *others = varied
+    first = next((name for name in varied if is_numeric_dtype(frame[name])), varied[0])
+    others = [name for name in varied if name != first]
     series = [", ".join(f"{name}={row[name]}" for name in others) for _, row in frame.iterrows()]
-    long = frame.assign(x=frame[first], series=series).rename(columns=SWEPT)
+    seconds = {name: frame[name] / 1e3 for name in SWEPT if name.endswith("_ms")}
+    long = frame.assign(x=frame[first], series=series, **seconds).rename(columns=SWEPT)
     long = long.melt(["x", "series"], list(SWEPT.values()), var_name="panel", value_name="value")
     _save(plots.small_multiples(long, f"Simulated over {first}", first)[0], path)
 

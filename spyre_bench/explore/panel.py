@@ -47,7 +47,8 @@ def panel(
         control.layout.width = f"{len(control.description) + 34}ch"  # the words leave room
     named = {word: control.description for word, control in controls.items()}
     travels = _travels(name)
-    pinned, result = (Result(name, named, travels) for _ in range(2))
+    pinned = Result(name, named, travels, label="Pinned: ")
+    result = Result(name, named, travels)
     pin = widgets.Button(description="Pin this result", layout={"width": "auto"})
     unpin = widgets.Button(description="Unpin", layout={"width": "auto", "display": "none"})
 
@@ -58,8 +59,9 @@ def panel(
         from spyre_bench.plots.together import same_ranges
 
         same_ranges([(it.drawn.axes, it.own_ranges) for it in (left, right) if it])
-        pinned.show(left, beside=right)
-        result.show(right, beside=left)
+        # after an error too: a figure without its settings would pass for that of the controls
+        pinned.show(left, beside=values() if left else None)
+        result.show(right, beside=left.values if left else None)
         pin.disabled = right is None
         unpin.layout.display = None if left else "none"
 

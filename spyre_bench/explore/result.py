@@ -77,18 +77,19 @@ class Shown:
 
 class Result:
     """The widgets of a result. `named` are the words for its settings, `travels` how to get to them
-    again, in lines of HTML."""
+    again, in lines of HTML; `label` stands before its settings."""
 
     def __init__(
         self,
         name: str,
         named: Mapping[str, str],
         travels: Callable[[Mapping[str, Any]], str],
+        label: str = "",
     ):
         import ipywidgets as widgets
 
         self.shown: Shown | None = None
-        self._name, self._named, self._travels = name, named, travels
+        self._name, self._named, self._travels, self._label = name, named, travels, label
         self.settings, self.caption = widgets.HTML(), widgets.HTML()
         self.figure = widgets.Image(format="png", layout=SHARP)
         self.numbers, self.along = widgets.HTML(), widgets.HTML()
@@ -99,14 +100,14 @@ class Result:
         self.box.layout.max_width = "100%"
         self.box.add_class("spyre-result")
 
-    def show(self, shown: Shown | None, beside: Shown | None = None) -> None:
-        """Nothing, or this; with its settings, where it stands beside another one."""
+    def show(self, shown: Shown | None, beside: Mapping[str, Any] | None = None) -> None:
+        """Nothing, or this; with its settings, where it stands beside what is of others."""
         self.shown = shown
         self.box.layout.display = None if shown else "none"
         self.figure.value = shown.picture("png", SCREEN_DPI) if shown else b""
         self.caption.value = f"<i>{escape(shown.caption)}</i>" if shown else ""
         self.numbers.value = f"<pre>{escape(shown.table('%.6g'))}</pre>" if shown else ""
-        self.settings.value = self._words(shown.values, beside.values) if shown and beside else ""
+        self.settings.value = self._words(shown.values, beside) if shown and beside else ""
         self._take_along()
 
     def _words(self, values: Mapping[str, Any], others: Mapping[str, Any]) -> str:
@@ -115,7 +116,7 @@ class Result:
         for name, value in values.items():
             text = escape(f"{self._named[name]}: {_short(value)}")
             parts.append(text if value == others[name] else f"<b>{text}</b>")
-        return " · ".join(parts)
+        return self._label + " · ".join(parts)
 
     def _take_along(self, _change: Any = None) -> None:
         """The files are made only where they are looked at."""

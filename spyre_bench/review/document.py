@@ -5,7 +5,7 @@ the bounds, and what has changed since an earlier run. `page.py` makes the page 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,11 @@ LABEL = 40  # characters at most of words that a row is called by
 MADE = re.compile(r"""run\.(figure|table)\(\s*["']([^"']+)["']""")
 BOLD = re.compile(r"\*\*(.+?)\*\*", re.DOTALL)
 PARAMETER = re.compile(r"^(\w+): \w+ = .*?  # (.+)$", re.MULTILINE)
-# A table's column of device seconds, and the column it cannot be below, behind the same prefix.
-BOUNDED, BOUNDS = ("busy_s", "device_s"), ("bound_s", "shape_bound_s")
+# A table's column of device seconds, and the column it cannot be below, behind the same prefix; a
+# column that ends with RATIO is the one over the other already.
+SECONDS = {"busy_s": "busy seconds", "device_s": "device seconds"}
+BOUND = {"bound_s": "bound", "shape_bound_s": "shape bound"}
+RATIO = "over_shape_bound"
 ERRORS = ("quantity", "run", "error")
 MEASURED = "measured"  # column that an earlier version left empty in rows of absolute errors
 DIRECTIONS = ("optimistic", "pessimistic")
@@ -312,36 +315,54 @@ def distances(records: Mapping[str, Record]) -> pd.DataFrame:
 def _of_results(record: Record) -> Iterator[dict[str, Any]]:
     for path, value in leaves(record.results):
         name, _, item = path.partition("/")
-        if name.endswith("over_shape_bound") and isinstance(value, int | float):
-            yield {"of": name, "item": item, **_spread(pd.Series([value]) - 1)}
+        if name.endswith(RATIO) and isinstance(value, int | float):
+            yield {"of": _ratio_words(name), "item": item, **_spread(pd.Series([value]) - 1)}
 
 
 def _of_tables(record: Record) -> Iterator[dict[str, Any]]:
     for table, frame in record.tables.items():
-        for name, above in _above(frame):
-            if name in record.results:
-                continue
+        for words, above in _above(frame, known=record.results):
+            of = f"{_plain(table)}: {words}"
             for item, values in above.groupby(_groups(frame), sort=False):
-                yield {"of": f"{table}: {name}", "item": item, **_spread(values)}
+                yield {"of": of, "item": item, **_spread(values)}
 
 
-def _above(frame: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
+def _above(frame: pd.DataFrame, known: Container[str]) -> Iterator[tuple[str, pd.Series]]:
+    """What is above which bound, in words, and by how much; ratios only where neither a result is
+    called like them (`known`) nor their seconds and bound are there."""
     numbers = frame.select_dtypes("number")
     pairs = [
-        (f"{prefix}{seconds}", f"{prefix}{bound}")
-        for bound in BOUNDS
+        (prefix, seconds, bound)
+        for bound in BOUND
         for prefix in (name.removesuffix(bound) for name in numbers if name.endswith(bound))
-        for seconds in BOUNDED
+        for seconds in SECONDS
         if f"{prefix}{seconds}" in numbers
     ]
     alternatives = _label(frame) is not None
-    for seconds, bound in pairs:
-        least = numbers[bound].min() if alternatives else numbers[bound]
-        of = "the least " if alternatives else ""
-        yield f"{seconds} over {of}{bound}", numbers[seconds] / least - 1
+    for prefix, seconds, bound in pairs:
+        bounds = numbers[f"{prefix}{bound}"]
+        words = f"{SECONDS[seconds]} over the {'least ' if alternatives else ''}{BOUND[bound]}"
+        least = bounds.min() if alternatives else bounds
+        yield _behind(prefix, words), numbers[f"{prefix}{seconds}"] / least - 1
     for name in numbers:
-        if name.endswith("over_shape_bound") and not pairs:
-            yield name, numbers[name] - 1
+        if name.endswith(RATIO) and not pairs and name not in known:
+            yield _ratio_words(name), numbers[name] - 1
+
+
+def _ratio_words(name: str) -> str:
+    prefix = name.removesuffix(RATIO).removesuffix("busy_")
+    return _behind(prefix, "busy seconds over the shape bound")
+
+
+def _behind(prefix: str, words: str) -> str:
+    """Words behind those of a column's prefix: "held out, busy seconds over the bound"."""
+    return f"{_plain(prefix)}, {words}" if _plain(prefix) else words
+
+
+def _plain(name: str) -> str:
+    """A name of ours as words: held_out_ is "held out", max_wait_s "max wait [s]"."""
+    unit = " [s]" if name.endswith("_s") else ""
+    return name.removesuffix("_s").replace("_", " ").strip() + unit
 
 
 def _groups(frame: pd.DataFrame) -> pd.Series:
@@ -349,7 +370,8 @@ def _groups(frame: pd.DataFrame) -> pd.Series:
     if label := _label(frame):
         return frame[label].fillna("")
     first = frame.iloc[:, 0]
-    return pd.Series(f"{frame.columns[0]} {first.min()} to {first.max()}", index=frame.index)
+    words = _plain(str(frame.columns[0]))
+    return pd.Series(f"{words} {first.min()} to {first.max()}", index=frame.index)
 
 
 def _label(frame: pd.DataFrame) -> str | None:

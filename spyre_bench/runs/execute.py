@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from nbclient.exceptions import CellTimeoutError
 from papermill.exceptions import PapermillExecutionError
 
-from spyre_bench.errors import sentence
+from spyre_bench.errors import needs, sentence
 from spyre_bench.files import code, content, digest, read_json, replace_text
 from spyre_bench.runs import provenance
 from spyre_bench.runs.html import notebook_page
@@ -90,6 +91,7 @@ def execute(task: Task, *, resume: bool = False, progress: bool = True) -> Outco
         known = _declared(task.notebook, document)
         parameters = _parameters(task, known)
         traits = traits.of_run(parameters, known)
+        _require(traits.needs)
         basis = _basis(document, parameters)
         if resume and (earlier := _outcome(task.directory)):
             again = _why_again(earlier, basis)
@@ -126,12 +128,12 @@ def execute(task: Task, *, resume: bool = False, progress: bool = True) -> Outco
 
 
 def refusal(task: Task) -> str:
-    """Why the notebook cannot begin, in a sentence: it is none, or has no such parameter; empty
-    where it can."""
+    """Why the notebook cannot begin, in a sentence: it is none, has no such parameter, or needs a
+    package that is not there; empty where it can."""
     try:
         document = _read(task.notebook)
-        _traits(document)
-        _parameters(task, _declared(task.notebook, document))
+        known = _declared(task.notebook, document)
+        _require(_traits(document).of_run(_parameters(task, known), known).needs)
     except (ValueError, OSError) as error:
         return sentence(error)
     return ""
@@ -155,6 +157,13 @@ def _read(notebook: Path) -> nbformat.NotebookNode:
 
 def _traits(document: nbformat.NotebookNode) -> Traits:
     return Traits.of(document.metadata.get("spyre_bench", {}))
+
+
+def _require(packages: Sequence[str]) -> None:
+    """Before minutes of calculating end at an import. ValueError names the first that is absent."""
+    for package in packages:
+        if find_spec(package) is None:
+            raise ValueError(needs(package))
 
 
 def _declared(notebook: Path, document: nbformat.NotebookNode) -> dict[str, str]:

@@ -93,10 +93,10 @@ def write_notebook(path: Path, question: str) -> Path:
             new_code_cell(ANSWER),
         ],
         metadata={
-            "kernelspec": {
-                "display_name": "spyre_bench",
+            "kernelspec": {  # which every environment has
+                "display_name": "Python 3 (ipykernel)",
                 "language": "python",
-                "name": "spyre-bench",
+                "name": "python3",
             },
             "language_info": {"name": "python"},
             "spyre_bench": {"measures": False},

@@ -18,8 +18,9 @@ from IPython.core.inputtransformer2 import TransformerManager
 
 from spyre_bench.files import parse_yaml
 
-# It warns of lines and parameters that its pattern misses: the syntax tree has them.
-logging.getLogger("papermill").setLevel(logging.ERROR)
+# It warns of lines and parameters that its pattern misses, which the syntax tree has, and says of a
+# cell that hangs what our own sentence says.
+logging.getLogger("papermill").setLevel(logging.CRITICAL)
 CONVERT = {
     "int": int,
     "float": float,

@@ -51,6 +51,7 @@ class Traits:
 
     measures: bool | str = True  # times something, so that nothing else may run beside it; or the
     # parameter by which it does, which is empty where nobody gives it
+    needs: tuple[str, ...] = ()  # packages that it measures with
     calculated: tuple[str, ...] = ()  # by one that measures: what repeats exactly all the same
     cell_timeout_s: float = CELL_TIMEOUT_S  # a cell that takes longer hangs
     chance: tuple[str, ...] = ()  # differs from run to run, for no reason of the code
@@ -83,12 +84,13 @@ class Traits:
             raise ValueError(f"panel_of_run {said['panel_of_run']!r} is not true or false")
         if not isinstance(said["figure"], str):
             raise ValueError(f"figure {said['figure']!r} is not the name of a figure")
-        for name in ("calculated", "chance", "ties"):
+        for name in ("needs", "calculated", "chance", "ties"):
             if not isinstance(said[name], list | tuple):
                 raise ValueError(f"{name} {said[name]!r} is not a list")
         return cls(
             measures=said["measures"],
             cell_timeout_s=timeout_s,
+            needs=tuple(map(str, said["needs"])),
             calculated=tuple(said["calculated"]),
             chance=tuple(said["chance"]),
             ties=tuple(map(_tie, said["ties"])),
@@ -103,7 +105,8 @@ class Traits:
             return self
         if known is not None and self.measures not in known:
             raise ValueError(f"measures {self.measures!r} is not true, false or a parameter of it")
-        return replace(self, measures=bool(given.get(self.measures)))
+        measures = bool(given.get(self.measures))
+        return replace(self, measures=measures, needs=self.needs if measures else ())
 
     def repeats(self, item: str) -> bool:
         """Whether a repetition on another machine gives this item again. Wall-clock seconds never

@@ -56,7 +56,7 @@ class Unfold:
         return [value] if reader is None else list(reader(value))
 
     def _reader(self, value: Record) -> Callable[[Record], Iterator[Record]] | None:
-        if "request_throughput" in value and "total_input_tokens" in value:
+        if _is_vllm(value):
             return self._of_vllm
         if _is_guidellm(value):
             return self._of_guidellm
@@ -153,6 +153,12 @@ class Unfold:
                         "turn": len(said) // 2 + 1,
                     }
             said.append(message)
+
+
+def _is_vllm(value: Record) -> bool:
+    """By its totals; or by its lists alone, where somebody has cut the rest away."""
+    totals = "request_throughput" in value and "total_input_tokens" in value
+    return totals or isinstance(value.get("input_lens"), list)
 
 
 def _is_guidellm(value: Record) -> bool:

@@ -101,7 +101,8 @@ def _columns(path: Path, frame: pd.DataFrame, form: Format, reading: Reading) ->
 def _tokens(path: Path, column: pd.Series) -> np.ndarray:
     values = numbers(path, column)
     bad = ~((values >= 1) & (values <= MAX_TOKENS) & (values == np.floor(values)))
-    refuse(path, column, bad, "a length is a whole number of tokens, 1 or more")
+    rule = "a length is a whole number of tokens, 1 or more: mend that line, or leave it out"
+    refuse(path, column, bad, rule)
     return values.astype(np.int32)
 
 

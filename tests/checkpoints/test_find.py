@@ -205,7 +205,7 @@ def test_a_damaged_package_says_how_to_install_it_again_and_is_not_imported(
 
 def test_a_missing_library_says_which_extra_has_it(cache, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(ValueError, match=r"package gguf: pip install 'spyre-bench\[engine\]'"):
+    with pytest.raises(ValueError, match=r"package gguf: run make setup .*bench\[engine\]'"):
         model_directory()
     assert not files(cache)
 

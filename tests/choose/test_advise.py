@@ -132,6 +132,7 @@ def test_the_verdict_names_a_tie_a_loss_on_the_second_half_and_too_few_requests(
                 "held_out_rejected": 0,
                 "fitted_bound_s": 1.0,
                 "held_out_bound_s": 1.0,
+                "held_out_saturated": False,
                 **columns,
             }
         )
@@ -162,6 +163,15 @@ def test_the_verdict_names_a_tie_a_loss_on_the_second_half_and_too_few_requests(
         compile_s=(810.0, 270.0),
     )
     assert "it refuses 200 of the 200 requests of the second half" in refuses.verdict
+    hopeless = with_figures(
+        advised=(True, False),
+        fitted_busy_s=(100.0, 200.0),
+        held_out_busy_s=(100.0, 200.0),
+        held_out_saturated=(True, True),
+        compile_s=(810.0, 270.0),
+    )
+    assert "every set is saturated: requests come faster than one engine" in hopeless.verdict
+    assert "saturated" not in loss.verdict
     busier = with_figures(
         advised=(True, False),
         fitted_busy_s=(100.0, 200.0),

@@ -172,7 +172,7 @@ def test_the_command_obeys_the_prefix_cache_or_says_why_not():
     [
         ("-k 1", "k 1 is below 2"),
         ("--chunk-tokens 100", "chunk 100 is not a positive multiple of 64"),
-        ("--warmup-budget 1", "no choice of 4 shapes within a warmup budget of 1.0 s"),
+        ("--warmup-budget 1", "no choice of 4 shapes within a warmup budget of 1 s"),
         ("--plot x.txt", "is no picture"),
     ],
 )

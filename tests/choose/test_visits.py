@@ -154,7 +154,7 @@ def test_there_is_room_for_a_request_that_has_not_come():
 
 def test_what_cannot_be_chosen_says_why():
     requests = workload((0.0, 20, 5))
-    with pytest.raises(ValueError, match=r"no choice of 2 shapes within a warmup budget of 3.0 s"):
+    with pytest.raises(ValueError, match=r"no choice of 2 shapes within a warmup budget of 3 s"):
         choose_shapes(CANDIDATES, lambda costs: run(requests, costs), ShapeLimits(2, 3.0))
     with pytest.raises(ValueError, match="k 1 is below 2: an engine needs"):
         ShapeLimits(1)

@@ -220,17 +220,43 @@ def test_what_is_no_picture_is_refused_before_anything_is_calculated(command, tr
     assert "is no picture: name a file in .png, .svg, .pdf" in done.err
 
 
-def test_a_package_that_is_not_installed_is_named_with_what_installs_it():
-    words = ["measure", "--bucket", "1,64,2", "--out", "cost.csv"]
-    script = (
-        "import sys; sys.modules['torch'] = None\n"
-        "from spyre_bench.cli.main import main\n"
-        f"sys.argv = ['spyre-bench', *{words}]; main()"
-    )
+@pytest.mark.parametrize(
+    ("absent", "extra", "words"),
+    [
+        ("torch", "engine", "measure --bucket 1,64,2 --out cost.csv"),
+        ("torch", "engine", "pairs . . --bucket 1,64,2"),
+        ("safetensors", "engine", "model granite-3.3-8b"),
+        ("safetensors", "engine", "model smollm2"),
+        ("nbformat", "notebooks", "run a.ipynb"),
+        ("nbformat", "notebooks", "new mine"),
+        ("jinja2", "notebooks", "app"),
+        ("jinja2", "notebooks", "report ."),
+        ("matplotlib", "notebooks", "buckets --workload azure_conv --plot a.png"),
+    ],
+)
+def test_a_package_that_is_not_installed_is_named_with_what_installs_it(
+    absent, extra, words, tmp_path
+):
+    script = f"""
+import sys
+
+class Absent:
+    def find_spec(name, *_):
+        if name == {absent!r}:
+            raise ModuleNotFoundError(name, name=name)
+
+sys.meta_path.insert(0, Absent)
+from spyre_bench.cli.main import main
+sys.argv = ['spyre-bench', *{words.split()}]
+main()
+"""
     # a process of its own: modules taken out of this one come back as others
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 1
-    assert "make setup" in done.stderr
+    assert f"needs the package {absent}: run make setup" in done.stderr
+    assert f"'spyre-bench[{extra}]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

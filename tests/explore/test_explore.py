@@ -155,7 +155,7 @@ def test_a_pinned_result_stays_while_the_next_one_follows_the_controls(bar):
     bar.pin.click()
     bar.controls["height"].value = 5
     assert [numbers(it)["y"].item() for it in (bar.pinned, bar)] == [3, 5]
-    assert bar.pinned.settings.value == "<b>height: 3</b>"
+    assert bar.pinned.settings.value == "Pinned: <b>height: 3</b>"
     assert bar.settings.value == "<b>height: 5</b>"
     bar.unpin.click()
     assert bar.pinned.box.layout.display == "none"
@@ -177,6 +177,7 @@ def test_a_pinned_result_stays_when_the_next_one_is_an_error_and_then_nothing_ca
     bar.pin.click()
     bar.controls["height"].value = 13
     assert numbers(bar.pinned)["y"].item() == 3
+    assert bar.pinned.settings.value == "Pinned: <b>height: 3</b>"  # not what the controls say
     assert bar.box.layout.display == "none"
     assert bar.pin.disabled
     bar.controls["height"].value = 4
@@ -506,7 +507,7 @@ def test_every_control_of_the_choice_changes_its_picture(chosen_for):
 def test_a_budget_too_small_for_any_bucket_is_a_sentence(chosen_for):
     panel = parts(explore.which_buckets(chosen_for, 3))
     panel.controls["warmup budget [s], 0: none"].value = 5.0
-    assert "no choice of 3 buckets within a warmup budget of 5.0 s" in panel.message.value
+    assert "no choice of 3 buckets within a warmup budget of 5 s" in panel.message.value
     assert panel.figure.value == b""
 
 

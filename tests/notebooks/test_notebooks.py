@@ -67,6 +67,12 @@ def test_it_says_whether_it_measures_or_the_parameter_by_which_it_does(notebook)
         assert f'{measures}: str = ""' in tagged[0].source, "empty where nobody gives it"
 
 
+def test_one_that_measures_says_with_what(notebook):
+    """So that it is refused at once where that is not there, and not after minutes."""
+    traits = Traits.of(notebook.metadata.spyre_bench)
+    assert bool(traits.needs) == bool(traits.measures)
+
+
 def test_the_kernel_is_the_one_that_every_environment_has(notebook):
     assert notebook.metadata.kernelspec.name == "python3"
 

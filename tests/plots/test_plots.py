@@ -670,3 +670,21 @@ def test_a_front_without_a_spread_or_a_measurement_has_neither_shade_nor_star():
     ax = plots.pareto(OFFERS, bare, MEASURED_THERE.head(0), "It is so")
     assert not ax.patches
     assert "measured" not in [line.get_label() for line in ax.lines]
+
+
+def test_names_are_bars_and_only_numbers_are_joined_by_a_line():
+    rows = [
+        {"panel": "fill", "series": one, "x": x, "value": 0.5}
+        for one in ("seed=0", "seed=1")
+        for x in ("skip", "best_fit")
+    ]
+    over_names = plots.small_multiples(pd.DataFrame(rows), "Fill", "policy")[0]
+    assert not over_names.lines
+    assert len(over_names.patches) == 4
+    assert [text.get_text() for text in over_names.get_yticklabels()] == ["skip", "best_fit"]
+    places = sorted(bar.get_y() + bar.get_height() / 2 for bar in over_names.patches)
+    assert places == pytest.approx([-0.2, 0.2, 0.8, 1.2])
+    numbers = pd.DataFrame(rows).assign(x=[2, 1, 2, 1])
+    over_numbers = plots.small_multiples(numbers, "Fill", "rate")[0]
+    assert [line.get_xdata().tolist() for line in over_numbers.lines] == [[1, 2], [1, 2]]
+    assert not over_numbers.patches

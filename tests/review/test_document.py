@@ -69,21 +69,36 @@ def test_distances_are_found_by_name_in_results_and_tables(tmp_path):
     held = pd.DataFrame({"name": ["ours", "theirs"], **held})
     loads = {"policy": ["skip", "skip", "skip", "fcfs"], "busy_over_shape_bound": [1, 2, 4, 3.0]}
     run = write(
-        tmp_path, kept=KEPT | {"results": ratios}, curve=curve, held=held, loads=pd.DataFrame(loads)
+        tmp_path,
+        kept=KEPT | {"results": ratios},
+        k_curve=curve,
+        held=held,
+        loads=pd.DataFrame(loads),
     )
     found = distances(read_run(run))
     assert of_items(found) == {
-        "over_shape_bound/skip": 1.5,
-        "over_shape_bound/best_fit": 0.5,
-        "curve: device_s over bound_s/k 1 to 3": 0.0,
-        "held: held_out_busy_s over the least held_out_bound_s/ours": 1.0,
-        "held: held_out_busy_s over the least held_out_bound_s/theirs": 2.0,
-        "loads: busy_over_shape_bound/skip": 1.0,
-        "loads: busy_over_shape_bound/fcfs": 2.0,
+        "busy seconds over the shape bound/skip": 1.5,
+        "busy seconds over the shape bound/best_fit": 0.5,
+        "k curve: device seconds over the bound/k 1 to 3": 0.0,
+        "held: held out, busy seconds over the least bound/ours": 1.0,
+        "held: held out, busy seconds over the least bound/theirs": 2.0,
+        "loads: busy seconds over the shape bound/skip": 1.0,
+        "loads: busy seconds over the shape bound/fcfs": 2.0,
     }
     skip = found[found["of"].str.startswith("loads") & (found["item"] == "skip")].iloc[0]
     assert (skip["least"], skip["largest"]) == (0, 3)
-    assert found.loc[found["of"].str.startswith("curve"), "largest"].item() == pytest.approx(0.1)
+    assert found.loc[found["of"].str.startswith("k curve"), "largest"].item() == pytest.approx(0.1)
+
+
+def test_a_distance_has_words_and_no_name_of_a_column(tmp_path):
+    waits = pd.DataFrame({"max_wait_s": [0, 2], "fitted_busy_s": [2.0, 3], "fitted_bound_s": 1.0})
+    ratios = {"decode_over_shape_bound": 2.5}
+    found = distances(read_run(write(tmp_path, kept=KEPT | {"results": ratios}, hold=waits)))
+    assert found["of"].tolist() == [
+        "decode, busy seconds over the shape bound",
+        "hold: fitted, busy seconds over the bound",
+    ]
+    assert found["item"].tolist()[1] == "max wait [s] 0 to 2"
 
 
 def test_a_set_with_a_poor_bound_of_its_own_does_not_look_better_than_a_faster_one(tmp_path):
@@ -91,8 +106,8 @@ def test_a_set_with_a_poor_bound_of_its_own_does_not_look_better_than_a_faster_o
     sets |= {"busy_over_shape_bound": [2.6 / 1.7, 7.1 / 6.2]}
     found = of_items(distances(read_run(write(tmp_path, sets=pd.DataFrame(sets)))))
     assert found == {
-        "sets: busy_s over the least shape_bound_s/advised": pytest.approx(2.6 / 1.7 - 1),
-        "sets: busy_s over the least shape_bound_s/one shape": pytest.approx(7.1 / 1.7 - 1),
+        "sets: busy seconds over the least shape bound/advised": pytest.approx(2.6 / 1.7 - 1),
+        "sets: busy seconds over the least shape bound/one shape": pytest.approx(7.1 / 1.7 - 1),
     }
 
 
@@ -100,7 +115,7 @@ def test_a_result_is_not_repeated_by_the_table_that_it_came_from(tmp_path):
     stages = pd.DataFrame({"stage": ["skip"], "over_shape_bound": [2.5]})
     kept = KEPT | {"results": {"over_shape_bound": {"skip": 2.5}}}
     found = distances(read_run(write(tmp_path, kept=kept, waterfall=stages)))
-    assert of_items(found) == {"over_shape_bound/skip": 1.5}
+    assert of_items(found) == {"busy seconds over the shape bound/skip": 1.5}
 
 
 def test_accuracy_is_that_of_a_notebook_that_measured_and_simulated(tmp_path):

@@ -210,13 +210,14 @@ def test_a_dying_kernel_is_an_error_and_keeps_what_ran(tmp_path):
     assert (report / "bad" / "report.html").exists()
 
 
-def test_a_cell_that_hangs_is_named_and_the_next_notebook_runs(tmp_path):
+def test_a_cell_that_hangs_is_named_and_the_next_notebook_runs(tmp_path, caplog):
     slow = "import time\ntime.sleep(60)"
     bad = notebook(tmp_path / "bad.ipynb", slow, says={"cell_timeout_s": 2})
     code, said, report = spyre_bench_run(tmp_path, bad, notebook(tmp_path / "good.ipynb"))
     assert code == 1
     words = r"bad.ipynb: cell In \[4\] \(import time\) has not ended after 2 s and was given up"
     assert re.search(words, said)
+    assert "Timeout waiting" not in caplog.text, "papermill's words for it"
     assert (report / "bad" / "report.html").exists()
     assert (report / "good" / "results.json").exists()
     cases = ElementTree.parse(report / "junit.xml").getroot()
@@ -231,8 +232,6 @@ def test_a_new_notebook_runs_as_it_is_and_takes_nobodys_place(tmp_path):
     document = nbformat.read(path, as_version=4)
     assert document.cells[0].source.startswith("# Is 'it' fast?")
     assert all(not cell.get("outputs") for cell in document.cells)
-    document.metadata.kernelspec = {"name": "python3", "display_name": "python3"}
-    nbformat.write(document, path)
     code, said, report = spyre_bench_run(tmp_path, path, "-p", "requests", "60")
     assert code == 0, said
     assert "P95" in results(report / "06_mine")["answer"]
@@ -256,6 +255,23 @@ def test_a_typo_leaves_the_latest_run_alone(tmp_path):
     assert "03_good.ipynb: has no parameter 'thread' (did you mean threads?)" in said
     assert report.resolve() == latest
     assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_what_measures_is_not_begun_without_the_package_that_it_measures_with(tmp_path):
+    says = {"measures": "name", "needs": ["no_such_engine"]}
+    path = notebook(tmp_path / "engine.ipynb", says=says)
+    measured = (path, "-p", "name", "x")
+    code, said, report = spyre_bench_run(tmp_path, *measured)
+    assert code == 1
+    assert f"{path}: needs the package no_such_engine: run make setup in a clone" in said
+    assert not report.exists()
+    good = notebook(tmp_path / "good.ipynb")
+    code, said, report = spyre_bench_run(tmp_path, good, *measured)  # the others run
+    assert code == 1
+    assert "engine.ipynb: needs the package no_such_engine" in said
+    assert (report / "good" / "notebook.ipynb").exists()
+    code, said, _ = spyre_bench_run(tmp_path, path)  # and it, where it calculates
+    assert code == 0, said
 
 
 def test_one_failing_notebook_does_not_stop_the_others(tmp_path):

@@ -128,6 +128,7 @@ def test_a_sweep_of_guidellm_is_one_benchmark_after_another(tmp_path):
             "without its requests: save it with --save-result --save-detailed",
         ),
         ("lists.json", json.dumps(VLLM | {"input_lens": [1]}), "are not lists of one length"),
+        ("cut.json", json.dumps({"input_lens": [1], "output_lens": []}), "not lists of one length"),
         (
             "profile_export_aiperf.json",
             json.dumps({"aiperf_version": "0.13.0", "request_count": {"avg": 1}}, indent=2),

@@ -276,7 +276,7 @@ AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
         (OURS + "\n\n", "holds no requests"),
         ("a,b\n1,2\n", "columns a, b, of no known.*TIMESTAMP, ContextTokens.*input_length"),
         ("TIMESTAMP,ContextTokens\n1,2\n", "of no known trace format"),
-        (OURS + "0,5,5\n1,-5,5\n", "line 3: prompt_tokens -5 is wrong: .*1 or more"),
+        (OURS + "0,5,5\n1,-5,5\n", "line 3: prompt_tokens -5 is wrong: .*1 or more: mend that"),
         (OURS + "0,5,5\n1,5,0\n", "line 3: output_tokens 0 is wrong"),
         (OURS + "0,5,5\n\n1,5,0\n", "line 4: output_tokens 0 is wrong"),
         (OURS + "0,5.5,5\n", "line 2: prompt_tokens 5.5 is wrong"),
