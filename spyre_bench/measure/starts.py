@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 
 from spyre_bench.engine.parallel import Rank, join, share_of_cores
+from spyre_bench.measure.children import ends_with_us
 from spyre_bench.shape_set import ShapeSet
 from spyre_bench.shapes import Bucket, BucketSet
 
@@ -153,6 +154,7 @@ def _child(request: dict) -> subprocess.CompletedProcess:
         input=json.dumps(request),
         stdout=subprocess.PIPE,
         text=True,
+        preexec_fn=ends_with_us,
     )
 
 

@@ -7,7 +7,6 @@ Nothing of vLLM is imported here: server and benchmark are processes of their ow
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import http.client
 import json
 import math
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from spyre_bench.measure.children import ends_with_us
 from spyre_bench.shapes import BucketSet
 from spyre_bench.validate.bench_client import BenchClient
 from spyre_bench.workload.workload import Workload
@@ -34,7 +34,6 @@ from spyre_bench.workload.workload import Workload
 VLLM = Path(sys.executable).with_name("vllm")
 READY_S = 900  # a cold compile of many buckets
 STOP_S = 30
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -112,15 +111,6 @@ def serve(
     finally:
         client.close()
         _stop(process)
-
-
-def ends_with_us() -> None:
-    """In a process that is about to become a server: it gets a Ctrl-C when the thread that started
-    it is no more, as when a notebook is killed, and heeds it though this process may ignore it, as
-    a shell's background job does. Linux only; elsewhere a server outlives a killed notebook."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 def complete(server: Server, prompts: list[list[int]], new_tokens: int) -> None:

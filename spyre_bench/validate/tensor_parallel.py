@@ -24,6 +24,17 @@ BATCHES = 3
 GATHER_S = 5.0  # the prompts of a request shall share a batch, however busy the machine is
 
 
+def timed_bucket(text: str) -> Bucket:
+    """Raises ValueError for a bucket that shows no decode pass between two others."""
+    bucket = Bucket.parse(text)
+    if bucket.new_tokens < 3:
+        raise ValueError(
+            f"bucket {bucket} has new_tokens {bucket.new_tokens}: a decode pass is timed to the "
+            f"start of the next one, so give 3 or more"
+        )
+    return bucket
+
+
 def serve_by_tp(
     model_directory: Path,
     bucket: Bucket,

@@ -1,11 +1,7 @@
 """The server that a notebook starts, and what its client is asked for."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,31 +10,7 @@ import pytest
 
 from spyre_bench.validate import bench_client, server
 from spyre_bench.workload.workload import Workload
-
-NOTEBOOK = """
-import signal, subprocess, time
-from spyre_bench.validate.server import ends_with_us
-signal.signal(signal.SIGINT, signal.SIG_IGN)
-server = subprocess.Popen(
-    ["sleep", "60"], start_new_session=True, stdout=subprocess.DEVNULL, preexec_fn=ends_with_us
-)
-print(server.pid, flush=True)
-time.sleep(60)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the parent's death is a signal on Linux only")
-def test_a_server_does_not_outlive_a_notebook_that_is_killed():
-    notebook = subprocess.Popen([sys.executable, "-c", NOTEBOOK], stdout=subprocess.PIPE, text=True)
-    pid = int(notebook.stdout.readline())
-    os.kill(pid, 0)
-    notebook.send_signal(signal.SIGKILL)
-    notebook.wait()
-    end = time.monotonic() + 30
-    while _runs(pid) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not _runs(pid)
-
+from tests.processes import runs
 
 READY = """#!{python}
 import sys
@@ -60,9 +32,9 @@ def test_a_server_that_replays_starts_its_client_and_ends_with_it(tmp_path, monk
     monkeypatch.setattr(bench_client, "PROGRAM", ("cat",))
     with server.serve(tmp_path, "1,8,8", tmp_path, replays=replays) as running:
         sessions = running.sessions
-        assert all(map(_runs, sessions))
+        assert all(map(runs, sessions))
     assert len(sessions) == 1 + replays
-    assert not any(map(_runs, sessions))
+    assert not any(map(runs, sessions))
 
 
 class Answering:
@@ -84,12 +56,3 @@ def test_no_prompt_of_a_run_begins_as_one_of_another_run(tmp_path):
     traces = [tmp_path / "first.jsonl", tmp_path / "second.jsonl"]
     lines = [json.loads(line) for path in traces for line in path.read_text().splitlines()]
     assert len({name for line in lines for name in line["hash_ids"]}) == 2 * len(workload)
-
-
-def _runs(pid: int) -> bool:
-    """Whether there is such a process and it is no zombie that nobody asks for."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

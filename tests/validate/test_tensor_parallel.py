@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 
 from spyre_bench.model_sizes import ModelSizes
-from spyre_bench.validate.tensor_parallel import against_model, gains
+from spyre_bench.shapes import Bucket
+from spyre_bench.validate.tensor_parallel import against_model, gains, timed_bucket
 
 
 def test_gains_are_over_the_first_row_and_shared_by_the_ranks():
@@ -49,3 +50,9 @@ def test_what_ranks_send_stands_beside_two_sums_a_layer():
     layers = 5 * (4 * 24 * 24 + 3 * 24 * 48)  # attention and MLP, split over the ranks
     whole = 100 * 24 + 5 * 2 * 24 + 24  # embedding, which is the head, and norms
     assert found.loc[(2, "weights of a rank"), "model"] == layers // 2 + whole
+
+
+def test_a_bucket_without_a_decode_pass_between_two_others_is_refused():
+    assert timed_bucket("1,64,3") == Bucket(1, 64, 3)
+    with pytest.raises(ValueError, match="1,64,2 has new_tokens 2: .* give 3 or more"):
+        timed_bucket("1,64,2")
