@@ -54,5 +54,5 @@ def test_what_ranks_send_stands_beside_two_sums_a_layer():
 
 def test_a_bucket_without_a_decode_pass_between_two_others_is_refused():
     assert timed_bucket("1,64,3") == Bucket(1, 64, 3)
-    with pytest.raises(ValueError, match="1,64,2 has new_tokens 2: .* give 3 or more"):
+    with pytest.raises(ValueError, match=r"1,64,2 has new_tokens 2: .* give 3 or more"):
         timed_bucket("1,64,2")
