@@ -22,8 +22,9 @@ help: ## list the targets
 
 setup: $(STAMPS)/ready ## virtual environment with torch, vLLM (no kernels), FMS, the model, the kernel
 
+# Not silent: what was asked is half of the answer.
 first: setup ## a first answer with a picture, in seconds: buckets for a trace that ships
-	@$(BIN)/spyre-bench buckets --workload azure_conv --length-scale 0.25 --arrivals poisson:0.3 \
+	$(BIN)/spyre-bench buckets --workload azure_conv --length-scale 0.25 --arrivals poisson:0.3 \
 	    -k 5 --warmup-budget 60 --plot $(REPORTS)/first.png
 
 run: setup ## execute every notebook headless; prints where the report is
