@@ -177,7 +177,7 @@ def _of_steps(
             )
     served = read_served_steps(path)
     model = of_log(served, replace(scenario, batching="continuous").load_cost())
-    said = [_read_as(served, served.workload, f"{served.steps:,} passes")]
+    said = [_read_as(served, served.workload, f"{len(served.steps):,} passes")]
     covered = within_contexts(served.workload, model)
     if beyond := len(served.workload) - len(covered):
         said.append(

@@ -35,16 +35,19 @@ def of_log(served: ServedSteps, base: CostModel) -> RescaledShapes:
 
 
 def _ratios(served: ServedSteps, base: CostModel) -> tuple[list[float], list[float]]:
-    """Logarithms of measured over `base` of the shapes that ran and that it knows, by kind."""
+    """Logarithms of measured over `base` of the shapes that ran and that it knows, by kind. Of the
+    passes as they ran: full ones, which a quiet server never sees, may be off by more or by less.
+    """
     try:
         known = base.of_shapes(served.costs.shapes)
     except ValueError:
         return [], []
-    logs: tuple[list[float], list[float]] = [], []
-    for place, (own, cost) in enumerate(zip(served.costs.each, known.each, strict=True)):
-        if own.shape.name in served.ran:
-            logs[place >= len(known.prefill)].append(float(np.log(own.full_s / cost.full_s)))
-    return logs
+    longer = served.longer_than(known)
+    prefill, decode = (
+        [float(np.log(longer[name])) for name in (it.shape.name for it in costs) if name in longer]
+        for costs in (known.prefill, known.decode)
+    )
+    return prefill, decode
 
 
 def tune_shapes(

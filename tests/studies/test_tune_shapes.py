@@ -47,13 +47,15 @@ def machine(shapes: ShapeSet, **setting) -> PagedMachine:
     return PagedMachine(costs, [1.3] * len(costs.each), **setting)
 
 
-def logged(path: Path, host: PagedMachine, workload: Workload) -> Path:
-    """The pass log that a server of these costs leaves."""
+def logged(path: Path, host: PagedMachine, workload: Workload, full_warmup: float = 1.0) -> Path:
+    """The pass log that a server of these costs leaves; full passes of its warmup took so many
+    times as long."""
     log = PassLog(path)
     for cost in host.costs.each:
         is_chunk = isinstance(cost.shape, PrefillShape)
         empty_s = cost.pass_s(0) if is_chunk else cost.pass_s(1, 1)
-        log.write(ShapeWarmup(cost.shape, cost.compile_s, cost.full_s, empty_s, False, 1))
+        full_s = cost.full_s * full_warmup
+        log.write(ShapeWarmup(cost.shape, cost.compile_s, full_s, empty_s, False, 1))
     log.write(StepRules(host.costs.blocks, False, asdict(host.rules)))
     for step in host.serve(workload, "log").passes:
         log.write(step)
@@ -96,6 +98,12 @@ def test_the_command_writes_a_file_that_an_engine_of_these_shapes_reads(tmp_path
     assert [str(it) for it in shapes.prefill] == found["prefill_shapes"]
     assert [str(it) for it in shapes.decode] == found["decode_shapes"]
     assert found["tuned"]["verdict"].startswith("change: device seconds fall by ")
+
+
+def test_others_are_as_much_slower_as_the_passes_that_ran_not_as_full_ones_of_warmup(tmp_path):
+    quiet = machine(BAD, drift=0.0)
+    served = read_served_steps(logged(tmp_path / "log.jsonl", quiet, requests(30), full_warmup=2.0))
+    assert of_log(served, load_cost(SHAPES)).factors == pytest.approx((1.3, 1.3), rel=1e-6)
 
 
 def test_shapes_that_the_table_does_not_know_cost_what_they_took_and_others_are_refused():
