@@ -47,15 +47,23 @@ def machine(shapes: ShapeSet, **setting) -> PagedMachine:
     return PagedMachine(costs, [1.3] * len(costs.each), **setting)
 
 
-def logged(path: Path, host: PagedMachine, workload: Workload, full_warmup: float = 1.0) -> Path:
-    """The pass log that a server of these costs leaves; full passes of its warmup took so many
-    times as long."""
+def logged(
+    path: Path,
+    host: PagedMachine,
+    workload: Workload,
+    *,
+    full_warmup: float = 1.0,
+    compiling: float = 1.0,
+) -> Path:
+    """The pass log that a server of these costs leaves; full passes of its warmup, and its
+    compiling, took so many times as long."""
     log = PassLog(path)
     for cost in host.costs.each:
         is_chunk = isinstance(cost.shape, PrefillShape)
         empty_s = cost.pass_s(0) if is_chunk else cost.pass_s(1, 1)
         full_s = cost.full_s * full_warmup
-        log.write(ShapeWarmup(cost.shape, cost.compile_s, full_s, empty_s, False, 1))
+        compile_s = cost.compile_s * compiling
+        log.write(ShapeWarmup(cost.shape, compile_s, full_s, empty_s, False, 1))
     log.write(StepRules(host.costs.blocks, False, asdict(host.rules)))
     for step in host.serve(workload, "log").passes:
         log.write(step)
@@ -104,6 +112,15 @@ def test_others_are_as_much_slower_as_the_passes_that_ran_not_as_full_ones_of_wa
     quiet = machine(BAD, drift=0.0)
     served = read_served_steps(logged(tmp_path / "log.jsonl", quiet, requests(30), full_warmup=2.0))
     assert of_log(served, load_cost(SHAPES)).factors == pytest.approx((1.3, 1.3), rel=1e-6)
+
+
+def test_others_compile_in_proportion_to_what_the_logged_start_took(tmp_path):
+    path = logged(tmp_path / "log.jsonl", machine(BAD), requests(30), compiling=3.0)
+    costs = of_log(read_served_steps(path), load_cost(SHAPES))
+    both = ShapeSet.parse("256,640 128,640", "8,640")
+    assert costs.of_shapes(both).compile_s == pytest.approx(
+        3 * load_cost(SHAPES).of_shapes(both).compile_s
+    )
 
 
 def test_shapes_that_the_table_does_not_know_cost_what_they_took_and_others_are_refused():
