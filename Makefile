@@ -52,7 +52,7 @@ test-ranks: setup ## several ranks, through vLLM or with compiled code: minutes
 test-hosts: setup ## a thousand random loads: simulator, vLLM on a virtual clock, a live server; half an hour
 	@$(BIN)/python -m pytest -m hosts
 
-test-loop: setup ## is a saving as predicted? a server before and after; ten machines made up
+test-loop: setup ## is a saving as predicted? servers of both kinds before and after, quiet; ten machines made up
 	@$(BIN)/python -m pytest -m loop -s
 
 # Chromium is a package of the system: installed here as root on Debian, otherwise asked for.
