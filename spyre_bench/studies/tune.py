@@ -29,6 +29,9 @@ from spyre_bench.simulate.static import simulate
 from spyre_bench.workload.workload import Workload
 
 FEWEST = 20  # requests, of which halves still say something
+APART = 0.1
+"""How far shapes are from the proportions of a table of another machine, of the logarithm, before
+a log has shown any; counts as one shape."""
 
 
 @dataclass(frozen=True)
@@ -148,13 +151,14 @@ def of_log(served: Served, base: CostModel, policy: Policy) -> Rescaled:
     known = _known(served, base)
     logs = _ratios(known)
     factors = np.exp(logs.mean(axis=0)) if len(logs) else np.ones(2)
-    between = logs.std(axis=0, ddof=1).max() if len(logs) > 1 else 0.0
+    between = max(map(apart, logs.T))
     simulator = abs(np.log(own_s / served.busy_s))
     deviation = float(np.sqrt(between**2 + 2 * served.drift**2 + simulator**2))
     why = (
         f"the log's passes took {factors[0]:.2f} (prefill) and {factors[1]:.2f} (decode) times as "
-        f"long as priced, within {between:.0%} between buckets and {served.drift:.0%} over time; "
-        f"the simulator gives its busy seconds within {abs(own_s / served.busy_s - 1):.1%}"
+        f"long as priced, other buckets' that within {between:.0%}, and changed by "
+        f"{served.drift:.0%} over time; the simulator gives its busy seconds within "
+        f"{abs(own_s / served.busy_s - 1):.1%}"
     )
     compiles = compile_factor((own.compile_s, cost.compile_s) for own, cost in known)
     return Rescaled(base, (factors[0], factors[1]), deviation, why, served.costs, compiles)
@@ -173,6 +177,13 @@ def _ratios(pairs: Iterable[tuple[BucketCost, BucketCost]]) -> np.ndarray:
     """Logarithms of the seconds of the first over those of the second, [pairs, 2]."""
     ratios = [(own.prefill_s / cost.prefill_s, own.decode_s / cost.decode_s) for own, cost in pairs]
     return np.log(np.array(ratios).reshape(-1, 2))
+
+
+def apart(logs: Sequence[float] | np.ndarray) -> float:
+    """How far another bucket's or shape's factor may be from those of a log, whose logarithms these
+    are: a standard deviation. One alone cannot say that and leaves `APART`."""
+    squares = np.square(np.subtract(logs, np.mean(logs))).sum() if len(logs) else 0.0
+    return float(np.sqrt((APART**2 + squares) / max(1, len(logs))))
 
 
 def compile_factor(pairs: Iterable[tuple[float, float]]) -> float:

@@ -14,7 +14,7 @@ from spyre_bench.metrics import summary
 from spyre_bench.metrics.served_steps import PREFIXES, ServedSteps
 from spyre_bench.simulate.continuous import Prefixes, simulate
 from spyre_bench.simulate.result import ContinuousRun
-from spyre_bench.studies.tune import FEWEST, Tuning, compile_factor, figures_of, savings_of
+from spyre_bench.studies.tune import FEWEST, Tuning, apart, compile_factor, figures_of, savings_of
 from spyre_bench.workload.workload import Workload
 
 
@@ -24,13 +24,13 @@ def of_log(served: ServedSteps, base: CostModel) -> RescaledShapes:
     known = _known(served, base)
     logs = _ratios(served, known) if known else ([], [])
     prefill, decode = (float(np.exp(np.mean(some))) if len(some) else 1.0 for some in logs)
-    between = max(float(np.std(some, ddof=1)) if len(some) > 1 else 0.0 for some in logs)
+    between = max(map(apart, logs))
     simulator = abs(float(np.log(own_s / served.busy_s)))
     deviation = float(np.sqrt(between**2 + 2 * served.drift**2 + simulator**2))
     why = (
         f"the log's passes took {prefill:.2f} (prefill) and {decode:.2f} (decode) times as long as "
-        f"priced, within {between:.0%} between shapes and {served.drift:.0%} over time; the "
-        f"simulator gives its busy seconds within {abs(own_s / served.busy_s - 1):.1%}"
+        f"priced, other shapes' that within {between:.0%}, and changed by {served.drift:.0%} over "
+        f"time; the simulator gives its busy seconds within {abs(own_s / served.busy_s - 1):.1%}"
     )
     pairs = zip(served.costs.each, known.each, strict=True) if known else ()
     compiles = compile_factor((own.compile_s, cost.compile_s) for own, cost in pairs)

@@ -18,7 +18,7 @@ from spyre_bench.cost.source import SHAPES, load_cost
 from spyre_bench.metrics.served_steps import ServedSteps, read_served_steps
 from spyre_bench.pass_log import PassLog, ShapeWarmup, StepRules
 from spyre_bench.shape_set import PrefillShape, ShapeSet
-from spyre_bench.studies.tune import Tuning
+from spyre_bench.studies.tune import APART, Tuning, apart
 from spyre_bench.studies.tune_shapes import of_log, tune_shapes
 from spyre_bench.validate.continuous import fitting
 from spyre_bench.workload.source import load_workload
@@ -112,6 +112,18 @@ def test_others_are_as_much_slower_as_the_passes_that_ran_not_as_full_ones_of_wa
     quiet = machine(BAD, drift=0.0)
     served = read_served_steps(logged(tmp_path / "log.jsonl", quiet, requests(30), full_warmup=2.0))
     assert of_log(served, load_cost(SHAPES)).factors == pytest.approx((1.3, 1.3), rel=1e-6)
+
+
+def test_one_shape_of_a_kind_does_not_say_that_others_are_in_proportion(tmp_path):
+    path = logged(tmp_path / "log.jsonl", machine(BAD, drift=0.0), requests(30))
+    costs = of_log(read_served_steps(path), load_cost(SHAPES))
+    assert costs.deviation == pytest.approx(APART, rel=0.01), "the machine itself is steady"
+
+
+def test_shapes_that_agree_say_more_than_one_and_those_that_do_not_are_far_apart():
+    assert apart([]) == apart([0.7]) == APART
+    assert apart([0.7] * 4) == pytest.approx(APART / 2)
+    assert apart([0.0, 0.6]) == pytest.approx(np.sqrt((APART**2 + 0.18) / 2))
 
 
 def test_others_compile_in_proportion_to_what_the_logged_start_took(tmp_path):
