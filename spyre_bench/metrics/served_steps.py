@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,7 @@ class ServedSteps:
     costs: ShapeCosts  # of the shapes that it was warmed with, as its passes took
     rules: Rules
     busy_s: float
-    steps: Sequence[Step]
+    steps: Sequence[Step] = field(repr=False)
     drift: float  # standard deviation of the logarithm of the machine's pace, part by part
     gave_up: int  # requests of which nothing came: clients that hung up, or the log's last
 
