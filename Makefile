@@ -22,8 +22,9 @@ help: ## list the targets
 
 setup: $(STAMPS)/ready ## virtual environment with torch, vLLM (no kernels), FMS, the model, the kernel
 
+# Not silent: what was asked is half of the answer.
 first: setup ## a first answer with a picture, in seconds: buckets for a trace that ships
-	@$(BIN)/spyre-bench buckets --workload azure_conv --length-scale 0.25 --arrivals poisson:0.3 \
+	$(BIN)/spyre-bench buckets --workload azure_conv --length-scale 0.25 --arrivals poisson:0.3 \
 	    -k 5 --warmup-budget 60 --plot $(REPORTS)/first.png
 
 run: setup ## execute every notebook headless; prints where the report is
@@ -51,7 +52,7 @@ test-ranks: setup ## several ranks, through vLLM or with compiled code: minutes
 test-hosts: setup ## a thousand random loads: simulator, vLLM on a virtual clock, a live server; half an hour
 	@$(BIN)/python -m pytest -m hosts
 
-test-loop: setup ## is a saving as predicted? a server before and after; ten machines made up
+test-loop: setup ## is a saving as predicted? servers of both kinds before and after, quiet; ten machines made up
 	@$(BIN)/python -m pytest -m loop -s
 
 # Chromium is a package of the system: installed here as root on Debian, otherwise asked for.

@@ -135,8 +135,6 @@ def buckets(
         objective=objective,
         goodput_ms=goodput_ms,
     )
-    if plot:
-        pictures.draw_advice(advice, plot)
     result = tables.advice_json(advice, beyond) | {"read_as": str(loaded)}
     if source.ends:
         ends = [
@@ -149,11 +147,13 @@ def buckets(
         result["modelled"] = tables.modelled(source.label, tables.ADVISED, ends)
     if as_json:
         typer.echo(json.dumps(result, allow_nan=False))
-        return
-    _say_what_was_read(loaded)
-    tables.print_advice(advice, len(workload), beyond, source.span)
-    if "modelled" in result:
-        typer.echo(tables.modelled_sentence(result["modelled"], tables.ADVISED))
+    else:
+        _say_what_was_read(loaded)
+        tables.print_advice(advice, len(workload), beyond, source.span)
+        if "modelled" in result:
+            typer.echo(tables.modelled_sentence(result["modelled"], tables.ADVISED))
+    if plot:  # last, where whoever looks for it looks
+        pictures.draw_advice(advice, plot)
 
 
 def validate(

@@ -50,20 +50,21 @@ def shapes(
         scenario.shapes() if scenario.prefill_shapes or scenario.decode_shapes else None,
         scenario.prefixes,
     )
-    if plot:
-        pictures.draw_shapes(advice, plot)
+    beyond = len(loaded) - len(covered)
     if as_json:
-        told = {"requests_beyond_the_cost_table": len(loaded) - len(covered)} | _json(advice)
+        told = {"requests_beyond_the_cost_table": beyond} | _json(advice)
         typer.echo(json.dumps(told, allow_nan=False))
-        return
-    typer.echo(str(loaded), err=True)
-    if beyond := len(loaded) - len(covered):
-        typer.echo(
-            f"{beyond:,} of {len(loaded):,} requests are longer than any context of the cost table "
-            f"and left out; --extrapolate takes them in",
-            err=True,
-        )
-    _print(advice, source.label)
+    else:
+        typer.echo(str(loaded), err=True)
+        if beyond:
+            typer.echo(
+                f"{beyond:,} of {len(loaded):,} requests are longer than any context of the cost "
+                f"table and left out; --extrapolate takes them in",
+                err=True,
+            )
+        _print(advice, source.label)
+    if plot:  # last, where whoever looks for it looks
+        pictures.draw_shapes(advice, plot)
 
 
 def _json(advice: ShapeAdvice) -> dict[str, Any]:

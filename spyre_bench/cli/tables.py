@@ -202,9 +202,11 @@ def print_advice(advice: Advice, requests: int, beyond: int, span: str) -> None:
         )
     show(_contenders_table(advice))
     typer.echo(
-        "busy: device seconds on the first half of the requests; bound: no batching takes less; "
-        "held out: busy on the second half, with its p95 of E2EL, its fill and how many requests "
-        "it lost, since no bucket fits"
+        "k: buckets B,P,N (batch size, prompt length, new tokens); compile: of all, cold; busy: "
+        "device seconds on the first half of the requests; bound: no batching takes less; held "
+        "out: busy on the second half, with its p95 of E2EL (arrival to last token), its fill (of "
+        "the token slots computed, those that were asked for) and how many requests it lost, since "
+        "no bucket fits"
     )
     for row in advice.contenders.itertuples():
         typer.echo(f"{row.name}: {row.buckets}{'  <- advised' if row.advised else ''}")

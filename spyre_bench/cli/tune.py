@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -150,7 +150,7 @@ def tune(
         typer.echo(sentence, err=True)
     _print(tuning)
     if out:
-        typer.echo(f"{tuning.what} in {out}: serve with {_keys(tuning, out)}")
+        typer.echo(f"{tuning.what} in {out}; serve with {_keys(tuning, out)}")
 
 
 # --- the log --------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def _of_steps(
             )
     served = read_served_steps(path)
     model = of_log(served, replace(scenario, batching="continuous").load_cost())
-    said = [_read_as(served, served.workload, f"{served.steps:,} passes")]
+    said = [_read_as(served, served.workload, f"{len(served.steps):,} passes")]
     covered = within_contexts(served.workload, model)
     if beyond := len(served.workload) - len(covered):
         said.append(
@@ -293,26 +293,31 @@ def _covered(workload: Workload, model: CostModel) -> tuple[Workload, list[str]]
 
 
 def _print(tuning: Tuning) -> None:
-    table = tables.narrow("", "k", "busy s", "p95 E2EL s", "fill", "compile s", "refused")
+    what = tuning.what
+    table = tables.narrow("", what, "busy s", "p95 E2EL s", "fill", "compile s", "refused")
     rows = {"today": tuning.current, "others": tuning.new}
     for name, figures in rows.items():
         if figures:
             table.add_row(name, *_row(figures, tuning.requests))
     tables.show(table)
+    measured_s = tuning.measured_busy_s
+    itself = "" if measured_s is None else f" (the log itself has {measured_s:,.1f})"
+    typer.echo(
+        f"busy: device seconds, simulated{itself}; E2EL: arrival to last token; fill: of the token "
+        f"slots computed, those that were asked for; compile: of all {what}, cold"
+    )
     for name, figures in rows.items():
         if figures:
             typer.echo(f"{name}: {_said(figures)}")
-    if tuning.measured_busy_s is not None:
-        typer.echo(
-            f"busy: device seconds, simulated; the log itself has {tuning.measured_busy_s:,.1f} s"
-        )
     if tuning.saving:
         of = " of the requests that today's serve" if tuning.current.rejected else ""
-        later = tuning.held_out or "-"
+        later = (
+            f"{tuning.held_out} of device seconds" if tuning.held_out else "today's serve nobody"
+        )
         typer.echo(
-            f"saving of device seconds{of} {tuning.saving}, of P95 E2EL {tuning.saving_p95}; on "
-            f"the second half, of which the choice has seen the longest only, {later} of device "
-            f"seconds"
+            f"others save{of}: {tuning.saving} of device seconds, {tuning.saving_p95} of the P95 "
+            f"of E2EL; on the second half alone, of which the choice has seen only the longest "
+            f"request, {later}"
         )
         typer.echo(f"interval from: {tuning.source}")
     typer.echo(tuning.verdict)
@@ -320,11 +325,18 @@ def _print(tuning: Tuning) -> None:
 
 def _keys(tuning: Tuning, out: Path) -> str:
     """What a server is given to read the file."""
-    compiled, variable = tuning.advised.compiled, f"SPYRE_BENCH_SHAPES={out}"
+    compiled, file = tuning.advised.compiled, f"@{out}"
+    keys: dict[str, Any]
     if isinstance(compiled, tuple):
-        return f'"buckets": "@{out}" or {variable}'
-    names = ", ".join(f'"{name}": "@{out}"' for name in ("prefill_shapes", "decode_shapes"))
-    return f'"batching": "continuous", "blocks": {compiled.blocks}, {names} (or {variable})'
+        keys, stands_for = {"buckets": file}, "it"
+    else:
+        keys = {"batching": "continuous", "blocks": compiled.blocks}
+        keys |= dict.fromkeys(("prefill_shapes", "decode_shapes"), file)
+        stands_for = "the last two"
+    return (
+        f"--additional-config '{json.dumps({'spyre': keys})}' and your other keys; "
+        f"SPYRE_BENCH_SHAPES={out} stands for {stands_for}"
+    )
 
 
 def _row(figures: Figures, requests: int) -> list[str]:

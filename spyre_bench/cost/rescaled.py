@@ -74,6 +74,7 @@ class Rescaled(_OfAnother):
     """The buckets that were measured cost what they took."""
 
     measured: tuple[BucketCost, ...]
+    compile_factor: float = 1.0  # of the others' compile seconds
 
     def of(self, bucket: Bucket) -> BucketCost:
         own = next((cost for cost in self.measured if cost.bucket == bucket), None)
@@ -83,6 +84,7 @@ class Rescaled(_OfAnother):
             if own is None:
                 raise
             return own
+        cost = replace(cost, compile_s=cost.compile_s * self.compile_factor)
         if own is None:
             return cost.scaled(self.factors)
         compile_s = own.compile_s or cost.compile_s
@@ -99,6 +101,7 @@ class RescaledShapes(_OfAnother):
     """The shapes of continuous batching that were measured cost what they took."""
 
     measured: ShapeCosts
+    compile_factor: float = 1.0  # of the others' compile seconds
 
     def of(self, bucket: Bucket) -> BucketCost:
         return self.base.of(bucket).scaled(self.factors)
@@ -114,11 +117,11 @@ class RescaledShapes(_OfAnother):
             if len(prefill) + len(decode) < len(shapes):
                 raise
             return ShapeCosts(tuple(prefill.values()), tuple(decode.values()), shapes.blocks)
-        of_prefill, of_decode = self.factors
+        of_prefill, of_decode = ((passes, self.compile_factor) for passes in self.factors)
         return replace(
             priced,
-            prefill=tuple(_either(prefill.get(it.shape), it, of_prefill) for it in priced.prefill),
-            decode=tuple(_either(decode.get(it.shape), it, of_decode) for it in priced.decode),
+            prefill=tuple(_either(prefill.get(it.shape), it, *of_prefill) for it in priced.prefill),
+            decode=tuple(_either(decode.get(it.shape), it, *of_decode) for it in priced.decode),
         )
 
     def spread_of_shapes(self, costs: ShapeCosts) -> Spread | None:
@@ -127,9 +130,10 @@ class RescaledShapes(_OfAnother):
         return self._spread(self.base.spread_of_shapes(costs), own)
 
 
-def _either(own: C | None, cost: C, factor: float) -> C:
+def _either(own: C | None, cost: C, of_passes: float, of_compile: float) -> C:
     """What was measured, with the other's compile seconds where its own start was warm; or the
-    other's passes, so many times as long."""
+    other's passes and compile seconds, so many times as long."""
+    cost = replace(cost, compile_s=cost.compile_s * of_compile)
     if own is None:
-        return cost.scaled(factor)
+        return cost.scaled(of_passes)
     return replace(own, compile_s=own.compile_s or cost.compile_s)

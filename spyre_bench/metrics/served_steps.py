@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +37,15 @@ class ServedSteps:
     prefix_cache: bool
     costs: ShapeCosts  # of the shapes that it was warmed with, as its passes took
     rules: Rules
-    ran: frozenset[str]  # names of the shapes that ran
     busy_s: float
-    steps: int
+    steps: Sequence[Step] = field(repr=False)
     drift: float  # standard deviation of the logarithm of the machine's pace, part by part
     gave_up: int  # requests of which nothing came: clients that hung up, or the log's last
+
+    def longer_than(self, costs: ShapeCosts) -> dict[str, float]:
+        """By name of each shape that ran, how many times their seconds by these costs of the same
+        shapes its passes took."""
+        return _longer(_passes(self.steps, costs), "shape")
 
 
 def read_served_steps(path: Path) -> ServedSteps:
@@ -70,9 +74,8 @@ def read_served_steps(path: Path) -> ServedSteps:
         prefix_cache=said.prefix_cache,
         costs=_costs(warmed, passes),
         rules=Rules(**said.rules),
-        ran=frozenset(passes["shape"]),
         busy_s=float(passes["seconds"].sum()),
-        steps=len(steps),
+        steps=steps,
         drift=drift_of(passes["seconds"] / passes["expected_s"], passes["shape"]),
         gave_up=len(came) - len(rows),
     )
@@ -139,15 +142,15 @@ def _outputs(steps: Sequence[Step]) -> Counter[str]:
     return Counter(tokens | ended)
 
 
-def _passes(steps: Sequence[Step], warmed: ShapeCosts) -> pd.DataFrame:
-    """A row each: shape, kind, seconds (vLLM's own time included) and expected_s by warmup."""
-    of_prefill = {cost.shape for cost in warmed.prefill}
+def _passes(steps: Sequence[Step], costs: ShapeCosts) -> pd.DataFrame:
+    """A row each: shape, kind, seconds (vLLM's own time included) and expected_s by these costs."""
+    of_prefill = {cost.shape for cost in costs.prefill}
     rows = [
         (
             step.shape.name,
             PREFILL if step.shape in of_prefill else DECODE,
             end_s - step.start_s,
-            expected_s(step, warmed),
+            expected_s(step, costs),
         )
         for step, end_s in zip(steps, pass_ends(steps), strict=True)
     ]
@@ -157,12 +160,7 @@ def _passes(steps: Sequence[Step], warmed: ShapeCosts) -> pd.DataFrame:
 def _costs(warmed: ShapeCosts, passes: pd.DataFrame) -> ShapeCosts:
     """Those of warmup in the proportion of the passes of each shape, whose sum they give back; of a
     shape without any in that of its kind."""
-
-    def longer(alike: str) -> dict[str, float]:
-        sums = passes.groupby(alike)[["seconds", "expected_s"]].sum()
-        return {str(name): float(row.seconds / row.expected_s) for name, row in sums.iterrows()}
-
-    by_shape, by_kind = longer("shape"), longer("kind")
+    by_shape, by_kind = _longer(passes, "shape"), _longer(passes, "kind")
     kinds = [PREFILL] * len(warmed.prefill) + [DECODE] * len(warmed.decode)
     return warmed.scaled(
         [
@@ -170,6 +168,12 @@ def _costs(warmed: ShapeCosts, passes: pd.DataFrame) -> ShapeCosts:
             for cost, kind in zip(warmed.each, kinds, strict=True)
         ]
     )
+
+
+def _longer(passes: pd.DataFrame, alike: str) -> dict[str, float]:
+    """Seconds over those expected, of the passes that are alike in this column."""
+    sums = passes.groupby(alike)[["seconds", "expected_s"]].sum()
+    return {str(name): float(row.seconds / row.expected_s) for name, row in sums.iterrows()}
 
 
 def _column(values: Sequence[list[str]]) -> np.ndarray:

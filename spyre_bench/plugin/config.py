@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spyre_bench.cost.bucket_cost import CostModel
-from spyre_bench.cost.source import PREFIX, SIMULATED, load_cost
+from spyre_bench.cost.source import NAMED, PREFIX, SIMULATED, load_cost
 from spyre_bench.engine.compile import COMPILE_BACKENDS, COMPILE_SCOPES
 from spyre_bench.engine.shared_files import TRUSTS
 from spyre_bench.plugin.environment import (
@@ -477,9 +477,10 @@ def _path(name: str, value: Any) -> Path | None:
 
 
 def _device(text: str) -> str:
-    """With the path of a table in full: other processes may run elsewhere."""
+    """With the path of a table in full, where it is no shipped one: other processes may run
+    elsewhere."""
     source = text.removeprefix(SIMULATED)
-    if source == text or not source or source.startswith(PREFIX):
+    if source == text or not source or source in NAMED or source.startswith(PREFIX):
         return text
     return f"{SIMULATED}{_path('device', source)}"
 

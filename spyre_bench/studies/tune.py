@@ -4,7 +4,8 @@ continuous batching."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +29,9 @@ from spyre_bench.simulate.static import simulate
 from spyre_bench.workload.workload import Workload
 
 FEWEST = 20  # requests, of which halves still say something
+APART = 0.1
+"""How far shapes are from the proportions of a table of another machine, of the logarithm, before
+a log has shown any; counts as one shape."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,9 @@ class Tuning:
                 f"keep your {self.what}: no others within the limits are better on these requests"
             )
         longer_s = self.new.compile_s - self.current.compile_s
-        start = f"start-up compiles {abs(longer_s):,.0f} s {'more' if longer_s > 0 else 'less'}"
+        start = "start-up compiles as long"
+        if abs(longer_s) >= 0.5:
+            start = f"start-up compiles {abs(longer_s):,.0f} s {'more' if longer_s > 0 else 'less'}"
         if self.keeps:
             if not self.matters:
                 return (
@@ -142,29 +148,50 @@ def of_log(served: Served, base: CostModel, policy: Policy) -> Rescaled:
     changed over the log, and how far the simulator is from the seconds of the log.
     """
     own_s = summary.busy_s(simulate(served.workload, served.costs, policy))
-    logs = _ratios(served, base)
+    known = _known(served, base)
+    logs = _ratios(known)
     factors = np.exp(logs.mean(axis=0)) if len(logs) else np.ones(2)
-    between = logs.std(axis=0, ddof=1).max() if len(logs) > 1 else 0.0
+    between = max(map(apart, logs.T))
     simulator = abs(np.log(own_s / served.busy_s))
     deviation = float(np.sqrt(between**2 + 2 * served.drift**2 + simulator**2))
     why = (
-        f"the log's passes took {factors[0]:.2f} (prefill) and {factors[1]:.2f} (decode) times "
-        f"their costs, within {between:.0%} between buckets and {served.drift:.0%} over time; the "
-        f"simulator is {own_s / served.busy_s - 1:+.1%} off its busy seconds"
+        f"the log's passes took {factors[0]:.2f} (prefill) and {factors[1]:.2f} (decode) times as "
+        f"long as priced, other buckets' that within {between:.0%}, and changed by "
+        f"{served.drift:.0%} over time; the simulator gives its busy seconds within "
+        f"{abs(own_s / served.busy_s - 1):.1%}"
     )
-    return Rescaled(base, (factors[0], factors[1]), deviation, why, served.costs)
+    compiles = compile_factor((own.compile_s, cost.compile_s) for own, cost in known)
+    return Rescaled(base, (factors[0], factors[1]), deviation, why, served.costs, compiles)
 
 
-def _ratios(served: Served, base: CostModel) -> np.ndarray:
-    """Logarithms of measured over `base`, [buckets that ran and that it knows, 2]."""
-    ratios = []
+def _known(served: Served, base: CostModel) -> list[tuple[BucketCost, BucketCost]]:
+    """What the buckets that ran took, and what `base` has for them where it knows them."""
+    pairs = []
     for cost in served.costs:
-        try:
-            known = base.of(cost.bucket)
-        except ValueError:
-            continue
-        ratios.append([cost.prefill_s / known.prefill_s, cost.decode_s / known.decode_s])
+        with suppress(ValueError):
+            pairs.append((cost, base.of(cost.bucket)))
+    return pairs
+
+
+def _ratios(pairs: Iterable[tuple[BucketCost, BucketCost]]) -> np.ndarray:
+    """Logarithms of the seconds of the first over those of the second, [pairs, 2]."""
+    ratios = [(own.prefill_s / cost.prefill_s, own.decode_s / cost.decode_s) for own, cost in pairs]
     return np.log(np.array(ratios).reshape(-1, 2))
+
+
+def apart(logs: Sequence[float] | np.ndarray) -> float:
+    """How far another bucket's or shape's factor may be from those of a log, whose logarithms these
+    are: a standard deviation. One alone cannot say that and leaves `APART`."""
+    squares = np.square(np.subtract(logs, np.mean(logs))).sum() if len(logs) else 0.0
+    return float(np.sqrt((APART**2 + squares) / max(1, len(logs))))
+
+
+def compile_factor(pairs: Iterable[tuple[float, float]]) -> float:
+    """How many times as long a log's cold starts compiled as priced, of the seconds of both; 1
+    where none was cold or nobody knows the price. The compiler's machine is not the table's."""
+    cold = [(own_s, priced_s) for own_s, priced_s in pairs if own_s and priced_s]
+    own_s, priced_s = (sum(each) for each in zip(*cold, strict=True)) if cold else (1.0, 1.0)
+    return own_s / priced_s
 
 
 def tune(

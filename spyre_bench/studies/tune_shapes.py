@@ -14,37 +14,46 @@ from spyre_bench.metrics import summary
 from spyre_bench.metrics.served_steps import PREFIXES, ServedSteps
 from spyre_bench.simulate.continuous import Prefixes, simulate
 from spyre_bench.simulate.result import ContinuousRun
-from spyre_bench.studies.tune import FEWEST, Tuning, figures_of, savings_of
+from spyre_bench.studies.tune import FEWEST, Tuning, apart, compile_factor, figures_of, savings_of
 from spyre_bench.workload.workload import Workload
 
 
 def of_log(served: ServedSteps, base: CostModel) -> RescaledShapes:
     """The costs of a deployment that was logged, as `tune.of_log` has those of buckets."""
     own_s = summary.busy_s(_run(served, served.costs, served.workload))
-    logs = _ratios(served, base)
+    known = _known(served, base)
+    logs = _ratios(served, known) if known else ([], [])
     prefill, decode = (float(np.exp(np.mean(some))) if len(some) else 1.0 for some in logs)
-    between = max(float(np.std(some, ddof=1)) if len(some) > 1 else 0.0 for some in logs)
+    between = max(map(apart, logs))
     simulator = abs(float(np.log(own_s / served.busy_s)))
     deviation = float(np.sqrt(between**2 + 2 * served.drift**2 + simulator**2))
     why = (
-        f"the log's passes took {prefill:.2f} (prefill) and {decode:.2f} (decode) times their "
-        f"costs, within {between:.0%} between shapes and {served.drift:.0%} over time; the "
-        f"simulator is {own_s / served.busy_s - 1:+.1%} off its busy seconds"
+        f"the log's passes took {prefill:.2f} (prefill) and {decode:.2f} (decode) times as long as "
+        f"priced, other shapes' that within {between:.0%}, and changed by {served.drift:.0%} over "
+        f"time; the simulator gives its busy seconds within {abs(own_s / served.busy_s - 1):.1%}"
     )
-    return RescaledShapes(base, (prefill, decode), deviation, why, served.costs)
+    pairs = zip(served.costs.each, known.each, strict=True) if known else ()
+    compiles = compile_factor((own.compile_s, cost.compile_s) for own, cost in pairs)
+    return RescaledShapes(base, (prefill, decode), deviation, why, served.costs, compiles)
 
 
-def _ratios(served: ServedSteps, base: CostModel) -> tuple[list[float], list[float]]:
-    """Logarithms of measured over `base` of the shapes that ran and that it knows, by kind."""
+def _known(served: ServedSteps, base: CostModel) -> ShapeCosts | None:
+    """What `base` has for the shapes of the log; None where it does not know them."""
     try:
-        known = base.of_shapes(served.costs.shapes)
+        return base.of_shapes(served.costs.shapes)
     except ValueError:
-        return [], []
-    logs: tuple[list[float], list[float]] = [], []
-    for place, (own, cost) in enumerate(zip(served.costs.each, known.each, strict=True)):
-        if own.shape.name in served.ran:
-            logs[place >= len(known.prefill)].append(float(np.log(own.full_s / cost.full_s)))
-    return logs
+        return None
+
+
+def _ratios(served: ServedSteps, known: ShapeCosts) -> tuple[list[float], list[float]]:
+    """Logarithms of measured over known of the shapes that ran, by kind. Of the passes as they ran:
+    full ones, which a quiet server never sees, may be off by more or by less."""
+    longer = served.longer_than(known)
+    prefill, decode = (
+        [float(np.log(longer[name])) for name in (it.shape.name for it in costs) if name in longer]
+        for costs in (known.prefill, known.decode)
+    )
+    return prefill, decode
 
 
 def tune_shapes(

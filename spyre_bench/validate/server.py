@@ -34,6 +34,9 @@ from spyre_bench.workload.workload import Workload
 VLLM = Path(sys.executable).with_name("vllm")
 READY_S = 900  # a cold compile of many buckets
 STOP_S = 30
+KEEP_ALIVE_S = 120
+"""The server's for an idle connection, longer than the 60 s of vLLM's client: with the default of 5
+a request that came just then after a pause was lost ("Connection reset by peer")."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +217,12 @@ def replay(server: Server, workload: Workload, directory: Path, name: str) -> di
 
 def _environment(threads: int) -> list[str]:
     """What a command runs under, beside this process's own environment."""
-    names = {"VLLM_PLUGINS": "spyre", "VLLM_NO_USAGE_STATS": 1, "OMP_NUM_THREADS": threads}
+    names = {
+        "VLLM_PLUGINS": "spyre",
+        "VLLM_NO_USAGE_STATS": 1,
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": KEEP_ALIVE_S,
+        "OMP_NUM_THREADS": threads,
+    }
     return ["env", *(f"{name}={value}" for name, value in names.items())]
 
 

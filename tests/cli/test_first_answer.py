@@ -31,4 +31,5 @@ def test_the_first_answer_has_a_picture_and_a_configuration(tmp_path, monkeypatc
     assert done.exit_code == 0, done.output
     assert "<- advised" in done.output
     assert "--additional-config" in done.output
+    assert done.output.endswith("picture: reports/first.png\n")
     assert (tmp_path / "reports/first.png").read_bytes().startswith(b"\x89PNG")

@@ -336,6 +336,12 @@ def test_a_deployment_that_cannot_be_is_refused_with_a_remedy(make, spyre, words
         make(**{"buckets": [[4, 64, 32]]} | spyre)
 
 
+@pytest.mark.parametrize("name", ["buckets", "shapes"])
+def test_a_table_that_ships_goes_by_its_name(name):
+    config = SpyreConfig.read({"device": f"simulated:{name}", "buckets": [[4, 64, 32]]}, {})
+    assert config.cost.label == load_cost(name).label
+
+
 def test_ranks_that_a_table_was_not_measured_with_are_refused(make):
     with platform_as_before(), pytest.raises(ValueError, match="measured with tp=1"):
         make(buckets=[[4, 64, 32]], options={"tensor_parallel_size": 3})

@@ -2,6 +2,7 @@
 server reads the file back."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from spyre_bench.workload.workload import Workload
 from tests.validate.machine import Machine
 
 POLICY = Policy(gather_s=0.02)
+OTHER = Bucket(2, 256, 64)
 BAD = (Bucket(1, 512, 256), Bucket(1, 1024, 64))
 EPOCH_S = 1_700_000_000.0
 
@@ -136,6 +138,17 @@ def test_good_buckets_are_kept_and_the_file_has_them(tmp_path):
     assert second.keeps
     assert second.verdict.startswith("keep your buckets")
     assert second.advised.compiled == first.new.compiled
+
+
+def test_others_compile_in_proportion_to_what_the_logged_start_took(tmp_path):
+    def compile_s(compiles: float) -> float:
+        """Of a bucket that did not run."""
+        served = read_served(logged(tmp_path / "log.jsonl", machine(0, BAD), requests(0)))
+        costs = tuple(replace(it, compile_s=it.compile_s * compiles) for it in served.costs)
+        return of_log(replace(served, costs=costs), load_cost(), POLICY).of(OTHER).compile_s
+
+    assert compile_s(3.0) == pytest.approx(3 * compile_s(1.0))
+    assert compile_s(0.0) == load_cost().of(OTHER).compile_s, "a warm start says nothing of it"
 
 
 def test_too_few_requests_to_choose_by_are_refused():

@@ -18,7 +18,7 @@ from spyre_bench.cost.source import SHAPES, load_cost
 from spyre_bench.metrics.served_steps import ServedSteps, read_served_steps
 from spyre_bench.pass_log import PassLog, ShapeWarmup, StepRules
 from spyre_bench.shape_set import PrefillShape, ShapeSet
-from spyre_bench.studies.tune import Tuning
+from spyre_bench.studies.tune import APART, Tuning, apart
 from spyre_bench.studies.tune_shapes import of_log, tune_shapes
 from spyre_bench.validate.continuous import fitting
 from spyre_bench.workload.source import load_workload
@@ -47,13 +47,23 @@ def machine(shapes: ShapeSet, **setting) -> PagedMachine:
     return PagedMachine(costs, [1.3] * len(costs.each), **setting)
 
 
-def logged(path: Path, host: PagedMachine, workload: Workload) -> Path:
-    """The pass log that a server of these costs leaves."""
+def logged(
+    path: Path,
+    host: PagedMachine,
+    workload: Workload,
+    *,
+    full_warmup: float = 1.0,
+    compiling: float = 1.0,
+) -> Path:
+    """The pass log that a server of these costs leaves; full passes of its warmup, and its
+    compiling, took so many times as long."""
     log = PassLog(path)
     for cost in host.costs.each:
         is_chunk = isinstance(cost.shape, PrefillShape)
         empty_s = cost.pass_s(0) if is_chunk else cost.pass_s(1, 1)
-        log.write(ShapeWarmup(cost.shape, cost.compile_s, cost.full_s, empty_s, False, 1))
+        full_s = cost.full_s * full_warmup
+        compile_s = cost.compile_s * compiling
+        log.write(ShapeWarmup(cost.shape, compile_s, full_s, empty_s, False, 1))
     log.write(StepRules(host.costs.blocks, False, asdict(host.rules)))
     for step in host.serve(workload, "log").passes:
         log.write(step)
@@ -96,6 +106,33 @@ def test_the_command_writes_a_file_that_an_engine_of_these_shapes_reads(tmp_path
     assert [str(it) for it in shapes.prefill] == found["prefill_shapes"]
     assert [str(it) for it in shapes.decode] == found["decode_shapes"]
     assert found["tuned"]["verdict"].startswith("change: device seconds fall by ")
+
+
+def test_others_are_as_much_slower_as_the_passes_that_ran_not_as_full_ones_of_warmup(tmp_path):
+    quiet = machine(BAD, drift=0.0)
+    served = read_served_steps(logged(tmp_path / "log.jsonl", quiet, requests(30), full_warmup=2.0))
+    assert of_log(served, load_cost(SHAPES)).factors == pytest.approx((1.3, 1.3), rel=1e-6)
+
+
+def test_one_shape_of_a_kind_does_not_say_that_others_are_in_proportion(tmp_path):
+    path = logged(tmp_path / "log.jsonl", machine(BAD, drift=0.0), requests(30))
+    costs = of_log(read_served_steps(path), load_cost(SHAPES))
+    assert costs.deviation == pytest.approx(APART, rel=0.01), "the machine itself is steady"
+
+
+def test_shapes_that_agree_say_more_than_one_and_those_that_do_not_are_far_apart():
+    assert apart([]) == apart([0.7]) == APART
+    assert apart([0.7] * 4) == pytest.approx(APART / 2)
+    assert apart([0.0, 0.6]) == pytest.approx(np.sqrt((APART**2 + 0.18) / 2))
+
+
+def test_others_compile_in_proportion_to_what_the_logged_start_took(tmp_path):
+    path = logged(tmp_path / "log.jsonl", machine(BAD), requests(30), compiling=3.0)
+    costs = of_log(read_served_steps(path), load_cost(SHAPES))
+    both = ShapeSet.parse("256,640 128,640", "8,640")
+    assert costs.of_shapes(both).compile_s == pytest.approx(
+        3 * load_cost(SHAPES).of_shapes(both).compile_s
+    )
 
 
 def test_shapes_that_the_table_does_not_know_cost_what_they_took_and_others_are_refused():
