@@ -130,6 +130,7 @@ class MeasuredCost(CostModel):
 
     @property
     def _least(self) -> tuple[int, int, int]:
+        self._require_buckets()
         return tuple(np.min([sizes_of(row.bucket) for row in self.rows], axis=0).tolist())
 
     @property

@@ -154,8 +154,9 @@ def test_a_table_of_shapes_alone_prices_them_and_says_what_a_bucket_lacks(tmp_pa
     table = load_cost_table(tmp_path / "cost.csv")
     assert table.of_shapes(ShapeSet((PREFILL[0],), (DECODE[-1],), 300)).compile_s == 10.0
     assert table.model_name == "x"
-    with pytest.raises(ValueError, match="shapes of continuous batching only, and no bucket"):
-        table.of(Bucket(1, 64, 2))
+    for ask in (lambda: table.of(Bucket(1, 64, 2)), lambda: table.largest, lambda: table.span):
+        with pytest.raises(ValueError, match="shapes of continuous batching only, and no bucket"):
+            ask()
 
 
 def test_the_spread_of_a_measured_shape_is_its_own_and_of_one_between_the_tables_error_too():
