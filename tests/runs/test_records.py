@@ -118,7 +118,7 @@ def test_one_may_measure_only_where_a_parameter_is_given():
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"mesures": True}, "'mesures': there are measures, calculated, cell_timeout_s, chance, "),
+        ({"mesures": True}, "'mesures': there are measures, needs, calculated, cell_timeout_s, "),
         ({"measures": 0}, "measures 0 is not true, false or the name of a parameter"),
         ({"chance": "results/x"}, "chance 'results/x' is not a list"),
         ({"ties": [{"choice": "a"}]}, "a tie has choice, objective, gap, settles"),
