@@ -1,5 +1,5 @@
 """What is wrong with a set of buckets, held against a workload: buckets that are never needed, and
-requests that no bucket takes with the bucket that would."""
+requests that no bucket takes with the bucket that would; of shapes the context that would."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from spyre_bench.cost.bucket_cost import BucketCost, CostModel
+from spyre_bench.shape_set import BLOCK_TOKENS, ShapeSet, blocks_of
 from spyre_bench.shapes import STICK_TOKENS, Bucket
 from spyre_bench.workload.workload import Workload
 
@@ -65,6 +66,20 @@ def lint(workload: Workload, costs: Sequence[BucketCost], model: CostModel) -> L
         requests=len(workload),
         remedy=_remedy(workload, uncovered, costs, model) if uncovered.any() else None,
     )
+
+
+def lint_shapes(workload: Workload, shapes: ShapeSet) -> list[str]:
+    """One sentence, with what to do, if the context of any request is longer than the shapes'."""
+    context_tokens = workload.prompt_tokens + workload.max_tokens
+    longer = context_tokens > shapes.max_model_len
+    if not longer.any():
+        return []
+    length = blocks_of(int(context_tokens.max())) * BLOCK_TOKENS
+    return [
+        f"{longer.sum():,} of {len(workload):,} requests need a longer context than "
+        f"{shapes.max_model_len} and are refused: a prefill and a decode shape with a context of "
+        f"{length} would take them"
+    ]
 
 
 def _dominated(costs: Sequence[BucketCost]) -> Iterator[tuple[Bucket, Bucket]]:

@@ -37,7 +37,7 @@ def simulate(
     """Serve a workload in simulation, by static batches in buckets or by continuous batching on
     paged shapes: latency, throughput, fill and waste, each as a point and, where the costs have a
     spread, from P5 to P95. Exit code 1 where nobody is served."""
-    from spyre_bench.choose.lint import lint
+    from spyre_bench.choose.lint import lint, lint_shapes
     from spyre_bench.files import replace_text
     from spyre_bench.metrics.intervals import replicate
     from spyre_bench.metrics.latency import require_limits
@@ -61,10 +61,11 @@ def simulate(
     result = bench_result(run, goodput_ms=limits, detailed=detailed, model=source.model_name) | {
         "spyre_seed": scenario.seed,
         "spyre_read_as": str(loaded),
-        "spyre_lint": [],
     }
     if scenario.is_continuous:
-        spread = source.spread_of_shapes(scenario.shape_costs(source))
+        shapes = scenario.shape_costs(source)
+        spread = source.spread_of_shapes(shapes)
+        result["spyre_lint"] = lint_shapes(workload, shapes.shapes)
     else:
         costs = scenario.costs(source)
         spread = source.spread(costs)

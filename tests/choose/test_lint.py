@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
-from spyre_bench.choose.lint import lint
+from spyre_bench.choose.lint import lint, lint_shapes
 from spyre_bench.cost.bucket_cost import BucketCost, price
 from spyre_bench.cost.closed_form import FittedCost
+from spyre_bench.shape_set import ShapeSet
 from spyre_bench.shapes import Bucket, BucketSet
 from spyre_bench.workload.workload import Workload
 
@@ -87,3 +88,15 @@ def test_its_remedy_really_covers(tokens):
     requests = workload((tokens, 100))
     remedy = lint(requests, toy("1,64,32"), TOY).remedy
     assert lint(requests, [remedy], TOY).uncovered == 0
+
+
+def test_the_context_that_would_take_refused_requests_is_named():
+    shapes = ShapeSet.parse("64,256", "2,320")
+    assert lint_shapes(workload((200, 56), (1, 255)), shapes) == []
+    requests = workload((200, 57), (10, 10), (300, 90))
+    assert lint_shapes(requests, shapes) == [
+        "2 of 3 requests need a longer context than 256 and are refused: a prefill and a decode "
+        "shape with a context of 448 would take them"
+    ]
+    larger = ShapeSet.parse("64,448", "2,448")
+    assert lint_shapes(requests, larger) == []
