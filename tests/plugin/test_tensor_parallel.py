@@ -196,7 +196,7 @@ CONTINUOUS = {
     "batching": "continuous",
     "prefill_shapes": "64,192 128,256",
     "decode_shapes": "2,256 4,192",
-    "blocks": 9,  # so few that somebody is preempted
+    "blocks": 7,  # so few that somebody is preempted
     "rules": {"admission": "preempt"},
 }
 
@@ -215,7 +215,7 @@ def test_ranks_that_share_a_cache_in_blocks_say_what_hugging_face_says(
 ):
     """Chunks, joins, hits and preemption; the later prompts begin as the first does."""
     model, log = request.getfixturevalue(name), tmp_path / "passes.jsonl"
-    first = (PROMPTS[-1] * 4)[: 700 if name == "smollm2" else 170]
+    first = (PROMPTS[-1] * 4)[: 600 if name == "smollm2" else 170]
     prompts = [first, first + " blue", PROMPTS[2], first[:140], PROMPTS[1]]
     spyre = CONTINUOUS | {
         "compile_backend": backend,
