@@ -136,10 +136,11 @@ def _measuring(side: str, buckets: list[str], model: str) -> str:
     if os.path.isdir(side):  # which a text too long for a path is not
         if not buckets:
             raise ValueError(f"nothing to measure in {side}: name buckets with --bucket")
+        named = str(BucketSet.parse(buckets))
+        command = engine_command(Path(side), buckets=named, model=model)
         if find_spec("torch") is None:  # both sides run in this environment
             raise ModuleNotFoundError("an engine is measured", name="torch")
-        named = str(BucketSet.parse(buckets))
-        return engine_command(Path(side), buckets=named, model=model)
+        return command
     words = side.split()
     if not words or (len(words) == 1 and shutil.which(words[0]) is None):
         raise ValueError(

@@ -1,6 +1,7 @@
 """The commands that only calculate, run as a user runs them."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -30,6 +31,7 @@ from spyre_bench.workload.source import WORKLOADS, load_workload
 from spyre_bench.workload.workload import Workload
 from tests.cost.test_cost import machine
 
+CHECKOUT = Path(__file__).parent.parent.parent
 TWO = ("--bucket", "8,64,32", "--bucket", "2,1024,512")
 
 
@@ -224,13 +226,13 @@ def test_what_is_no_picture_is_refused_before_anything_is_calculated(command, tr
     ("absent", "extra", "words"),
     [
         ("torch", "engine", "measure --bucket 1,64,2 --out cost.csv"),
-        ("torch", "engine", "pairs . . --bucket 1,64,2"),
-        ("safetensors", "engine", "model granite-3.3-8b"),
-        ("safetensors", "engine", "model smollm2"),
+        ("torch", "engine", f"pairs {CHECKOUT} {CHECKOUT} --bucket 1,64,2"),
+        ("filelock", "engine", "model granite-3.3-8b"),
+        ("filelock", "engine", "model smollm2"),
         ("nbformat", "notebooks", "run a.ipynb"),
         ("nbformat", "notebooks", "new mine"),
         ("jinja2", "notebooks", "app"),
-        ("jinja2", "notebooks", "report ."),
+        ("nbformat", "notebooks", "report ."),
         ("matplotlib", "notebooks", "buckets --workload azure_conv --plot a.png"),
     ],
 )
@@ -252,7 +254,11 @@ main()
 """
     # a process of its own: modules taken out of this one come back as others
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"SPYRE_BENCH_CACHE": str(tmp_path)},  # nothing is unpacked there
     )
     assert done.returncode == 1
     assert f"needs the package {absent}: run make setup" in done.stderr
