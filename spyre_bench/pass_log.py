@@ -29,7 +29,7 @@ KINDS = (WARMUP, *PASSES, SHAPE_WARMUP, STEP_RULES, *STEPS)
 @dataclass(frozen=True)
 class Warmup:
     """Seconds of one bucket's warmup. A first pass compiles and runs: `*_compile_s` is what
-    it took beyond the pass after it, which is `prefill_s` or `decode_s`."""
+    it took beyond the fastest of those after it, which is `prefill_s` or `decode_s`."""
 
     bucket: Bucket
     prefill_compile_s: float

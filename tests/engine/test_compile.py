@@ -1,5 +1,6 @@
 """Warmup compiles one prefill and one decode graph per bucket; serving compiles nothing."""
 
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -82,6 +83,31 @@ def test_the_largest_bucket_is_warmed_first(fresh):
     assert all(row.compile_s >= 0 and row.prefill_s > 0 and row.decode_s > 0 for row in rows)
 
 
+def slow_when_first_timed(run, calls: list) -> object:
+    """The second call: the first one compiles."""
+
+    def slowed(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            time.sleep(0.5)
+        return run(*args)
+
+    return slowed
+
+
+def test_a_timed_pass_that_lost_its_core_does_not_count(fresh, monkeypatch):
+    from spyre_bench.engine.warmup import warm_up
+    from spyre_bench.shapes import BucketSet
+
+    model = fresh(buckets=BucketSet.parse("1,64,4"))
+    calls: dict[str, list] = {"prefill": [], "decode": []}
+    for name, made in calls.items():
+        monkeypatch.setattr(model, name, slow_when_first_timed(getattr(model, name), made))
+    (row,) = warm_up(model, progress=False)
+    assert {len(made) for made in calls.values()} == {3}
+    assert max(row.prefill_s, row.decode_s) < 0.5
+
+
 def test_the_bar_names_the_bucket_and_the_time_left(fresh, capfd):
     from spyre_bench.engine.warmup import warm_up
 
@@ -123,7 +149,7 @@ def test_others_may_compile_between_our_passes(fresh):
 def test_sendnn_compiles_inside_its_warmup_mode_and_deploys_outside_in_fp16(fresh, fake_sendnn):
     import torch
 
-    from spyre_bench.engine.warmup import warm_up
+    from spyre_bench.engine.warmup import TIMED_PASSES, warm_up
     from spyre_bench.shapes import BucketSet
 
     model = fresh(
@@ -135,7 +161,8 @@ def test_sendnn_compiles_inside_its_warmup_mode_and_deploys_outside_in_fp16(fres
     assert {parameter.dtype for parameter in model._model.module.parameters()} == {torch.float16}
     warm_up(model, progress=False)
     phases = [word for word in fake_sendnn if word != "static"]
-    assert phases == ["enter", "compile", "run", "compile", "run", "exit", "run", "run"]
+    timed = ["run", "run"] * TIMED_PASSES
+    assert phases == ["enter", "compile", "run", "compile", "run", "exit", *timed]
     assert "static" in fake_sendnn
     fake_sendnn.clear()
     model.prefill(model.buckets.buckets[0], [[5]])
