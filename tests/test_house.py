@@ -246,7 +246,8 @@ def test_only_the_settings_read_the_environment():
     }
     settings = {"plugin", "plugin.config", "checkpoints.find"}
     settings |= {"explore.settings"}  # those in the address of a page, which Voilà puts there
-    assert readers <= settings | {"plugin.card_runtime"}  # which writes what the runtime reads
+    # which write what the runtime and vLLM read
+    assert readers <= settings | {"plugin.card_runtime", "plugin.start_method"}
 
 
 @pytest.mark.parametrize(

@@ -235,17 +235,17 @@ class SpyreConfig:
         self, max_model_len: int, rows: int | None, chunk: int | None, blocks: int | None
     ) -> SpyreConfig:
         """With every shape named: where the settings are silent, by vLLM's own options and the rule
-        of `shape_set.shapes_for`."""
-        chunk = self.chunk_tokens or chunk
-        made = shapes_for(
-            max_model_len,
-            self.max_num_seqs or rows or DEFAULT_ROWS,
-            chunk or DEFAULT_CHUNK,
-            None,
-        )
+        of `shape_set.shapes_for`. Raises ValueError for fewer rows than the named shapes have."""
+        rows, chunk = self.max_num_seqs or rows, self.chunk_tokens or chunk
+        made = shapes_for(max_model_len, rows or DEFAULT_ROWS, chunk or DEFAULT_CHUNK, None)
         prefill = self.prefill_shapes or " ".join(map(str, made.prefill))
         decode = self.decode_shapes or " ".join(map(str, made.decode))
         shapes = ShapeSet.parse(prefill, decode, self.blocks or blocks)
+        if rows is not None and rows < shapes.max_rows:
+            raise ValueError(
+                f"max_num_seqs {rows} is below the {shapes.max_rows} rows of decode_shapes "
+                f"{decode!r}: leave it out, or compile no more than {rows} rows"
+            )
         rules = self.rules
         if chunk and rules.chunk_tokens is None:
             whole = blocks_of(chunk) * BLOCK_TOKENS

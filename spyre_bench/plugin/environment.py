@@ -52,6 +52,9 @@ WITHOUT_EFFECT = {
 }
 """Name -> the value that asks for nothing else than what happens anyway, and what there is."""
 
+OF_THE_OTHER = {"static": ("continuous", "rules"), "continuous": ("static", "buckets")}
+"""Batching -> the other kind, and the key in `OBEYED` of what only that has."""
+
 CARD_LIMITS = {
     "VLLM_DT_CHUNK_LEN": "chunk_tokens",
     "VLLM_DT_MAX_BATCH_SIZE": "max_num_seqs",
@@ -90,13 +93,11 @@ def warnings(environment: Mapping[str, str], batching: str = "static") -> list[s
         full, text = _spelt(name, environment)
         if text.lower() not in ("", natural, {"0": "false", "1": "true"}.get(natural, natural)):
             sentences.append(f"{full}={text} has no effect: {instead}.")
-    if batching == "static":
-        for name, key in OBEYED.items():
-            full, text = _spelt(name, environment)
-            if key == "rules" and text:
-                sentences.append(
-                    f"{full}={text} has no effect: it is a setting of continuous batching."
-                )
+    other, key_of_other = OF_THE_OTHER[batching]
+    for name, key in OBEYED.items():
+        full, text = _spelt(name, environment)
+        if key == key_of_other and text:
+            sentences.append(f"{full}={text} has no effect: it is a setting of {other} batching.")
     idle = {CONTEXT_LIMIT: "--max-model-len and the shapes say how long a context is"}
     if batching == "static":
         idle |= dict.fromkeys(CARD_LIMITS, "the buckets say what is compiled")

@@ -26,9 +26,11 @@ from spyre_bench.plugin.options import refuse_options, without_effect
 from spyre_bench.plugin.requests import refuse_request, require_prompt_type
 from spyre_bench.plugin.shims import explain_long_prompts, let_ctrl_c_through, watch_options
 from spyre_bench.plugin.simulated import as_simulated
+from spyre_bench.plugin.start_method import prefer_fork
 from spyre_bench.plugin.told import require_told
 from spyre_bench.plugin.unsupported import refuse_config, refuse_quantization
 from spyre_bench.plugin.vllm_sizes import may_run, sizes_of, warn_of_untried
+from spyre_bench.policy.continuous import require_every_request
 from spyre_bench.shape_set import BLOCK_TOKENS, ShapeSet
 from spyre_bench.shapes import BucketSet
 
@@ -127,6 +129,8 @@ class SpyrePlatform(Platform):
         one_process = parallel.world_size == 1 or config.device is not None
         name = "SpyreExecutor" if one_process else "MultiprocessingSpyreExecutor"
         parallel.distributed_executor_backend = f"spyre_bench.plugin.executor.{name}"
+        if config.compile_backend != "sendnn":  # whose runtime nobody has tried in a fork
+            prefer_fork()
         vllm_config.scheduler_config.async_scheduling = False
         if config.shapes is None:
             cls._fit_to_buckets(vllm_config, config.compiled)
@@ -160,6 +164,8 @@ class SpyrePlatform(Platform):
             config = as_simulated(config, sizes, vllm_config, blocks_are_named)
         elif not blocks_are_named:
             config = _with_blocks_that_fit(config, sizes, vllm_config)
+        if config.shapes is not None:
+            require_every_request(config.shapes, config.rules)
         if cls._config not in (None, config):
             logger.info("Requests are checked against the new engine's buckets from here on.")
         # From here on no process depends on its own environment.

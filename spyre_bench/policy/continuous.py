@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from spyre_bench.cost.shape_cost import ShapeCosts
-from spyre_bench.shape_set import BLOCK_TOKENS, DecodeShape, PrefillShape, blocks_of
+from spyre_bench.shape_set import BLOCK_TOKENS, DecodeShape, PrefillShape, ShapeSet, blocks_of
 
 LOOK_AHEAD = 64
 """How many waiting requests `shortest_prefill` looks at."""
@@ -173,6 +173,27 @@ LEAST = {
 RULES = Rules()
 UPSTREAM = Rules(layout="rectangular")
 """IBM's own scheduler, its options at their defaults: tests/policy/test_upstream.py."""
+
+
+def require_every_request(shapes: ShapeSet, rules: Rules) -> None:
+    """Raises ValueError where a request that fits the shapes would meet a pass that the rules or
+    the shapes do not allow: in a server that pass would end everybody's."""
+    limit, longest = rules.max_batch_context_tokens, shapes.max_model_len
+    if limit is not None and limit < longest - 1:  # the last output is not stored
+        raise ValueError(
+            f"max_batch_context_tokens {limit} (VLLM_DT_MAX_BATCH_TKV_LIMIT) is below the longest "
+            f"context, {longest} tokens, which one row alone may reach: raise it, or compile "
+            f"contexts of at most {limit} (--max-model-len, prefill_shapes and decode_shapes)"
+        )
+    if rules.layout != "rectangular":
+        return
+    chunk = min(rules.chunk_tokens or shapes.max_chunk, longest)
+    if not shapes.prefill_shapes(chunk, longest):
+        raise ValueError(
+            f"no prefill shape takes {chunk} tokens at the end of a context of {longest}, which "
+            f"rectangular chunks need: compile {chunk},{longest}, or lower chunk_tokens to one "
+            f"that is compiled over {longest}"
+        )
 
 
 def next_step(

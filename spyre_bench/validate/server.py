@@ -83,7 +83,7 @@ def serve(
         spyre["buckets"] = asked
     port = _free_port()
     command = [
-        *_environment(threads, VLLM_WORKER_MULTIPROC_METHOD=_start_method()),
+        *_environment(threads),
         str(VLLM),
         "serve",
         str(model_directory),
@@ -215,21 +215,13 @@ def replay(server: Server, workload: Workload, directory: Path, name: str) -> di
     return result
 
 
-def _start_method() -> str:
-    """How a server starts its engine and ranks: as a fork, vLLM's default where it is a library,
-    which imports nothing a second time. `vllm serve` alone would spawn, for accelerators that a
-    fork cannot share; a user's own choice comes first."""
-    return os.environ.get("VLLM_WORKER_MULTIPROC_METHOD", "fork")
-
-
-def _environment(threads: int, **more: str) -> list[str]:
+def _environment(threads: int) -> list[str]:
     """What a command runs under, beside this process's own environment."""
     names = {
         "VLLM_PLUGINS": "spyre",
         "VLLM_NO_USAGE_STATS": 1,
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": KEEP_ALIVE_S,
         "OMP_NUM_THREADS": threads,
-        **more,
     }
     return ["env", *(f"{name}={value}" for name, value in names.items())]
 

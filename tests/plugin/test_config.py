@@ -112,6 +112,13 @@ def test_shapes_that_are_named_win():
     assert str(config.shapes) == "prefill 128,512 decode 4,512 blocks 20"
 
 
+@pytest.mark.parametrize(("setting", "option"), [(4, None), (None, 4), (4, 8)])
+def test_fewer_rows_than_the_named_shapes_have_are_refused(setting, option):
+    settings = CONTINUOUS | {"decode_shapes": "8,512", "max_num_seqs": setting}
+    with pytest.raises(ValueError, match="max_num_seqs 4 is below the 8 rows of decode_shapes"):
+        SpyreConfig.read(settings, {}).with_shapes(512, option, None, None)
+
+
 def test_an_existing_deployment_of_continuous_batching_is_obeyed():
     environment = {
         "SENDNN_INFERENCE_USE_CHUNKED_PREFILL": "1",

@@ -89,6 +89,15 @@ def test_a_rule_of_continuous_batching_is_warned_of_under_static_batching(prefix
     assert warnings({prefix + "PAUSING_ENABLED": "1"}, "continuous") == []
 
 
+@both_spellings
+def test_a_list_of_buckets_is_warned_of_under_continuous_batching(prefix):
+    (sentence,) = warnings({prefix + "WARMUP_BATCH_SIZES": "4"}, "continuous")
+    assert sentence.endswith(
+        "WARMUP_BATCH_SIZES=4 has no effect: it is a setting of static batching."
+    )
+    assert warnings({prefix + "WARMUP_BATCH_SIZES": "4"}) == []
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

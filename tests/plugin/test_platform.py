@@ -1,6 +1,7 @@
 """What becomes of vLLM's settings, and what is refused before anything is loaded."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -70,6 +71,40 @@ def test_vllms_own_options_make_the_shapes_where_none_are_named(configure):
     assert (made["blocks"], made["rules"]["chunk_tokens"]) == (20, 128)
     assert config.model_config.max_model_len == 384
     assert not config.cache_config.enable_prefix_caching
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        ({"max_batch_context_tokens": 384}, "384 .* is below the longest context, 512 tokens"),
+        ({"layout": "rectangular", "chunk_tokens": 512}, "no prefill shape takes 512 tokens"),
+    ],
+)
+def test_rules_that_would_end_the_server_at_some_request_are_refused_at_start(
+    configure, rules, words
+):
+    with pytest.raises(ValueError, match=words):
+        configure(spyre=CONTINUOUS | {"rules": rules}, max_model_len=512)
+
+
+@pytest.mark.parametrize(
+    ("backend", "asked", "method"),
+    [
+        ("eager", None, "fork"),
+        ("inductor", None, "fork"),
+        ("eager", "spawn", "spawn"),  # the user's
+        ("sendnn", None, "spawn"),
+    ],
+)
+def test_an_engine_process_is_forked_unless_the_user_or_the_card_has_a_say(
+    configure, monkeypatch, backend, asked, method
+):
+    from spyre_bench.plugin import start_method
+
+    monkeypatch.setattr(start_method, "ASKED", asked)
+    monkeypatch.setenv(start_method.NAME, "spawn")  # as `vllm serve` does
+    configure(spyre=TWO | {"compile_backend": backend})
+    assert os.environ[start_method.NAME] == method
 
 
 @pytest.mark.parametrize("named", [False, True])

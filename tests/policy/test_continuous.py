@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spyre_bench.policy.continuous import LOOK_AHEAD, Decode, Preempt, Prefill, Rules
+from spyre_bench.policy.continuous import (
+    LOOK_AHEAD,
+    Decode,
+    Preempt,
+    Prefill,
+    Rules,
+    require_every_request,
+)
 from spyre_bench.shape_set import ShapeSet, blocks_of
 from tests.policy.engine_host import Host, Request
 
@@ -244,6 +251,39 @@ def test_a_row_above_the_limit_by_itself_is_refused_with_a_sentence():
     host.step()
     with pytest.raises(ValueError, match="a context of 65 tokens is above what one row"):
         host.step()
+
+
+prefill_shapes = st.sampled_from([(64, 128), (64, 256), (128, 256), (64, 512), (128, 512)])
+
+
+@given(
+    st.lists(prefill_shapes, min_size=1, max_size=3),
+    st.sampled_from([128, 256, 320]),
+    st.sampled_from(["ragged", "rectangular"]),
+    st.sampled_from([None, 64, 128, 192, 512]),
+    st.sampled_from([None, 100, 128, 255, 256, 320]),
+)
+def test_a_server_that_starts_takes_every_request_and_one_that_does_not_would_end(
+    prefill, context, layout, chunk_tokens, limit
+):
+    shapes = ShapeSet.parse(prefill, [(4, context)], blocks=40)
+    rules = Rules(layout=layout, chunk_tokens=chunk_tokens, max_batch_context_tokens=limit)
+    longest = shapes.max_model_len
+
+    def serves(prompt: int) -> bool:
+        host = Host(shapes, rules)
+        host.add(Request("a", prompt, longest - prompt, longest - prompt))
+        try:
+            log_of(host)
+        except ValueError:
+            return False
+        return True
+
+    if all(map(serves, range(1, longest))):
+        require_every_request(shapes, rules)
+    else:
+        with pytest.raises(ValueError, match=r"raise it, or compile|lower chunk_tokens"):
+            require_every_request(shapes, rules)
 
 
 def test_the_only_request_cannot_give_its_blocks_to_itself():
