@@ -85,8 +85,8 @@ def test_a_file_is_known_wherever_in_a_text_it_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for text in ("a.json", "@a.json", "4:a.json 8:b.json", "4:b.json 8:a.json", "4,64,32 @a.json"):
         digests = []
-        for content in ("1", "2"):
-            Path("a.json").write_text(content)
+        for written in ("1", "2"):
+            Path("a.json").write_text(written)
             digests.append(contents(text))
         assert digests[0] != digests[1], text
     assert not any(contents(4.0) + contents("none such: 4"))
