@@ -458,9 +458,8 @@ class Beside:
         ours = replayed[replayed["advised"]].iloc[0]
         others = replayed[(replayed["kind"] == "baseline") & ~replayed["advised"]]
         others = others.dropna(subset="held_out_busy_s").nsmallest(1, "held_out_busy_s")
-        scheme, scheme_s = "", math.nan
-        for row in others.itertuples():
-            scheme, scheme_s = row.name, row.held_out_busy_s
+        scheme = str(others["name"].item()) if len(others) else ""
+        scheme_s = float(others["held_out_busy_s"].item()) if len(others) else math.nan
         return cls(ours["name"], ours["held_out_busy_s"], scheme, scheme_s)
 
     @property
