@@ -172,6 +172,14 @@ def content(value: Any) -> str | None:
         return None
 
 
+def contents(text: Any) -> list[str | None]:
+    """The digests of the files that a text may name: the whole of it, each word, and what stands in
+    a word behind an @ ("@shapes.json") or the first colon ("4:result.json")."""
+    words = str(text).split()
+    behind = [part for word in words for part in (word[1:], word.partition(":")[2]) if part]
+    return [content(name) for name in (text, *words, *behind)]
+
+
 def code() -> str:
     """The digest of the whole package as it is on disk, wherever this file is in it: a commit would
     miss what is edited since."""

@@ -13,6 +13,7 @@ from spyre_bench.errors import sentence
 from spyre_bench.files import (
     code,
     content,
+    contents,
     in_use,
     parse_yaml,
     read_json,
@@ -78,6 +79,17 @@ def test_the_codes_digest_is_another_one_after_any_edit_of_any_room(tmp_path, mo
             file.write("\n")
         before, edited = code(), before
         assert before != edited, room
+
+
+def test_a_file_is_known_wherever_in_a_text_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for text in ("a.json", "@a.json", "4:a.json 8:b.json", "4:b.json 8:a.json", "4,64,32 @a.json"):
+        digests = []
+        for written in ("1", "2"):
+            Path("a.json").write_text(written)
+            digests.append(contents(text))
+        assert digests[0] != digests[1], text
+    assert not any(contents(4.0) + contents("none such: 4"))
 
 
 def test_what_another_process_writes_is_refused_with_its_number(tmp_path):

@@ -25,6 +25,7 @@ from spyre_bench.workload.workload import Workload
 
 OBJECTIVES = ("device_seconds", "goodput")
 TIE = 0.03  # relative; costs are not known better, so that sets this close do as well
+ALIKE = 0.1  # relative; compile times this close are no reason for a choice
 TODAY = "today"  # the name of what runs already, among the contenders
 FEW = 100  # requests, of which the half that the choice is made on says little of others
 
@@ -40,6 +41,8 @@ class Advice:
     """
 
     costs: tuple[BucketCost, ...]
+    policy: Policy  # that they were replayed under
+    objective: str  # that was asked for, of `OBJECTIVES`
     certificate: Choice  # of the choice that assumes full batches
     contenders: pd.DataFrame
     fitted: Workload
@@ -54,14 +57,26 @@ class Advice:
         """What the table comes to, in words: ties, losses and too few requests among it."""
         frame = self.contenders.set_index("name")
         advised = str(frame.index[frame["advised"]][0])
-        against = doubts(frame, advised, self.fitted, self.held_out)
-        return "; ".join([_against(frame, advised), *against])
+        by = _judged_by(frame, self.objective)
+        unmet = (
+            ["no set serves a request of the first half within the limits: device seconds decide"]
+            if by != self.objective
+            else []
+        )
+        against = doubts(frame, advised, self.fitted, self.held_out, by)
+        return "; ".join([*unmet, _against(frame, advised, by), *against])
 
 
-def doubts(frame: pd.DataFrame, advised: str, fitted: Workload, held_out: Workload) -> list[str]:
+def doubts(
+    frame: pd.DataFrame,
+    advised: str,
+    fitted: Workload,
+    held_out: Workload,
+    by: str = "device_seconds",
+) -> list[str]:
     """What speaks against an advice that the first half gave, in words: whom it refuses in the
-    second half, what takes fewer seconds there, whether anybody keeps up, and how many requests it
-    was chosen by. `frame`: contenders by name."""
+    second half, what is better there `by` what it was chosen, whether anybody keeps up, and how
+    many requests it was chosen by. `frame`: contenders by name."""
     said = []
     rejected = frame["held_out_rejected"]
     if refused := int(rejected[advised]):
@@ -69,13 +84,20 @@ def doubts(frame: pd.DataFrame, advised: str, fitted: Workload, held_out: Worklo
             f"it refuses {refused:,} of the {len(held_out):,} requests of the second half, longer "
             f"than those that it was chosen by"
         )
-    # a set that refuses more has less to do
-    seconds = frame.loc[rejected <= refused, "held_out_busy_s"].astype(float)
+    # a set that refuses more has less to do, but serves no more within the limits
+    rows = frame if by == "goodput" else frame[rejected <= refused]
+    seconds = _seconds(rows, "held_out", by)
     if float(seconds.min()) < float(seconds[advised]) * (1 - TIE):
-        less = 1 - float(seconds.min()) / float(seconds[advised])
+        best = str(seconds.idxmin())
+        better = f"takes {1 - float(seconds[best]) / float(seconds[advised]):.0%} less"
+        if by == "goodput":
+            rates = frame["held_out_goodput_rps"]
+            better = (
+                f"serves {rates[best]:.3g} requests/s within the limits, not {rates[advised]:.3g}"
+            )
         said.append(
-            f"on the second half {seconds.idxmin()} takes {less:.0%} less, so the requests are too "
-            f"few, or too unlike each other, to tell the two apart"
+            f"on the second half {best} {better}, so the requests are too few, or too unlike each "
+            f"other, to tell the two apart"
         )
     if frame["held_out_saturated"].all():
         said.append(
@@ -133,10 +155,10 @@ def advise(
     assumes full batches, which a light load never has, so it is solved once for every largest batch
     size too; each optimum, and each scheme of another stack, is replayed on the first half of the
     workload under `policy`. Advised is the best there by `objective`: fewest busy device seconds,
-    or most goodput under `goodput_ms`; of those within `TIE` of it the one that compiles in least
-    time, then the one with the lowest P95 of E2EL. The second half shows what that is worth on
-    requests that were not looked at. With `covering`, its longest are: every set then takes all
-    requests of both halves.
+    or most goodput under `goodput_ms` (where none has any, seconds decide); of those within `TIE`
+    of it those that compile in least time, within `ALIKE`, and of these the lowest P95 of E2EL. The
+    second half shows what that is worth on requests that were not looked at. With `covering`, its
+    longest are: every set then takes all requests of both halves.
 
     Raises ValueError for an unknown objective, goodput without limits, and what `choose_buckets`
     refuses.
@@ -149,6 +171,7 @@ def advise(
         model.require_known("compile_s", "a warmup budget (--warmup-budget)")
     if limits.memory_bytes is not None:
         model.require_known("memory_bytes", "a memory limit (--memory-gib)")
+    policy = policy or Policy()
     fitted, held_out = workload.halves()
     asked = _with_longest(workload, len(fitted)) if covering else fitted
     baselines = _baselines(asked, limits, max(batch_sizes), model)
@@ -167,7 +190,7 @@ def advise(
     best = _best(contenders, limits, objective)
     contenders["advised"] = contenders.index == best
     chosen = sets[str(contenders.at[best, "name"])]
-    return Advice(chosen, certificate, contenders, fitted, held_out)
+    return Advice(chosen, policy, objective, certificate, contenders, fitted, held_out)
 
 
 def _with_longest(workload: Workload, first: int) -> Workload:
@@ -188,13 +211,32 @@ def _best(contenders: pd.DataFrame, limits: Limits, objective: str) -> Any:
     if limits.warmup_budget_s is not None:
         fits &= runs | (contenders["compile_s"] <= limits.warmup_budget_s)
     rows = contenders[fits | (contenders["name"] == "optimum")]
-    if objective == "goodput":
-        tied = rows["fitted_goodput_rps"] >= rows["fitted_goodput_rps"].max() * (1 - TIE)
-    else:
-        tied = rows["fitted_busy_s"] <= rows["fitted_busy_s"].min() * (1 + TIE)
+    seconds = _seconds(rows, "fitted", _judged_by(contenders, objective))
+    tied = seconds <= seconds.min() * (1 + TIE)
     if (kept := runs[rows.index] & fits[rows.index] & tied).any():
         return rows.index[kept][0]
-    return rows[tied].sort_values(["compile_s", "fitted_p95_e2el_s"], kind="stable").index[0]
+    return of_tied(rows[tied])
+
+
+def of_tied(rows: pd.DataFrame) -> Any:
+    """The index of the one to take of contenders that are as good as each other: of those that
+    compile in least time, within `ALIKE`, the one with the lowest P95 of E2EL."""
+    quickest = rows[rows["compile_s"] <= rows["compile_s"].min() * (1 + ALIKE)]
+    return quickest.sort_values("fitted_p95_e2el_s", kind="stable").index[0]
+
+
+def _judged_by(contenders: pd.DataFrame, objective: str) -> str:
+    """The objective; device seconds where it is goodput, and nobody has any to be told apart by."""
+    unmet = objective == "goodput" and not contenders["fitted_goodput_rps"].any()
+    return "device_seconds" if unmet else objective
+
+
+def _seconds(frame: pd.DataFrame, half: str, by: str) -> pd.Series:
+    """What contenders are judged by on a half, less being better: their device seconds, or the
+    seconds between two requests that are served within the limits."""
+    if by == "goodput":
+        return 1 / frame[f"{half}_goodput_rps"].astype(float)
+    return frame[f"{half}_busy_s"].astype(float)
 
 
 def kinds(names: pd.Series, ours: Iterable[str]) -> np.ndarray:
@@ -216,27 +258,62 @@ def keeping(frame: pd.DataFrame, compiled: str) -> str:
     )
 
 
-def _against(frame: pd.DataFrame, advised: str) -> str:
-    """The advised set beside the one with the fewest device seconds on the first half, or beside
-    the best of the other stacks' schemes where it is that one itself."""
+def _against(frame: pd.DataFrame, advised: str, by: str) -> str:
+    """The advised set beside the best on the first half `by` what it was chosen, or beside the best
+    of the other stacks' schemes where it is that one itself."""
+    if by == "goodput":
+        return _rates_against(frame, advised)
     if advised == TODAY:
         return keeping(frame, "buckets")
-    busy_s, compile_s = frame["fitted_busy_s"].to_dict(), frame["compile_s"].to_dict()
-    least = min(busy_s, key=lambda name: float(busy_s[name]))
+    busy_s = _seconds(frame, "fitted", by)
+    least = str(busy_s.idxmin())
     more = busy_s[advised] / busy_s[least] - 1
-    less_s = compile_s[least] - compile_s[advised]
     if advised != least:
-        tie = f"{advised} is within {more:.1%} of {least} and compiles {less_s:,.0f} s less"
-        shapes = ": at this load shapes hardly matter" if advised == "one shape" else ", a tie"
-        return tie + shapes if 0 <= more <= TIE else f"{advised} takes {more:.1%} more than {least}"
-    schemes = [name for name in frame.index[frame["kind"] == "baseline"] if name != advised]
-    if not schemes:
+        tie = f"{advised} is within {more:.1%} of {least}{_why_of_tied(frame, advised, least)}"
+        return tie if 0 <= more <= TIE else f"{advised} takes {more:.1%} more than {least}"
+    scheme = _best_scheme(frame, advised, busy_s)
+    if not scheme:
         return f"{advised} takes the fewest device seconds on the first half"
-    scheme = min(schemes, key=lambda name: float(busy_s[name]))
     return (
         f"{advised} takes {1 - busy_s[advised] / busy_s[scheme]:.0%} fewer device seconds on the "
         f"first half than {scheme}, the next scheme of another stack"
     )
+
+
+def _rates_against(frame: pd.DataFrame, advised: str) -> str:
+    """The same by goodput."""
+    rates, seconds = frame["fitted_goodput_rps"], _seconds(frame, "fitted", "goodput")
+    best = str(seconds.idxmin())
+    said = f"{advised} serves {rates[advised]:.3g} requests/s of the first half within the limits"
+    if advised == TODAY:
+        return f"keep your buckets: {said}, {best} {rates[best]:.3g}"
+    if advised != best:
+        tied = seconds[advised] <= seconds[best] * (1 + TIE)
+        why = _why_of_tied(frame, advised, best) if tied else ""
+        return f"{said}, {best} {rates[best]:.3g}{why}"
+    scheme = _best_scheme(frame, advised, seconds)
+    other = f"; {scheme}, the next scheme of another stack, {rates[scheme]:.3g}" if scheme else ""
+    return f"{said}, the most{other}"
+
+
+def _best_scheme(frame: pd.DataFrame, advised: str, seconds: pd.Series) -> str:
+    """Of other stacks the best but the advised one; "" where there is none."""
+    others = seconds[(frame["kind"] == "baseline") & (frame.index != advised)]
+    return str(others.idxmin()) if len(others) else ""
+
+
+def _why_of_tied(frame: pd.DataFrame, advised: str, best: str) -> str:
+    """Why the advised one was taken of two that are as good as each other (`of_tied`)."""
+    compile_s = frame["compile_s"]
+    alike = compile_s[best] <= compile_s[advised] * (1 + ALIKE)
+    if alike and (p95_s := frame["fitted_p95_e2el_s"])[advised] < p95_s[best]:
+        why = f", compiles as long within {ALIKE:.0%}, and its P95 of E2EL is "
+        why += f"{p95_s[advised]:,.3g} s, not {p95_s[best]:,.3g} s"
+    else:
+        less_s = compile_s[best] - compile_s[advised]
+        why = f" and compiles {abs(less_s):,.0f} s {'less' if less_s >= 0 else 'more'}"
+    few = advised == "one shape"
+    return f"{why}{': at this load shapes hardly matter' if few else ', a tie'}"
 
 
 def _relatives(
@@ -363,3 +440,58 @@ def per_request(advice: Advice) -> pd.DataFrame:
         held_out_busy_s=frame["held_out_busy_s"] / served["held_out"],
         held_out_bound_s=frame["held_out_bound_s"] / served["held_out"],
     )
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The advised set's device seconds per request of the second half, beside those of the best
+    scheme of another stack, in words and figures."""
+
+    ours: str
+    ours_s: float
+    scheme: str  # "" where the table prices no other
+    scheme_s: float  # nan then
+
+    @classmethod
+    def of(cls, replayed: pd.DataFrame) -> Beside:
+        """Of what `per_request` gives."""
+        ours = replayed[replayed["advised"]].iloc[0]
+        others = replayed[(replayed["kind"] == "baseline") & ~replayed["advised"]]
+        others = others.dropna(subset="held_out_busy_s").nsmallest(1, "held_out_busy_s")
+        scheme = str(others["name"].item()) if len(others) else ""
+        scheme_s = float(others["held_out_busy_s"].item()) if len(others) else math.nan
+        return cls(ours["name"], ours["held_out_busy_s"], scheme, scheme_s)
+
+    @property
+    def saving(self) -> float:
+        """Share of the scheme's seconds; below 0 where the advised set takes more, nan where there
+        is no scheme."""
+        return 1 - self.ours_s / self.scheme_s
+
+    @property
+    def title(self) -> str:
+        other = f"; best other scheme, {self.scheme}: {self.scheme_s:.3g}" if self.scheme else ""
+        return f"Advised: {self.ours}, {self.ours_s:.3g} device seconds per request{other}"
+
+    def __str__(self) -> str:
+        """What the advised set takes."""
+        if not self.scheme:
+            return f"{self.ours_s:.3g} device seconds per request; no other scheme is priced"
+        share = f"{abs(self.saving):.0%}"
+        less = f"{share} {'fewer' if self.saving > 0 else 'more'} device seconds than"
+        if share == "0%":
+            less = "as many device seconds as"
+        return f"{less} the best other scheme ({self.scheme})"
+
+    @property
+    def unless(self) -> str:
+        """What would change the advice."""
+        if not self.scheme:
+            return "another scheme, once the cost table prices it, takes fewer device seconds."
+        if self.saving <= 0:
+            return (
+                f"requests like the second half, not the first, by which the set was chosen: there "
+                f"{self.scheme} takes fewer device seconds."
+            )
+        longer = 1 / (1 - self.saving) - 1
+        return f"passes of the advised set that take {longer:.0%} longer than priced."

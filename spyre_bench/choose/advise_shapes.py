@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from spyre_bench.choose.advise import TIE, TODAY, doubts, keeping, kinds
+from spyre_bench.choose.advise import TIE, TODAY, doubts, keeping, kinds, of_tied
 from spyre_bench.choose.schemes import doublings, optimal
 from spyre_bench.choose.visits import ShapeChoice, ShapeLimits, choose_shapes
 from spyre_bench.cost.bucket_cost import CostModel
@@ -27,7 +27,6 @@ from spyre_bench.simulate.continuous import Prefixes, simulate
 from spyre_bench.simulate.result import ContinuousRun
 from spyre_bench.workload.workload import Workload
 
-ALIKE = 0.1  # relative; compile times this close are no reason for a choice
 Sizes = list[tuple[int, ...]]
 DECODE_CONTEXTS, PREFILL_CONTEXTS = 4, 3  # boundaries worth considering, with 4 widths some 30
 
@@ -311,8 +310,7 @@ def _best(contenders: pd.DataFrame, limits: ShapeLimits) -> Any:
     rows = rows[tied]
     if (runs := rows["name"] == TODAY).any():
         return rows.index[runs][0]
-    quickest = rows[rows["compile_s"] <= rows["compile_s"].min() * (1 + ALIKE)]
-    return quickest["fitted_p95_e2el_s"].idxmin()
+    return of_tied(rows)
 
 
 def _against(frame: pd.DataFrame, advised: str) -> str:

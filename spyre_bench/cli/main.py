@@ -220,6 +220,8 @@ def design_review(
     from spyre_bench.review import document
     from spyre_bench.review import page as pages
 
+    if output:
+        pages.require_html(output)
     review = document.gather(run, base, document.project_baseline())
     page = output or review.folder / "design-review.html"
     pages.write_page(review, page)

@@ -46,16 +46,10 @@ def require_drawable(path: Path | None, *, continuous: bool = False) -> None:
 def draw_advice(advice: Advice, path: Path) -> None:
     """The contenders: device seconds per request, on both halves."""
     from spyre_bench import plots
-    from spyre_bench.choose.advise import per_request
+    from spyre_bench.choose.advise import Beside, per_request
 
     replayed = per_request(advice)
-    ours = replayed[replayed["advised"]].iloc[0]
-    title = f"Advised: {ours['name']}, {ours['held_out_busy_s']:.3g} device seconds per request"
-    others = replayed[(replayed["kind"] == "baseline") & ~replayed["advised"]]
-    if len(others):
-        best = others.loc[others["held_out_busy_s"].idxmin()]
-        title += f"; best other scheme, {best['name']}: {best['held_out_busy_s']:.3g}"
-    _save(plots.contenders(replayed, title), path)
+    _save(plots.contenders(replayed, Beside.of(replayed).title), path)
 
 
 def draw_shapes(advice: ShapeAdvice, path: Path) -> None:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from spyre_bench.cost.bucket_cost import CostModel
     from spyre_bench.cost.spread import Draw
     from spyre_bench.simulate.result import SimulatedRun
-    from spyre_bench.workload.workload import Workload
 
 LARGEST_GIB = 2**30  # more is a slip, and its bytes are a number that no array holds
 
@@ -90,7 +89,7 @@ def simulate(
     if as_json:
         typer.echo(json.dumps(result, allow_nan=False))
     else:
-        _say_what_was_read(loaded)
+        tables.say_what_was_read(loaded)
         tables.print_result(result)
     if not result["completed"]:
         raise typer.Exit(1)
@@ -149,7 +148,7 @@ def buckets(
     if as_json:
         typer.echo(json.dumps(result, allow_nan=False))
     else:
-        _say_what_was_read(loaded)
+        tables.say_what_was_read(loaded)
         tables.print_advice(advice, len(workload), beyond, source.span)
         if "modelled" in result:
             typer.echo(tables.modelled_sentence(result["modelled"], tables.ADVISED))
@@ -231,12 +230,6 @@ def sweep(
 
 
 # --- arguments ------------------------------------------------------------------------------------
-
-
-def _say_what_was_read(loaded: Workload) -> None:
-    """On stderr, before any table: what a trace file was taken for. JSON has it too."""
-    if loaded.read_as:
-        typer.echo(str(loaded), err=True)
 
 
 def memory_bytes(memory_gib: float | None) -> int | None:

@@ -33,6 +33,7 @@ def shapes(
     replayed, against other schemes and today's (--prefill-shape, --decode-shape)."""
     from spyre_bench.choose.advise_shapes import Engine, advise_shapes, within_contexts
     from spyre_bench.choose.visits import ShapeLimits
+    from spyre_bench.metrics.summary import busy_s
     from spyre_bench.shape_set import DEFAULT_CHUNK
 
     pictures.require_drawable(plot)
@@ -51,11 +52,19 @@ def shapes(
         scenario.prefixes,
     )
     beyond = len(loaded) - len(covered)
+    result = _json(advice) | {
+        "requests_beyond_the_cost_table": beyond,
+        "read_as": str(loaded),
+    }
+    if source.ends:
+        compiled = replace(scenario, **advice.shapes.setting)
+        runs = [compiled.run_continuous(advice.fitted, at) for at in source.ends]
+        ends = [{"busy_s": busy_s(run), "compile_s": run.compile_s} for run in runs]
+        result["modelled"] = tables.modelled(source.label, tables.ADVISED_SHAPES, ends)
     if as_json:
-        told = {"requests_beyond_the_cost_table": beyond} | _json(advice)
-        typer.echo(json.dumps(told, allow_nan=False))
+        typer.echo(json.dumps(result, allow_nan=False))
     else:
-        typer.echo(str(loaded), err=True)
+        tables.say_what_was_read(loaded)
         if beyond:
             typer.echo(
                 f"{beyond:,} of {len(loaded):,} requests are longer than any context of the cost "
@@ -63,6 +72,8 @@ def shapes(
                 err=True,
             )
         _print(advice, source.label)
+        if "modelled" in result:
+            typer.echo(tables.modelled_sentence(result["modelled"], tables.ADVISED_SHAPES))
     if plot:  # last, where whoever looks for it looks
         pictures.draw_shapes(advice, plot)
 

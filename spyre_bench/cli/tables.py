@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from spyre_bench.choose.advise import Advice
+    from spyre_bench.workload.workload import Workload
 
 # --- a card that nobody measured ------------------------------------------------------------------
 
@@ -26,6 +27,10 @@ RANGED = {
 ADVISED = {
     "shape_bound_s": ("seconds of the advised buckets' bound for the first half", 1),
     "compile_s": ("of their compiling", 1),
+}
+ADVISED_SHAPES = {
+    "busy_s": ("device seconds on the advised shapes for the first half", 1),
+    "compile_s": ("seconds of their compiling", 1),
 }
 
 
@@ -52,6 +57,12 @@ def modelled_sentence(modelled: Mapping[str, Any], words: Mapping[str, tuple[str
 
 
 # --- what is printed ------------------------------------------------------------------------------
+
+
+def say_what_was_read(loaded: Workload) -> None:
+    """On stderr, before any table: what a trace file was taken for. JSON has it too."""
+    if loaded.read_as:
+        typer.echo(str(loaded), err=True)
 
 
 def narrow(*columns: str) -> Table:
@@ -176,7 +187,8 @@ def advice_json(advice: Advice, beyond: int) -> dict[str, Any]:
     certificate = advice.certificate
     return {
         "buckets": [str(bucket) for bucket in advice.buckets],
-        "additional_config": server_settings.of_buckets(advice.buckets),
+        "additional_config": server_settings.of_buckets(advice.buckets, advice.policy),
+        "objective": advice.objective,
         "requests_beyond_the_cost_table": beyond,
         "requests_fitted": len(advice.fitted),
         "requests_held_out": len(advice.held_out),
@@ -201,12 +213,15 @@ def print_advice(advice: Advice, requests: int, beyond: int, span: str) -> None:
             f"--extrapolate takes them in"
         )
     show(_contenders_table(advice))
+    good = ""
+    if advice.objective == "goodput":
+        good = "; goodput: requests/s within the limits, on the first half and on the second"
     typer.echo(
         "k: buckets B,P,N (batch size, prompt length, new tokens); compile: of all, cold; busy: "
         "device seconds on the first half of the requests; bound: no batching takes less; held "
         "out: busy on the second half, with its p95 of E2EL (arrival to last token), its fill (of "
         "the token slots computed, those that were asked for) and how many requests it lost, since "
-        "no bucket fits"
+        f"no bucket fits{good}"
     )
     for row in advice.contenders.itertuples():
         typer.echo(f"{row.name}: {row.buckets}{'  <- advised' if row.advised else ''}")
@@ -219,7 +234,7 @@ def print_advice(advice: Advice, requests: int, beyond: int, span: str) -> None:
         f"the first half in less than {found.bound_s:,.1f} device seconds. The optimum's bound is "
         f"{found.objective_s:,.1f} s, a gap of {found.gap:.3%}, found in {found.seconds:.1f} s."
     )
-    setting = server_settings.of_buckets(advice.buckets)
+    setting = server_settings.of_buckets(advice.buckets, advice.policy)
     typer.echo(f"--additional-config '{json.dumps(setting)}'")
 
 
@@ -227,9 +242,11 @@ def _contenders_table(advice: Advice) -> Table:
     from rich.markup import escape
 
     names = ("seconds", "k", "compile", "bound", "busy", "held out", "p95", "fill", "lost")
-    table = narrow(*names)
+    by_goodput = advice.objective == "goodput"
+    table = narrow(*names, *(("goodput", "held out") if by_goodput else ()))
     for row in advice.contenders.itertuples():
         served = row.held_out_rejected < len(advice.held_out)
+        rates = (row.fitted_goodput_rps, row.held_out_goodput_rps)
         table.add_row(
             escape(row.name),
             str(row.graphs),
@@ -240,6 +257,7 @@ def _contenders_table(advice: Advice) -> Table:
             latency_cell(row.held_out_p95_e2el_s, ",.0f", row.held_out_saturated, served),
             f"{row.held_out_fill:.0%}" if served else "-",
             str(row.held_out_rejected),
+            *(f"{rps:.3g}" for rps in rates if by_goodput),
             style="bold" if row.advised else None,
         )
     return table

@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 from markupsafe import Markup, escape
 from PIL import Image
 
+from spyre_bench.files import replace_text, replacing
 from spyre_bench.review.document import Figure, Review
 from spyre_bench.runs.html import markdown
 
@@ -28,9 +29,16 @@ LONGEST_TEXT = 100  # characters of a table's cell; its CSV file has all
 
 def write_page(review: Review, page: Path) -> None:
     """Writes the page, and the figures as SVG and PNG into the folder `figures_of(page)`."""
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(render(review), encoding="utf-8")
+    replace_text(page, render(review))
     _copy_figures(review, figures_of(page))
+
+
+def require_html(page: Path) -> None:
+    """ValueError for a name of something else: the PDF has the page's, and would take its place."""
+    if page.suffix != ".html":
+        raise ValueError(
+            f"{page} is no page: name a file in .html; its PDF (--pdf) has the same name in .pdf"
+        )
 
 
 def figures_of(page: Path) -> Path:
@@ -65,15 +73,18 @@ def render(review: Review) -> str:
 
 
 def print_pdf(page: Path, pdf: Path) -> None:
-    """Prints the page; ValueError where there is no browser for it, or where it fails."""
+    """Prints the page, over an earlier PDF only once it is there; ValueError where there is no
+    browser for it, or where it fails."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if not browser:
         raise ValueError(
             f"no PDF: none of {', '.join(BROWSERS)} is on the PATH: install Chromium, or print "
             f"{page} from any browser"
         )
-    pdf.unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(prefix="spyre_bench-") as profile:
+    with (
+        replacing(pdf) as printed,
+        tempfile.TemporaryDirectory(prefix="spyre_bench-") as profile,
+    ):
         command = [
             browser,
             "--headless",
@@ -83,7 +94,7 @@ def print_pdf(page: Path, pdf: Path) -> None:
             *(["--no-sandbox"] if os.geteuid() == 0 else []),
             "--no-pdf-header-footer",
             "--generate-pdf-document-outline",
-            f"--print-to-pdf={pdf.resolve()}",
+            f"--print-to-pdf={printed.resolve()}",
             page.resolve().as_uri(),
         ]
         try:
@@ -92,9 +103,9 @@ def print_pdf(page: Path, pdf: Path) -> None:
             raise ValueError(
                 f"no PDF: {browser} did not end within {PRINTING_S} s: print {page} from a browser"
             ) from error
-    if not pdf.exists():
-        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-        raise ValueError(f"no PDF: {browser} left none and said: {said}")
+        if not printed.exists():
+            said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+            raise ValueError(f"no PDF: {browser} left none and said: {said}")
 
 
 def _copy_figures(review: Review, folder: Path) -> None:

@@ -25,7 +25,7 @@ from nbclient.exceptions import CellTimeoutError
 from papermill.exceptions import PapermillExecutionError
 
 from spyre_bench.errors import needs, sentence
-from spyre_bench.files import code, content, digest, read_json, replace_text
+from spyre_bench.files import code, contents, digest, read_json, replace_text
 from spyre_bench.runs import provenance
 from spyre_bench.runs.html import notebook_page
 from spyre_bench.runs.kernel import Output
@@ -200,7 +200,7 @@ def _basis(document: nbformat.NotebookNode, parameters: Mapping[str, Any]) -> di
     said = {name: value for name, value in parameters.items() if name not in WHERE}
     return {
         "notebook": digest(cells, document.metadata.get("spyre_bench")),
-        "parameters": digest(said, [content(value) for value in said.values()]),
+        "parameters": digest(said, [contents(value) for value in said.values()]),
         "code": _code(),
     }
 

@@ -12,6 +12,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from html import escape
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
+from spyre_bench.shape_set import DecodeShape, PrefillShape, words
 from spyre_bench.shapes import BucketSet
 
 if TYPE_CHECKING:
@@ -134,6 +135,10 @@ class Scenario:
     def __post_init__(self) -> None:
         buckets = str(BucketSet.parse(self.buckets)) if self.buckets else ""
         object.__setattr__(self, "buckets", buckets)
+        for name, of in (("prefill_shapes", PrefillShape), ("decode_shapes", DecodeShape)):
+            if (text := getattr(self, name)).strip().startswith("@"):  # the file may change
+                shapes = map(of.parse, words(text, name))
+                object.__setattr__(self, name, " ".join(map(str, shapes)))
 
     @classmethod
     def of(cls, parameters: object, **others: Any) -> Scenario:

@@ -256,16 +256,34 @@ def fill_beside(
     return pd.DataFrame(rows)
 
 
-def verdict(table: pd.DataFrame) -> str:
-    """Where the answer changes, in words, of what `turning` gives."""
+def verdict(frame: pd.DataFrame) -> str:
+    """Which kind is better where, in words, of what `under_load` gives."""
     names = {"p95_ttft_s": "TTFT", "p95_tpot_s": "TPOT", "p95_e2el_s": "E2EL"}
     said = []
-    for row in table.to_dict("records"):
-        if row["figure"] in names:
-            changes = not np.isnan(row["from_load"])
-            where = f"below load {row['from_load']:g}" if changes else "at every load"
-            said.append(f"{names[row['figure']]}: {row['below']} {where}")
+    for figure, table in _steady(frame):
+        if figure in names:
+            wins = table["continuous"] < table["static"]
+            first = "continuous" if wins.iloc[0] else "static"
+            said.append(f"{names[figure]}: {first} {_where(wins.eq(wins.iloc[0]))}")
     return "Better by P95: " + ", ".join(said) if said else "At no load is neither saturated"
+
+
+def _where(holds: pd.Series) -> str:
+    """The loads, the index, at which something holds, in words; at the lowest it does."""
+    if holds.all():
+        return "at every load"
+    stretches = [part for _, part in holds.groupby(holds.ne(holds.shift()).cumsum())]
+    if len(stretches) == 2:
+        return f"below load {stretches[1].index[0]:g}"
+    said = []
+    for stretch in stretches[::2]:
+        first, last = stretch.index[[0, -1]]
+        if last == holds.index[-1]:
+            said.append(f"from load {first:g} on")
+        else:
+            to = "" if first == last else f" to {last:g}"
+            said.append(f"{'from' if to else 'at'} load {first:g}{to}")
+    return f"{', '.join(said[:-1])} and {said[-1]}" if len(said) > 1 else said[0]
 
 
 def laws(
@@ -289,16 +307,11 @@ def turning(frame: pd.DataFrame) -> pd.DataFrame:
     at the lowest load), from_load (the lowest from which the other is, at every higher one; nan:
     none), and ratio (continuous over static) at the lowest and at the highest load at which neither
     is saturated."""
-    saturated = frame.groupby("load")["saturated"].any()
-    steady = saturated.index[~saturated]
     rows = []
-    for figure in FIGURES:
-        table = frame.pivot(index="load", columns="kind", values=figure).loc[steady]
-        if table.empty:
-            continue
+    for figure, table in _steady(frame):
         wins = table["continuous"] < table["static"]
         since = wins[::-1].eq(wins.iloc[-1]).cumprod()[::-1].astype(bool)
-        changes = not bool(wins.eq(wins.iloc[0]).all())
+        changes = wins.iloc[-1] != wins.iloc[0]
         ratio = table["continuous"] / table["static"]
         rows.append(
             {
@@ -310,6 +323,13 @@ def turning(frame: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def _steady(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Each of FIGURES, load by kind, where neither is saturated; nothing where one always is."""
+    saturated = frame.groupby("load")["saturated"].any()
+    for figure in FIGURES if not saturated.all() else ():
+        yield figure, frame.pivot(index="load", columns="kind", values=figure)[~saturated]
 
 
 def said_of_queued(waiting: pd.DataFrame) -> str:

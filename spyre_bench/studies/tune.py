@@ -112,6 +112,8 @@ class Tuning:
         start = "start-up compiles as long"
         if abs(longer_s) >= 0.5:
             start = f"start-up compiles {abs(longer_s):,.0f} s {'more' if longer_s > 0 else 'less'}"
+        if self.saving_p95 is not None and self.saving_p95.point <= -TIE:
+            start += f"; P95 of E2EL grows by {-self.saving_p95.point:.0%}"
         if self.keeps:
             if not self.matters:
                 return (

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spyre_bench.choose.advise import TIE, advise, per_request, within
+from spyre_bench.choose.advise import TIE, Beside, advise, of_tied, per_request, within
 from spyre_bench.choose.optimize import Limits
 from spyre_bench.cost.bucket_cost import CostModel, price
 from spyre_bench.cost.closed_form import FittedCost
@@ -182,6 +182,79 @@ def test_the_verdict_names_a_tie_a_loss_on_the_second_half_and_too_few_requests(
     assert "on the second half one shape takes" not in busier.verdict, "it has less to do"
     few = replace(loss, fitted=loss.fitted.head(4), held_out=loss.held_out.head(4))
     assert "chosen by 4 requests, which say little of others" in few.verdict
+
+
+def with_rates(advice, *rates, compile_s=(30.0, 10.0), later=None, advised=0):
+    """The advice by goodput, between an optimum and one other set of these rates."""
+    frame = pd.DataFrame(
+        {
+            "name": ["optimum", "powers of two"],
+            "kind": ["ours", "baseline"],
+            "advised": [place == advised for place in range(2)],
+            "fitted_busy_s": [100.0, 50.0],
+            "held_out_busy_s": [100.0, 50.0],
+            "fitted_p95_e2el_s": [5.0, 9.0],
+            "fitted_goodput_rps": rates,
+            "held_out_goodput_rps": later or rates,
+            "compile_s": compile_s,
+            "held_out_rejected": 0,
+            "held_out_saturated": False,
+        }
+    )
+    return replace(advice, contenders=frame, objective="goodput")
+
+
+def test_a_verdict_by_goodput_argues_by_goodput(advice):
+    best = with_rates(advice, 0.4, 0.25).verdict
+    assert "optimum serves 0.4 requests/s of the first half within the limits, the most" in best
+    assert "powers of two, the next scheme of another stack, 0.25" in best
+    assert "device seconds" not in best
+    assert "on the second half" not in best, "which takes fewer seconds is another question"
+    tie = with_rates(advice, 0.4, 0.395, advised=1).verdict
+    assert "powers of two serves 0.395 requests/s" in tie
+    assert "optimum 0.4 and compiles 20 s less, a tie" in tie
+    luck = with_rates(advice, 0.4, 0.25, later=(0.2, 0.3)).verdict
+    assert (
+        "on the second half powers of two serves 0.3 requests/s within the limits, not 0.2" in luck
+    )
+
+
+def test_limits_that_nobody_meets_are_said_and_seconds_decide(mixed, advice):
+    unmet = {"objective": "goodput", "goodput_ms": {"e2el": 1e-3}}
+    found = advise(mixed, TOY, Limits(4), **unmet)
+    assert not found.contenders["fitted_goodput_rps"].any()
+    assert found.buckets == advice.buckets, "and not what compiles in least time"
+    assert found.verdict == (
+        "no set serves a request of the first half within the limits: device seconds decide; "
+        + advice.verdict
+    )
+
+
+def test_compile_times_that_are_alike_decide_no_tie(advice):
+    rows = pd.DataFrame({"compile_s": [27.0, 29.0, 60.0], "fitted_p95_e2el_s": [54.0, 48.0, 9.0]})
+    assert of_tied(rows) == 1, "29 s are 27 s, and 60 s are not"
+    assert of_tied(rows.assign(compile_s=[20.0, 29.0, 60.0])) == 0
+
+
+def test_the_best_other_scheme_is_never_the_advised_one_and_a_loss_is_called_one():
+    rows = {
+        "name": ["optimum", "one shape", "percentiles"],
+        "kind": ["ours", "baseline", "baseline"],
+        "advised": [False, True, False],
+        "held_out_busy_s": [2.2, 2.0, 2.5],
+    }
+    frame = pd.DataFrame(rows)
+    won = Beside.of(frame)
+    assert str(won) == "20% fewer device seconds than the best other scheme (percentiles)"
+    assert won.unless == "passes of the advised set that take 25% longer than priced."
+    lost = Beside.of(frame.assign(held_out_busy_s=[2.2, 2.5, 2.0]))
+    assert str(lost) == "25% more device seconds than the best other scheme (percentiles)"
+    assert "there percentiles takes fewer device seconds" in lost.unless
+    even = Beside.of(frame.assign(held_out_busy_s=[2.2, 2.5, 2.502]))
+    assert str(even) == "as many device seconds as the best other scheme (percentiles)"
+    alone = Beside.of(frame.head(2))
+    assert str(alone) == "2 device seconds per request; no other scheme is priced"
+    assert "best other" not in alone.title
 
 
 def test_a_row_says_what_simulating_its_buckets_on_each_half_gives(advice):

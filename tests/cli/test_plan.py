@@ -501,6 +501,22 @@ def test_buckets_are_chosen_for_a_card_with_the_range_of_their_seconds(command, 
     assert "modelled, not measured" in command(*words).out
 
 
+def test_shapes_are_chosen_for_a_card_with_the_range_of_their_seconds(command, trace):
+    words = ("shapes", "--workload", trace, "-k", 2, "--rows", 2, "--cost", CARD)
+    found = json.loads(command(*words, "--json").out)
+    ends = found["modelled"]["slow_to_fast"]
+    each = SpyreCard().compile_s
+    chosen = len(found["prefill_shapes"]) + len(found["decode_shapes"])
+    halves = [end * chosen / 2 for end in (each.slow, each.fast)]  # a bucket compiles two passes
+    assert ends["compile_s"] == halves
+    (nominal_s,) = [row["fitted_busy_s"] for row in found["contenders"] if row["advised"]]
+    assert ends["busy_s"][0] > nominal_s > ends["busy_s"][1] > 0
+    assert "prompt_tokens" in found["read_as"]
+    done = command(*words)
+    assert "modelled, not measured" in done.out
+    assert found["read_as"] in done.err
+
+
 def test_a_grid_says_how_many_of_its_rows_are_modelled(command, trace, table, tmp_path):
     grid = {"workload": str(trace), "buckets": "2,1024,64"}
     grid["cost"] = [str(table), f"{CARD},end=pessimistic", f"{CARD},end=fast", "card:gpt"]
@@ -569,6 +585,13 @@ def test_the_line_to_paste_holds_the_advised_buckets(command, table):
     assert people == BucketSet.parse(machines["additional_config"]["spyre"]["buckets"])
 
 
+def test_what_is_pasted_serves_by_the_policy_that_was_replayed(command, table):
+    words = (*AZURE, "--cost", table, "-k", 2, "--policy", "skip", "--json")
+    setting = json.loads(command(*words).out)["additional_config"]["spyre"]
+    assert setting["policy"] == "skip"
+    assert f"'{json.dumps({'spyre': setting})}'" in command(*words[:-1]).out
+
+
 def test_the_json_has_the_whole_comparison(command, table):
     found = json.loads(command(*AZURE, "--cost", table, "-k", 3, "--json").out)
     frame = pd.DataFrame(found["contenders"])
@@ -627,6 +650,12 @@ def test_goodput_may_be_the_objective(command, table):
     best = ours.loc[ours["advised"], "fitted_goodput_rps"].item()
     assert best == ours["fitted_goodput_rps"].max() > 0
     assert best > ours["fitted_goodput_rps"].min()
+    done = command(*words[:-1], *limits)
+    (line,) = [line for line in done.out.splitlines() if line.startswith("Verdict")]
+    assert f"serves {best:.3g} requests/s of the first half within the limits" in line
+    assert "goodput  held out" in done.out
+    assert f"{best:.3g}" in done.out.split("k: buckets")[0]
+    assert "goodput" not in command(*words[:-1]).out
 
 
 # --- sweep ----------------------------------------------------------------------------------------

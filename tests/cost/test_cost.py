@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from spyre_bench.cost.bucket_cost import BucketCost, price
 from spyre_bench.cost.closed_form import FittedCost, error_table
 from spyre_bench.cost.measured import MeasuredCost, load_cost_table
-from spyre_bench.cost.table import CostRow, read_cost_table, write_cost_table
+from spyre_bench.cost.table import CostRow, read_cost_table, read_shape_rows, write_cost_table
 from spyre_bench.shapes import Bucket, BucketSet
 
 COLUMNS = [field.name for field in fields(CostRow)]
@@ -277,6 +277,33 @@ def test_a_bad_cell_is_refused_with_line_column_and_remedy(tmp_path, line, words
     path = tmp_path / "cost.csv"
     path.write_text(SIX + "x,1,128,2,0.5,0.1,3,9\n" + line + "\n")
     with pytest.raises(ValueError, match=rf"cost\.csv line 3 does not read .*: {words}"):
+        read_cost_table(path)
+
+
+SHAPES = "model,kind,rows,chunk_length,context_length,full_s,empty_s\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("x,decode,4,,512,120,40", "full_s 120 is not within 1e-12 and 10 for decode 4,512"),
+        ("x,decode,4,,512,8,40", "empty_s 40 is not within 1e-12 and 10 for decode 4,512"),
+        ("x,prefill,,64,512,300,20", "full_s 300 is not within 1e-12 and 64 for prefill 64,512"),
+    ],
+)
+def test_milliseconds_of_a_shape_are_refused_by_what_its_pass_computes(tmp_path, line, words):
+    path = tmp_path / "shapes.csv"
+    path.write_text(SHAPES + line + "\n")
+    with pytest.raises(ValueError, match=rf"line 2 .*: {words}: .*are these milliseconds\?"):
+        read_shape_rows(path)
+
+
+def test_a_prefill_may_take_as_long_as_the_slowest_core_that_anybody_serves_on(tmp_path):
+    path = tmp_path / "cost.csv"
+    path.write_text(SIX + "8B on one slow core,1,64,2,52,1.6,3,9\n")
+    assert read_cost_table(path)[0].prefill_s == 52
+    path.write_text(SIX + "milliseconds,1,64,2,90,8.5,3,9\n")
+    with pytest.raises(ValueError, match="prefill_s 90 is not within 1e-12 and 64 for 1,64,2"):
         read_cost_table(path)
 
 

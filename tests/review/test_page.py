@@ -314,7 +314,15 @@ def test_without_a_browser_the_page_stays_and_a_sentence_says_what_to_do(
     assert (tmp_path / "out.html").exists()
 
 
-def test_a_browser_that_fails_is_quoted_and_an_earlier_pdf_is_gone(tmp_path, monkeypatch):
+def test_a_page_that_would_be_its_own_pdf_is_refused_before_anything_is_written(tmp_path, command):
+    write(tmp_path / "run")
+    code, said = command("run", "-o", "review.pdf", "--pdf")
+    assert code == 1
+    assert said.startswith("spyre-bench: review.pdf is no page: name a file in .html")
+    assert not (tmp_path / "review.pdf").exists()
+
+
+def test_a_browser_that_fails_is_quoted_and_an_earlier_pdf_stays(tmp_path, monkeypatch):
     broken = tmp_path / "chromium"
     broken.write_text("#!/bin/sh\necho 'out of memory' >&2; exit 1\n")
     broken.chmod(0o755)
@@ -323,7 +331,8 @@ def test_a_browser_that_fails_is_quoted_and_an_earlier_pdf_is_gone(tmp_path, mon
     pdf.write_text("of an earlier run")
     with pytest.raises(ValueError, match="left none and said: out of memory"):
         pages.print_pdf(tmp_path / "out.html", pdf)
-    assert not pdf.exists()
+    assert pdf.read_text() == "of an earlier run"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chromium", "out.pdf"]
 
 
 # --- aims -----------------------------------------------------------------------------------------

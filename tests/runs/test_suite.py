@@ -121,6 +121,15 @@ def test_a_file_that_changed_under_its_name_is_another_parameter(tmp_path):
     assert "(again: other parameters)" in said
 
 
+def test_so_is_a_file_that_is_named_inside_a_parameter(tmp_path):
+    project(tmp_path, good=("1", CALCULATES))
+    (tmp_path / "result.json").write_text("1")
+    spyre_bench_run(tmp_path, "--all", "-p", "name", "4:result.json")
+    (tmp_path / "result.json").write_text("2")
+    _, said, _ = spyre_bench_run(tmp_path, "--all", "-p", "name", "4:result.json")
+    assert "(again: other parameters)" in said
+
+
 def test_other_code_or_a_half_finished_run_is_not_taken_for_finished(tmp_path):
     project(tmp_path, good=("1", CALCULATES))
     spyre_bench_run(tmp_path, "--all")

@@ -71,18 +71,34 @@ def frame_of(static: list[float], continuous: list[float]) -> pd.DataFrame:
 
 
 def test_the_answer_changes_from_the_load_on_from_which_the_other_stays_better():
-    found = study.turning(frame_of([1, 5, 5, 0], [2, 4, 2, 9])).set_index("figure")
+    frame = frame_of([1, 5, 5, 0], [2, 4, 2, 9])
+    found = study.turning(frame).set_index("figure")
     assert found.at["p95_ttft_s", "below"] == "static"
     assert found.at["p95_ttft_s", "from_load"] == 2
     assert found.at["p95_ttft_s", "ratio_at_lowest"] == 2
     assert found.at["p95_ttft_s", "ratio_at_highest"] == 0.4  # load 4 is saturated
-    assert "TTFT: static below load 2" in study.verdict(found.reset_index())
+    assert "TTFT: static below load 2" in study.verdict(frame)
 
 
 def test_an_answer_that_never_changes_is_said_so():
-    found = study.turning(frame_of([2, 2, 2], [1, 1, 1]))
+    frame = frame_of([2, 2, 2], [1, 1, 1])
+    found = study.turning(frame)
     assert found["from_load"].isna().all()
-    assert "E2EL: continuous at every load" in study.verdict(found)
+    assert "E2EL: continuous at every load" in study.verdict(frame)
+
+
+def test_an_answer_that_changes_and_changes_back_is_given_by_its_loads():
+    frame = frame_of([2, 1, 2], [1, 2, 1])
+    assert "TTFT: continuous at load 1 and from load 3 on" in study.verdict(frame)
+    assert study.turning(frame)["from_load"].isna().all(), "from none on is the other one better"
+    twice = frame_of([1, 1, 2, 1, 2], [2, 2, 1, 2, 1]).assign(saturated=False)
+    assert "E2EL: static from load 1 to 2 and at load 4" in study.verdict(twice)
+
+
+def test_where_one_is_always_saturated_there_is_no_answer():
+    frame = frame_of([2, 1], [1, 2]).assign(saturated=True)
+    assert study.verdict(frame) == "At no load is neither saturated"
+    assert study.turning(frame).empty
 
 
 def test_a_longer_chunk_is_a_graph_more(served, chosen):

@@ -1,5 +1,6 @@
 """Grids of simulations: what is a point, what a row says, interruptions, and other backends."""
 
+import json
 import os
 import sys
 from dataclasses import replace
@@ -322,6 +323,20 @@ def test_another_trace_or_table_under_the_same_name_is_simulated_again(
     write_cost_table(tmp_path / "cost.csv", slower)
     assert swept([point], out)["busy_s"].item() > 1.2 * after["busy_s"].item()
     assert runs == [point] * 3
+
+
+def test_other_shapes_in_the_file_that_a_grid_names_are_another_point(tmp_path, trace, runs):
+    path, out = tmp_path / "shapes.json", tmp_path / "out.csv"
+    named = {"workload": trace, "batching": "continuous"}
+    named |= {"prefill_shapes": f"@{path}", "decode_shapes": f"@{path}"}
+    rows = []
+    for width in (2, 4):
+        shapes = {"prefill_shapes": ["64,512"], "decode_shapes": [f"{width},512"]}
+        path.write_text(json.dumps(shapes))
+        rows.append(swept(points(named), out))
+    assert [row["decode_shapes"].item() for row in rows] == ["2,512", "4,512"]
+    assert rows[0]["busy_s"].item() > rows[1]["busy_s"].item()
+    assert len(runs) == 2
 
 
 def test_a_file_of_before_rows_had_a_basis_is_read_and_its_rows_are_run_again(tmp_path, grid, runs):

@@ -204,6 +204,12 @@ def test_a_saving_too_small_to_matter_is_said_to_be_that_with_the_threshold():
     assert sure.keeps
     assert sure.verdict.startswith("keep your buckets, it does not matter: others would save 2.0%")
     assert "below 3%" in sure.verdict
+    waits = dataclasses.replace(
+        tuning, saving=Saving(0.04, 0.03, 0.05), saving_p95=Saving(-0.4, -0.5, -0.3)
+    )
+    assert "device seconds fall by 4.0%" in waits.verdict
+    assert waits.verdict.endswith("; P95 of E2EL grows by 40%")
+    assert "P95 of E2EL grows" not in sure.verdict
     quicker = dataclasses.replace(sure, saving_p95=Saving(0.2, 0.1, 0.3))
     assert not quicker.keeps
     assert quicker.verdict.startswith("change")
