@@ -297,7 +297,7 @@ def test_a_line_of_several_is_one_record_though_it_holds_an_array(tmp_path):
 
 
 def test_an_array_per_line_is_refused_and_none_is_dropped(tmp_path):
-    with pytest.raises(ValueError, match="line 1 is not a JSON object: .* or one array"):
+    with pytest.raises(ValueError, match=r"line 1 is not a JSON object: .* or one array"):
         Workload.read(lines(tmp_path, SERVEGEN[:1], SERVEGEN[1:]))
 
 
