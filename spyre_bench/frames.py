@@ -153,7 +153,8 @@ def _sniffed(path: Path, file: TextIO) -> str:
 def _read_json(path: Path, file: TextIO, choose: Choose, unfold: Unfold | None) -> pd.DataFrame:
     """One object per line, or a file that is one value: an array of objects, or an object that
     holds one array of objects. Objects within objects are flattened: the inner names count."""
-    lines = ((number, text) for number, text in enumerate(file, start=1) if text.strip())
+    numbered = enumerate(file, start=1)
+    lines: Iterator[tuple[int, str]] = (line for line in numbered if line[1].strip())
     first = next(lines, None)
     if first is None:
         raise ValueError(f"{path} is empty: it needs one JSON object per line, or an array of them")

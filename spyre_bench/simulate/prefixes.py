@@ -71,8 +71,8 @@ def _ids_of(workload: Workload) -> list[Sequence[Hashable]]:
             ids = []
         if not isinstance(ids, list) or not all(isinstance(it, int | str) for it in ids):
             raise ValueError(
-                f"workload {workload.name} request {number}: hash_ids {str(ids)[:60]} is no list of "
-                f"numbers or texts: mend it, or leave it empty"
+                f"workload {workload.name} request {number}: hash_ids {str(ids)[:60]} is no list "
+                f"of numbers or texts: mend it, or leave it empty"
             )
         found.append(ids)
     return found
