@@ -19,7 +19,8 @@ from spyre_bench.workload.workload import Workload
 
 MOST_REQUESTS = 10_000
 LINE = re.compile(
-    r"(?P<at>\d\d-\d\d \d\d:\d\d:\d\d)(?:.*Engine (?P<engine>\d+):)?.*Avg prompt throughput: (?P<prompt>[\d.]+) tokens/s, "
+    r"(?P<at>\d\d-\d\d \d\d:\d\d:\d\d)(?:.*Engine (?P<engine>\d+):)?"
+    r".*Avg prompt throughput: (?P<prompt>[\d.]+) tokens/s, "
     r"Avg generation throughput: (?P<output>[\d.]+) tokens/s, Running: (?P<running>\d+) reqs, "
     r"(?:Swapped: \d+ reqs, )?(?:Waiting|Pending): (?P<waiting>\d+) reqs"
 )
