@@ -14,6 +14,7 @@ import json
 import re
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -150,13 +151,16 @@ def _sniffed(path: Path, file: TextIO) -> str:
 
 
 def _read_json(path: Path, file: TextIO, choose: Choose, unfold: Unfold | None) -> pd.DataFrame:
-    """One object per line, an array of objects, or an object that holds one array of objects.
-    Objects within objects are flattened: the inner names count."""
-    lines = ((number, text) for number, text in enumerate(file, start=1) if text.strip())
+    """One object per line, or a file that is one value: an array of objects, or an object that
+    holds one array of objects. Objects within objects are flattened: the inner names count."""
+    numbered = enumerate(file, start=1)
+    lines: Iterator[tuple[int, str]] = (line for line in numbered if line[1].strip())
     first = next(lines, None)
     if first is None:
         raise ValueError(f"{path} is empty: it needs one JSON object per line, or an array of them")
-    whole = _whole(path, first, lines, unfold)
+    second = next(lines, None)
+    lines = itertools.chain([] if second is None else [second], lines)
+    whole = _whole(path, first, lines, second is None, unfold)
     if whole is None:
         place, objects = "line", _each_line(path, itertools.chain([first], lines))
     else:
@@ -173,20 +177,23 @@ def _whole(
     path: Path,
     first: tuple[int, str],
     lines: Iterator[tuple[int, str]],
+    only: bool,
     unfold: Unfold | None,
 ) -> Any:
-    """The requests of a file that is one JSON value; None where each line is one, of which only the
-    first has been looked at."""
+    """The requests of a file that is one JSON value, in its `only` line or over all; None where
+    each line is one, of which only the first has been looked at."""
     number, text = first
-    start = text.lstrip()[0]
+    over_lines = False
     try:
         value = _loads(text)
-    except ValueError as error:
+    except ValueError:
         try:
             value = _loads(text + "".join(line for _, line in lines))
-        except ValueError:
+        except ValueError as error:
             raise ValueError(f"{path} line {number} is not JSON: {error}") from error
-        start = "["  # over many lines
+        over_lines = True
+    if not (only or over_lines):
+        return None
     if isinstance(value, list):
         if value and not isinstance(value[0], dict):
             raise ValueError(
@@ -198,7 +205,7 @@ def _whole(
         arrays = [held for held in value.values() if _is_array_of_objects(held)]
         if len(arrays) == 1 and not (unfold and unfold.knows(value)):
             return arrays[0]
-        if start == "[":
+        if over_lines:
             return [value]
     return None
 
@@ -224,40 +231,56 @@ def _each_line(
             raise ValueError(f"{path} line {number} is not JSON: {error}") from error
         if not isinstance(record, dict):
             raise ValueError(
-                f"{path} line {number} is not a JSON object: write one object per line"
+                f"{path} line {number} is not a JSON object: write one object per line, or one "
+                f"array of objects in the whole file"
             )
         yield number, record
 
 
 def _loads(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_distinct)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
 
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises ValueError for a name that two values have: the first of them would be lost."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        (name, times), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{name} is there {times} times in one object: keep one")
+    return value
+
+
 def _flat(record: dict[str, Any]) -> dict[str, Any]:
-    if not any(isinstance(value, dict) for value in record.values()):
-        return record
-    inner = [value for value in record.values() if isinstance(value, dict)]
-    flat = {name: value for name, value in record.items() if not isinstance(value, dict)}
-    for value in inner:
-        flat = {name: item for name, item in value.items() if not isinstance(item, dict)} | flat
-    return flat
+    """Without objects in it: their names stand beside the outer ones, which go first. A name that
+    two of them share says whose it is, as `usage.prompt_tokens`."""
+    while inner := {name: value for name, value in record.items() if isinstance(value, dict)}:
+        record = {name: value for name, value in record.items() if name not in inner}
+        shared = Counter(itertools.chain.from_iterable(inner.values()))
+        for outer, value in inner.items():
+            for name, item in value.items():
+                record.setdefault(name if shared[name] == 1 else f"{outer}.{name}", item)
+    return record
 
 
 def _frame(
     path: Path, place: str, records: Iterable[tuple[int, dict[str, Any]]], choose: Choose
 ) -> pd.DataFrame:
-    values: dict[str, list[Any]] | None = None
+    """The columns that `choose` keeps of the names in any record; None where a record has none."""
+    values: dict[str, list[Any]] = {}
+    seen: set[str] = set()
     places: list[int] = []
     for number, record in records:
-        if values is None:
-            values = {name: [] for name in choose(list(record)) if name in record}
+        if not (places and record.keys() <= seen):
+            names = [*values, *(name for name in record if name not in seen)]
+            seen.update(names)
+            values |= {n: [None] * len(places) for n in choose(names) if n not in values}
         for name, column in values.items():
             column.append(record.get(name))
         places.append(number)
-    columns = {name: _column(column) for name, column in (values or {}).items()}
+    columns = {name: _column(column) for name, column in values.items()}
     return pd.DataFrame(columns, index=pd.Index(places, name=place, dtype="int64"))
 
 

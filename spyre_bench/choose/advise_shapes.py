@@ -116,12 +116,14 @@ def advise_shapes(
         return replay(fitted, costs)
 
     chosen: dict[str, ShapeChoice] = {}
+    refusals: list[ValueError] = []
     for name, candidates in grid.parts():
         try:
             chosen[name] = choose_shapes(candidates, run, limits, longest_tokens=grid.longest)
-        except ValueError:
-            if not chosen:  # of everything
-                raise
+        except ValueError as refusal:  # fewer rows or shorter chunks may still do
+            refusals.append(refusal)
+    if not chosen:
+        raise refusals[0]
     sets = {name: choice.costs for name, choice in chosen.items()} | grid.baselines(model)
     if today is not None:
         sets[TODAY] = model.of_shapes(today)

@@ -30,6 +30,19 @@ class Problem:
     most: int
     budget_s: float | None = None
 
+    def refusal(self, what: str, whom: str) -> str:
+        """Why no choice serves every point, in a sentence."""
+        if self.budget_s is None:
+            return (
+                f"no choice of {self.most} {what} serves {whom}: raise k, or leave the longest "
+                f"requests out"
+            )
+        return (
+            f"no choice of {self.most} {what} within a warmup budget of {self.budget_s:g} s serves "
+            f"{whom}; the fastest candidate compiles in {self.compile_s.min():.1f} s: raise the "
+            f"budget or k, or leave the longest requests out"
+        )
+
     @property
     def scale_s(self) -> float:
         """Seconds of one unit of the programme's objective: a power of two, so that no digit is

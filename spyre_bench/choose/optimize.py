@@ -105,7 +105,8 @@ def choose_buckets(
     """The best choice within the limits, by mixed-integer programming (HiGHS through scipy), proved
     to within `gap` unless `time_limit_s` ends the search first; the result says how far.
 
-    Raises ValueError where no choice serves every request, with the reason.
+    Raises ValueError where no choice serves every request, with the reason: Infeasible where more
+    of these candidates would.
     """
     started = time.perf_counter()
     instance = _Instance.of(workload, costs, limits)
@@ -150,12 +151,7 @@ def _explained(instance: _Instance) -> Iterator[None]:
     try:
         yield
     except Infeasible as error:
-        problem = instance.problem
-        raise ValueError(
-            f"no choice of {problem.most} buckets within a warmup budget of {problem.budget_s:g} s "
-            f"serves every request; the fastest candidate compiles in "
-            f"{problem.compile_s.min():.1f} s: raise the budget or k, or leave the longest out"
-        ) from error
+        raise Infeasible(instance.problem.refusal("buckets", "every request")) from error
 
 
 @dataclass(frozen=True)

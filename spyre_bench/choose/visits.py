@@ -162,11 +162,7 @@ def _best(
     try:
         chosen, bound_s = solve(problem, gap=gap, time_limit_s=time_limit_s)
     except Infeasible as error:
-        raise ValueError(
-            f"no choice of {limits.graphs} shapes within a warmup budget of "
-            f"{limits.warmup_budget_s:g} s serves every pass; the fastest candidate compiles in "
-            f"{compile_s.min():.1f} s: raise the budget or k, or leave the longest requests out"
-        ) from error
+        raise Infeasible(problem.refusal("shapes", "every pass")) from error
     return _only(candidates, [every[needed[index]] for index in chosen]), bound_s
 
 

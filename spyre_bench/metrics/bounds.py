@@ -64,12 +64,17 @@ def shape_bound_s(workload: Workload, costs: Sequence[BucketCost]) -> float:
 def bound_s(run: SimulatedRun) -> float:
     """L1 of the served requests, whichever way they were batched. What a prefix cache had counts as
     never computed."""
+    return float(served_shares_s(run).sum())
+
+
+def served_shares_s(run: SimulatedRun) -> np.ndarray:
+    """The part of L1 of each request, 0 of those that nobody served."""
     if isinstance(run, StaticRun):
         shares = shares_s(run.workload, run.costs)
     else:
         assert isinstance(run, ContinuousRun)
         shares = step_shares_s(run.workload, run.costs, run.hit_tokens)
-    return float(shares[run.served & np.isfinite(shares)].sum())
+    return np.where(run.served & np.isfinite(shares), shares, 0.0)
 
 
 def step_shares_s(

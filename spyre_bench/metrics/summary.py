@@ -7,7 +7,7 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 
-from spyre_bench.metrics.bounds import bound_s
+from spyre_bench.metrics.bounds import bound_s, served_shares_s
 from spyre_bench.metrics.latency import latencies
 from spyre_bench.metrics.waste import ledger, paid
 from spyre_bench.simulate.result import UNSERVED, ContinuousRun, SimulatedRun
@@ -99,7 +99,8 @@ def _of_continuous(run: SimulatedRun) -> dict[str, float]:
 def saturation(run: SimulatedRun) -> str:
     """Why latencies of this run measure the backlog and not the service; empty where they do not.
 
-    Certain, if the least work the requests can be takes longer than they took to arrive. Otherwise
+    Certain, if the least work the requests can be takes longer than they took to arrive, that of
+    the last, which nobody came after, left out. Otherwise
     a run counts as saturated if its queue grew: the mean queue time of the second half of the
     served requests is above 1.5 times that of the first half plus the longest batch.
     """
@@ -110,7 +111,7 @@ def saturation(run: SimulatedRun) -> str:
     span_s = float(arrival_s[-1] - arrival_s[0])
     if span_s == 0:
         return "all requests came at once: their latency is that of the backlog"
-    least_s = bound_s(run) / run.replicas
+    least_s = float(served_shares_s(run)[: served[-1]].sum()) / run.replicas
     if least_s > span_s:
         return (
             f"the requests came in {span_s:.0f} s and are at least {least_s:.0f} s of work for "

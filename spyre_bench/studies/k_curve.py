@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from spyre_bench.choose.facility import Infeasible
 from spyre_bench.choose.optimize import Limits, choose_buckets
 from spyre_bench.choose.schemes import optimal
 from spyre_bench.cost.bucket_cost import BucketCost, CostModel
@@ -24,7 +25,8 @@ def k_curve(
     warmup_budget_s: float | None = None,
     held_out: Workload | None = None,
 ) -> pd.DataFrame:
-    """The proved choice among the candidates `costs` for each number of buckets from 1 to `k`.
+    """The proved choice among the candidates `costs` for each number of buckets from 1 to `k` that
+    can serve every request: a table without its largest corner needs two.
 
     One row per number: k, graphs (chosen, at most k), buckets, compile_s of them all; device_s and
     bound_s, the shape bound of the choice and the least that any choice has, in seconds per
@@ -32,14 +34,19 @@ def k_curve(
     between two starts. With `held_out` also held_out_s, the same choice's device seconds per
     request on these, and held_out_lost, how many of them fit none of its buckets and do not count.
 
-    Raises ValueError for `k` or `reuse` below 1, and for what `choose_buckets` refuses.
+    Raises ValueError for `k` or `reuse` below 1, and for what `choose_buckets` refuses at `k`.
     """
     for name, value in (("k", k), ("reuse", reuse)):
         if value < 1:
             raise ValueError(f"{name} {value} is below 1: use 1 or more")
     rows = []
     for number in range(1, k + 1):
-        choice = choose_buckets(workload, costs, Limits(number, warmup_budget_s))
+        try:
+            choice = choose_buckets(workload, costs, Limits(number, warmup_budget_s))
+        except Infeasible:
+            if number == k:
+                raise
+            continue
         device_s = choice.objective_s / len(workload)
         rows.append(
             {
@@ -75,7 +82,7 @@ def prompts_only(
 ) -> tuple[float, ...]:
     """Device seconds per request in full batches, for 1 to `k` buckets that differ in their prompt
     length alone: what choosing in one dimension gives, exact. All have `batch_size` rows and room
-    for the longest output."""
+    for the longest output; nan where the model has no figure for one of them."""
     _, least_prompt, least_output = model.smallest
     prompt_tokens = np.maximum(workload.prompt_tokens, least_prompt)
     new_tokens = max(least_output, int(workload.max_tokens.max()))
@@ -88,5 +95,8 @@ def prompts_only(
         # measuring noise must not make a longer bucket the cheaper one
         return np.maximum.accumulate(seconds) / batch_size
 
-    solved = optimal(prompt_tokens, k, cost_of=share_s)
+    try:
+        solved = optimal(prompt_tokens, k, cost_of=share_s)
+    except ValueError:
+        return (float("nan"),) * k
     return tuple(cost_s / len(workload) for cost_s in solved.cost)

@@ -19,7 +19,8 @@ from spyre_bench.workload.workload import Workload
 
 MOST_REQUESTS = 10_000
 LINE = re.compile(
-    r"(?P<at>\d\d-\d\d \d\d:\d\d:\d\d).*Avg prompt throughput: (?P<prompt>[\d.]+) tokens/s, "
+    r"(?P<at>\d\d-\d\d \d\d:\d\d:\d\d)(?:.*Engine (?P<engine>\d+):)?"
+    r".*Avg prompt throughput: (?P<prompt>[\d.]+) tokens/s, "
     r"Avg generation throughput: (?P<output>[\d.]+) tokens/s, Running: (?P<running>\d+) reqs, "
     r"(?:Swapped: \d+ reqs, )?(?:Waiting|Pending): (?P<waiting>\d+) reqs"
 )
@@ -52,8 +53,11 @@ def from_lines(path: Path, lengths: Workload, rng: np.random.Generator) -> Workl
     """As many requests, when the log's tokens were processed, with lengths drawn from a workload
     like its own; prompts are stretched until the tokens of both kinds are the log's. Raises
     ValueError for a log without a line of tokens."""
-    at_s, prompt_tps, output_tps, running, waiting = _lines(path)
-    interval_s = float(np.median(np.diff(at_s))) if len(at_s) > 1 else 10.0
+    engine, at_s, prompt_tps, output_tps, running, waiting = _lines(path)
+    since_s = np.concatenate([np.diff(at_s[engine == one]) for one in np.unique(engine)])
+    if (since_s < 0).any():
+        raise ValueError(f"{path}: its lines go back in time: cut out those of one run")
+    interval_s = float(np.median(since_s)) if len(since_s) else 10.0
     prompt, output = prompt_tps * interval_s, output_tps * interval_s
     if not (prompt.sum() > 0 and output.sum() > 0):
         raise ValueError(f"{path} has no line with tokens of prompts and of outputs: was it idle?")
@@ -78,19 +82,18 @@ def from_lines(path: Path, lengths: Workload, rng: np.random.Generator) -> Workl
 
 
 def _lines(path: Path) -> tuple[np.ndarray, ...]:
-    """Seconds from the first line, tokens/s of prompts and outputs, running and waiting. The year,
-    which a line lacks, is taken for one that knows 29 February."""
+    """Whose it is, seconds from the first line, tokens/s of prompts and outputs, running and
+    waiting. The year, which a line lacks, is taken for one that knows 29 February."""
     with open_text(path) as file:
         found = [match for line in file if (match := LINE.search(line))]
     times = [datetime.strptime(f"2024-{match['at']}", "%Y-%m-%d %H:%M:%S") for match in found]
     at_s = np.array([(time - times[0]).total_seconds() for time in times])
-    if (np.diff(at_s) < 0).any():
-        raise ValueError(f"{path}: its lines go back in time: cut out those of one run")
+    engine = np.array([match["engine"] or "" for match in found])
     numbers = [
         np.array([float(match[name]) for match in found])
         for name in ("prompt", "output", "running", "waiting")
     ]
-    return at_s, numbers[0], numbers[1], numbers[2].astype(int), numbers[3].astype(int)
+    return engine, at_s, numbers[0], numbers[1], numbers[2].astype(int), numbers[3].astype(int)
 
 
 # --- /metrics -------------------------------------------------------------------------------------

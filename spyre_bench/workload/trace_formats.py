@@ -223,7 +223,9 @@ def match_format(path: Path, names: Iterable[str], reading: Reading) -> Format:
         known = (replace(FORMATS[0], publisher="columns as given", arrival="", max_tokens=""),)
     found = [form for form in known if _needed(form, given) <= set(names)]
     if found:
-        return _with_columns(max(found, key=lambda form: len(form.required)), given)
+        form = _with_columns(max(found, key=lambda form: len(form.required)), given)
+        _require_one(path, "max_tokens", form.max_tokens, names)
+        return form
     guessed = _guess(path, names, given)
     if guessed:
         return _with_columns(guessed, given)
@@ -235,6 +237,16 @@ def match_format(path: Path, names: Iterable[str], reading: Reading) -> Format:
         f"trace format. Rename them to one of: {listed}. Or say which is which, for example "
         f"--columns arrival=created_at,prompt=n_in,output=n_out"
     )
+
+
+def _require_one(path: Path, part: str, wanted: str, names: Sequence[str]) -> None:
+    """ValueError where what may be left out is there twice, in two objects of a record."""
+    several = [name for name in names if wanted and name.endswith(f".{wanted}")]
+    if several and wanted not in names:
+        raise ValueError(
+            f"{path}: {' and '.join(several)} may each be the {part}: say --columns "
+            f"{part}={several[0]}"
+        )
 
 
 def _needed(form: Format, given: Mapping[str, str]) -> set[str]:

@@ -91,6 +91,16 @@ def test_no_shape_is_beyond_the_limit_on_rows_times_context(requests):
     assert found.shapes.max_model_len >= (requests.prompt_tokens + requests.max_tokens).max()
 
 
+def test_wide_shapes_that_cannot_do_are_no_reason_to_give_up_narrow_ones(requests):
+    """Two shapes: wide ones are short within the limit, and the longest request needs a third."""
+    card = load_cost("card:granite-3.3-8b,tp=4")
+    rules = Rules(max_batch_context_tokens=4096)
+    found = advise_shapes(requests, card, ShapeLimits(2), Engine(8, 256), rules)
+    names = set(found.contenders["name"])
+    assert "all widths" not in names
+    assert any(name.startswith("B ≤ 1") for name in names)
+
+
 def test_a_shape_that_the_costs_say_nothing_of_is_no_candidate(requests):
     """And no other one stands in its place: it would count for two."""
 

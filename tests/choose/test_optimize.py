@@ -202,6 +202,13 @@ def test_where_nothing_serves_everyone_the_reason_is_named(way, limits, words):
         way(workload((60, 8), (200, 8)), toy("4,64,8 4,256,8"), limits)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_too_few_buckets_are_named_where_nobody_set_a_budget(way):
+    corner = toy("4,64,256 4,512,32")  # the largest combination was not measured
+    with pytest.raises(ValueError, match="no choice of 1 buckets serves every request: raise k"):
+        way(workload((60, 256), (500, 20)), corner, Limits(1))
+
+
 def test_no_bucket_is_no_choice():
     with pytest.raises(ValueError, match="k 0 is below 1"):
         Limits(0)

@@ -156,6 +156,13 @@ def test_what_cannot_be_chosen_says_why():
     requests = workload((0.0, 20, 5))
     with pytest.raises(ValueError, match=r"no choice of 2 shapes within a warmup budget of 3 s"):
         choose_shapes(CANDIDATES, lambda costs: run(requests, costs), ShapeLimits(2, 3.0))
+    narrow = replace(
+        CANDIDATES,
+        decode=tuple(c for c in CANDIDATES.decode if c.shape.rows * c.shape.context_length <= 512),
+    )
+    crowd = workload(*((0.0, 20, 5) for _ in range(4)))
+    with pytest.raises(ValueError, match=r"no choice of 2 shapes serves every pass: raise k"):
+        choose_shapes(narrow, lambda costs: run(crowd, costs), ShapeLimits(2), longest_tokens=512)
     with pytest.raises(ValueError, match="k 1 is below 2: an engine needs"):
         ShapeLimits(1)
     with pytest.raises(ValueError, match="warmup budget -1 s is not 0 or more"):

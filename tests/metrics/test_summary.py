@@ -8,14 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spyre_bench.cost.bucket_cost import BucketCost
+from spyre_bench.cost.bucket_cost import BucketCost, price
+from spyre_bench.cost.closed_form import FittedCost
 from spyre_bench.metrics import latency, summary, waste
 from spyre_bench.metrics.vllm_json import bench_result
 from spyre_bench.policy.ledger import WasteLedger
 from spyre_bench.policy.static import Policy
-from spyre_bench.shapes import Bucket
+from spyre_bench.shapes import Bucket, BucketSet
 from spyre_bench.simulate.result import DECODE, PREFILL, Passes, Requests, StaticRun
 from spyre_bench.simulate.static import simulate
+from spyre_bench.workload.workload import Workload
 from tests.simulate.test_static import COSTS, LARGE, SMALL, runs, workload
 
 # Small bucket (2 rows, 64 tokens, prefill 1 s, decode 0.5 s), large one (256, 4 s, 1 s). First a
@@ -164,6 +166,14 @@ def test_a_limit_on_something_else_is_refused(hand):
 
 
 # --- saturation -----------------------------------------------------------------------------------
+
+
+def test_a_run_in_which_nobody_waits_is_not_saturated_by_its_last_request():
+    ones = np.ones(2, int)
+    prompts = 64 * ones
+    one_row = price(BucketSet.parse("1,64,8"), FittedCost((6.0, 0.0), (0.1, 0.0, 0.0), (1.0, 0.0)))
+    load = Workload("two", np.array([0.0, 10.0]), prompts, ones, ones)
+    assert summary.saturation(simulate(load, one_row)) == ""
 
 
 def steady(gap_s: float, requests: int = 60):

@@ -61,6 +61,28 @@ def test_a_warmup_budget_ends_the_gain():
     assert knee(curve) == 2
 
 
+def test_a_number_of_buckets_that_cannot_serve_everybody_is_left_out_of_the_curve():
+    corner = price(BucketSet.parse("4,64,256 4,512,32 4,64,32"), TOY)  # 4,512,256: not measured
+    requests = workload((60, 256), (500, 20))
+    curve = k_curve(requests, corner, 3, reuse=100)
+    assert curve["k"].tolist() == [2, 3]
+    assert knee(curve) == 2
+    with pytest.raises(ValueError, match="no choice of 1 buckets serves every request"):
+        k_curve(requests, corner, 1, reuse=100)
+
+
+def test_one_dimension_has_no_seconds_where_the_model_has_no_figure_for_its_longest():
+    class NoCorner(FittedCost):
+        def of(self, bucket):
+            if bucket.prompt_length > 64 and bucket.new_tokens > 32:
+                raise ValueError("beyond what was measured")
+            return super().of(bucket)
+
+    model = NoCorner(TOY.prefill_s, TOY.decode_s, TOY.compile_s)
+    requests = workload((60, 256), (500, 20))
+    assert np.isnan(prompts_only(requests, model, 3, batch_size=4)).tolist() == [True] * 3
+
+
 @pytest.mark.parametrize(("k", "reuse", "words"), [(0, 1, "k 0 is below 1"), (1, 0, "reuse 0 is")])
 def test_what_is_below_one_is_refused(k, reuse, words):
     with pytest.raises(ValueError, match=words):

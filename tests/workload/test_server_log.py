@@ -45,6 +45,20 @@ def test_lines_of_a_log_become_as_many_tokens_at_their_times(tmp_path):
     assert "the lengths of like, prompts x0.97" in found.read_as
 
 
+@pytest.mark.parametrize("second", ["10", "11"])
+def test_engines_of_one_server_each_have_their_own_intervals(tmp_path, second):
+    path = tmp_path / "server.log"
+    rows = [(f"11-26 13:0{minute}:", 4000.0, 400.0, 3, 0) for minute in range(5)]
+    lines = [
+        log((at + seconds, *rest)).replace("Engine 000", f"Engine {engine}")
+        for at, *rest in rows
+        for engine, seconds in (("000", "10"), ("001", second))
+    ]
+    path.write_text("".join(lines))
+    found = from_lines(path, lengths(), np.random.default_rng(0))
+    assert found.prompt_tokens.sum() == pytest.approx(10 * 60 * 4000, rel=0.01)
+
+
 def test_an_idle_log_and_one_that_goes_back_are_refused(tmp_path):
     path = tmp_path / "server.log"
     path.write_text(log(("11-26 13:09:10", 0.0, 0.0, 0, 0)))

@@ -269,6 +269,85 @@ def test_json_is_read_in_every_shape(tmp_path, kind):
     assert rows(requests) == [(0, 374, 44), (0.5, 396, 109)]
 
 
+COMPLETIONS = [
+    {
+        "created": 1_700_000_000 + n,
+        "choices": [{"index": 0}],
+        "usage": {
+            "prompt_tokens": p,
+            "completion_tokens": o,
+            "prompt_tokens_details": {"audio": 0},
+        },
+    }
+    for n, (p, o) in enumerate(LENGTHS)
+]
+
+
+def lines(tmp_path, *records: object):
+    path = tmp_path / "trace.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_a_line_of_several_is_one_record_though_it_holds_an_array(tmp_path):
+    requests = Workload.read(lines(tmp_path, *COMPLETIONS))
+    assert rows(requests) == [(0, 374, 44), (1, 396, 109)], "of usage, not of choices"
+    with pytest.raises(ValueError, match="line 1 has the columns session, turns"):
+        Workload.read(lines(tmp_path, *[{"session": n, "turns": SERVEGEN} for n in (1, 2)]))
+
+
+def test_an_array_per_line_is_refused_and_none_is_dropped(tmp_path):
+    with pytest.raises(ValueError, match=r"line 1 is not a JSON object: .* or one array"):
+        Workload.read(lines(tmp_path, SERVEGEN[:1], SERVEGEN[1:]))
+
+
+def test_an_optional_field_counts_whichever_record_has_it_first(tmp_path):
+    silent = {"prompt_tokens": 9, "output_tokens": 2}
+    asks = silent | {"max_tokens": 64}
+    for line, records in ((1, (silent, asks)), (2, (asks, silent))):
+        with pytest.raises(ValueError, match=f"line {line}: max_tokens is empty"):
+            Workload.read(lines(tmp_path, *records))
+
+
+def test_what_a_first_record_lacks_is_empty_there(tmp_path):
+    requests = Workload.read(lines(tmp_path, SESSIONS[0], SESSIONS[2]))
+    assert requests.extras["delay"].tolist() == pytest.approx([math.nan, 5], nan_ok=True)
+    timed = {"prompt_tokens": 9, "output_tokens": 2, "arrival_s": 4}
+    with pytest.raises(ValueError, match="line 1: arrival_s is empty"):
+        Workload.read(lines(tmp_path, {"prompt_tokens": 9, "output_tokens": 2}, timed))
+
+
+def test_objects_within_objects_are_read_however_deep(tmp_path):
+    deep = {"usage": {"prompt_tokens": 9, "output_tokens": 2}, "request": {"p": {"max_tokens": 64}}}
+    assert Workload.read(lines(tmp_path, deep)).max_tokens.tolist() == [64]
+
+
+def test_a_name_in_two_objects_of_a_record_is_never_taken_from_one_in_silence(tmp_path):
+    both = {
+        "estimate": {"prompt_tokens": 9, "output_tokens": 2},
+        "usage": {"prompt_tokens": 99, "output_tokens": 20},
+    }
+    path = lines(tmp_path, both)
+    with pytest.raises(ValueError, match=r"columns estimate\.prompt_tokens, .* of no known"):
+        Workload.read(path)
+    told = Reading.parse("prompt=usage.prompt_tokens,output=usage.output_tokens")
+    assert Workload.read(path, told).prompt_tokens.tolist() == [99]
+    asked = {"request": {"max_tokens": 8}, "response": {"max_tokens": 64}}
+    path = lines(tmp_path, {"prompt_tokens": 9, "output_tokens": 2} | asked)
+    with pytest.raises(ValueError, match=r"say --columns max_tokens=request\.max_tokens"):
+        Workload.read(path)
+    told = Reading.parse("max_tokens=response.max_tokens")
+    assert Workload.read(path, told).max_tokens.tolist() == [64]
+
+
+def test_a_name_twice_in_one_object_is_refused(tmp_path):
+    twice = '{"prompt_tokens": 9, "output_tokens": 2, "prompt_tokens": 7}'
+    for text in (twice, f"[\n{twice}\n]"):
+        (tmp_path / "trace.jsonl").write_text(text)
+        with pytest.raises(ValueError, match="prompt_tokens is there 2 times in one object"):
+            Workload.read(tmp_path / "trace.jsonl")
+
+
 def test_a_bad_request_of_an_array_is_named_by_its_number(tmp_path):
     (tmp_path / "trace.json").write_text(json.dumps([*SERVEGEN, {"timestamp": 4}], indent=1))
     with pytest.raises(ValueError, match=r"trace\.json request 3: input_tokens is empty"):
