@@ -90,8 +90,8 @@ class SpyreScheduler(BaseScheduler):
         if reset_running_requests and self.running:
             raise ValueError(
                 f"the spyre backend cannot reset the {len(self.running)} running requests, a batch "
-                f"is prefilled once: wait for their end or abort them first (a pause that keeps them: "
-                f"clear_cache=false)"
+                f"is prefilled once: wait for their end or abort them first; a pause keeps them "
+                f"with clear_cache=false"
             )
         return super().reset_prefix_cache(reset_running_requests, reset_connector)
 

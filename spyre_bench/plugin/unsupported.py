@@ -1,4 +1,4 @@
-"""What this backend does not do, refused at start or when it is asked for: never silently ignored."""
+"""What this backend does not do, refused at start or when asked for: never silently ignored."""
 
 from __future__ import annotations
 

@@ -160,9 +160,9 @@ def test_a_pause_as_called_by_default_ends_all_and_can_be_resumed(llm, sampling,
 def test_what_no_worker_does_is_refused_with_what_to_do_instead(llm, sampling):
     engine = llm.llm_engine.engine_core.engine_core
     for call in (llm.sleep, engine.list_loras, engine.compute_weight_checksums, llm.start_profile):
-        with pytest.raises(ValueError, match="the spyre backend does not support .*: "):
+        with pytest.raises(ValueError, match=r"the spyre backend does not support .*: "):
             call()
-    with pytest.raises(ValueError, match="does not support discard: .*wake_up ends the pause"):
+    with pytest.raises(ValueError, match=r"does not support discard: .*wake_up ends the pause"):
         engine.model_executor.discard(("kv_cache",))
     assert llm.wake_up()
     assert llm.generate(PROMPTS[0], sampling(), use_tqdm=False)
