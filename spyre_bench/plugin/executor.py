@@ -16,6 +16,7 @@ from spyre_bench.engine.parallel import Rank
 from spyre_bench.plugin.config import SpyreConfig, note_warmup
 from spyre_bench.plugin.rank_failures import RankProcess, diagnose, open_last_words
 from spyre_bench.plugin.shims import make_shutdown_quiet
+from spyre_bench.plugin.unsupported import refuse_call
 
 logger = init_logger("vllm.spyre_bench.executor")
 
@@ -36,6 +37,11 @@ class StaticShapes:
     def compile_or_warm_up_model(self) -> None:
         super().compile_or_warm_up_model()
         note_warmup(self.vllm_config, self.collective_rpc("warmup_rows")[0])
+
+    def collective_rpc(self, method: str | Callable, *args: Any, **kwargs: Any) -> Any:
+        """As vLLM's; raises ValueError for what no worker of ours does, before any is asked."""
+        refuse_call(method)
+        return super().collective_rpc(method, *args, **kwargs)
 
     @classmethod
     def supports_async_scheduling(cls) -> bool:

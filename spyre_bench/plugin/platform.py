@@ -132,6 +132,7 @@ class SpyrePlatform(Platform):
         if config.compile_backend != "sendnn":  # whose runtime nobody has tried in a fork
             prefer_fork()
         vllm_config.scheduler_config.async_scheduling = False
+        _take_no_part(vllm_config)
         if config.shapes is None:
             cls._fit_to_buckets(vllm_config, config.compiled)
         else:
@@ -223,7 +224,6 @@ class SpyrePlatform(Platform):
         # what a step may hold at most; how long a chunk is, each step says
         tokens = max(shapes.max_model_len, shapes.max_rows)
         scheduler.max_num_batched_tokens = scheduler.max_num_scheduled_tokens = tokens
-        scheduler.long_prefill_token_threshold = 0
         if not scheduler.enable_chunked_prefill and shapes.max_chunk < shapes.max_model_len:
             raise ValueError(
                 f"chunked prefill is off and the longest chunk has {shapes.max_chunk} of "
@@ -331,6 +331,18 @@ class SpyrePlatform(Platform):
     @classmethod
     def update_block_size_for_backend(cls, vllm_config: VllmConfig) -> None:
         """The block size is that of the buckets."""
+
+
+def _take_no_part(vllm_config: VllmConfig) -> None:
+    """As if nobody had set the options by which vLLM's scheduler would cut a prompt or refuse a
+    member after our policy has decided, or would not start: `options` says so in the log."""
+    scheduler = vllm_config.scheduler_config
+    scheduler.long_prefill_token_threshold = 0
+    scheduler.long_prefill_token_threshold_adaptive = False
+    scheduler.max_num_active_seqs = None
+    scheduler.watermark = 0.0
+    vllm_config.cache_config.prefix_match_unit = None
+    vllm_config.cache_config.prefix_cache_retention_interval = 0
 
 
 def _sizes(config: SpyreConfig, vllm_config: VllmConfig) -> ModelSizes:

@@ -95,6 +95,9 @@ class SpyreStatLogger(StatLoggerBase):
         SpyrePlatform.adopt(vllm_config)
         self._labels = (vllm_config.model_config.served_model_name, str(engine_index))
         self._seen: dict[tuple[str, ...], int] = {}
+        # Of several API servers, whose counters are added up, one counts. The totals of a step go
+        # to any of them; those of a step without output, as the last one before a rest, to this.
+        self._counts = vllm_config.parallel_config._api_process_rank == 0
         watch_max_tokens(_count_clamped)
         for metric in (rejected, clamped, _counters, _gauges):  # there before the first event
             metric()
@@ -115,9 +118,9 @@ class SpyreStatLogger(StatLoggerBase):
         for (name, *labels), total in totals.items():
             grown = total - self._seen.get((name, *labels), 0)
             if name == "rejected":
-                rejected().labels(*labels).inc(grown)
+                rejected().labels(*labels).inc(grown * self._counts)
             elif name in _counters():
-                _counters()[name].labels(*self._labels, *labels).inc(grown)
+                _counters()[name].labels(*self._labels, *labels).inc(grown * self._counts)
             else:
                 scale = 1e-6 if name.endswith("_us") else 1
                 _gauges()[name].labels(*self._labels, *labels).set(total * scale)

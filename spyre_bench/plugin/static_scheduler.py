@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import create_request_queue
 from vllm.v1.metrics.stats import SchedulerStats
@@ -89,7 +90,8 @@ class SpyreScheduler(BaseScheduler):
         if reset_running_requests and self.running:
             raise ValueError(
                 f"the spyre backend cannot reset the {len(self.running)} running requests, a batch "
-                f"is prefilled once: wait for their end or abort them first"
+                f"is prefilled once: wait for their end or abort them first; a pause keeps them "
+                f"with clear_cache=false"
             )
         return super().reset_prefix_cache(reset_running_requests, reset_connector)
 
@@ -110,7 +112,7 @@ class SpyreScheduler(BaseScheduler):
         now_s, wall_s = self._now()
         self._see(wall_s)
         step, looked_s = None, []
-        if not self.running:
+        if not self.running and self._pause_state == PauseState.UNPAUSED:
             step = self._decide(now_s)
             looked_s, self._looked_s = [*self._looked_s, self.wall_clock()], [wall_s]
         batch = step if isinstance(step, Batch) else None

@@ -1,8 +1,8 @@
-"""What this backend does not do, refused at start: never silently ignored."""
+"""What this backend does not do, refused at start or when asked for: never silently ignored."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spyre_bench.model_sizes import LARGEST_TP
 
@@ -10,6 +10,35 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 WHOLE = "a bucket computes whole sequences on one device"
+
+
+CALLS = {
+    name: instead
+    for instead, names in {
+        # vLLM pauses before it asks
+        "stop the server instead; wake_up ends the pause": "sleep discard",
+        "pass_log has the seconds of each pass": "profile",
+        "serve a model that was merged with its adapter": """
+            add_lora remove_lora pin_lora list_loras
+            """,
+        "compiled passes keep the weights they were loaded with: start another server": """
+            reload_weights reset_weights update_weights start_weight_update
+            start_draft_weight_update finish_weight_update init_weight_transfer_engine
+            shutdown_weight_transfer_engine checkpoint_prepare checkpoint_restore
+            """,
+        "weights are packed at load: look at the files of the model's directory": """
+            compute_weight_checksums save_sharded_state apply_model get_model_inspection
+            """,
+    }.items()
+    for name in names.split()
+}
+"""What vLLM asks of its workers while it serves and ours do not do -> what to do instead."""
+
+
+def refuse_call(method: Any) -> None:
+    """Raises ValueError for such a call."""
+    if isinstance(method, str) and method in CALLS:
+        raise ValueError(f"the spyre backend does not support {method}: {CALLS[method]}")
 
 
 def refuse_config(vllm_config: VllmConfig) -> None:

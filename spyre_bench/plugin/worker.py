@@ -212,6 +212,12 @@ class SpyreWorker(WorkerBase):
     def sample_tokens(self, grammar_output: GrammarOutput | None) -> ModelRunnerOutput:
         return self.model_runner.sample_tokens(grammar_output)
 
+    def reset_encoder_cache(self) -> None:
+        """Text has no encoder; vLLM asks for it whenever it pauses."""
+
+    def wake_up(self, tags: list[str] | None = None) -> None:
+        """No worker of ours sleeps, but vLLM may think so after a call that was refused."""
+
     def get_supported_tasks(self) -> tuple[SupportedTask, ...]:
         return ("generate",)
 

@@ -148,6 +148,26 @@ def test_running_requests_cannot_be_reset_and_go_on_unharmed(llm, sampling, refe
     assert llm.reset_prefix_cache(reset_running_requests=True)
 
 
+def test_a_pause_as_called_by_default_ends_all_and_can_be_resumed(llm, sampling, reference):
+    engine = llm.llm_engine.engine_core.engine_core
+    engine.pause_scheduler()
+    assert engine.is_scheduler_paused()
+    engine.resume_scheduler()
+    (result,) = llm.generate(PROMPTS[0], sampling(), use_tqdm=False)
+    assert result.outputs[0].token_ids == reference.greedy(PROMPTS[0], 6)
+
+
+def test_what_no_worker_does_is_refused_with_what_to_do_instead(llm, sampling):
+    engine = llm.llm_engine.engine_core.engine_core
+    for call in (llm.sleep, engine.list_loras, engine.compute_weight_checksums, llm.start_profile):
+        with pytest.raises(ValueError, match=r"the spyre backend does not support .*: "):
+            call()
+    with pytest.raises(ValueError, match=r"does not support discard: .*wake_up ends the pause"):
+        engine.model_executor.discard(("kv_cache",))
+    assert llm.wake_up()
+    assert llm.generate(PROMPTS[0], sampling(), use_tqdm=False)
+
+
 def test_beam_search_works_within_the_buckets(llm, reference):
     from vllm.sampling_params import BeamSearchParams
 

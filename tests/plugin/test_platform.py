@@ -44,6 +44,24 @@ def test_vllms_scheduler_and_cache_follow_the_buckets(configure):
 CONTINUOUS = {"batching": "continuous"}
 
 
+@pytest.mark.parametrize("spyre", [TWO, CONTINUOUS])
+def test_options_called_without_effect_do_not_reach_vllms_scheduler(configure, spyre):
+    """It would cut prompts, admit fewer than the policy chose, or refuse to start."""
+    named = {
+        "long_prefill_token_threshold": 16,
+        "long_prefill_token_threshold_adaptive": True,
+        "max_num_active_seqs": 2,
+        "watermark": 0.5,
+        "prefix_match_unit": 16,
+        "prefix_cache_retention_interval": 64,
+    }
+    config, usual = configure(spyre=spyre, **named), configure(spyre=spyre)
+    for part in ("scheduler_config", "cache_config"):
+        for name in named:
+            ours, default = (getattr(getattr(c, part), name, None) for c in (config, usual))
+            assert ours == default, name
+
+
 def test_vllms_scheduler_and_cache_follow_the_shapes(configure):
     shapes = {"prefill_shapes": "64,256 128,512", "decode_shapes": [[4, 256], [2, 384]]}
     config = configure(spyre=CONTINUOUS | shapes | {"blocks": 30})

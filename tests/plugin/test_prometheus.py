@@ -85,6 +85,24 @@ def test_counters_grow_by_what_came_since_and_a_lost_message_loses_nothing(
     assert sample("spyre:queue_age_seconds", **where) == 2.0
 
 
+def test_of_several_api_servers_one_counts_what_the_engine_did(
+    counts, ours, vllm_config, monkeypatch
+):
+    """prometheus_client adds up their counters; the totals of a step reach one of them."""
+    servers = []
+    for rank in (0, 1):
+        monkeypatch.setattr(vllm_config.parallel_config, "_api_process_rank", rank)
+        servers.append(prometheus.SpyreStatLogger(vllm_config, engine_index=9))
+    where = {"model_name": vllm_config.model_config.served_model_name, "engine": "9"}
+    refused = sample("spyre:rejected_requests_total", reason="unsupported") or 0
+    for server in (1, 0, 1, 1, 0):
+        counts.add_batch(BUCKET, 3, LEDGER)
+        counts.add_rejected("unsupported")
+        servers[server].record(statistics(counts), None)
+    assert sample("spyre:batches_total", **where, bucket="4,64,32") == 5
+    assert sample("spyre:rejected_requests_total", reason="unsupported") == refused + 5
+
+
 def test_on_another_device_nothing_is_counted_watched_or_adopted(counts, monkeypatch, vllm_config):
     from vllm.entrypoints.serve.utils import api_utils
     from vllm.platforms.cpu import CpuPlatform

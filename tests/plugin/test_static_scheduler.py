@@ -18,6 +18,9 @@ def vllm_config(tiny_llama):
         yield EngineArgs(
             model=str(tiny_llama),
             scheduling_policy="fcfs",
+            long_prefill_token_threshold=16,  # without effect, as these two
+            max_num_active_seqs=2,
+            watermark=0.5,
             additional_config={"spyre": {"buckets": [[4, 64, 32], [2, 256, 64]], "gather_s": 0}},
         ).create_engine_config()
 
@@ -134,6 +137,42 @@ def test_a_full_queue_is_served_in_order(host):
     for name in "abcdefghij":
         host.add(name, max_tokens=1)
     assert [names for names, _ in host.run()] == ["abcd", "efgh", "ij"]
+
+
+def pause(host: Host, state: str) -> None:
+    from vllm.v1.core.sched.interface import PauseState
+
+    host.scheduler.set_pause_state(PauseState[state])
+
+
+def test_a_paused_engine_admits_nobody_and_lets_its_batch_end(host):
+    host.add("a")
+    host.step()
+    host.add("b", max_tokens=1)
+    pause(host, "PAUSED_NEW")
+    assert [host.step() for _ in range(3)] == [("a", None), ("a", None), ("", None)]
+    assert host.scheduler.make_stats() is None  # and counts a's batch
+    pause(host, "UNPAUSED")
+    assert host.run() == [("b", SMALL)]
+
+
+def test_a_stopped_engine_runs_nothing_until_it_goes_on(host):
+    host.add("a")
+    host.step()
+    host.add("b", max_tokens=1)
+    pause(host, "PAUSED_ALL")
+    assert [host.step() for _ in range(3)] == [("", None)] * 3
+    pause(host, "UNPAUSED")
+    assert host.run() == [("a", None), ("a", None), ("b", SMALL)]
+
+
+@pytest.mark.parametrize("state", ["PAUSED_NEW", "PAUSED_ALL"])
+def test_whoever_comes_to_a_paused_engine_waits_for_it_to_go_on(host, state):
+    pause(host, state)
+    host.add("a", max_tokens=1)
+    assert host.step() == ("", None)
+    pause(host, "UNPAUSED")
+    assert host.run() == [("a", SMALL)]
 
 
 def test_an_aborted_member_leaves_the_batch_running(host):
