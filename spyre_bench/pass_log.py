@@ -3,6 +3,7 @@ written and read as the same rows, and read into tidy frames."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -153,23 +154,36 @@ KIND_OF = {Warmup: WARMUP, ShapeWarmup: SHAPE_WARMUP, StepRules: STEP_RULES}
 
 class PassLog:
     """Rows to a file, each flushed, so that a reader sees every finished pass; to nowhere without
-    a path."""
+    a path. What an engine before this one logged there is kept as `<name>.1`."""
 
     def __init__(self, path: Path | None):
         self._file: TextIO | None = None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_file() and path.stat().st_size:
+                path.replace(path.with_name(f"{path.name}.1"))
             self._file = path.open("w", encoding="utf-8")
 
     def write(self, row: Line) -> None:
-        if self._file is not None:
-            kind = {"kind": KIND_OF[type(row)]} if type(row) in KIND_OF else {}
+        """A log that takes no more, on a full disk, ends; the engine goes on."""
+        if self._file is None:
+            return
+        kind = {"kind": KIND_OF[type(row)]} if type(row) in KIND_OF else {}
+        try:
             self._file.write(json.dumps(kind | vars(row), default=_plain) + "\n")
             self._file.flush()
+        except OSError as error:
+            log.warning(
+                "The pass log ends here, and passes go on: %s takes no more (%s). Make room and "
+                "start again for a whole one.",
+                *(self._file.name, error.strerror),
+            )
+            self.close()
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # of what a full disk did not take
+                self._file.close()
             self._file = None
 
 

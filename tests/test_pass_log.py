@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -96,6 +97,30 @@ def test_what_is_written_is_what_is_read(tmp_path):
             "running": 2,
         }
     ]
+
+
+def a_warmup() -> Warmup:
+    return Warmup(Bucket(4, 64, 32), 3.0, 2.0, 0.5, 0.1, False, 2)
+
+
+def test_a_full_disk_ends_the_log_with_one_sentence_and_no_engine(caplog):
+    log = PassLog(Path("/dev/full"))
+    for _ in range(2):
+        log.write(a_warmup())
+    log.close()
+    (said,) = caplog.messages
+    assert said.startswith("The pass log ends here, and passes go on: /dev/full takes no more")
+
+
+def test_a_restart_keeps_what_the_engine_before_it_logged(tmp_path):
+    path = tmp_path / "passes.jsonl"
+    for _ in range(3):  # a start that logs nothing leaves the one before it alone
+        log = PassLog(path)
+        log.write(a_warmup())
+        log.close()
+        PassLog(path).close()
+    assert path.read_text() == ""
+    assert len(read_warmup(tmp_path / "passes.jsonl.1")) == 1
 
 
 def test_a_line_that_a_killed_server_left_half_written_is_left_out_with_a_note(log, caplog):

@@ -18,6 +18,7 @@ from spyre_bench.checkpoints.find import model_directory
 from spyre_bench.engine.carried import NotCarried
 from spyre_bench.engine.memory import blocks_that_fit, memory_there
 from spyre_bench.engine.weights import require_servable
+from spyre_bench.files import require_place
 from spyre_bench.model_sizes import ModelSizes
 from spyre_bench.plugin import environment
 from spyre_bench.plugin.config import SpyreConfig
@@ -147,6 +148,8 @@ class SpyrePlatform(Platform):
         config = SpyreConfig.of(vllm_config)
         for sentence in config.environment_warnings():
             logger.warning("%s", sentence)
+        if config.pass_log is not None:
+            require_place(config.pass_log)
         blocks_are_named = True
         if config.batching == "continuous":
             rows, chunk, blocks = (cls._options.get(name) for name in SIZES)

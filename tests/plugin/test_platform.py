@@ -105,6 +105,13 @@ def test_rules_that_would_end_the_server_at_some_request_are_refused_at_start(
         configure(spyre=CONTINUOUS | {"rules": rules}, max_model_len=512)
 
 
+def test_a_pass_log_that_cannot_be_written_is_refused_before_anything_is_loaded(
+    configure, tmp_path
+):
+    with pytest.raises(ValueError, match="is a folder: name a file in it"):
+        configure(spyre=TWO | {"pass_log": str(tmp_path)})
+
+
 @pytest.mark.parametrize(
     ("backend", "asked", "method"),
     [
