@@ -234,6 +234,13 @@ class ModelSizes:
         per_token = 4 * self.hidden_size + 3 * (self.intermediate_size // tp) + prompt  # of mask
         return rows * (prompt * per_token * item_bytes + self.vocab_size * logit_bytes)
 
+    def score_bytes(
+        self, rows: int, queries: int, slots: int, tp: int = 1, item_bytes: int = FP16_BYTES
+    ) -> int:
+        """What attention of so many queries a row over so many slots needs beside that, on one
+        card: nothing, where one kernel takes the whole of it."""
+        return 0
+
     # --- operations -----------------------------------------------------------------------------
 
     def attention_operations(self, rows: int, queries: int, slots: int, tp: int = 1) -> int:

@@ -38,7 +38,9 @@ def stand_in(source: Path, heads: int, kv_heads: int, target: Path | None = None
     values |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "dtype": "float32"}
     if target is not None:
         return _write(values, source, target)
-    of = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]  # names recur
+    # names recur, and another model may have come to the same place
+    made_of = str(source.resolve()) + json.dumps(values, sort_keys=True)
+    of = hashlib.sha256(made_of.encode()).hexdigest()[:8]
     cached = cache_directory() / f"{source.name}-{of}-{heads}-{kv_heads}-heads"
     if not cached.exists():
         cached.parent.mkdir(parents=True, exist_ok=True)

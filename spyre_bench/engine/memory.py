@@ -39,7 +39,9 @@ def pass_bytes(sizes: ModelSizes, bucket: Bucket, dtype: str, tp: int = 1) -> in
     """KV cache, logits, mask and the activations of one layer's prefill, in bytes a rank."""
     item = ITEM_BYTES[dtype]
     kv = bucket.batch_size * bucket.context_length * sizes.kv_bytes_per_token(tp, item)
-    return kv + sizes.prefill_bytes(bucket, tp, item, LOGIT_BYTES)
+    rows, prompt = bucket.batch_size, bucket.prompt_length
+    scores = sizes.score_bytes(rows, prompt, prompt, tp, item)
+    return kv + sizes.prefill_bytes(bucket, tp, item, LOGIT_BYTES) + scores
 
 
 def check_memory(
@@ -86,6 +88,7 @@ def pool_bytes(sizes: ModelSizes, shapes: ShapeSet, dtype: str, tp: int = 1) -> 
     chunks = [
         sizes.prefill_bytes(Bucket(1, shape.chunk_length, 2), tp, item, LOGIT_BYTES)
         + (shape.chunk_length + 4 * sizes.hidden_size // tp) * shape.context_length * item
+        + sizes.score_bytes(1, shape.chunk_length, shape.context_length, tp, item)
         for shape in shapes.prefill
     ]
     wides = [

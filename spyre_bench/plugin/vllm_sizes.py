@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.logger import init_logger
 
 from spyre_bench.checkpoints.weight_files import WeightFiles
-from spyre_bench.model_sizes import ModelSizes
+from spyre_bench.model_sizes import FP16_BYTES, ModelSizes
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -91,6 +91,8 @@ class StoredSizes(ModelSizes):
     splits the vocabulary over the ranks too, and fills it up to a multiple of 64."""
 
     stored_parameters: int
+    soft_cap: bool = False  # of attention's scores
+    window: bool = False  # some layers see no further back
 
     @property
     def _tables(self) -> int:
@@ -103,6 +105,14 @@ class StoredSizes(ModelSizes):
     def _other_weights(self, tp: int) -> int:
         filled = -self.vocab_size % VOCABULARY_MULTIPLE * (1 if self.tied_head else 2)
         return (min(self._tables, self.stored_parameters) + filled * self.hidden_size) // tp
+
+    def score_bytes(
+        self, rows: int, queries: int, slots: int, tp: int = 1, item_bytes: int = FP16_BYTES
+    ) -> int:
+        """Under a soft cap scores stand in memory, three of a kind at a time where nothing is
+        fused (`engine.static_attention.capped`); a window has a mask of its own."""
+        scores = 3 * self.card_heads(tp) if self.soft_cap else 0
+        return rows * queries * slots * (scores + self.window) * item_bytes
 
 
 def may_run(model: ModelConfig) -> bool:
@@ -152,6 +162,8 @@ def _sizes(vllm_config: VllmConfig, files: WeightFiles) -> StoredSizes:
         context_length=model.max_model_len,
         tied_head=bool(getattr(config, "tie_word_embeddings", False)),
         stored_parameters=sum(files.elements.values()),
+        soft_cap=bool(getattr(config, "attn_logit_softcapping", None)),
+        window=bool(getattr(config, "sliding_window", None)),
     )
 
 

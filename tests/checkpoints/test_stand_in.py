@@ -32,7 +32,11 @@ def test_without_a_target_it_is_made_once(tiny_llama, tmp_path, monkeypatch):
     assert json.loads((made / "config.json").read_text())["num_key_value_heads"] == 3
     copy = tmp_path / "elsewhere" / tiny_llama.name
     shutil.copytree(tiny_llama, copy)
-    assert stand_in(copy, 6, 3) != made  # another model may have the name
+    of_copy = stand_in(copy, 6, 3)
+    assert of_copy != made  # another model may have the name
+    config = copy / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": 1}))
+    assert stand_in(copy, 6, 3) != of_copy  # or have come to the same place
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(7, 7), (9, 2), (64, 8)])

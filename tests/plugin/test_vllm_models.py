@@ -242,6 +242,30 @@ def test_a_model_that_fms_would_compute_otherwise_is_sent_to_vllms_code(checkpoi
         ).create_engine_config()
 
 
+def test_scores_under_a_soft_cap_and_the_mask_of_a_window_are_in_the_memory_that_is_checked(
+    tmp_path,
+):
+    from vllm.engine.arg_utils import EngineArgs
+
+    from spyre_bench.engine.memory import pass_bytes
+    from spyre_bench.plugin.vllm_sizes import sizes_of
+
+    def needed(name: str, **values) -> tuple[int, int]:
+        """Bytes beside the weights, and heads."""
+        directory = write(Case("Gemma2ForCausalLM", name, values), tmp_path / name)
+        spyre = {"buckets": BUCKETS, "model_code": "vllm"}
+        config = EngineArgs(str(directory), additional_config={"spyre": spyre})
+        sizes = sizes_of(config.create_engine_config(), directory, 512)
+        return pass_bytes(sizes, Bucket(2, 128, 4), "float32"), sizes.heads
+
+    a_head = 2 * 128 * 128 * 4
+    capped, heads = needed("capped", attn_logit_softcapping=4.0)
+    plain, _ = needed("plain", attn_logit_softcapping=None)
+    without_window, _ = needed("wide", attn_logit_softcapping=None, sliding_window=None)
+    assert capped - plain == 3 * heads * a_head
+    assert plain - without_window == a_head
+
+
 def test_weights_that_are_not_finite_are_named(tmp_path):
     import torch
     from safetensors.torch import load_file, save_file
