@@ -213,13 +213,17 @@ def _requests(path: Path, scenario: Scenario, lengths: str | None) -> Workload:
     """Of a trace or a tool's result; made up where a server's log or metrics say no more."""
     import numpy as np
 
-    from spyre_bench.workload.server_log import METRICS, from_lines, from_metrics, kind_of
+    from spyre_bench.workload.server_log import LINES, METRICS, from_lines, from_metrics, kind_of
+    from spyre_bench.workload.source import part_of
 
     kind = kind_of(path) if path.is_file() else None
+    if lengths is not None and kind != LINES:
+        raise ValueError(f"{path} says how long requests are: leave --lengths out")
     if kind is None:
         return scenario.read_workload()
     rng = np.random.default_rng(scenario.seed)
     if kind == METRICS:
+        _refuse_idle(path, scenario, TRACE_FILE)
         found = from_metrics(path, rng)
     elif lengths is None:
         raise ValueError(
@@ -227,8 +231,23 @@ def _requests(path: Path, scenario: Scenario, lengths: str | None) -> Workload:
             f"workload (spyre-bench workloads lists them) or a trace like theirs"
         )
     else:
-        found = from_lines(path, replace(scenario, workload=lengths).read_workload(), rng)
-    return found.with_max_tokens(scenario.max_tokens) if scenario.max_tokens else found
+        theirs = Scenario(
+            lengths,
+            seed=scenario.seed,
+            columns=scenario.columns,
+            time_unit=scenario.time_unit,
+            separator=scenario.separator,
+        )
+        found = from_lines(path, theirs.read_workload(), rng)
+    return part_of(
+        found,
+        scenario.requests,
+        rng,
+        scenario.arrivals,
+        scenario.max_tokens,
+        scenario.from_s,
+        scenario.to_s,
+    )
 
 
 def _of_passes(path: Path, scenario: Scenario) -> Log:
@@ -255,12 +274,12 @@ def _read_as(served: Served | ServedSteps, workload: Workload, ran: str) -> str:
 
 
 def _refuse_idle(path: Path, given: Scenario | Today, *parts: str) -> None:
-    """Settings of these parts that a pass log leaves without effect."""
+    """Settings of these parts that the file leaves without effect."""
     for it in fields(given):
         idle = it.metadata["part"] in parts and it.name not in ("workload", "seed")
         if idle and getattr(given, it.name) != it.default:
             flag = it.metadata.get("flag", f"--{it.name.replace('_', '-')}")
-            raise ValueError(f"{path} is a pass log, which says that itself: leave {flag} out")
+            raise ValueError(f"{path} says that itself, or has none of it: leave {flag} out")
 
 
 def _kind(path: Path) -> str | None:

@@ -77,6 +77,24 @@ def _sampled(
     )
 
 
+def part_of(
+    workload: Workload,
+    requests: int | None,
+    rng: np.random.Generator | None,
+    arrivals: Process | str | None,
+    max_tokens: MaxTokens | str | None,
+    from_s: float = 0.0,
+    to_s: float = math.inf,
+) -> Workload:
+    """Of what was read from a file: those within the window, of these the first `requests`, with
+    other arrivals and max_tokens where these are told."""
+    if (from_s, to_s) != (0.0, math.inf):
+        workload = workload.window(from_s, to_s)
+    workload = workload if requests is None else workload.head(requests)
+    workload = workload if arrivals is None else workload.with_arrivals(arrivals, rng)
+    return workload if max_tokens is None else workload.with_max_tokens(max_tokens)
+
+
 def load_workload(
     name_or_file: str | Path,
     *,
@@ -104,10 +122,7 @@ def load_workload(
     elif is_length_table(path):
         workload = _sampled(trace_name(path), LengthTable.read(path), drawn, rng, arrivals)
     else:
-        workload = Workload.read(path, reading)
-        workload = workload if whole else workload.window(from_s, to_s)
-        workload = workload if requests is None else workload.head(requests)
-        workload = workload if arrivals is None else workload.with_arrivals(arrivals, rng)
-        whole = True
+        read = Workload.read(path, reading)
+        return part_of(read, requests, rng, arrivals, max_tokens, from_s, to_s)
     workload = workload if whole else workload.window(from_s, to_s)
     return workload if max_tokens is None else workload.with_max_tokens(max_tokens)

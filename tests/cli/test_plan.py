@@ -30,6 +30,7 @@ from spyre_bench.simulate.static import simulate
 from spyre_bench.workload.source import WORKLOADS, load_workload
 from spyre_bench.workload.workload import Workload
 from tests.cost.test_cost import machine
+from tests.workload.test_server_log import SCRAPE
 
 CHECKOUT = Path(__file__).parent.parent.parent
 TWO = ("--bucket", "8,64,32", "--bucket", "2,1024,512")
@@ -193,6 +194,24 @@ def test_a_log_of_lines_needs_lengths_and_then_serves(command, table, tmp_path):
     done = command("tune", path, "--cost", table, "--lengths", "azure_conv", "--extrapolate")
     assert done.code == 0, done.err
     assert "9 lines of a vLLM log" in done.err
+
+
+def test_what_a_log_or_a_scrape_is_told_beside_it_holds_or_is_refused(
+    command, table, trace, tmp_path
+):
+    scrape = tmp_path / "metrics.txt"
+    scrape.write_text(SCRAPE + "process_start_time_seconds 1.7e9\n")
+    os.utime(scrape, (1.7e9 + 600, 1.7e9 + 600))
+    words = ("tune", scrape, "--cost", table, "--extrapolate")
+    done = command(*words, "--requests", 60, "--arrivals", "constant:2")
+    assert done.code == 0, done.err
+    assert "60 requests in 30 s, 2/s" in done.err
+    assert "those from 300 s on" in command(*words, "--from", 300).err
+    refused = command(*words, "--time-unit", "ms")
+    assert (refused.code, "leave --time-unit out" in refused.err) == (1, True)
+    for log in (scrape, trace):
+        refused = command("tune", log, "--cost", table, "--lengths", "azure_conv")
+        assert (refused.code, "leave --lengths out" in refused.err) == (1, True)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.svg"])
