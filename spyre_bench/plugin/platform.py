@@ -130,7 +130,8 @@ class SpyrePlatform(Platform):
         one_process = parallel.world_size == 1 or config.device is not None
         name = "SpyreExecutor" if one_process else "MultiprocessingSpyreExecutor"
         parallel.distributed_executor_backend = f"spyre_bench.plugin.executor.{name}"
-        if config.compile_backend != "sendnn":  # whose runtime nobody has tried in a fork
+        # forked ranks left a process behind when one was killed; the card's runtime is not tried
+        if one_process and config.compile_backend != "sendnn":
             prefer_fork()
         vllm_config.scheduler_config.async_scheduling = False
         _take_no_part(vllm_config)

@@ -1,4 +1,4 @@
-"""How the engine process and its ranks start."""
+"""How the engine process starts."""
 
 import os
 
@@ -9,7 +9,7 @@ ASKED = os.environ.get(NAME)
 
 def prefer_fork() -> None:
     """Forks, as vLLM does where it is a library: its server spawns, for devices that a fork cannot
-    share, and each process then imports everything again, for eight seconds. A user's own choice
+    share, and the engine then imports everything again, for eight seconds. A user's own choice
     stays, and vLLM still spawns where it must (Ray, NUMA binding)."""
     if ASKED is None:
         os.environ[NAME] = "fork"

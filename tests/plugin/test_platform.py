@@ -113,22 +113,23 @@ def test_a_pass_log_that_cannot_be_written_is_refused_before_anything_is_loaded(
 
 
 @pytest.mark.parametrize(
-    ("backend", "asked", "method"),
+    ("backend", "ranks", "asked", "method"),
     [
-        ("eager", None, "fork"),
-        ("inductor", None, "fork"),
-        ("eager", "spawn", "spawn"),  # the user's
-        ("sendnn", None, "spawn"),
+        ("eager", 1, None, "fork"),
+        ("inductor", 1, None, "fork"),
+        ("eager", 2, None, "spawn"),
+        ("eager", 1, "spawn", "spawn"),  # the user's
+        ("sendnn", 1, None, "spawn"),
     ],
 )
-def test_an_engine_process_is_forked_unless_the_user_or_the_card_has_a_say(
-    configure, monkeypatch, backend, asked, method
+def test_an_engine_of_one_rank_is_forked_unless_the_user_or_the_card_has_a_say(
+    configure, monkeypatch, backend, ranks, asked, method
 ):
     from spyre_bench.plugin import start_method
 
     monkeypatch.setattr(start_method, "ASKED", asked)
     monkeypatch.setenv(start_method.NAME, "spawn")  # as `vllm serve` does
-    configure(spyre=TWO | {"compile_backend": backend})
+    configure(spyre=TWO | {"compile_backend": backend}, tensor_parallel_size=ranks)
     assert os.environ[start_method.NAME] == method
 
 
