@@ -233,14 +233,13 @@ def padding() -> Iterator[dict]:
     import torch
 
     from spyre_bench.checkpoints.find import model_directory
-    from spyre_bench.cost.padding import paid_shares
     from spyre_bench.engine.causal_lm import SpyreCausalLM
     from spyre_bench.engine.compiled_model import EngineConfig
     from spyre_bench.engine.paged_causal_lm import PagedCausalLM
     from spyre_bench.engine.warmup import warm_up
-    from spyre_bench.measure.padding import contents, full, time_contents, time_live
     from spyre_bench.shape_set import ShapeSet
     from spyre_bench.shapes import Bucket, BucketSet
+    from tests.padding import contents, full, paid_shares, time_contents, time_live
 
     torch.set_num_threads(1)
     sizes = itertools.product((1, 2, 4, 8), (64, 128, 192, 256))

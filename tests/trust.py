@@ -9,12 +9,15 @@ Nothing else should be running.
 
 import argparse
 import contextlib
+import http.client
 import itertools
+import json
 import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +35,7 @@ from spyre_bench.validate.continuous import ContinuousHost
 from spyre_bench.validate.coverage import aims
 from spyre_bench.validate.decisions import Decisions
 from spyre_bench.validate.hosts import LiveHost
-from spyre_bench.validate.server import replay_with_aborts, serve
+from spyre_bench.validate.server import Server, serve
 from spyre_bench.validate.static import StaticHost
 from spyre_bench.workload.source import load_workload
 from spyre_bench.workload.workload import Workload
@@ -93,6 +96,48 @@ def with_aborts(
     )
     wait_until_idle(host)
     return hung_up, constants.decisions(host.passes(before))
+
+
+def replay_with_aborts(
+    server: Server, workload: Workload, leaves_s: np.ndarray, token: int = 1
+) -> int:
+    """Sends the requests at their times, as streams; each client hangs up at its `leaves_s` (inf:
+    never). Returns how many did. What came of it is in the pass log. Prompts are of this token
+    alone, so that all of a run begin alike."""
+    began = time.monotonic() + 0.5
+
+    def send(row: int) -> bool:
+        time.sleep(max(0.0, began + float(workload.arrival_s[row]) - time.monotonic()))
+        tokens, new_tokens = int(workload.prompt_tokens[row]), int(workload.max_tokens[row])
+        return _hangs_up(server, [token] * tokens, new_tokens, began + float(leaves_s[row]))
+
+    with ThreadPoolExecutor(len(workload)) as clients:
+        return sum(clients.map(send, range(len(workload))))
+
+
+def _hangs_up(server: Server, prompt: list[int], new_tokens: int, at: float) -> bool:
+    """Whether the answer was not whole at that time of the monotonic clock."""
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"))
+    body = {"model": "model", "prompt": prompt, "max_tokens": new_tokens, "stream": True}
+    body |= {"temperature": 0, "ignore_eos": True}
+    try:
+        connection.connect()
+        connection.request(
+            "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
+        )
+        assert connection.sock is not None, "it is connected"
+        connection.sock.settimeout(max(0.001, at - time.monotonic()) if at < math.inf else None)
+        reply = connection.getresponse()
+        while line := reply.readline():
+            if b"[DONE]" in line:
+                return False
+            if time.monotonic() >= at:
+                return True
+        return False
+    except TimeoutError:
+        return True
+    finally:
+        connection.close()
 
 
 def wait_until_idle(host: LiveHost) -> None:

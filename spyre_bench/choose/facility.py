@@ -13,6 +13,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array, csr_array, vstack
 
 SCALED = 1024.0  # the solver's numbers: its tolerances are absolute, a millionth and less
+TIME_LIMIT_S = 60.0  # of the search; usual are tenths of a second
+INFEASIBLE = 2  # the solver's status
 FALSE_BOUND = 1e-6  # relative; a choice better than a bound by more shows that it is none
 
 
@@ -108,19 +110,20 @@ class Problem:
         }
 
 
-def solve(problem: Problem, *, gap: float, time_limit_s: float) -> tuple[list[int], float]:
+def solve(problem: Problem, what: str, whom: str, *, gap: float) -> tuple[list[int], float]:
     """The best choice by mixed-integer programming (HiGHS through scipy), and seconds that none is
-    below, within `gap` of it unless the time ends first. Raises Infeasible, and ValueError where
-    the time ends before anything was found."""
-    solved = milp(**problem.programme(), options={"mip_rel_gap": gap, "time_limit": time_limit_s})
-    if solved.x is None:
-        if solved.status == 2:
+    below, within `gap` of it unless the time ends first. Raises Infeasible, which says that no
+    choice of `what` serves `whom`, and ValueError where the time ends before any was found."""
+    solved = milp(**problem.programme(), options={"mip_rel_gap": gap, "time_limit": TIME_LIMIT_S})
+    if solved.x is None and solved.status != INFEASIBLE:
+        raise ValueError(f"no choice found within {TIME_LIMIT_S:g} s: give fewer candidates")
+    try:
+        if solved.x is None:
             raise Infeasible
-        raise ValueError(
-            f"no choice found within {time_limit_s} s: raise time_limit_s, or use greedy_swap"
-        )
-    chosen = np.flatnonzero(solved.x[: len(problem.compile_s)] > 0.5).tolist()
-    return _checked(problem, chosen, float(solved.mip_dual_bound) * problem.scale_s)
+        chosen = np.flatnonzero(solved.x[: len(problem.compile_s)] > 0.5).tolist()
+        return _checked(problem, chosen, float(solved.mip_dual_bound) * problem.scale_s)
+    except Infeasible as error:
+        raise Infeasible(problem.refusal(what, whom)) from error
 
 
 def _checked(problem: Problem, chosen: list[int], bound_s: float) -> tuple[list[int], float]:
@@ -170,16 +173,6 @@ def swap(problem: Problem, chosen: list[int]) -> list[int]:
             if seconds[index] < best_s * (1 - 1e-12):
                 chosen, best_s, improved = [*rest, index], float(seconds[index]), True
     return chosen
-
-
-def relaxed_bound_s(problem: Problem) -> float:
-    """The seconds of candidates that may be chosen in part, which are never above the optimum's.
-    Raises Infeasible."""
-    programme = problem.programme()
-    solved = milp(**programme | {"integrality": np.zeros_like(programme["integrality"])})
-    if solved.x is None:
-        raise Infeasible
-    return float(solved.fun) * problem.scale_s
 
 
 def dominated(seconds: np.ndarray, compile_s: np.ndarray) -> np.ndarray:

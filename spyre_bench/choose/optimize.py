@@ -11,14 +11,13 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from spyre_bench.choose import facility
-from spyre_bench.choose.facility import Infeasible, Problem, solve
+from spyre_bench.choose.facility import Problem, solve
 from spyre_bench.choose.schemes import optimal
 from spyre_bench.cost.bucket_cost import BucketCost
 from spyre_bench.metrics.bounds import shape_bound_s
@@ -54,7 +53,6 @@ class Choice:
     costs: tuple[BucketCost, ...]
     objective_s: float  # their shape bound for the workload, device seconds
     bound_s: float  # no choice within the limits has a lower one
-    method: str
     seconds: float  # it took to find
 
     @property
@@ -100,58 +98,17 @@ def choose_buckets(
     limits: Limits,
     *,
     gap: float = 1e-3,
-    time_limit_s: float = 60.0,
 ) -> Choice:
     """The best choice within the limits, by mixed-integer programming (HiGHS through scipy), proved
-    to within `gap` unless `time_limit_s` ends the search first; the result says how far.
+    to within `gap` unless `facility.TIME_LIMIT_S` ends the search first; the result says how far.
 
     Raises ValueError where no choice serves every request, with the reason: Infeasible where more
     of these candidates would.
     """
     started = time.perf_counter()
     instance = _Instance.of(workload, costs, limits)
-    with _explained(instance):
-        chosen, bound_s = solve(instance.problem, gap=gap, time_limit_s=time_limit_s)
-    return instance.choice(chosen, bound_s, "optimum", started)
-
-
-def greedy(workload: Workload, costs: Sequence[BucketCost], limits: Limits) -> Choice:
-    """One bucket after the other, each the one that lowers the objective most; those that leave
-    fewest requests unserved come first. Its bound is that of the linear relaxation."""
-    return _without_proof(workload, costs, limits, "greedy", facility.greedy)
-
-
-def greedy_swap(workload: Workload, costs: Sequence[BucketCost], limits: Limits) -> Choice:
-    """`greedy`, then one bucket exchanged for another as long as that helps."""
-
-    def found(problem: Problem) -> list[int]:
-        return facility.swap(problem, facility.greedy(problem))
-
-    return _without_proof(workload, costs, limits, "greedy and swap", found)
-
-
-def _without_proof(
-    workload: Workload,
-    costs: Sequence[BucketCost],
-    limits: Limits,
-    method: str,
-    find: Callable[[Problem], list[int]],
-) -> Choice:
-    started = time.perf_counter()
-    instance = _Instance.of(workload, costs, limits)
-    with _explained(instance):
-        chosen = find(instance.problem)
-        bound_s = facility.relaxed_bound_s(instance.problem)
-    return instance.choice(chosen, bound_s, method, started)
-
-
-@contextmanager
-def _explained(instance: _Instance) -> Iterator[None]:
-    """What is infeasible, in a sentence."""
-    try:
-        yield
-    except Infeasible as error:
-        raise Infeasible(instance.problem.refusal("buckets", "every request")) from error
+    chosen, bound_s = solve(instance.problem, "buckets", "every request", gap=gap)
+    return instance.choice(chosen, bound_s, started)
 
 
 @dataclass(frozen=True)
@@ -185,14 +142,13 @@ class _Instance:
         )
         return cls(workload, kept, problem)
 
-    def choice(self, chosen: Iterable[int], bound_s: float, method: str, started: float) -> Choice:
+    def choice(self, chosen: Iterable[int], bound_s: float, started: float) -> Choice:
         costs = sorted((self.costs[index] for index in chosen), key=lambda cost: cost.bucket)
         objective_s = shape_bound_s(self.workload, costs)
         return Choice(
             costs=tuple(costs),
             objective_s=objective_s,
             bound_s=min(float(bound_s), objective_s),
-            method=method,
             seconds=time.perf_counter() - started,
         )
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from spyre_bench.choose.facility import Infeasible, Problem, dominated, solve
+from spyre_bench.choose.facility import Problem, dominated, solve
 from spyre_bench.cost.shape_cost import DecodeCost, PrefillCost, ShapeCosts
 from spyre_bench.shape_set import BLOCK_TOKENS, blocks_of
 from spyre_bench.simulate.result import DECODE, ContinuousRun
@@ -122,7 +122,6 @@ def choose_shapes(
     *,
     longest_tokens: int = 1,
     gap: float = 1e-3,
-    time_limit_s: float = 60.0,
 ) -> ShapeChoice:
     """The best of the candidates within the limits for what `run` makes of them: simulated on all,
     chosen by the visits, simulated on those, until the choice stays. Where it does not, it is the
@@ -137,9 +136,9 @@ def choose_shapes(
     for rounds in range(1, ROUNDS + 1):
         ran = run(costs)
         visits = Visits.of(ran, blocks_of(longest_tokens))
-        better, bound_s = _best(candidates, visits, limits, gap, time_limit_s)
+        better, bound_s = _best(candidates, visits, limits, gap)
         if costs is not candidates:
-            own_s = float(visits.seconds([*costs.prefill, *costs.decode]).min(axis=1).sum())
+            own_s = float(visits.seconds(costs.each).min(axis=1).sum())
             settled = better == costs
             choice = ShapeChoice(costs, own_s, min(bound_s, own_s), rounds, settled, 0.0)
             tried.append((float(ran.passes.batch_seconds.sum()), choice))
@@ -151,18 +150,15 @@ def choose_shapes(
 
 
 def _best(
-    candidates: ShapeCosts, visits: Visits, limits: ShapeLimits, gap: float, time_limit_s: float
+    candidates: ShapeCosts, visits: Visits, limits: ShapeLimits, gap: float
 ) -> tuple[ShapeCosts, float]:
     """Of the candidates for these visits, and the seconds that no choice is below."""
-    every: list[PrefillCost | DecodeCost] = [*candidates.prefill, *candidates.decode]
+    every = candidates.each
     seconds = visits.seconds(every)
     compile_s = np.array([cost.compile_s for cost in every])
     needed = np.flatnonzero(~dominated(seconds, compile_s))
     problem = Problem(seconds[:, needed], compile_s[needed], limits.graphs, limits.warmup_budget_s)
-    try:
-        chosen, bound_s = solve(problem, gap=gap, time_limit_s=time_limit_s)
-    except Infeasible as error:
-        raise Infeasible(problem.refusal("shapes", "every pass")) from error
+    chosen, bound_s = solve(problem, "shapes", "every pass", gap=gap)
     return _only(candidates, [every[needed[index]] for index in chosen]), bound_s
 
 

@@ -132,15 +132,10 @@ def _fused(
     return (weights[..., None] * values[:, :, :, None]).sum((1, 4))
 
 
-def _stays(**attn_kwargs):
-    return attn_kwargs
-
-
 register_attention_op(
     SPYRE_PAGED,
     _store,
     _prefill,
     is_prefill_op=lambda *, prefills, **_: prefills,
     compute_decode_op=_decode,
-    update_attn_kwargs_op=_stays,
 )

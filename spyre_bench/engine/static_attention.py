@@ -104,15 +104,10 @@ def _is_prefill(slot=None, **attn_kwargs) -> bool:
     return slot is None
 
 
-def _stays(**attn_kwargs):
-    return attn_kwargs
-
-
 register_attention_op(
     SPYRE_STATIC,
     _store,
     _prefill,
     is_prefill_op=_is_prefill,
     compute_decode_op=_decode,
-    update_attn_kwargs_op=_stays,
 )

@@ -7,9 +7,7 @@ Nothing of vLLM is imported here: server and benchmark are processes of their ow
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
-import math
 import os
 import secrets
 import signal
@@ -19,12 +17,9 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from spyre_bench.measure.children import ends_with_us
 from spyre_bench.shapes import BucketSet
@@ -133,48 +128,6 @@ def complete(server: Server, prompts: list[list[int]], new_tokens: int) -> None:
     )
     with urllib.request.urlopen(request) as reply:
         reply.read()
-
-
-def replay_with_aborts(
-    server: Server, workload: Workload, leaves_s: np.ndarray, token: int = 1
-) -> int:
-    """Sends the requests at their times, as streams; each client hangs up at its `leaves_s` (inf:
-    never). Returns how many did. What came of it is in the pass log. Prompts are of this token
-    alone, so that all of a run begin alike."""
-    began = time.monotonic() + 0.5
-
-    def send(row: int) -> bool:
-        time.sleep(max(0.0, began + float(workload.arrival_s[row]) - time.monotonic()))
-        tokens, new_tokens = int(workload.prompt_tokens[row]), int(workload.max_tokens[row])
-        return _hangs_up(server, [token] * tokens, new_tokens, began + float(leaves_s[row]))
-
-    with ThreadPoolExecutor(len(workload)) as clients:
-        return sum(clients.map(send, range(len(workload))))
-
-
-def _hangs_up(server: Server, prompt: list[int], new_tokens: int, at: float) -> bool:
-    """Whether the answer was not whole at that time of the monotonic clock."""
-    connection = http.client.HTTPConnection(server.url.removeprefix("http://"))
-    body = {"model": "model", "prompt": prompt, "max_tokens": new_tokens, "stream": True}
-    body |= {"temperature": 0, "ignore_eos": True}
-    try:
-        connection.connect()
-        connection.request(
-            "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
-        )
-        assert connection.sock is not None, "it is connected"
-        connection.sock.settimeout(max(0.001, at - time.monotonic()) if at < math.inf else None)
-        reply = connection.getresponse()
-        while line := reply.readline():
-            if b"[DONE]" in line:
-                return False
-            if time.monotonic() >= at:
-                return True
-        return False
-    except TimeoutError:
-        return True
-    finally:
-        connection.close()
 
 
 def replay(server: Server, workload: Workload, directory: Path, name: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spyre_bench.choose import facility
-from spyre_bench.choose.optimize import Limits, candidates, choose_buckets, greedy, greedy_swap
+from spyre_bench.choose.optimize import Limits, candidates, choose_buckets
 from spyre_bench.cost.bucket_cost import BucketCost, price
 from spyre_bench.cost.closed_form import FittedCost
 from spyre_bench.metrics.bounds import bound_by_bucket, shape_bound_s, shares_s, work_bound_s
@@ -17,7 +17,6 @@ from spyre_bench.workload.workload import Workload
 
 # prefill 0.02 + 1e-4·B·P, decode 0.02 + 5e-4·B, compile 10 s, a byte for each slot of the cache
 TOY = FittedCost((0.02, 1e-4), (0.02, 5e-4, 0.0), (10.0, 0.0), (0.0, 1.0, 0.0))
-WAYS = (choose_buckets, greedy, greedy_swap)
 
 
 def workload(*requests: tuple[int, int]) -> Workload:
@@ -124,16 +123,6 @@ def test_a_warmup_budget_that_is_no_time_is_refused(budget_s):
         Limits(1, budget_s)
 
 
-@settings(deadline=None)
-@given(problems())
-def test_greedy_is_between_the_bound_and_swap_between_the_optimum_and_greedy(problem):
-    requests, costs, k = problem
-    best, first, swapped = (way(requests, costs, Limits(k)) for way in WAYS)
-    assert first.bound_s <= best.objective_s * (1 + 1e-9)
-    assert best.objective_s <= swapped.objective_s * (1 + 1e-9)
-    assert swapped.objective_s <= first.objective_s * (1 + 1e-9)
-
-
 def test_with_many_different_answers_the_bound_stays_below_and_close():
     """Beyond a few answers of one cell, their best buckets are bounded, not tried."""
     rng = np.random.default_rng(0)
@@ -158,14 +147,13 @@ def test_no_schedule_is_faster_than_the_bound_of_its_buckets(problem):
     assert run.passes.batch_seconds.sum() >= shape_bound_s(requests, costs) * (1 - 1e-9)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_limits_are_kept(way):
+def test_limits_are_kept():
     requests = workload((60, 8), (120, 8), (200, 30), (400, 60))
     costs = toy("4,64,8 4,128,8 2,256,32 2,448,64 1,448,64")
-    assert len(way(requests, costs, Limits(2)).buckets) <= 2
-    cheap = way(requests, costs, Limits(5, warmup_budget_s=29.0))
+    assert len(choose_buckets(requests, costs, Limits(2)).buckets) <= 2
+    cheap = choose_buckets(requests, costs, Limits(5, warmup_budget_s=29.0))
     assert cheap.compile_s == 20.0
-    small = way(requests, costs, Limits(5, memory_bytes=600))
+    small = choose_buckets(requests, costs, Limits(5, memory_bytes=600))
     assert max(cost.memory_bytes for cost in small.costs) <= 600
     assert Bucket(1, 448, 64) in small.buckets
 
@@ -182,7 +170,6 @@ def test_by_hand_short_requests_get_a_bucket_of_their_own():
     assert both.gap == pytest.approx(0, abs=1e-9)
 
 
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     ("limits", "words"),
     [
@@ -197,16 +184,15 @@ def test_by_hand_short_requests_get_a_bucket_of_their_own():
         ),
     ],
 )
-def test_where_nothing_serves_everyone_the_reason_is_named(way, limits, words):
+def test_where_nothing_serves_everyone_the_reason_is_named(limits, words):
     with pytest.raises(ValueError, match=words):
-        way(workload((60, 8), (200, 8)), toy("4,64,8 4,256,8"), limits)
+        choose_buckets(workload((60, 8), (200, 8)), toy("4,64,8 4,256,8"), limits)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_too_few_buckets_are_named_where_nobody_set_a_budget(way):
+def test_too_few_buckets_are_named_where_nobody_set_a_budget():
     corner = toy("4,64,256 4,512,32")  # the largest combination was not measured
     with pytest.raises(ValueError, match="no choice of 1 buckets serves every request: raise k"):
-        way(workload((60, 256), (500, 20)), corner, Limits(1))
+        choose_buckets(workload((60, 256), (500, 20)), corner, Limits(1))
 
 
 def test_no_bucket_is_no_choice():
@@ -233,8 +219,8 @@ def test_the_same_problem_twice_has_the_same_answer():
     rng = np.random.default_rng(0)
     requests = workload(*zip(rng.integers(1, 1000, 500), rng.integers(1, 200, 500), strict=True))
     costs = price(candidates(requests, (1, 4)), TOY)
-    for way in WAYS:
-        assert way(requests, costs, Limits(4)).buckets == way(requests, costs, Limits(4)).buckets
+    once, again = (choose_buckets(requests, costs, Limits(4)) for _ in range(2))
+    assert once.buckets == again.buckets
 
 
 # --- bounds ---------------------------------------------------------------------------------------
@@ -284,8 +270,7 @@ def test_the_shape_bound_puts_each_request_into_its_cheapest_bucket():
         (Limits(1, None, 100), "a memory limit needs memory_bytes"),
     ],
 )
-@pytest.mark.parametrize("way", WAYS)
-def test_a_limit_on_what_no_cost_says_is_not_kept_but_refused(way, limits, words):
+def test_a_limit_on_what_no_cost_says_is_not_kept_but_refused(limits, words):
     costs = (BucketCost(Bucket(1, 64, 4), 1.0, 0.1),)
     with pytest.raises(ValueError, match=rf"{words} of every candidate.* bucket 1,64,4"):
-        way(workload((60, 4)), costs, limits)
+        choose_buckets(workload((60, 4)), costs, limits)

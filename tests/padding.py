@@ -1,10 +1,15 @@
-"""What padding takes on this engine: passes of compiled shapes with all of them in use, with fewer
-live rows, and with prompts at a boundary, below and above it; all in turns."""
+"""`make bench`, part padding: is a padded slot a cost on this engine?
+
+Passes of compiled shapes with all of them in use, with fewer live rows, and with prompts at a
+boundary, below and above it, all in turns; and what share of the seconds that padding takes up in
+proportion to its slots is really paid.
+"""
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +17,6 @@ import numpy as np
 import pandas as pd
 
 from spyre_bench.cost.bucket_cost import BucketCost
-from spyre_bench.cost.padding import paid_share
 from spyre_bench.shape_set import DecodeShape, PrefillShape
 from spyre_bench.shapes import Bucket, BucketSet
 
@@ -20,7 +24,9 @@ if TYPE_CHECKING:
     from spyre_bench.engine.causal_lm import SpyreCausalLM
     from spyre_bench.engine.paged_causal_lm import PagedCausalLM
 
-COLUMNS = ["bucket", "rows", "prompt_tokens", "prefill_s", "decode_s"]
+MEASURED = ["bucket", "rows", "prompt_tokens", "prefill_s", "decode_s"]
+ROWS, PROMPT = "rows", "prompt"  # the axes along which a batch is padded
+PAID = ["axis", "bucket", "needed", "padded", "prefill_paid", "decode_paid"]
 
 
 @dataclass(frozen=True)
@@ -65,11 +71,11 @@ def time_contents(
         (content.bucket, content.rows, content.prompt_tokens, *map(float, seconds))
         for content, seconds in medians.items()
     ]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(rows, columns=MEASURED)
 
 
 def full(measured: pd.DataFrame) -> list[BucketCost]:
-    """The costs of the buckets that were measured full, for `cost.padding.paid_shares`."""
+    """The costs of the buckets that were measured full, for `paid_shares`."""
     return [
         BucketCost(row.bucket, row.prefill_s, row.decode_s)
         for row in measured.itertuples()
@@ -99,7 +105,7 @@ def time_live(model: PagedCausalLM, rounds: int) -> pd.DataFrame:
     many tokens as each of them has, a decode pass of each shape with as many live rows as each of
     them has, every context full. shape, kind, size (tokens or rows that it computes), live,
     seconds; and what is paid of its padding, `paid`, against the shape of that very size (see
-    `cost.padding.paid_share`; nan where all is live)."""
+    `paid_share`; nan where all is live)."""
     asked = [
         (shape, _size(other))
         for shape in model.shapes
@@ -144,3 +150,56 @@ def _pass(model: PagedCausalLM, shape: PrefillShape | DecodeShape, live: int) ->
     else:
         rows = [DecodeRow(1, shape.context_length - 1, table(row)) for row in range(live)]
         model.decode(shape, rows)
+
+
+# --- what is paid ---------------------------------------------------------------------------------
+
+
+def paid_share(taken_s: float, needed_s: float, padded: float) -> float:
+    """(1 - needed_s / taken_s) / padded: 1 where padded slots cost what useful ones do, 0 where
+    they cost nothing, below 0 where the larger shape is the faster one.
+
+    `taken_s` is of the pass that was compiled, `needed_s` of one compiled for what was in it,
+    `padded` the padding's share of the compiled one's slots. Raises ValueError for no padding.
+    """
+    if not 0 < padded < 1:
+        raise ValueError(
+            f"a padded share of {padded} is nothing to judge: give one above 0, below 1"
+        )
+    return (1 - needed_s / taken_s) / padded
+
+
+def paid_shares(costs: Iterable[BucketCost]) -> pd.DataFrame:
+    """What padding costs between any two of the buckets that differ in rows alone, or in the prompt
+    alone: axis (ROWS or PROMPT), bucket (what runs), needed (what would have been enough), padded
+    (share of the slots of its prefill), prefill_paid and decode_paid (see `paid_share`).
+
+    A decode pass computes one slot a row, so that what a longer prompt pads in it is the cache that
+    it reads: its share is of P + N slots.
+    """
+    found = []
+    for bigger, smaller in itertools.permutations(costs, 2):
+        axis = _axis(bigger, smaller)
+        if axis is None:
+            continue
+        wide, enough = bigger.bucket, smaller.bucket
+        slots = enough.batch_size * enough.prompt_length
+        padded = 1 - slots / (wide.batch_size * wide.prompt_length)
+        cached = 1 - enough.batch_size * enough.context_length / (
+            wide.batch_size * wide.context_length
+        )
+        prefill = paid_share(bigger.prefill_s, smaller.prefill_s, padded)
+        decode = paid_share(bigger.decode_s, smaller.decode_s, cached)
+        found.append((axis, str(wide), str(enough), padded, prefill, decode))
+    return pd.DataFrame(found, columns=PAID)
+
+
+def _axis(bigger: BucketCost, smaller: BucketCost) -> str | None:
+    wide, enough = bigger.bucket, smaller.bucket
+    if wide.new_tokens != enough.new_tokens:
+        return None
+    if wide.prompt_length == enough.prompt_length and wide.batch_size > enough.batch_size:
+        return ROWS
+    if wide.batch_size == enough.batch_size and wide.prompt_length > enough.prompt_length:
+        return PROMPT
+    return None
