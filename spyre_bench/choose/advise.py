@@ -63,8 +63,27 @@ class Advice:
             if by != self.objective
             else []
         )
+        # goodput counts those that are refused by itself
+        alike, refusing = (
+            (frame, []) if by == "goodput" else alike_served(frame, advised, self.fitted)
+        )
         against = doubts(frame, advised, self.fitted, self.held_out, by)
-        return "; ".join([*unmet, _against(frame, advised, by), *against])
+        return "; ".join([*unmet, _against(alike, advised, by), *against, *refusing])
+
+
+def alike_served(
+    frame: pd.DataFrame, advised: str, fitted: Workload
+) -> tuple[pd.DataFrame, list[str]]:
+    """The contenders by name that refuse no more of the first half than the advised one, and of
+    today's and other stacks' that do refuse more how many, in words: they have less to do, so that
+    their seconds say nothing."""
+    refused = frame["fitted_rejected"]
+    more = refused > refused[advised]
+    said = [
+        f"{name} refuses {count:,} of the {len(fitted):,} requests of the first half"
+        for name, count in refused[more & (frame["kind"] != "ours")].items()
+    ]
+    return frame[~more], said
 
 
 def doubts(

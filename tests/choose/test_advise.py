@@ -180,6 +180,18 @@ def test_the_verdict_names_a_tie_a_loss_on_the_second_half_and_too_few_requests(
         compile_s=(810.0, 270.0),
     )
     assert "on the second half one shape takes" not in busier.verdict, "it has less to do"
+    idler = with_figures(
+        advised=(True, False),
+        fitted_busy_s=(100.0, 60.0),
+        held_out_busy_s=(100.0, 60.0),
+        fitted_rejected=(0, 150),
+        held_out_rejected=(0, 150),
+        compile_s=(810.0, 270.0),
+    )
+    assert idler.verdict == (
+        "optimum takes the fewest device seconds on the first half; "
+        "one shape refuses 150 of the 200 requests of the first half"
+    )
     few = replace(loss, fitted=loss.fitted.head(4), held_out=loss.held_out.head(4))
     assert "chosen by 4 requests, which say little of others" in few.verdict
 
