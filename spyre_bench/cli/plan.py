@@ -210,12 +210,13 @@ def sweep(
     """Simulate every combination of a grid of settings, in parallel; resumable. Exit code 1 where
     none of them can run."""
     from spyre_bench.cost.source import PREFIX
-    from spyre_bench.studies.sweep import SETTINGS, read_points, run_sweep
+    from spyre_bench.studies.sweep import read_points, run_sweep, varying
 
     pictures.require_drawable(plot)
-    frame = run_sweep(read_points(grid), out, jobs=jobs, backend=backend, scheduler=scheduler)
-    if plot:
-        pictures.draw_sweep(frame, list(SETTINGS), plot)
+    points = read_points(grid)
+    if plot and not varying(points):
+        raise ValueError(f"--plot {plot}: no setting of the grid varies, so there is no axis")
+    frame = run_sweep(points, out, jobs=jobs, backend=backend, scheduler=scheduler)
     failed = int((frame["error"] != "").sum())
     modelled = int(frame["cost"].str.startswith(PREFIX).sum())
     first = next((text for text in frame["error"] if text), "")
@@ -227,6 +228,8 @@ def sweep(
     )
     if failed == len(frame):
         raise typer.Exit(1)
+    if plot:
+        pictures.draw_sweep(frame, varying(points), plot)
 
 
 # --- arguments ------------------------------------------------------------------------------------

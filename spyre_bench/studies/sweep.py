@@ -79,6 +79,11 @@ def points(grid: Mapping[str, Any]) -> list[Scenario]:
     return scenarios
 
 
+def varying(scenarios: Sequence[Scenario]) -> list[str]:
+    """The settings of which these points have several values."""
+    return [name for name in SETTINGS if len({getattr(it, name) for it in scenarios}) > 1]
+
+
 def _typed(name: str, value: Any) -> Any:
     kind, known = KINDS[name], FIELDS[name]
     if name == "buckets":

@@ -713,6 +713,23 @@ def test_a_sweep_counts_the_points_that_could_not_run(command, grid, tmp_path):
     assert "2 of them with an error" in done.err
 
 
+def test_a_sweep_that_cannot_be_drawn_says_why_it_cannot(command, grid, tmp_path):
+    pytest.importorskip("matplotlib")
+    out, picture = tmp_path / "sweep.csv", tmp_path / "a.png"
+    words = ("sweep", grid, "--out", out, "--jobs", 1, "--plot", picture)
+    text = grid.read_text()
+    grid.write_text(text.replace("2,1024,512", "9,1024,512"))
+    failed = command(*words)
+    assert (failed.code, picture.exists()) == (1, False)
+    assert f"4 rows in {out}, 4 of them with an error, such as: bucket 9,1024,512" in failed.err
+    assert "varies" not in failed.err
+    grid.write_text(text.replace("'2,1024,512', ", "").replace("best_fit, ", ""))
+    out.unlink()
+    alone = command(*words)
+    assert (alone.code, out.exists()) == (1, False), "before anything runs"
+    assert "no setting of the grid varies, so there is no axis" in alone.err
+
+
 # --- what goes wrong ------------------------------------------------------------------------------
 
 SIMULATE = ("simulate", "--workload", "{trace}", "--cost", "{table}", *TWO)
