@@ -186,6 +186,11 @@ def advise(
         raise ValueError(f"objective {objective!r} is not known: use {' or '.join(OBJECTIVES)}")
     if objective == "goodput" and not goodput_ms:
         raise ValueError("goodput needs an SLO: give limits, for example --goodput e2el:5000")
+    if goodput_ms and objective != "goodput":
+        raise ValueError(
+            f"limits of an SLO (--goodput) decide nothing where the objective is {objective}: add "
+            f"--objective goodput, or leave them out"
+        )
     if limits.warmup_budget_s is not None:
         model.require_known("compile_s", "a warmup budget (--warmup-budget)")
     if limits.memory_bytes is not None:

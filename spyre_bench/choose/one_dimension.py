@@ -111,6 +111,10 @@ class Budget:
             ("memory budget in bytes", self.memory_bytes, self.graph_bytes),
         ):
             if limit is None:
+                if price is not None:
+                    raise ValueError(
+                        f"what one graph takes of a {name} is of no use without one: give both"
+                    )
                 continue
             if price is None or not price > 0:
                 raise ValueError(f"a {name} needs what one graph takes of it: give that too")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spyre_bench.cli import pictures, tables
-from spyre_bench.cli.options import Json, result_file, with_options
+from spyre_bench.cli.options import Json, read_workload, refuse_idle, result_file, with_options
 from spyre_bench.simulate.scenario import CONTINUOUS, ENGINE, Scenario
 
 if TYPE_CHECKING:
@@ -45,10 +45,12 @@ def simulate(
     require_other(out, {"--workload": scenario.workload, "--cost": scenario.cost})
     pictures.require_drawable(plot, continuous=scenario.is_continuous)
     scenario.require_used()
+    if not (out or as_json):
+        refuse_idle("arrays go into --out or --json", {"--detailed": detailed})
     limits = scenario.limits_ms()
     require_limits(limits)
     source = scenario.load_cost()
-    loaded = scenario.read_workload()
+    loaded = read_workload(scenario)
     workload = scenario.scaled(loaded)
 
     def served(at: CostModel, draw: Draw | None = None) -> SimulatedRun:
@@ -122,7 +124,7 @@ def buckets(
     goodput_ms, rules = scenario.limits_ms(), scenario.rules()
     require_limits(goodput_ms)
     source = scenario.load_cost()
-    loaded = scenario.read_workload()
+    loaded = read_workload(scenario)
     workload = scenario.scaled(loaded)
     covered = within(workload, source)
     beyond = len(workload) - len(covered)

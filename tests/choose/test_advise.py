@@ -410,7 +410,7 @@ def test_seconds_a_request_are_of_those_that_were_served():
         ({"objective": "speed"}, "objective 'speed' is not known: use device_seconds or goodput"),
         ({"objective": "goodput"}, "goodput needs an SLO"),
         ({"objective": "goodput", "goodput_ms": {"itl": 5}}, "no limit on 'itl'"),
-        ({"goodput_ms": {"ttft": 0}}, "ttft:0 is not above 0 milliseconds"),
+        ({"objective": "goodput", "goodput_ms": {"ttft": 0}}, "ttft:0 is not above 0 milliseconds"),
         ({"limits": Limits(1, warmup_budget_s=5)}, "no choice of 1 buckets within a warmup budget"),
     ],
 )

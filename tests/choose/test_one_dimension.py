@@ -109,6 +109,10 @@ def test_a_budget_is_the_least_of_its_limits():
     )
     with pytest.raises(ValueError, match="seconds needs what one graph takes"):
         assert Budget(warmup_s=6).affordable
+    with pytest.raises(
+        ValueError, match="takes of a warmup budget in seconds is of no use without"
+    ):
+        assert Budget(graph_s=2).affordable
     with pytest.raises(ValueError, match="limit of memory budget in bytes allows no graph"):
         assert Budget(memory_bytes=1, graph_bytes=2).affordable
 

@@ -730,6 +730,49 @@ def test_a_sweep_that_cannot_be_drawn_says_why_it_cannot(command, grid, tmp_path
     assert "no setting of the grid varies, so there is no axis" in alone.err
 
 
+# --- options without effect -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        ("tune passes.jsonl --lengths azure_conv", "--lengths"),
+        ("tune passes.jsonl --bucket 1,64,8", "--bucket"),
+        ("tune trace.csv --lengths azure_conv", "--lengths"),
+        ("export vllm SERIES --sizes widths=1,2,4,8 --graphs 2", "--graphs"),
+        ("export vllm SERIES --sizes widths=1,8 --warmup-budget 5 --graph-s 9", "--warmup-budget"),
+        ("export vllm SERIES --sizes widths=1,2,4,8 --unseen 0", "--unseen"),
+        ("export vllm SERIES --from 3600", "--from"),
+        ("export vllm SERIES --requests 10", "--requests"),
+        ("export vllm SERIES --length-scale 0.5", "--length-scale"),
+        ("export vllm SERIES --step-ms 30", "--step-ms"),
+        ("buckets --workload trace.csv --cost cost.csv --goodput ttft:2000", "--goodput"),
+        ("buckets --workload azure_conv --columns arrival=none", "--columns"),
+        ("shapes --workload azure_conv --time-unit ms", "--time-unit"),
+        ("simulate --workload azure_conv --bucket 8,64,32 --separator ;", "--separator"),
+        ("simulate --workload trace.csv --bucket 8,64,32 --detailed", "--detailed"),
+        ("workloads --out requests.csv", "--out"),
+        ("pairs true true --bucket 1,64,8", "--bucket"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_named_and_refused(
+    command, table, trace, tmp_path, monkeypatch, words, flag
+):
+    monkeypatch.chdir(tmp_path)
+    Path("passes.jsonl").write_text('{"kind": "warmup"}\n')
+    Path("running.csv").write_text("running\n3\n7\n")
+    done = command(*words.replace("SERIES", "--workload running.csv --rows 8").split())
+    assert done.code == 1
+    assert done.out == ""
+    assert re.search(rf"leave {flag} out|\({flag}\) decide nothing", done.err)
+    assert not Path("requests.csv").exists()
+
+
+def test_tune_goes_by_device_seconds_and_offers_no_slo():
+    assert "--policy" in options_of("tune")
+    assert "--goodput" not in options_of("tune")
+
+
 # --- what goes wrong ------------------------------------------------------------------------------
 
 SIMULATE = ("simulate", "--workload", "{trace}", "--cost", "{table}", *TWO)
