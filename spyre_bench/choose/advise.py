@@ -63,8 +63,27 @@ class Advice:
             if by != self.objective
             else []
         )
+        # goodput counts those that are refused by itself
+        alike, refusing = (
+            (frame, []) if by == "goodput" else alike_served(frame, advised, self.fitted)
+        )
         against = doubts(frame, advised, self.fitted, self.held_out, by)
-        return "; ".join([*unmet, _against(frame, advised, by), *against])
+        return "; ".join([*unmet, _against(alike, advised, by), *against, *refusing])
+
+
+def alike_served(
+    frame: pd.DataFrame, advised: str, fitted: Workload
+) -> tuple[pd.DataFrame, list[str]]:
+    """The contenders by name that refuse no more of the first half than the advised one, and of
+    today's and other stacks' that do refuse more how many, in words: they have less to do, so that
+    their seconds say nothing."""
+    refused = frame["fitted_rejected"]
+    more = refused > refused[advised]
+    said = [
+        f"{name} refuses {count:,} of the {len(fitted):,} requests of the first half"
+        for name, count in refused[more & (frame["kind"] != "ours")].items()
+    ]
+    return frame[~more], said
 
 
 def doubts(
@@ -167,6 +186,11 @@ def advise(
         raise ValueError(f"objective {objective!r} is not known: use {' or '.join(OBJECTIVES)}")
     if objective == "goodput" and not goodput_ms:
         raise ValueError("goodput needs an SLO: give limits, for example --goodput e2el:5000")
+    if goodput_ms and objective != "goodput":
+        raise ValueError(
+            f"limits of an SLO (--goodput) decide nothing where the objective is {objective}: add "
+            f"--objective goodput, or leave them out"
+        )
     if limits.warmup_budget_s is not None:
         model.require_known("compile_s", "a warmup budget (--warmup-budget)")
     if limits.memory_bytes is not None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from spyre_bench.choose.advise import TIE, TODAY, doubts, keeping, kinds, of_tied
+from spyre_bench.choose.advise import TIE, TODAY, alike_served, doubts, keeping, kinds, of_tied
 from spyre_bench.choose.schemes import doublings, optimal
 from spyre_bench.choose.visits import ShapeChoice, ShapeLimits, choose_shapes
 from spyre_bench.cost.bucket_cost import CostModel
@@ -78,8 +78,9 @@ class ShapeAdvice:
         """What the table comes to, in words: ties, losses and too few requests among it."""
         frame = self.contenders.set_index("name")
         advised = str(frame.index[frame["advised"]][0])
+        alike, refusing = alike_served(frame, advised, self.fitted)
         against = doubts(frame, advised, self.fitted, self.held_out)
-        return "; ".join([_against(frame, advised), *against])
+        return "; ".join([_against(alike, advised), *against, *refusing])
 
 
 def advise_shapes(

@@ -163,7 +163,7 @@ def export(
         demands[WIDTHS] = demands[WIDTHS].evenly(unseen, deployment.rows)
     sizes = _within(stack, demands, deployment, allowed, budget or Budget())
     if stack.grid:
-        sizes |= _grid(stack, needs, deployment, sizes)
+        sizes |= _grid(stack, needs, deployment, sizes, unseen)
     if CHUNKS in sizes:
         sizes[CHUNKS] = _apart(sizes[CHUNKS], sizes[CONTEXTS])
     return judge(stack, needs, deployment, sizes)
@@ -250,7 +250,7 @@ def _graphs(stack: Stack, by_list: Mapping[str, list[tuple[int, ...]]]) -> int:
 
 
 def _grid(
-    stack: Stack, needs: Needs, deployment: Deployment, sizes: Sizes
+    stack: Stack, needs: Needs, deployment: Deployment, sizes: Sizes, unseen: float
 ) -> dict[str, tuple[int, ...]]:
     """As many widths and contexts, chosen for what their pairs pad."""
     by_name = {it.name: it for it in stack.lists}
@@ -263,6 +263,7 @@ def _grid(
         steps=(of_widths.step(deployment), of_contexts.step(deployment)),
         largest=(of_widths.limit(deployment), of_contexts.limit(deployment)),
         weights=needs.weights,
+        unseen=unseen,
     )
     return {WIDTHS: widths, CONTEXTS: contexts}
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,17 @@ class Demand:
             raise ValueError(
                 f"size {self.largest} is above the last compiled one, {ascending[-1]}: add a larger"
             )
-        computed = ascending[np.searchsorted(ascending, self.sizes)]
+        computed = _computed(ascending, self.sizes)
         return 1 - float(self.weights @ self.sizes) / float(self.weights @ computed)
 
     def beyond(self, largest: int) -> float:
         """The share of the weight whose size is above `largest`."""
         return float(self.weights[self.sizes > largest].sum() / self.weights.sum())
+
+
+def _computed(ascending: ArrayLike, needed: np.ndarray) -> np.ndarray:
+    """The first of the compiled sizes that takes each."""
+    return np.asarray(ascending)[np.searchsorted(ascending, needed)]
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,10 @@ class Budget:
             ("memory budget in bytes", self.memory_bytes, self.graph_bytes),
         ):
             if limit is None:
+                if price is not None:
+                    raise ValueError(
+                        f"what one graph takes of a {name} is of no use without one: give both"
+                    )
                 continue
             if price is None or not price > 0:
                 raise ValueError(f"a {name} needs what one graph takes of it: give that too")
@@ -209,9 +219,11 @@ def optimal_grid(
     steps: tuple[int, int] = (1, 1),
     largest: tuple[int, int],
     weights: np.ndarray | None = None,
+    unseen: float = 0.0,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Sizes of two dimensions whose every pair is compiled, so many of each, for what needs
-    `first[i]` of the one and `second[i]` of the other and computes their product.
+    `first[i]` of the one and `second[i]` of the other and computes their product. With `unseen` of
+    the weight, in place of as much, every size of the first alike beside each of the second.
 
     Each is the exact optimum given the other, in turns until both stay: not in general that of both
     at once.
@@ -222,8 +234,13 @@ def optimal_grid(
     while chosen != before:
         before = list(chosen)
         for this, other in ((1, 0), (0, 1)):
-            computed = np.array(chosen[other])[np.searchsorted(chosen[other], needs[other])]
+            computed = _computed(chosen[other], needs[other])
+            if other == 0:
+                every = _computed(chosen[0], np.arange(1, largest[0] + 1))
+                computed = (1 - unseen) * computed + unseen * every.mean()
             demand = Demand.of(needs[this], weight * computed)
+            if this == 0:
+                demand = demand.evenly(unseen, largest[0])
             solved = optimal_sizes(demand, counts[this], step=steps[this], largest=largest[this])
             chosen[this] = solved[counts[this]]
     return chosen[0], chosen[1]

@@ -10,15 +10,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spyre_bench.cli import tables
-from spyre_bench.cli.options import Json, result_file, with_options
-from spyre_bench.simulate.scenario import CONTINUOUS, COSTS, ENGINE, SCHEDULING, Scenario, setting
+from spyre_bench.cli.options import (
+    Json,
+    chosen,
+    read_workload,
+    refuse_idle,
+    result_file,
+    with_options,
+)
+from spyre_bench.simulate.scenario import (
+    CONTINUOUS,
+    COSTS,
+    ENGINE,
+    SCHEDULING,
+    TRACE_FILE,
+    WORKLOAD,
+    Scenario,
+    setting,
+)
 
 if TYPE_CHECKING:
     from spyre_bench.choose.export import Export, HeldOut, Needs
     from spyre_bench.choose.one_dimension import Budget
     from spyre_bench.choose.stack import Deployment
 
-SERVER, BUDGET = "Server", "Budget"
+SERVER, STEPS, BUDGET = "Server", "Steps of a workload", "Budget"
 
 
 @dataclass(frozen=True)
@@ -30,9 +46,9 @@ class Server:
     step_tokens: int = setting(SERVER, "max_num_batched_tokens", 8192)
     width_step: int = setting(SERVER, "widths are multiples: ranks that share the rows", 1)
     block_tokens: int = setting(SERVER, "of a KV block, or of lengths", 128)
-    step_ms: float = setting(SERVER, "a decode step, to derive how many run at once", 20.0)
-    row_ms: float = setting(SERVER, "and for each request in it", 0.1)
-    prompt_token_ms: float = setting(SERVER, "a token of a prompt", 0.05)
+    step_ms: float = setting(STEPS, "a decode step, to derive how many run at once", 20.0)
+    row_ms: float = setting(STEPS, "and for each request in it", 0.1)
+    prompt_token_ms: float = setting(STEPS, "a token of a prompt", 0.05)
 
     @property
     def deployment(self) -> Deployment:
@@ -116,22 +132,23 @@ def export(
     needs, said = _needs(scenario, server)
     later: dict[str, HeldOut] = {}
     if sizes:
-        chosen = judge(target, needs, deployment, _size_lists(sizes))
+        refuse_idle("--sizes are judged, and none chosen", chosen(allowance, BUDGET))
+        exported = judge(target, needs, deployment, _size_lists(sizes))
     else:
         graphs = allowance.sizes([it.name for it in target.lists])
         limits = deployment, graphs, allowance.budget, allowance.unseen
-        chosen = choose(target, needs, *limits)
+        exported = choose(target, needs, *limits)
         if len(needs.running) > 1:
             later = held_out(target, needs, *limits)
     if out:
-        replace_text(out, chosen.text)
+        replace_text(out, exported.text)
     if as_json:
-        typer.echo(json.dumps(_as_json(chosen, later) | {"read_as": said}, allow_nan=False))
+        typer.echo(json.dumps(_as_json(exported, later) | {"read_as": said}, allow_nan=False))
     else:
         for sentence in said:
             typer.echo(sentence, err=True)
-        _print(chosen, later)
-    if sizes and chosen.findings:
+        _print(exported, later)
+    if sizes and exported.findings:
         raise typer.Exit(1)
 
 
@@ -146,8 +163,10 @@ def _needs(scenario: Scenario, server: Server) -> tuple[Needs, list[str]]:
 
     path = Path(scenario.workload)
     if path.is_file() and (series := read_running(path)) is not None:
+        told = chosen(scenario, WORKLOAD, TRACE_FILE) | chosen(server, STEPS)
+        refuse_idle(f"{path} says how many run at once, step by step", told)
         return series[0], [series[1]]
-    loaded = scenario.read_workload()
+    loaded = read_workload(scenario)
     workload = within_context(scenario.scaled(loaded), server.context_tokens)
     milliseconds = server.step_ms, server.row_ms, server.prompt_token_ms
     steps = decode_steps(workload, server.rows, *(it / 1e3 for it in milliseconds))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spyre_bench.cli.options import result_file
+from spyre_bench.cli.options import refuse_idle, result_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,6 +113,9 @@ def pairs(
     least = LEAST if least is None else least
     require_limits(least)
     commands = [_measuring(side, bucket or [], model) for side in (base, new)]
+    if not (os.path.isdir(base) or os.path.isdir(new)):
+        given = {"--bucket": bucket, "--model": model != "smollm2"}
+        refuse_idle("commands say themselves what they measure", given)
     measuring = measure_starts_in_turns(*commands, starts, count)
     measured: list[pd.DataFrame] = []
     try:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from spyre_bench.files import require_place
-from spyre_bench.simulate.scenario import setting
+from spyre_bench.simulate.scenario import TRACE_FILE, Scenario, setting
+
+if TYPE_CHECKING:
+    from spyre_bench.workload.workload import Workload
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON and nothing else")]
 
@@ -33,10 +36,10 @@ def with_options(
     kind: type, *, without: Collection[str] = (), positional: str = ""
 ) -> Callable[[Callable], Callable]:
     """Gives a command, in the place of its parameter of this dataclass, an option for each setting,
-    but for those of some parts; the `positional` one is an argument. `--help` has a panel for each
-    part."""
+    but for those of some parts or names; the `positional` one is an argument. `--help` has a panel
+    for each part."""
     hints = get_type_hints(kind)
-    shown = [it for it in fields(kind) if it.metadata["part"] not in without]
+    shown = [it for it in fields(kind) if {it.metadata["part"], it.name}.isdisjoint(without)]
 
     def expand(command: Callable) -> Callable:
         own = inspect.signature(command, eval_str=True).parameters.values()
@@ -66,9 +69,8 @@ def _argument(it: Field, hint: Any) -> inspect.Parameter:
 
 def _option(it: Field, hint: Any) -> inspect.Parameter:
     told = it.metadata
-    flag = told.get("flag", f"--{it.name.replace('_', '-')}")
     limits = {name: told[name] for name in ("metavar", "min", "max") if name in told}
-    option = typer.Option(flag, help=told["help"], rich_help_panel=told["part"], **limits)
+    option = typer.Option(_flag(it), help=told["help"], rich_help_panel=told["part"], **limits)
     if told.get("many"):
         hint = list[str] if told.get("required") else list[str] | None
     needed = it.default is MISSING or told.get("required")
@@ -79,11 +81,41 @@ def _option(it: Field, hint: Any) -> inspect.Parameter:
     )
 
 
+def _flag(it: Field) -> str:
+    return it.metadata.get("flag", f"--{it.name.replace('_', '-')}")
+
+
 def _value(it: Field, given: Any) -> Any:
     """What is repeated is one text of words, and none of them is what the default is."""
     if not it.metadata.get("many"):
         return given
     return " ".join(given) if given else it.default
+
+
+def refuse_idle(why: str, given: Mapping[str, Any]) -> None:
+    """Raises ValueError for the first of these options that was given, since it has no effect."""
+    if idle := next((flag for flag, value in given.items() if value), None):
+        raise ValueError(f"{why}: leave {idle} out")
+
+
+def chosen(settings: Any, *parts: str, but: Collection[str] = ()) -> dict[str, bool]:
+    """Of the options of these parts, but for those of some names, which were given."""
+    return {
+        _flag(it): getattr(settings, it.name) != it.default
+        for it in fields(settings)
+        if it.metadata["part"] in parts and it.name not in but and it.default is not MISSING
+    }
+
+
+def read_workload(scenario: Scenario) -> Workload:
+    """As the scenario reads it. Raises ValueError for what says how a trace is read where there is
+    none."""
+    from spyre_bench.workload.source import is_drawn
+
+    if is_drawn(scenario.workload):
+        why = f"workload {scenario.workload} is drawn from a table of lengths, and no trace is read"
+        refuse_idle(why, chosen(scenario, TRACE_FILE))
+    return scenario.read_workload()
 
 
 @dataclass(frozen=True)

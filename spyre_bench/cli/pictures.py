@@ -78,17 +78,14 @@ def draw_run(run: StaticRun, path: Path) -> None:
     _save(plots.ledger_shares(frame, "What each bucket computed"), path)
 
 
-def draw_sweep(frame: pd.DataFrame, settings: list[str], path: Path) -> None:
-    """A panel per figure over the first setting that varies, if possible in numbers; a line or bars
-    for each value of the others."""
+def draw_sweep(frame: pd.DataFrame, varied: list[str], path: Path) -> None:
+    """A panel per figure over the first setting that varied, if possible in numbers; a line or bars
+    for each value of the others. Points that could not run are left out."""
     from pandas.api.types import is_numeric_dtype
 
     from spyre_bench import plots
 
     frame = frame[frame["error"] == ""]
-    varied = [name for name in settings if frame[name].nunique() > 1]
-    if not varied:
-        raise ValueError(f"--plot {path}: no setting of the grid varies, so there is no axis")
     first = next((name for name in varied if is_numeric_dtype(frame[name])), varied[0])
     others = [name for name in varied if name != first]
     series = [", ".join(f"{name}={row[name]}" for name in others) for _, row in frame.iterrows()]

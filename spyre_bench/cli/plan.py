@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spyre_bench.cli import pictures, tables
-from spyre_bench.cli.options import Json, result_file, with_options
+from spyre_bench.cli.options import Json, read_workload, refuse_idle, result_file, with_options
 from spyre_bench.simulate.scenario import CONTINUOUS, ENGINE, Scenario
 
 if TYPE_CHECKING:
@@ -45,10 +45,12 @@ def simulate(
     require_other(out, {"--workload": scenario.workload, "--cost": scenario.cost})
     pictures.require_drawable(plot, continuous=scenario.is_continuous)
     scenario.require_used()
+    if not (out or as_json):
+        refuse_idle("arrays go into --out or --json", {"--detailed": detailed})
     limits = scenario.limits_ms()
     require_limits(limits)
     source = scenario.load_cost()
-    loaded = scenario.read_workload()
+    loaded = read_workload(scenario)
     workload = scenario.scaled(loaded)
 
     def served(at: CostModel, draw: Draw | None = None) -> SimulatedRun:
@@ -122,7 +124,7 @@ def buckets(
     goodput_ms, rules = scenario.limits_ms(), scenario.rules()
     require_limits(goodput_ms)
     source = scenario.load_cost()
-    loaded = scenario.read_workload()
+    loaded = read_workload(scenario)
     workload = scenario.scaled(loaded)
     covered = within(workload, source)
     beyond = len(workload) - len(covered)
@@ -210,12 +212,13 @@ def sweep(
     """Simulate every combination of a grid of settings, in parallel; resumable. Exit code 1 where
     none of them can run."""
     from spyre_bench.cost.source import PREFIX
-    from spyre_bench.studies.sweep import SETTINGS, read_points, run_sweep
+    from spyre_bench.studies.sweep import read_points, run_sweep, varying
 
     pictures.require_drawable(plot)
-    frame = run_sweep(read_points(grid), out, jobs=jobs, backend=backend, scheduler=scheduler)
-    if plot:
-        pictures.draw_sweep(frame, list(SETTINGS), plot)
+    points = read_points(grid)
+    if plot and not varying(points):
+        raise ValueError(f"--plot {plot}: no setting of the grid varies, so there is no axis")
+    frame = run_sweep(points, out, jobs=jobs, backend=backend, scheduler=scheduler)
     failed = int((frame["error"] != "").sum())
     modelled = int(frame["cost"].str.startswith(PREFIX).sum())
     first = next((text for text in frame["error"] if text), "")
@@ -227,6 +230,8 @@ def sweep(
     )
     if failed == len(frame):
         raise typer.Exit(1)
+    if plot:
+        pictures.draw_sweep(frame, varying(points), plot)
 
 
 # --- arguments ------------------------------------------------------------------------------------

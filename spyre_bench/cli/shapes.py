@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spyre_bench.cli import pictures, tables
-from spyre_bench.cli.options import Json, with_options
+from spyre_bench.cli.options import Json, read_workload, with_options
 from spyre_bench.simulate.scenario import ENGINE, SCHEDULING, Scenario
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def shapes(
     limits = ShapeLimits(k, warmup_budget)
     engine = Engine(rows, scenario.chunk_tokens or DEFAULT_CHUNK, scenario.blocks)
     source = replace(scenario, batching="continuous").load_cost()
-    loaded = scenario.read_workload()
+    loaded = read_workload(scenario)
     covered = within_contexts(scenario.scaled(loaded), source)
     advice = advise_shapes(
         covered,

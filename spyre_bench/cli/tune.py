@@ -4,14 +4,22 @@ server reads back."""
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from spyre_bench.cli import tables
-from spyre_bench.cli.options import Json, result_file, with_options
+from spyre_bench.cli.options import (
+    Json,
+    chosen,
+    read_workload,
+    refuse_idle,
+    result_file,
+    with_options,
+)
 from spyre_bench.pass_log import KINDS, PASSES, SHAPE_WARMUP, STEP_RULES, STEPS, WARMUP
 from spyre_bench.simulate.scenario import (
     CONTINUOUS,
@@ -72,7 +80,7 @@ class Allowed:
     )
 
 
-@with_options(Scenario, without=[ENGINE, CONTINUOUS], positional="workload")
+@with_options(Scenario, without=[ENGINE, CONTINUOUS, "goodput"], positional="workload")
 @with_options(Today)
 @with_options(Allowed)
 def tune(
@@ -111,13 +119,13 @@ def tune(
     )
     path = Path(scenario.workload)
     if _kind(path) in (*STEPS, SHAPE_WARMUP, STEP_RULES):
-        _refuse_idle(path, scenario, WORKLOAD, TRACE_FILE, SCHEDULING)
-        _refuse_idle(path, today, TODAY)
+        _refuse_said(path, chosen(scenario, WORKLOAD, TRACE_FILE, SCHEDULING, but=["seed"]))
+        _refuse_said(path, chosen(today, TODAY))
         tuning, said, costs = _of_steps(path, scenario, allowed, batch_size, replications)
     else:
         if allowed.rows is not None:
             raise ValueError(f"--rows is of continuous batching, and {path} is no log of it")
-        log = _read(path, scenario, today.lengths)
+        log = _read(path, scenario, today)
         said, costs = log.said, log.model.label
         tuning = study.tune(
             log.workload,
@@ -198,12 +206,14 @@ def _of_steps(
     return tuning, said, model.label
 
 
-def _read(path: Path, scenario: Scenario, lengths: str | None) -> Log:
+def _read(path: Path, scenario: Scenario, today: Today) -> Log:
     """A pass log with its own buckets and costs, or requests with the buckets that were named."""
     kind = _kind(path)
     if kind in PASSES or kind == WARMUP:
+        _refuse_said(path, chosen(scenario, WORKLOAD, TRACE_FILE, but=["seed"]))
+        _refuse_said(path, chosen(today, TODAY, but=["gather_s", "max_wait_s"]))
         return _of_passes(path, scenario)
-    base, loaded = scenario.load_cost(), _requests(path, scenario, lengths)
+    base, loaded = scenario.load_cost(), _requests(path, scenario, today.lengths)
     workload, said = _covered(scenario.scaled(loaded), base)
     current = scenario.costs(base) if scenario.buckets else ()
     return Log(workload, base, current, None, [str(loaded), *said])
@@ -220,10 +230,10 @@ def _requests(path: Path, scenario: Scenario, lengths: str | None) -> Workload:
     if lengths is not None and kind != LINES:
         raise ValueError(f"{path} says how long requests are: leave --lengths out")
     if kind is None:
-        return scenario.read_workload()
+        return read_workload(scenario)
     rng = np.random.default_rng(scenario.seed)
     if kind == METRICS:
-        _refuse_idle(path, scenario, TRACE_FILE)
+        _refuse_said(path, chosen(scenario, TRACE_FILE))
         found = from_metrics(path, rng)
     elif lengths is None:
         raise ValueError(
@@ -238,7 +248,7 @@ def _requests(path: Path, scenario: Scenario, lengths: str | None) -> Workload:
             time_unit=scenario.time_unit,
             separator=scenario.separator,
         )
-        found = from_lines(path, theirs.read_workload(), rng)
+        found = from_lines(path, read_workload(theirs), rng)
     return part_of(
         found,
         scenario.requests,
@@ -255,9 +265,6 @@ def _of_passes(path: Path, scenario: Scenario) -> Log:
     from spyre_bench.metrics.served import read_served
     from spyre_bench.studies.tune import of_log
 
-    if scenario.buckets:
-        raise ValueError(f"{path} says which buckets it ran: leave --bucket out")
-    _refuse_idle(path, scenario, WORKLOAD, TRACE_FILE)
     served = read_served(path)
     model = of_log(served, scenario.load_cost(), scenario.rules())
     workload, said = _covered(served.workload, model)
@@ -273,13 +280,9 @@ def _read_as(served: Served | ServedSteps, workload: Workload, ran: str) -> str:
     return f"{workload}; {ran}, busy {served.busy_s:,.1f} s ({asleep:.0%} idle){gave_up}"
 
 
-def _refuse_idle(path: Path, given: Scenario | Today, *parts: str) -> None:
-    """Settings of these parts that the file leaves without effect."""
-    for it in fields(given):
-        idle = it.metadata["part"] in parts and it.name not in ("workload", "seed")
-        if idle and getattr(given, it.name) != it.default:
-            flag = it.metadata.get("flag", f"--{it.name.replace('_', '-')}")
-            raise ValueError(f"{path} says that itself, or has none of it: leave {flag} out")
+def _refuse_said(path: Path, given: Mapping[str, Any]) -> None:
+    """Options that the file leaves without effect."""
+    refuse_idle(f"{path} says that itself, or has none of it", given)
 
 
 def _kind(path: Path) -> str | None:

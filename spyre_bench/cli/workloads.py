@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spyre_bench.cli.options import result_file
+from spyre_bench.cli.options import refuse_idle, result_file
 from spyre_bench.cli.tables import narrow, show
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ def workloads(
 ) -> None:
     """List the workloads that ship, or say what a file of requests is taken for."""
     if file is None:
+        given = {"--columns": columns, "--time-unit": time_unit, "--separator": separator}
+        given |= {"--tokenizer": tokenizer, "--out": out}
+        refuse_idle("no file of requests is named", given)
         _print_shipped()
         return
     from spyre_bench.workload.trace_formats import Reading

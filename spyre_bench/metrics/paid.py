@@ -26,14 +26,17 @@ def paid_beside_slots(run: StaticRun, model: CostModel) -> pd.DataFrame:
     (bucket_pad), then as the mean of passes as long as each prompt (prompt_pad); of decode, with as
     many rows as still have tokens to come (decode_tail). Prompts are padded to whole sticks, which
     count as needed: nothing finer compiles. Below 0 where the larger shape is the faster one.
-    Raises ValueError where the model has no figure for a smaller shape.
+    Where the model has no figure for a smaller shape, nobody knows: paid is nan.
     """
     seconds = run.passes.seconds * run.passes.count
     parts = of_passes(run)
     slots = pd.Series({name: int(tokens.sum()) for name, tokens in parts.items()})
     per_slot = run.passes.seconds / run.passes.slots
     alike = pd.Series({name: float(per_slot @ tokens) for name, tokens in parts.items()})
-    paid = _paid_s(run, model)
+    try:
+        paid = _paid_s(run, model)
+    except ValueError:  # a table of one batch size, say
+        paid = pd.Series(np.nan, index=LEDGER)
     frame = pd.DataFrame(
         {
             "part": list(LEDGER),
@@ -113,18 +116,23 @@ class _Needed:
 
 def paid_of_padding(beside: pd.DataFrame, parts: Sequence[str] = LEDGER[1:]) -> float:
     """Of the seconds that these parts of the ledger would cost if every slot cost alike, the share
-    that they do; 0 where there is no padding."""
+    that they do; 0 where there is no padding, nan where nobody knows."""
     wasted = beside[beside["part"].isin(parts)]
     alike = float(wasted["alike"].sum())
-    return float(wasted["paid"].sum()) / alike if alike else 0.0
+    return float(wasted["paid"].sum(skipna=False)) / alike if alike else 0.0
 
 
 def said(beside: pd.DataFrame) -> str:
     """What padding is paid, in a sentence, with the parts that cost most and least of what they
     would if every slot cost alike."""
-    wasted = beside.dropna(subset="paid_share")
+    wasted = beside[beside["part"] != "useful"]
     if wasted.empty:
         return "Nothing is padding."
+    if wasted["paid"].isna().any():
+        return (
+            f"Padding is {wasted['slots'].sum():.0%} of the slots; what it costs in seconds is not "
+            f"known, since the costs have no figure for passes of fewer rows or shorter prompts."
+        )
     ordered = wasted.sort_values("paid_share", ascending=False).to_dict("records")
     ends = ordered[:1] + ordered[1:][-1:]
     parts = ", ".join(f"{it['part'].replace('_', ' ')} {it['paid_share']:.0%}" for it in ends)

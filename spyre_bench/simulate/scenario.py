@@ -7,7 +7,7 @@ they are called, so that `--help` need not wait for numpy.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from html import escape
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
@@ -328,15 +328,7 @@ class Scenario:
 
     def require_used(self) -> None:
         """Raises ValueError for a setting that only the other kind of batching has."""
-        other = "static" if self.is_continuous else "continuous"
-        for it in fields(self):
-            of_static = it.name in ("buckets", "policy", "max_wait_s", "gather_s")
-            unused = of_static if self.is_continuous else it.metadata["part"] == CONTINUOUS
-            if unused and it.name in self._chosen():
-                raise ValueError(
-                    f"{it.name} is a setting of {other} batching and batching is "
-                    f"{self.batching}: leave it out, or say batching {other}"
-                )
+        require_used(self._chosen(), [self])
 
     def _chosen(self) -> dict[str, Any]:
         """The settings that are not at their default."""
@@ -353,6 +345,21 @@ class Scenario:
             for name, value in self._chosen().items()
         )
         return f"<table>{''.join(rows)}</table>"
+
+
+def require_used(names: Collection[str], scenarios: Iterable[Scenario]) -> None:
+    """Raises ValueError for a setting that only a kind of batching has which none of the scenarios
+    is of."""
+    batchings = {"continuous" if it.is_continuous else "static" for it in scenarios}
+    for it in fields(Scenario):
+        only = "continuous" if it.metadata["part"] == CONTINUOUS else ""
+        if it.name in ("buckets", "policy", "max_wait_s", "gather_s"):
+            only = "static"
+        if it.name in names and only and only not in batchings:
+            raise ValueError(
+                f"{it.name} is a setting of {only} batching and batching is {', '.join(batchings)}"
+                f": leave it out, or say batching {only}"
+            )
 
 
 KINDS: dict[str, type] = {

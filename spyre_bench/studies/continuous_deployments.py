@@ -30,11 +30,14 @@ ROWS = 16
 
 def capacities(deployments: Iterable[Deployment], service: Service) -> pd.DataFrame:
     """One row per deployment and end of the parameters: the columns of `deployments.capacities` but
-    buckets, and blocks, those of an engine's KV cache."""
+    buckets, and blocks, those of an engine's KV cache. Buckets that a card does not take refuse
+    nothing here: no such engine compiles them."""
     rows = []
     for deployment, end in at_ends(deployments):
-        rps, blocks, refused = math.nan, 0, deployment.refused
-        if deployment.cost is not None:
+        rps, blocks, refused = math.nan, 0, ""
+        if deployment.cost is None:
+            refused = deployment.refused
+        else:
             try:
                 costs = symbolic(replace(deployment.cost, end=end), service)
             except ValueError as refusal:

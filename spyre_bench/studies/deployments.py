@@ -39,7 +39,8 @@ CANDIDATES: dict[str, Any] = {"prompt_lengths": 6, "new_tokens": 3}
 @dataclass(frozen=True)
 class Deployment:
     """`cards` divided into engines of `tp` cards, and the sets of buckets that they could compile;
-    or, where `refused` is a sentence, why that cannot be."""
+    or, where `refused` is a sentence, why that cannot be: without a `cost` there is no such engine
+    of any kind of batching."""
 
     cards: int
     tp: int
@@ -135,14 +136,14 @@ def _engine(
     given: tuple[Bucket, ...],
 ) -> Deployment:
     """One engine with its sets of buckets, or with those given, or why there is none."""
-    tp = settings[1]
+    tp, cost = settings[1], None
     try:
         cost = SpyreCost(*settings)
         if given:
             return Deployment(tp, tp, cost, (tuple(cost.of(bucket).bucket for bucket in given),))
         choices = _choices(workload, cost, Limits(k), batch_sizes)
     except ValueError as refusal:
-        return Deployment(tp, tp, refused=str(refusal))
+        return Deployment(tp, tp, cost, refused=str(refusal))
     return Deployment(tp, tp, cost, tuple(dict.fromkeys(choice.buckets for choice in choices)))
 
 

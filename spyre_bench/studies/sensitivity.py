@@ -25,7 +25,7 @@ def sensitivity(deployments: Iterable[Deployment], service: Service) -> pd.DataF
     """
     rows = []
     for deployment in deployments:
-        if deployment.cost is None:  # it is refused
+        if deployment.refused or deployment.cost is None:
             continue
         base, (base_rps, _) = deployment.costs(), deployment.capacity(service)
         for name, end, card in _moved(deployment.cost.card):

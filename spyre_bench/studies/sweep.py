@@ -29,7 +29,7 @@ from spyre_bench.errors import sentence
 from spyre_bench.metrics import summary, waste
 from spyre_bench.shapes import BucketSet
 from spyre_bench.simulate.result import SimulatedRun
-from spyre_bench.simulate.scenario import KINDS, TRACE_FILE, WORKLOAD, Scenario
+from spyre_bench.simulate.scenario import KINDS, TRACE_FILE, WORKLOAD, Scenario, require_used
 from spyre_bench.workload.workload import Workload
 
 BACKENDS = ("loky", "dask", "ray")
@@ -55,8 +55,8 @@ def read_points(path: Path) -> list[Scenario]:
 def points(grid: Mapping[str, Any]) -> list[Scenario]:
     """Every combination of the values, the last setting changing fastest. Where a grid has both
     kinds of batching and no costs, the table of buckets that ships prices both: that of shapes is
-    of another machine. Raises ValueError for an unknown or a missing setting and for a value of the
-    wrong kind."""
+    of another machine. Raises ValueError for an unknown or a missing setting, for one that none of
+    the grid's kinds of batching has, and for a value of the wrong kind."""
     if unknown := sorted(set(grid) - set(SETTINGS), key=str):
         raise ValueError(f"setting {unknown[0]!r} is not known: there are {', '.join(SETTINGS)}")
     shapes_only = grid.get("batching") in ("continuous", ["continuous"])
@@ -75,7 +75,13 @@ def points(grid: Mapping[str, Any]) -> list[Scenario]:
     ]
     if not scenarios:
         raise ValueError("a setting has an empty list of values: the grid has no point")
+    require_used(grid, scenarios)
     return scenarios
+
+
+def varying(scenarios: Sequence[Scenario]) -> list[str]:
+    """The settings of which these points have several values."""
+    return [name for name in SETTINGS if len({getattr(it, name) for it in scenarios}) > 1]
 
 
 def _typed(name: str, value: Any) -> Any:

@@ -23,6 +23,12 @@ from spyre_bench.workload.workload import Workload, trace_name
 NAMED_REQUESTS = 10_000
 
 
+def is_drawn(name_or_file: str | Path) -> bool:
+    """Whether it is known to be a table of lengths that requests are drawn from, and no trace."""
+    path = Path(name_or_file)
+    return str(name_or_file) in WORKLOADS or (path.is_file() and is_length_table(path))
+
+
 def named_workload(
     name: str,
     requests: int,

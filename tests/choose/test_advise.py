@@ -180,6 +180,18 @@ def test_the_verdict_names_a_tie_a_loss_on_the_second_half_and_too_few_requests(
         compile_s=(810.0, 270.0),
     )
     assert "on the second half one shape takes" not in busier.verdict, "it has less to do"
+    idler = with_figures(
+        advised=(True, False),
+        fitted_busy_s=(100.0, 60.0),
+        held_out_busy_s=(100.0, 60.0),
+        fitted_rejected=(0, 150),
+        held_out_rejected=(0, 150),
+        compile_s=(810.0, 270.0),
+    )
+    assert idler.verdict == (
+        "optimum takes the fewest device seconds on the first half; "
+        "one shape refuses 150 of the 200 requests of the first half"
+    )
     few = replace(loss, fitted=loss.fitted.head(4), held_out=loss.held_out.head(4))
     assert "chosen by 4 requests, which say little of others" in few.verdict
 
@@ -398,7 +410,7 @@ def test_seconds_a_request_are_of_those_that_were_served():
         ({"objective": "speed"}, "objective 'speed' is not known: use device_seconds or goodput"),
         ({"objective": "goodput"}, "goodput needs an SLO"),
         ({"objective": "goodput", "goodput_ms": {"itl": 5}}, "no limit on 'itl'"),
-        ({"goodput_ms": {"ttft": 0}}, "ttft:0 is not above 0 milliseconds"),
+        ({"objective": "goodput", "goodput_ms": {"ttft": 0}}, "ttft:0 is not above 0 milliseconds"),
         ({"limits": Limits(1, warmup_budget_s=5)}, "no choice of 1 buckets within a warmup budget"),
     ],
 )

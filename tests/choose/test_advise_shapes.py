@@ -67,6 +67,16 @@ def test_shapes_that_run_today_stay_where_a_change_makes_no_difference(requests,
     assert again.verdict.startswith("keep your shapes")
 
 
+def test_todays_shapes_that_refuse_requests_are_not_said_to_take_fewer_seconds(requests):
+    today = ShapeSet.parse("64,256", "8,256")
+    found = advise_shapes(requests, load_cost(), ShapeLimits(6), Engine(8, 512), RULES, today)
+    frame = found.contenders.set_index("name")
+    assert frame["fitted_busy_s"]["today"] < frame.loc[frame["advised"], "fitted_busy_s"].item()
+    refused = frame["fitted_rejected"]["today"]
+    assert f"today refuses {refused} of the 120 requests of the first half" in found.verdict
+    assert "device seconds than today" not in found.verdict
+
+
 def test_on_the_card_a_symbolic_shape_is_a_contender_of_its_own(requests):
     card = load_cost("card:granite-3.3-8b,tp=4")
     found = advise_shapes(requests, card, ShapeLimits(4), Engine(4, 256), RULES)

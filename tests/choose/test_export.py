@@ -243,6 +243,18 @@ def test_a_budget_of_seconds_or_bytes_cuts_all_lists_together(conversation):
         export(stack, needs, deployment, {CONTEXTS: 3})
 
 
+def test_a_width_that_never_came_has_one_of_its_own_where_widths_and_contexts_multiply_too():
+    running, context = np.repeat([1, 4, 12, 64], 50), np.tile([900, 3000], 100)
+    needs, deployment = Needs(np.array([700]), running, context, np.ones(200)), Deployment(rows=64)
+
+    def between(unseen: float) -> list[int]:
+        found = export(STACKS["vllm-gaudi"], needs, deployment, unseen=unseen)
+        return [width for width in found.sizes[WIDTHS] if 12 < width < 64]
+
+    assert not between(0)
+    assert between(0.1)
+
+
 def test_the_second_half_is_padded_by_what_suited_the_first():
     needs = Needs(None, np.array([2, 2, 5, 5]), None, np.ones(4))
     later = held_out(STACKS["vllm-rbln"], needs, Deployment(rows=8), {WIDTHS: 2})[WIDTHS]

@@ -713,6 +713,66 @@ def test_a_sweep_counts_the_points_that_could_not_run(command, grid, tmp_path):
     assert "2 of them with an error" in done.err
 
 
+def test_a_sweep_that_cannot_be_drawn_says_why_it_cannot(command, grid, tmp_path):
+    pytest.importorskip("matplotlib")
+    out, picture = tmp_path / "sweep.csv", tmp_path / "a.png"
+    words = ("sweep", grid, "--out", out, "--jobs", 1, "--plot", picture)
+    text = grid.read_text()
+    grid.write_text(text.replace("2,1024,512", "9,1024,512"))
+    failed = command(*words)
+    assert (failed.code, picture.exists()) == (1, False)
+    assert f"4 rows in {out}, 4 of them with an error, such as: bucket 9,1024,512" in failed.err
+    assert "varies" not in failed.err
+    grid.write_text(text.replace("'2,1024,512', ", "").replace("best_fit, ", ""))
+    out.unlink()
+    alone = command(*words)
+    assert (alone.code, out.exists()) == (1, False), "before anything runs"
+    assert "no setting of the grid varies, so there is no axis" in alone.err
+
+
+# --- options without effect -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        ("tune passes.jsonl --lengths azure_conv", "--lengths"),
+        ("tune passes.jsonl --bucket 1,64,8", "--bucket"),
+        ("tune trace.csv --lengths azure_conv", "--lengths"),
+        ("export vllm SERIES --sizes widths=1,2,4,8 --graphs 2", "--graphs"),
+        ("export vllm SERIES --sizes widths=1,8 --warmup-budget 5 --graph-s 9", "--warmup-budget"),
+        ("export vllm SERIES --sizes widths=1,2,4,8 --unseen 0", "--unseen"),
+        ("export vllm SERIES --from 3600", "--from"),
+        ("export vllm SERIES --requests 10", "--requests"),
+        ("export vllm SERIES --length-scale 0.5", "--length-scale"),
+        ("export vllm SERIES --step-ms 30", "--step-ms"),
+        ("buckets --workload trace.csv --cost cost.csv --goodput ttft:2000", "--goodput"),
+        ("buckets --workload azure_conv --columns arrival=none", "--columns"),
+        ("shapes --workload azure_conv --time-unit ms", "--time-unit"),
+        ("simulate --workload azure_conv --bucket 8,64,32 --separator ;", "--separator"),
+        ("simulate --workload trace.csv --bucket 8,64,32 --detailed", "--detailed"),
+        ("workloads --out requests.csv", "--out"),
+        ("pairs true true --bucket 1,64,8", "--bucket"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_named_and_refused(
+    command, table, trace, tmp_path, monkeypatch, words, flag
+):
+    monkeypatch.chdir(tmp_path)
+    Path("passes.jsonl").write_text('{"kind": "warmup"}\n')
+    Path("running.csv").write_text("running\n3\n7\n")
+    done = command(*words.replace("SERIES", "--workload running.csv --rows 8").split())
+    assert done.code == 1
+    assert done.out == ""
+    assert re.search(rf"leave {flag} out|\({flag}\) decide nothing", done.err)
+    assert not Path("requests.csv").exists()
+
+
+def test_tune_goes_by_device_seconds_and_offers_no_slo():
+    assert "--policy" in options_of("tune")
+    assert "--goodput" not in options_of("tune")
+
+
 # --- what goes wrong ------------------------------------------------------------------------------
 
 SIMULATE = ("simulate", "--workload", "{trace}", "--cost", "{table}", *TWO)

@@ -88,3 +88,19 @@ def test_it_is_said_with_the_parts_that_cost_most_and_least():
     assert full.startswith("Padding is 50% of the slots and costs 50% of the seconds: 100% of what")
     assert "(batch pad 100%)" in full
     assert said(of(BY_SLOT, [256] * 4, [16] * 4).reset_index()) == "Nothing is padding."
+
+
+def test_what_padding_costs_is_unknown_where_no_smaller_pass_has_a_figure():
+    """A table of one batch size."""
+
+    class OfFour(FittedCost):
+        def of(self, bucket):
+            if bucket.batch_size != 4:
+                raise ValueError(f"bucket {bucket} is outside of the cost table")
+            return super().of(bucket)
+
+    beside = of(OfFour((1.0, 0.0), (0.1, 0.0, 0.0)), [64, 192], [2, 9]).reset_index()
+    assert beside["paid"].isna().all()
+    assert beside["alike"].sum() == pytest.approx(1)
+    assert np.isnan(paid_of_padding(beside))
+    assert "what it costs in seconds is not known" in said(beside)

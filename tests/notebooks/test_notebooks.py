@@ -347,6 +347,18 @@ def test_how_full_batches_are_is_said_of_every_policy_load_and_set_of_buckets(tm
 
 
 @pytest.mark.slow
+def test_a_table_of_one_batch_size_answers_all_but_what_padding_costs(tmp_path):
+    guide = (FULL.parent.parent / "docs/YOUR_CARD.md").read_text()
+    table = guide.partition("```csv my_cost.csv\n")[2].partition("```")[0]
+    (tmp_path / "my_cost.csv").write_text(table)
+    words = ("-p", "cost", "my_cost.csv", "-p", "buckets", "4,256,128")
+    words += ("-p", "length_scale", "0.1", "-p", "requests", "300")
+    record = run(tmp_path, "03_how_full_are_batches", None, *words)
+    assert "what it costs in seconds is not known" in record["answer"]
+    assert "paid_share_of_padding" not in record["results"]
+
+
+@pytest.mark.slow
 def test_both_kinds_of_batching_serve_the_same_requests_on_as_many_graphs(tmp_path):
     words = ("-p", "requests", "300", "-p", "load_shares", "0.3 0.9 4", "-p", "graphs", "4")
     record = run(tmp_path, "06_static_or_continuous", None, *words)

@@ -9,10 +9,12 @@ from spyre_bench.cost.card import SpyreCost
 from spyre_bench.metrics import latency
 from spyre_bench.model_sizes import preset
 from spyre_bench.policy.continuous import RULES
+from spyre_bench.shapes import Bucket
 from spyre_bench.simulate.continuous import simulate
 from spyre_bench.studies.capacity import STEP, Service
 from spyre_bench.studies.continuous_deployments import capacities, capacity_rps, symbolic
 from spyre_bench.studies.deployments import Deployment, propose
+from spyre_bench.studies.sensitivity import sensitivity
 from spyre_bench.studies.under_load import at_rate
 from tests.studies.test_deployments import BUCKETS, LIMITS, drawn
 
@@ -81,3 +83,15 @@ def test_a_division_without_an_engine_says_why():
     found = capacities([refused], Service(drawn(60), LIMITS, requests_a_card=20))
     assert found["refused"].unique().tolist() == ["heads do not divide"]
     assert np.isnan(found["capacity_rps"]).all()
+
+
+def test_a_bucket_that_a_card_does_not_take_is_no_reason_against_an_engine_without_buckets(
+    service,
+):
+    long = Bucket(8, 16384, 512)  # 135,168 slots: beyond 131,072 on four cards, and one card's
+    divided = propose(GRANITE, [4], service, buckets=[long])
+    assert [bool(it.refused) for it in divided] == [True, False, True]
+    found = capacities(divided, service)
+    assert not found["refused"].any()
+    assert found["capacity_rps"].notna().all()
+    assert set(sensitivity(divided, service)["tp"]) == {2}, "of buckets that nobody compiles"

@@ -117,6 +117,15 @@ def test_a_grid_is_read_from_yaml_with_buckets_in_any_form(tmp_path):
         ("workload: a\nbuckets: 8,64,32\nseed: one", "setting seed: 'one' is not of type int"),
         ("workload: a\nbuckets: 8,64,32\nseed: true", "setting seed: True is not of type int"),
         ("workload: a\nbuckets: 8,64,32\nseed: []", "the grid has no point"),
+        (
+            "workload: a\nbuckets: 8,64,32\ndecode_between: [1, 4]",
+            "decode_between is a setting of continuous batching and batching is static",
+        ),
+        (
+            "workload: a\nbatching: continuous\npolicy: [fcfs, skip]",
+            "policy is a setting of static batching and batching is continuous",
+        ),
+        ("workload: a\nbuckets: 8,64,32\nbatching: [static, both]", "'both' is not known"),
         ("workload: [a", "not YAML"),
         ("- workload", "write a line for each setting"),
         ("", "write a line for each setting"),
@@ -478,6 +487,11 @@ def test_a_grid_of_both_kinds_prices_both_by_one_table():
     alone = {"workload": "azure_conv", "batching": ["continuous"]}
     assert {point.cost_source for point in points(alone)} == {"shapes"}
     assert {point.cost_source for point in points(grid | {"cost": "mine.csv"})} == {"mine.csv"}
+
+
+def test_a_grid_of_both_kinds_takes_settings_of_either():
+    grid = {"workload": "azure_conv", "buckets": "4,64,32", "batching": ["static", "continuous"]}
+    assert len(points(grid | {"policy": ["fcfs", "skip"], "decode_between": [1, 4]})) == 8
 
 
 def test_a_grid_of_continuous_batching_alone_needs_no_buckets():
