@@ -163,18 +163,25 @@ def digest(*parts: Any) -> str:
 
 
 def content(value: Any) -> str | None:
-    """The digest of the file that `value` names, such as a trace or a cost table; None where it
-    names none."""
+    """The digest of the file that `value` names, such as a trace or a cost table; of a folder, such
+    as a model's, that of its files' names, sizes and times; None where it names none."""
     try:
         path = Path(value)
-        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+        if path.is_file():
+            return hashlib.sha256(path.read_bytes()).hexdigest()
+        return digest(_listing(path)) if value and path.is_dir() else None
     except (TypeError, ValueError, OSError):
         return None
 
 
+def _listing(folder: Path) -> list[tuple[str, int, int]]:
+    stats = ((path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file())
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+
 def contents(text: Any) -> list[str | None]:
-    """The digests of the files that a text may name: the whole of it, each word, and what stands in
-    a word behind an @ ("@shapes.json") or the first colon ("4:result.json")."""
+    """The digests of the files and folders that a text may name: the whole of it, each word, and
+    what stands in a word behind an @ ("@shapes.json") or the first colon ("4:result.json")."""
     words = str(text).split()
     behind = [part for word in words for part in (word[1:], word.partition(":")[2]) if part]
     return [content(name) for name in (text, *words, *behind)]

@@ -117,7 +117,15 @@ def test_a_folder_keeps_its_lock_inside(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", [3, None, "nowhere", "a\x00b", "x" * 10_000, "/"])
+def test_a_folder_is_other_content_where_a_file_of_it_has_changed(tmp_path):
+    (tmp_path / "weights").write_text("1")
+    before = content(tmp_path)
+    assert content(tmp_path) == before
+    (tmp_path / "weights").write_text("22")
+    assert content(tmp_path) not in (before, None)
+
+
+@pytest.mark.parametrize("name", [3, None, "", "nowhere", "a\x00b", "x" * 10_000, "/dev/null"])
 def test_what_names_no_file_has_no_content(name):
     assert content(name) is None
 

@@ -50,9 +50,9 @@ def does_tp_pay(parameters: Any, **settings: Any) -> Box:
         ),
     }
     note = (
-        f"Modelled, not measured. At most {FEW_A_CARD} requests per card and fewer candidate "
-        f"buckets than in the notebook, so that the picture follows at once; figures differ "
-        f"from those above."
+        f"Modelled, not measured. At most {FEW_A_CARD} requests per card and, unless buckets are "
+        f"given, fewer candidates than in the notebook, so that the picture follows at once; "
+        f"figures differ from those above."
     )
     few = functools.cache(functools.partial(few_deployments, parameters))
     draw = functools.partial(draw_deployments, few, parameters.policy)
@@ -62,8 +62,10 @@ def does_tp_pay(parameters: Any, **settings: Any) -> Box:
 def few_deployments(
     parameters: Any, model: str, tp: int, dtype: str, workload: str
 ) -> tuple[Service, list[Deployment]]:
-    """Every division of `tp` cards with its buckets, and a service of few requests."""
+    """Every division of `tp` cards with its buckets, those given if there are any, and a service of
+    few requests."""
     from spyre_bench.model_sizes import preset
+    from spyre_bench.shapes import Bucket
     from spyre_bench.simulate.scenario import Scenario
     from spyre_bench.studies.capacity import Service
     from spyre_bench.studies.deployments import propose
@@ -73,7 +75,8 @@ def few_deployments(
     limits_ms = {"ttft": parameters.ttft_ms, "tpot": parameters.tpot_ms}
     requests, rules = scenario.load_workload(), scenario.rules()
     service = Service(requests, limits_ms, requests_a_card, rules, share=parameters.share)
-    settings = {"dtype": dtype, "k": parameters.k, "batch_sizes": FEW_SIZES}
+    given = [Bucket.parse(word) for word in parameters.buckets.split()]
+    settings = {"dtype": dtype, "k": parameters.k, "batch_sizes": FEW_SIZES, "buckets": given}
     return service, propose(preset(model), [tp], service, **settings)
 
 

@@ -93,7 +93,7 @@ def draw_fill(
         f"{figures['utilisation']:.0%} busy, {figures['batches']:,} batches\n"
         f"E2EL P50 {figures['median_e2el_ms'] / 1e3:.1f} s, "
         f"P95 {figures['p95_e2el_ms'] / 1e3:.1f} s"
-        f"{' (saturated: depends on the length of the run)' if saturated else ''}"
+        f"{summary.SATURATED if saturated else ''}"
     )
     grouped = frame.assign(label=labels, group="bucket: batches", saturated=False)
     ax = plots.ledger_shares(grouped, title)

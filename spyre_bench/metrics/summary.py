@@ -96,6 +96,9 @@ def _of_continuous(run: SimulatedRun) -> dict[str, float]:
     return seconds | {"hit_tokens": int(run.hit_tokens.sum())}
 
 
+SATURATED = " (saturated: depends on the length of the run)"
+
+
 def saturation(run: SimulatedRun) -> str:
     """Why latencies of this run measure the backlog and not the service; empty where they do not.
 

@@ -135,7 +135,7 @@ def compare_pairs(
         was, now = (run[row["notebook"]] for run in runs[-1])
         state, change = said["state"], said["ratio"] - 1
         if state in ("slower", "faster"):
-            state = _direction(row["item"], change, _ways(was, now))
+            state = _direction(change, _better(row["item"], _ways(was, now)))
         if state != "same" and matches(row["item"], now.traits.chance):
             continue
         text = f"{said['low'] - 1:+.1%} to {said['high'] - 1:+.1%} in {said['pairs']} pairs"
@@ -220,8 +220,9 @@ def _item(
     if was is None:
         return shown("new")
     kind = _kind(item, was, now, record)
-    difference = Difference(kind, _change(kind, was, now), _tolerance(name, item, kind, tolerances))
-    state = "same" if not difference.matters else _direction(item, difference.change, better)
+    way, tolerance = _better(item, better), _tolerance(name, item, kind, tolerances)
+    difference = Difference(kind, _change(kind, was, now, way, tolerance), tolerance)
+    state = "same" if not difference.matters else _direction(difference.change, way)
     if state != "same" and matches(item, record.traits.chance):
         state = "by chance"
     return shown(state, kind=kind, change=difference.change, tolerance=difference.tolerance)
@@ -246,28 +247,36 @@ def _fractional(value: Any) -> bool:
     return isinstance(value, float)
 
 
-def _change(kind: str, was: Any, now: Any) -> float:
-    """Signed; of a column the largest, or that of its median where rows are measured one by one
-    and single ones may be off."""
+def _change(kind: str, was: Any, now: Any, way: str | None, tolerance: float) -> float:
+    """Signed; of a column the worst, or that of its median where rows are measured one by one and
+    single ones may be off."""
     if isinstance(was, pd.Series):
         if kind in ("exact", "calculated"):
-            return _worst(kind, was, now)
+            return _worst(_rows(kind, was, now), way, tolerance)
         was, now = (float(column.median()) for column in (was, now))
     if not (_number(was) and _number(now)):
         return 0.0 if was == now else math.nan
     return float(_changes(kind, np.array([was], dtype=float), np.array([now], dtype=float))[0])
 
 
-def _worst(kind: str, was: pd.Series, now: pd.Series) -> float:
-    if len(was) != len(now):
-        return math.nan  # the number of rows is an item of its own
-    if not (_number(was) and _number(now)):
-        same = (was == now) | (was.isna() & now.isna())
-        return 0.0 if same.all() else math.nan
-    changes = _changes(kind, was.to_numpy(dtype=float), now.to_numpy(dtype=float))
+def _worst(changes: np.ndarray, way: str | None, tolerance: float) -> float:
+    """Of the changes of a column's rows, the largest for the worse where one matters, however much
+    better others are; else the largest. nan where one cannot be said."""
     if np.isnan(changes).any():
         return math.nan
-    return float(changes[np.abs(changes).argmax()]) if len(changes) else 0.0
+    for_the_worse = changes * {"higher": -1, "lower": 1, None: 0}[way]
+    counts = for_the_worse if (for_the_worse > tolerance).any() else np.abs(changes)
+    return float(changes[counts.argmax()]) if len(changes) else 0.0
+
+
+def _rows(kind: str, was: pd.Series, now: pd.Series) -> np.ndarray:
+    """The change of each row, nan where it cannot be said."""
+    if len(was) != len(now):
+        return np.array([math.nan])  # the number of rows is an item of its own
+    if not (_number(was) and _number(now)):
+        same = (was == now) | (was.isna() & now.isna())
+        return np.where(same, 0.0, math.nan)
+    return _changes(kind, was.to_numpy(dtype=float), now.to_numpy(dtype=float))
 
 
 def _changes(kind: str, was: np.ndarray, now: np.ndarray) -> np.ndarray:
@@ -289,10 +298,9 @@ def _number(value: Any) -> bool:
     return isinstance(value, float)
 
 
-def _direction(item: str, change: float, better: Mapping[str, str | None] | None) -> str:
+def _direction(change: float, way: str | None) -> str:
     """Whether that change is for the better, where it is known."""
-    way = None if math.isnan(change) else _better(item, better)
-    if way is None:
+    if way is None or math.isnan(change):
         return "changed"
     return "better" if (change > 0) == (way == "higher") else "worse"
 

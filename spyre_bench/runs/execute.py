@@ -29,7 +29,14 @@ from spyre_bench.files import code, contents, digest, read_json, replace_text
 from spyre_bench.runs import provenance
 from spyre_bench.runs.html import notebook_page
 from spyre_bench.runs.kernel import Output
-from spyre_bench.runs.parameters import declared, given_value, literal, refuse_unknown, value_of
+from spyre_bench.runs.parameters import (
+    declared,
+    default_texts,
+    given_value,
+    literal,
+    refuse_unknown,
+    value_of,
+)
 from spyre_bench.runs.records import OUTCOME, WHERE, Traits, faults, read_results
 
 UNFINISHED = "did not end"
@@ -198,9 +205,10 @@ def _parameters(task: Task, known: Mapping[str, str]) -> dict[str, Any]:
 def _basis(document: nbformat.NotebookNode, parameters: Mapping[str, Any]) -> dict[str, str]:
     cells = [(cell.cell_type, cell.source) for cell in document.cells]
     said = {name: value for name, value in parameters.items() if name not in WHERE}
+    may_name_files = [*said.values(), *default_texts(document)]
     return {
         "notebook": digest(cells, document.metadata.get("spyre_bench")),
-        "parameters": digest(said, [contents(value) for value in said.values()]),
+        "parameters": digest(said, [contents(value) for value in may_name_files]),
         "code": _code(),
     }
 

@@ -51,13 +51,12 @@ class Kept:
 
 
 def last_kept(stem: str, runs: Path) -> Kept | None:
-    """Of a notebook in the newest run that has finished it; None where there is none."""
-    folders = [run_folder(runs), *sorted(runs.glob("*"), reverse=True)]
-    for folder in (it / stem for it in folders):
-        results = read_results(folder)
-        if results.get("finished"):
-            return Kept(folder.resolve(), results)
-    return None
+    """Of a notebook, the run that started last of those that have finished; None where there is
+    none."""
+    folders = {(it / stem).resolve() for it in (run_folder(runs), *runs.glob("*"))}
+    kept = (Kept(folder, read_results(folder)) for folder in sorted(folders))
+    finished = (it for it in kept if it.results.get("finished"))
+    return max(finished, key=lambda it: it.results["started_at"], default=None)
 
 
 def question(notebook: NotebookNode) -> str:

@@ -42,23 +42,33 @@ def declared(notebook: Path, document: nbformat.NotebookNode) -> dict[str, str]:
     return types | {name: kind or types.get(name, "None") for name, kind in _assigned(document)}
 
 
+def default_texts(document: nbformat.NotebookNode) -> list[str]:
+    """The texts of the defaults, which may name files."""
+    constants = (it.value for it in ast.walk(_tree(document)) if isinstance(it, ast.Constant))
+    return [value for value in constants if isinstance(value, str)]
+
+
 def _assigned(document: nbformat.NotebookNode) -> list[tuple[str, str]]:
     """Names and annotations by the syntax tree of the cell; papermill goes by a pattern, which
     misses a default that holds `=` and an annotation with brackets."""
-    tagged = (cell for cell in document.cells if "parameters" in cell.metadata.get("tags", ()))
-    source = next((cell.source for cell in tagged if cell.cell_type == "code"), "")
-    try:
-        tree = ast.parse(TransformerManager().transform_cell(source), type_comments=True)
-    except (SyntaxError, ValueError, RecursionError):  # the cell itself will say so
-        return []
     found = []
-    for statement in tree.body:
+    for statement in _tree(document).body:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             found.append((statement.target.id, ast.unparse(statement.annotation)))
         elif isinstance(statement, ast.Assign):
             names = [target.id for target in statement.targets if isinstance(target, ast.Name)]
             found += [(name, statement.type_comment or "") for name in names]
     return found
+
+
+def _tree(document: nbformat.NotebookNode) -> ast.Module:
+    """Of the cell of parameters; empty where there is none, or none that Python can read."""
+    tagged = (cell for cell in document.cells if "parameters" in cell.metadata.get("tags", ()))
+    source = next((cell.source for cell in tagged if cell.cell_type == "code"), "")
+    try:
+        return ast.parse(TransformerManager().transform_cell(source), type_comments=True)
+    except (SyntaxError, ValueError, RecursionError):  # the cell itself will say so
+        return ast.Module(body=[], type_ignores=[])
 
 
 def literal(path: Path) -> str:

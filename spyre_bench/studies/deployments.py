@@ -165,6 +165,17 @@ def _choices(
     return choices
 
 
+def possible(deployments: Iterable[Deployment], cards: int) -> list[Deployment]:
+    """Those of so many cards that are not refused. Raises ValueError with the reasons where all
+    are."""
+    there = [it for it in deployments if it.cards == cards]
+    found = [it for it in there if not it.refused]
+    if not found:
+        why = "; ".join(f"{it.label}: {it.refused}" for it in there)
+        raise ValueError(f"no division of {cards} cards serves these requests: {why}")
+    return found
+
+
 def listed(deployments: Iterable[Deployment]) -> pd.DataFrame:
     """One row per deployment: cards, tp, replicas, deployment, sets (of buckets to choose from),
     memory_gb (of a card with the largest of all these buckets, at the nominal values), refused (why

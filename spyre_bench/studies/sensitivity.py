@@ -12,6 +12,10 @@ from spyre_bench.cost.card_words import CONFIDENCE, name_of, range_of
 from spyre_bench.studies.capacity import Service
 from spyre_bench.studies.deployments import TIE, Deployment
 
+LEADS = [
+    *("parameter", "name", "range", "unit", "confidence", "winner", "base_lead", "changes"),
+    *("fast", "fast_lead", "fast_winner", "slow", "slow_lead", "slow_winner"),
+]
 UNTIMED = (*LIMITS, "compile_s")  # parameters that no pass depends on
 
 
@@ -59,14 +63,13 @@ def tornado(moved: pd.DataFrame) -> pd.DataFrame:
     the smaller engines. One row per parameter: parameter, name, range, unit, confidence, fast and
     slow (its numbers), winner, base_lead, fast_lead and slow_lead (requests/s per card over the
     best other; below 0 it has lost), fast_winner, slow_winner, changes (another leads by more than
-    `TIE`). Parameters that move no lead have no row.
-
-    Raises ValueError for fewer than two deployments, or for several numbers of cards.
+    `TIE`). Parameters that move no lead have no row; where one deployment is all there is, nothing
+    leads. Raises ValueError for several numbers of cards.
     """
-    if moved.empty or moved["deployment"].nunique() < 2 or moved["cards"].nunique() > 1:
-        raise ValueError(
-            "a tornado compares two deployments or more of one number of cards: give these"
-        )
+    if moved["cards"].nunique() > 1:
+        raise ValueError("a tornado compares deployments of one number of cards: give these")
+    if moved["deployment"].nunique() < 2:
+        return pd.DataFrame(columns=LEADS)
     base = moved.groupby("deployment", sort=False)["base_rps_a_card"].first()
     winner = str(base.idxmax())
     rows = []
@@ -88,7 +91,7 @@ def tornado(moved: pd.DataFrame) -> pd.DataFrame:
 
 def deciding(leads: pd.DataFrame) -> list[str]:
     """The parameters of a `tornado` that change the choice, in words and with their range."""
-    rows = leads[leads["changes"]]
+    rows = leads[leads["changes"].astype(bool)]
     return [f"{name} ({range_})" for name, range_ in zip(rows["name"], rows["range"], strict=True)]
 
 

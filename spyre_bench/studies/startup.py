@@ -135,9 +135,12 @@ def predict(starts: pd.DataFrame) -> pd.DataFrame:
 
 def break_even(predicted: pd.DataFrame, fallback: Bucket, output_tokens: int) -> pd.DataFrame:
     """After how many requests each bucket but `fallback` has earned what it adds to a start: its
-    full batches would otherwise run, padded, in `fallback`. Requests have `output_tokens`."""
+    full batches would otherwise run, padded, in `fallback`. Requests have `output_tokens`; a bucket
+    that has no room for them runs no batch (nan) and never earns anything."""
     passes = predicted.groupby("bucket")[["prefill_s", "decode_s"]].median()
     seconds = batch_s(passes["prefill_s"], passes["decode_s"], output_tokens)
+    room = passes.index.map(lambda name: Bucket.parse(name).new_tokens)
+    seconds = seconds.where(room >= output_tokens)
     rows = predicted[predicted["bucket"] != str(fallback)]
     return pd.DataFrame(
         {
@@ -196,6 +199,6 @@ def batch_s(prefill_s: Seconds, decode_s: Seconds, output_tokens: int) -> Second
 def break_even_requests(startup_s: float, own_s: float, fallback_s: float, rows: int) -> float:
     """After how many requests the start-up of a bucket is earned back: `rows` of them run in a
     batch of `own_s`, and would run in one of `fallback_s` without it. Infinite where that saves
-    nothing."""
+    nothing, or is not known to (nan)."""
     saving_s = (fallback_s - own_s) / rows
     return startup_s / saving_s if saving_s > 0 else math.inf

@@ -348,7 +348,8 @@ def said_of_chunks(chunks: pd.DataFrame) -> str:
     short, long = chunks.iloc[0], chunks.iloc[-1]
     ttft, tpot = (long[name] / short[name] for name in RATIOS)
     lengths = f"{long['chunk_tokens']:.0f} instead of {short['chunk_tokens']:.0f}"
-    return f"chunks of up to {lengths} tokens: P95 of TTFT ×{ttft:.2f}, of TPOT ×{tpot:.2f}"
+    mark = summary.SATURATED if chunks["saturated"].any() else ""
+    return f"chunks of up to {lengths} tokens: P95 of TTFT ×{ttft:.2f}, of TPOT ×{tpot:.2f}{mark}"
 
 
 def over_chunks(
@@ -371,8 +372,8 @@ def over_chunks(
 def at_ends(workload: Workload, model: CostModel, chosen: Chosen, load: float) -> pd.DataFrame:
     """The answer of a modelled engine, nominal, at both ends of its parameters, and by each of the
     facts about it that contradict each other: end, tokens_gain (continuous over static, everybody
-    queued), and ratios of P95 of TTFT and of TPOT (continuous over static) at a load that static
-    batching is given everywhere."""
+    queued), ratios of P95 of TTFT and of TPOT (continuous over static) at a load that static
+    batching is given everywhere, and whether either is saturated there."""
     ends = zip(("pessimistic", "optimistic"), model.ends, strict=True)
     rows = []
     for end, source in [("nominal", model), *ends, *model.contested.items()]:
@@ -382,7 +383,7 @@ def at_ends(workload: Workload, model: CostModel, chosen: Chosen, load: float) -
         pairs = {"tokens_gain": full["tokens_per_s"]}
         pairs |= {name: at[figure] for figure, name in RATIOS.items()}
         ratios = {name: float(it.iloc[1]) / float(it.iloc[0]) for name, it in pairs.items()}
-        rows.append({"end": end} | ratios)
+        rows.append({"end": end, **ratios, "saturated": bool(at["saturated"].any())})
     return pd.DataFrame(rows)
 
 
@@ -391,6 +392,7 @@ def said_at_ends(ends: pd.DataFrame) -> str:
     gains, ratios = ends.set_index("end")["tokens_gain"], ends["ttft_ratio"]
     said = ", ".join(f"{gain:.2f} ({end})" for end, gain in gains[:3].items())
     said += f" times the tokens/s, TTFT ×{ratios.min():.2f} to ×{ratios.max():.2f}"
+    said += summary.SATURATED if ends["saturated"].any() else ""
     if len(contested := gains[3:]):
         said += (
             f"; where public facts contradict each other {contested.min():.2f} to "

@@ -16,6 +16,12 @@ import pandas as pd
 from spyre_bench.files import read_json
 
 LENGTHS = ("input_lens", "output_lens")
+TOTALS = {
+    "completed": "requests completed",
+    "failed": "requests failed",
+    "total_input_tokens": "prompt tokens",
+    "total_output_tokens": "output tokens",
+}
 ARRAYS = (*LENGTHS, "ttfts", "latencies")
 LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "e2el": "E2EL"}
 SHARES = (50, 90, 99)
@@ -114,7 +120,7 @@ def by_request(measured: Mapping[str, Any], simulated: Mapping[str, Any]) -> pd.
     """
     for sentence in left_out(measured, simulated):
         raise ValueError(sentence)
-    _require_same_requests(measured, simulated)
+    _require_same_lengths(measured, simulated)
     frame = pd.DataFrame(
         {"prompt_tokens": measured["input_lens"], "output_tokens": measured["output_lens"]}
     )
@@ -139,7 +145,18 @@ def left_out(measured: Mapping[str, Any], simulated: Mapping[str, Any]) -> Itera
             )
 
 
-def _require_same_requests(measured: Mapping[str, Any], simulated: Mapping[str, Any]) -> None:
+def _require_same_totals(measured: Mapping[str, Any], simulated: Mapping[str, Any]) -> None:
+    """All that results without arrays say of whose they are."""
+    for key, what in TOTALS.items():
+        ours, theirs = simulated.get(key), measured.get(key)
+        if None not in (ours, theirs) and ours != theirs:
+            raise ValueError(
+                f"{theirs:,} {what} measured and {ours:,} simulated: give the results of the same "
+                f"requests, with --ignore-eos"
+            )
+
+
+def _require_same_lengths(measured: Mapping[str, Any], simulated: Mapping[str, Any]) -> None:
     for name in LENGTHS:
         ours, theirs = np.asarray(simulated[name]), np.asarray(measured[name])
         if len(ours) != len(theirs):
@@ -164,13 +181,16 @@ def by_quantity(measured: Mapping[str, Any], simulated: Mapping[str, Any]) -> pd
     throughputs, batches and fill where both results know them and, with arrays in both, the median
     over single requests. Of kind "absolute" it is how far single requests are off either way:
     median, P90 and P99 of the error's absolute value. Without arrays `left_out` says what is
-    missing.
+    missing. Raises ValueError for results of other requests, as far as they tell.
     """
+    compared_one_by_one = not any(left_out(measured, simulated))
+    if not compared_one_by_one:
+        _require_same_totals(measured, simulated)
     rows = [
         _quantity(label, float(measured[key]), float(simulated[key]))
         for key, label in _shared(measured, simulated)
     ]
-    if not any(left_out(measured, simulated)):
+    if compared_one_by_one:
         frame = by_request(measured, simulated)
         rows += [_distribution(frame, metric, share) for metric in LATENCIES for share in SHARES]
         rows += [_request_bias(frame, metric) for metric in LATENCIES]

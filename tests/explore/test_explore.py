@@ -729,6 +729,7 @@ def divided() -> SimpleNamespace:
         share=0.9,
         k=3,
         policy="best_fit",
+        buckets="",
         all_reduce_us=0.0,
         seed=0,
     )
@@ -759,6 +760,13 @@ def test_a_model_that_does_not_split_says_so_in_the_picture(divided):
     assert any("does not split over tp=2" in text.get_text() for text in ax.texts)
     assert "2 × TP 1 serves most at the nominal values" in ax.get_title(loc="left")
     plt.close("all")
+
+
+def test_given_buckets_are_those_that_the_panel_compiles_everywhere(divided):
+    divided.buckets = "4,1024,256 4,4096,512"
+    _, found = cards.few_deployments(divided, "granite-3.3-8b", 2, "fp16", "fmperf_ibm")
+    given = (Bucket(4, 1024, 256), Bucket(4, 4096, 512))
+    assert [it.sets for it in found] == [(given,), (given,)]
 
 
 def test_the_division_shown_is_that_of_the_capacities(divided):

@@ -190,6 +190,16 @@ def test_a_calculated_table_is_compared_row_by_row_and_says_its_worst():
     assert row.change == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize(("was", "now"), [([1.0, 1.0], [0.9, 1.05]), ([10, 10], [5, 11])])
+def test_no_row_that_got_better_makes_up_for_one_that_got_worse(was, now):
+    assert state_of(was, now, "tables/t/wait_s") == ("worse", True)
+    assert state_of(now, was, "tables/t/wait_s") == ("worse", True)
+
+
+def test_a_row_that_is_worse_within_the_tolerance_leaves_a_column_better():
+    assert state_of([1.0, 1.0], [0.9, 1.0 + 1e-9], "tables/t/wait_s")[0] == "better"
+
+
 def test_of_a_measured_table_the_median_counts_since_single_rows_may_be_off():
     assert state_of([1.0, 1.0, 1.0], [1.0, 1.0, 9.0], "tables/t/pass_s", MEASURES)[0] == "same"
     assert state_of([1.0, 1.0, 1.0], [1.0, 9.0, 9.0], "tables/t/pass_s", MEASURES)[0] == "worse"

@@ -110,6 +110,14 @@ def test_a_panel_of_what_was_measured_is_that_of_the_last_finished_run(tmp_path)
     assert code == [f"from spyre_bench import explore\nexplore.kept.first_look({str(newest)!r})"]
 
 
+def test_the_last_run_is_the_one_that_started_last_whatever_its_folder_is_called(tmp_path):
+    for day, name in ((1, "zero_before"), (3, "after_all"), (2, "between")):
+        folder = keep(tmp_path, f"2026010{day}-100000")
+        folder.parent.rename(tmp_path / name)
+    kept = pages.last_kept("mine", tmp_path)
+    assert kept.folder == tmp_path / "after_all" / "mine"
+
+
 @pytest.mark.parametrize(
     ("answer", "short"),
     [

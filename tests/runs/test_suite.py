@@ -130,6 +130,28 @@ def test_so_is_a_file_that_is_named_inside_a_parameter(tmp_path):
     assert "(again: other parameters)" in said
 
 
+def test_so_is_a_file_that_only_a_default_names_and_a_folder_whose_files_are_others(tmp_path):
+    project(tmp_path, good=("1", CALCULATES))
+    path = tmp_path / "notebooks/good.ipynb"
+    path.write_text(path.read_text().replace('str = \\"x\\"', 'str = \\"mine.csv\\"'))
+    assert "mine.csv" in path.read_text()
+    (tmp_path / "mine.csv").write_text("1")
+    spyre_bench_run(tmp_path, "--all")
+    (tmp_path / "mine.csv").write_text("2")
+    _, said, _ = spyre_bench_run(tmp_path, "--all")
+    assert "(again: other parameters)" in said
+
+    (tmp_path / "mine.csv").unlink()
+    (tmp_path / "mine.csv").mkdir()
+    (tmp_path / "mine.csv/weights").write_text("1")
+    spyre_bench_run(tmp_path, "--all")
+    (tmp_path / "mine.csv/weights").write_text("22")
+    _, said, _ = spyre_bench_run(tmp_path, "--all")
+    assert "(again: other parameters)" in said
+    _, said, _ = spyre_bench_run(tmp_path, "--all")
+    assert "there already" in said
+
+
 def test_other_code_or_a_half_finished_run_is_not_taken_for_finished(tmp_path):
     project(tmp_path, good=("1", CALCULATES))
     spyre_bench_run(tmp_path, "--all")

@@ -29,11 +29,12 @@ from spyre_bench.studies.deployments import (
     divisions,
     laws,
     listed,
+    possible,
     propose,
     replays,
     typical_bucket,
 )
-from spyre_bench.studies.sensitivity import UNTIMED, sensitivity, tornado
+from spyre_bench.studies.sensitivity import UNTIMED, deciding, sensitivity, tornado
 from spyre_bench.studies.under_load import at_rate
 from spyre_bench.workload.source import load_workload
 from spyre_bench.workload.workload import Workload
@@ -381,14 +382,24 @@ def test_a_tornado_has_the_lead_of_the_winner_at_both_ends_the_widest_first():
     assert not narrow.changes, "8 and 8.1 are the same to within the draws"
 
 
-def test_a_tornado_of_one_deployment_or_of_two_numbers_of_cards_is_refused():
-    for frame in (
-        MOVED[MOVED["deployment"] == "2 × TP 1"],
-        MOVED.assign(cards=[2, 4] * 6),
-        MOVED.head(0),
-    ):
-        with pytest.raises(ValueError, match="two deployments or more of one number of cards"):
-            tornado(frame)
+def test_of_one_deployment_nothing_leads_and_nothing_decides():
+    found = tornado(MOVED[MOVED["deployment"] == "2 × TP 1"])
+    assert found.empty
+    assert set(found) == set(tornado(MOVED))
+    assert deciding(found) == []
+
+
+def test_a_tornado_of_two_numbers_of_cards_is_refused():
+    with pytest.raises(ValueError, match="deployments of one number of cards"):
+        tornado(MOVED.assign(cards=[2, 4] * 6))
+
+
+def test_where_every_division_is_refused_the_reasons_are_said():
+    divided = [Deployment(3, 1, refused="too long"), Deployment(3, 3, refused="32 heads")]
+    ours = Deployment(1, 1)
+    assert possible([*divided, ours], 1) == [ours]
+    with pytest.raises(ValueError, match=r"3 cards .*: 3 × TP 1: too long; 1 × TP 3: 32 heads"):
+        possible(divided, 3)
 
 
 def test_a_lead_is_a_number_even_where_nothing_serves():

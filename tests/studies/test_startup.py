@@ -87,6 +87,15 @@ def test_every_bucket_but_the_fallback_is_weighed_against_it():
     assert ("2,128,64", "cold") not in paid.index
 
 
+def test_a_bucket_without_room_for_the_outputs_never_pays():
+    frame = predict(starts(lambda bucket, first: 6.0))
+    paid = break_even(frame, Bucket(2, 128, 64), output_tokens=33)
+    small = paid[paid["bucket"].str.endswith(",32")]
+    assert len(small)
+    assert small["requests"].eq(math.inf).all()
+    assert small["batch_s"].isna().all()
+
+
 def test_start_up_that_grows_with_prompt_and_cache_is_found_again_and_extrapolated():
     first, *others = BucketSet.parse("2,128,64 1,64,32 2,64,32 1,128,32 1,64,64")
     fit = StartupFit.of(

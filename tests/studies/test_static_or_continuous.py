@@ -123,6 +123,7 @@ def test_the_ends_are_said_one_by_one_and_contested_facts_as_a_range():
             "end": ["nominal", "pessimistic", "optimistic", "a fact", "another"],
             "tokens_gain": [1.7, 1.9, 1.8, 1.6, 2.0],
             "ttft_ratio": [0.05, 0.04, 0.06, 0.05, 0.05],
+            "saturated": False,
         }
     )
     three = "1.70 (nominal), 1.90 (pessimistic), 1.80 (optimistic) times the tokens/s, TTFT ×0.0"
@@ -130,6 +131,18 @@ def test_the_ends_are_said_one_by_one_and_contested_facts_as_a_range():
     assert study.said_at_ends(ends).endswith(
         "; where public facts contradict each other 1.60 to 2.00 times the tokens/s"
     )
+
+
+@pytest.mark.parametrize(("load", "marked"), [(0.1, False), (3.0, True)])
+def test_latencies_of_saturated_runs_are_said_with_a_mark(requests, served, chosen, load, marked):
+    mark = "(saturated: depends on the length of the run)"
+    chunks = study.over_chunks(served, load_cost(), chosen, load)
+    assert (mark in study.said_of_chunks(chunks)) == marked
+    card = load_cost("card:granite-3.3-8b,tp=4")
+    there = study.choose(requests, card, 4, Engine(4, 256), Policy("best_fit"), Rules())
+    ends = study.at_ends(study.fitting(requests, there), card, there, load)
+    assert ends["saturated"].all() == marked
+    assert (mark in study.said_at_ends(ends)) == marked
 
 
 def test_requests_that_fit_neither_are_refused_with_a_remedy(requests, chosen):

@@ -84,6 +84,20 @@ def test_results_of_other_requests_are_refused(changed, words):
         by_request(MEASURED, SIMULATED | changed)
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"completed": 6, "failed": 4}, "10 requests completed measured and 6 simulated"),
+        ({"total_output_tokens": 99}, "100 output tokens measured and 99 simulated"),
+    ],
+)
+def test_so_are_totals_of_other_requests_where_nothing_else_tells(changed, words):
+    plain = {"request_throughput": 2.0, "completed": 10, "total_output_tokens": 100}
+    assert errors(plain, plain | {"failed": 0})["requests/s"] == 0
+    with pytest.raises(ValueError, match=words):
+        by_quantity(plain, plain | changed)
+
+
 def test_a_result_without_arrays_has_no_requests_to_compare():
     with pytest.raises(
         ValueError, match="the measured result has no input_lens: save it with --sa"
