@@ -132,13 +132,11 @@ def doubts(
 
 def within(workload: Workload, model: CostModel) -> Workload:
     """The requests that the model covers. Raises ValueError where there is none."""
-    covered = model.covers(workload)
-    if not covered.any():
-        raise ValueError(
-            f"every request is beyond the cost table, which spans {model.span}: measure longer "
-            f"buckets, scale the lengths down (--length-scale), or extrapolate (--extrapolate)"
-        )
-    return workload if covered.all() else workload.take(covered)
+    return workload.only(
+        model.covers(workload),
+        f"every request is beyond the cost table, which spans {model.span}: measure longer "
+        f"buckets, scale the lengths down (--length-scale), or extrapolate (--extrapolate)",
+    )
 
 
 def priced_candidates(

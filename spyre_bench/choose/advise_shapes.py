@@ -147,13 +147,11 @@ def advise_shapes(
 
 def within_contexts(workload: Workload, model: CostModel) -> Workload:
     """The requests that the model covers. Raises ValueError where there is none."""
-    covered = model.covers_contexts(workload)
-    if not covered.any():
-        raise ValueError(
-            "every request is longer than the contexts of the cost table: measure longer shapes, "
-            "scale the lengths down (--length-scale), or extrapolate (--extrapolate)"
-        )
-    return workload if covered.all() else workload.take(covered)
+    return workload.only(
+        model.covers_contexts(workload),
+        "every request is longer than the contexts of the cost table: measure longer shapes, "
+        "scale the lengths down (--length-scale), or extrapolate (--extrapolate)",
+    )
 
 
 def _best_of_each_width(contenders: pd.DataFrame) -> pd.DataFrame:

@@ -80,9 +80,7 @@ class Needs:
 def within_context(workload: Workload, context_tokens: int) -> Workload:
     """The requests whose prompt and output fit; raises ValueError where none does."""
     fits = workload.prompt_tokens + workload.output_tokens <= context_tokens
-    if not fits.any():
-        raise ValueError(f"no request fits {context_tokens} tokens of context: allow more")
-    return workload.take(np.flatnonzero(fits))
+    return workload.only(fits, f"no request fits {context_tokens} tokens of context: allow more")
 
 
 def _pieces(prompts: np.ndarray, largest: int) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import compress
 
 import numpy as np
 import pandas as pd
@@ -234,14 +233,11 @@ class ContinuousRun(SimulatedRun):
 
     @property
     def shapes(self) -> tuple[str, ...]:
-        prefill = [f"prefill {cost.shape}" for cost in self.costs.prefill]
-        return (*prefill, *[f"decode {cost.shape}" for cost in self.costs.decode])
+        return tuple(cost.shape.name for cost in self.costs.each)
 
     @property
     def extrapolated(self) -> tuple[str, ...]:
-        outside = [cost.extrapolated for cost in self.costs.prefill]
-        outside += [cost.extrapolated for cost in self.costs.decode]
-        return tuple(compress(self.shapes, outside))
+        return tuple(cost.shape.name for cost in self.costs.each if cost.extrapolated)
 
     @property
     def compile_s(self) -> float:

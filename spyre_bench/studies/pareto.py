@@ -282,13 +282,11 @@ def _words(text: str) -> dict[str, str]:
 def shared(workload: Workload, of: Iterable[Setup]) -> Workload:
     """The requests that every setup takes, so that all of them do the same work. ValueError where
     there is none."""
-    taken = np.logical_and.reduce([setup.takes(workload) for setup in of])
-    if not taken.any():
-        raise ValueError(
-            f"no request of {workload.name} is taken by every setup: give today's longer shapes, "
-            f"or scale the lengths down"
-        )
-    return workload.take(taken)
+    return workload.only(
+        np.logical_and.reduce([setup.takes(workload) for setup in of]),
+        f"no request of {workload.name} is taken by every setup: give today's longer shapes, or "
+        f"scale the lengths down",
+    )
 
 
 # --- what they offer ------------------------------------------------------------------------------

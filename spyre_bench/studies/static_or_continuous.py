@@ -142,12 +142,11 @@ def fitting(workload: Workload, chosen: Chosen) -> Workload:
     """The requests that both kinds take. Raises ValueError where there is none."""
     fits = np.isfinite(shares_s(workload, chosen.costs))
     fits &= np.isfinite(step_shares_s(workload, chosen.shapes))
-    if not fits.any():
-        raise ValueError(
-            f"no request of {workload.name} fits both the buckets and the shapes: scale the "
-            f"lengths down, or compile longer ones"
-        )
-    return workload.take(fits)
+    return workload.only(
+        fits,
+        f"no request of {workload.name} fits both the buckets and the shapes: scale the lengths "
+        f"down, or compile longer ones",
+    )
 
 
 def queued(workload: Workload, kinds: Sequence[Kind]) -> pd.DataFrame:

@@ -130,35 +130,24 @@ def run_sweep(
     a missing library, a file that is not of a sweep, or one that another sweep is writing.
     """
     with files.in_use(out):
-        return _run_sweep(scenarios, out, jobs, backend, scheduler, progress)
-
-
-def _run_sweep(
-    scenarios: Sequence[Scenario],
-    out: Path,
-    jobs: int,
-    backend: str,
-    scheduler: str | None,
-    progress: bool,
-) -> pd.DataFrame:
-    done = _read(out) if out.exists() else {}
-    wanted = {_key(_settings(point)): point for point in scenarios}
-    todo = [point for key, point in wanted.items() if not _stands(done.get(key), point)]
-    # Neighbours in the grid often share workload and table, which a worker then loads once.
-    chunks = [
-        todo[first : first + POINTS_PER_TASK] for first in range(0, len(todo), POINTS_PER_TASK)
-    ]
-    with (
-        _parallel(backend, scheduler, jobs) as parallel,
-        tqdm(total=len(todo), desc="sweep", unit="point", disable=not progress) as bar,
-    ):
-        for rows in parallel(joblib.delayed(run_chunk)(chunk) for chunk in chunks):
-            _append(out, rows)
-            done |= {_key(row): row for row in rows}
-            bar.update(len(rows))
-    rows = [done[key] for key in wanted]
-    _replace(out, _table(rows + [row for key, row in done.items() if key not in wanted]))
-    return _table(rows)
+        done = _read(out) if out.exists() else {}
+        wanted = {_key(_settings(point)): point for point in scenarios}
+        todo = [point for key, point in wanted.items() if not _stands(done.get(key), point)]
+        # Neighbours in the grid often share workload and table, which a worker then loads once.
+        chunks = [
+            todo[first : first + POINTS_PER_TASK] for first in range(0, len(todo), POINTS_PER_TASK)
+        ]
+        with (
+            _parallel(backend, scheduler, jobs) as parallel,
+            tqdm(total=len(todo), desc="sweep", unit="point", disable=not progress) as bar,
+        ):
+            for rows in parallel(joblib.delayed(run_chunk)(chunk) for chunk in chunks):
+                _append(out, rows)
+                done |= {_key(row): row for row in rows}
+                bar.update(len(rows))
+        rows = [done[key] for key in wanted]
+        _replace(out, _table(rows + [row for key, row in done.items() if key not in wanted]))
+        return _table(rows)
 
 
 def run_chunk(chunk: Sequence[Scenario]) -> list[dict[str, Any]]:

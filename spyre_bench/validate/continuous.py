@@ -178,13 +178,11 @@ class ContinuousHost(LiveHost):
 
 def fitting(workload: Workload, shapes: ShapeSet) -> Workload:
     """The requests that the shapes take. Raises ValueError where there is none."""
-    fits = workload.prompt_tokens + workload.max_tokens <= shapes.max_model_len
-    if not fits.any():
-        raise ValueError(
-            f"no request of {workload.name} fits {shapes.max_model_len} tokens, the longest of "
-            f"{shapes}: scale it down"
-        )
-    return workload.take(fits)
+    return workload.only(
+        workload.prompt_tokens + workload.max_tokens <= shapes.max_model_len,
+        f"no request of {workload.name} fits {shapes.max_model_len} tokens, the longest of "
+        f"{shapes}: scale it down",
+    )
 
 
 def busy_s(passes: Sequence[Step]) -> float:

@@ -147,9 +147,9 @@ class StaticHost(LiveHost):
 def fitting(workload: Workload, buckets: BucketSet) -> Workload:
     """The requests that a bucket takes. Raises ValueError where there is none."""
     fits = np.any([workload.fits(bucket) for bucket in buckets], axis=0)
-    if not fits.any():
-        raise ValueError(f"no request of {workload.name} fits the buckets {buckets}: scale it down")
-    return workload.take(fits)
+    return workload.only(
+        fits, f"no request of {workload.name} fits the buckets {buckets}: scale it down"
+    )
 
 
 def queued(workload: Workload, buckets: BucketSet) -> Workload:

@@ -207,6 +207,13 @@ class Workload:
         extras = {name: column[index] for name, column in self.extras.items()}
         return replace(self, **columns, extras=extras)
 
+    def only(self, fits: np.ndarray, otherwise: str) -> Workload:
+        """The requests of a mask. Raises ValueError, with what is said `otherwise`, where there is
+        none."""
+        if not fits.any():
+            raise ValueError(otherwise)
+        return self if fits.all() else self.take(fits)
+
     def head(self, requests: int) -> Workload:
         """The first requests; ValueError if there are fewer."""
         if not 1 <= requests <= len(self):
