@@ -27,7 +27,7 @@ from spyre_bench.plugin.options import refuse_options, without_effect
 from spyre_bench.plugin.requests import refuse_request, require_prompt_type
 from spyre_bench.plugin.shims import explain_long_prompts, let_ctrl_c_through, watch_options
 from spyre_bench.plugin.simulated import as_simulated
-from spyre_bench.plugin.start_method import prefer_fork
+from spyre_bench.plugin.start_method import let_forks_compute, prefer_fork
 from spyre_bench.plugin.told import require_told
 from spyre_bench.plugin.unsupported import refuse_config, refuse_quantization
 from spyre_bench.plugin.vllm_sizes import may_run, sizes_of, warn_of_untried
@@ -130,6 +130,7 @@ class SpyrePlatform(Platform):
         one_process = parallel.world_size == 1 or config.device is not None
         name = "SpyreExecutor" if one_process else "MultiprocessingSpyreExecutor"
         parallel.distributed_executor_backend = f"spyre_bench.plugin.executor.{name}"
+        let_forks_compute()
         # forked ranks left a process behind when one was killed; the card's runtime is not tried
         if one_process and config.compile_backend != "sendnn":
             prefer_fork()
