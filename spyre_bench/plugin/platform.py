@@ -25,7 +25,12 @@ from spyre_bench.plugin.config import SpyreConfig
 from spyre_bench.plugin.counters import rejected
 from spyre_bench.plugin.options import refuse_options, without_effect
 from spyre_bench.plugin.requests import refuse_request, require_prompt_type
-from spyre_bench.plugin.shims import explain_long_prompts, let_ctrl_c_through, watch_options
+from spyre_bench.plugin.shims import (
+    explain_long_prompts,
+    leave_triton_to_the_host,
+    let_ctrl_c_through,
+    watch_options,
+)
 from spyre_bench.plugin.simulated import as_simulated
 from spyre_bench.plugin.start_method import let_forks_compute, prefer_fork
 from spyre_bench.plugin.told import require_told
@@ -92,7 +97,8 @@ class SpyrePlatform(Platform):
     @classmethod
     def pre_register_and_update(cls, parser=None) -> None:
         """Tells vLLM our environment names, which it would warn of as unknown, and asks for a look
-        at options."""
+        at options. Before it judges any, there is no Triton."""
+        leave_triton_to_the_host()
         for name in environment.NAMES:
             envs.environment_variables.setdefault(name, lambda: None)
         watch_options(cls._judge_options)

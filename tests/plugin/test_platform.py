@@ -268,6 +268,14 @@ def test_what_only_vllms_second_runner_can_do_is_refused_where_vllm_would_let_it
         configure(**arguments)
 
 
+def test_vllms_second_runner_is_refused_where_somebody_asks_for_it(configure, monkeypatch):
+    from vllm import envs
+
+    monkeypatch.setitem(vars(envs), "VLLM_USE_V2_MODEL_RUNNER", True)  # vLLM keeps what it has read
+    with pytest.raises(ValueError, match="VLLM_USE_V2_MODEL_RUNNER=1.: unset it, the backend has"):
+        configure()
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
