@@ -100,6 +100,21 @@ def test_the_largest_bucket_decides_and_the_limit_itself_fits():
     assert check_memory(SIZES, buckets, "float32", needed) == needed
 
 
+def test_the_largest_cache_stays_while_another_bucket_computes():
+    from spyre_bench.engine.memory import cache_bytes, check_memory, work_bytes
+
+    buckets = BucketSet.parse("8,64,448 4,448,2")  # most cache, most work
+    holds, computes = Bucket(8, 64, 448), Bucket(4, 448, 2)
+    needed = SIZES.weight_bytes("float32")
+    needed += cache_bytes(SIZES, holds, "float32") + work_bytes(SIZES, computes, "float32")
+    assert needed > max(bucket_bytes(holds), bucket_bytes(computes))
+    assert check_memory(SIZES, buckets, "float32", needed) == needed
+    with pytest.raises(
+        ValueError, match=f"cache of bucket 8,64,448 stays while bucket 4,448,2 .* {needed:,} bytes"
+    ):
+        check_memory(SIZES, buckets, "float32", needed - 1)
+
+
 def test_a_bucket_too_large_is_told_the_largest_batch_that_fits():
     from spyre_bench.engine.memory import check_memory
 
