@@ -163,6 +163,8 @@ class SpyrePlatform(Platform):
             rows, chunk, blocks = (cls._options.get(name) for name in SIZES)
             blocks_are_named = (config.blocks or blocks) is not None
             config = config.with_shapes(model.max_model_len, rows, chunk, blocks)
+        if config.shapes is not None and config.device is None:
+            config = _without_steps(config, config.shapes)
         config.require_context(model.max_model_len)
         sizes = _sizes(config, vllm_config)
         sizes.require_tp(vllm_config.parallel_config.tensor_parallel_size)
@@ -354,6 +356,16 @@ def _take_no_part(vllm_config: VllmConfig) -> None:
     scheduler.watermark = 0.0
     vllm_config.cache_config.prefix_match_unit = None
     vllm_config.cache_config.prefix_cache_retention_interval = 0
+
+
+def _without_steps(config: SpyreConfig, shapes: ShapeSet) -> SpyreConfig:
+    """With the shapes that the engine computes: a step would count slots that no pass leaves out."""
+    whole = shapes.without_steps
+    if whole == shapes:
+        return config
+    logger.info("Shapes run whole, since this engine compiles no steps: %s, not %s.", whole, shapes)
+    texts = {name: whole.setting[name] for name in ("prefill_shapes", "decode_shapes")}
+    return replace(config, **texts)
 
 
 def _sizes(config: SpyreConfig, vllm_config: VllmConfig) -> ModelSizes:
