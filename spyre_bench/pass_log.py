@@ -205,7 +205,7 @@ def _locked(path: Path) -> TextIO:
             file.close()
             raise ValueError(
                 f"pass_log {path} is written by another engine that runs: name another file, one "
-                f"for each server, or stop that one"
+                f"for each server, or stop that one (in a notebook: `del` its LLM)"
             ) from None
         except OSError:
             return file
