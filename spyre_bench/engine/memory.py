@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from spyre_bench.checkpoints.weight_files import WeightFiles
+from spyre_bench.engine.container import room_bytes
 from spyre_bench.engine.weights import COMPUTED, HEAD
 from spyre_bench.model_sizes import ITEM_BYTES, ModelSizes
 from spyre_bench.shape_set import BLOCK_TOKENS, ShapeSet
@@ -163,8 +164,11 @@ def check_pool(
 
 
 def memory_there(limit: int | None, tp: int) -> int:
-    """Bytes of one of `tp` ranks: its limit, else its share of what the machine has free now."""
-    return psutil.virtual_memory().available // tp if limit is None else limit
+    """Bytes of one of `tp` ranks: its limit, else its share of what the machine, and the container
+    that we are in, have free now."""
+    if limit is not None:
+        return limit
+    return min(psutil.virtual_memory().available, room_bytes()) // tp
 
 
 def _held_weights(sizes: ModelSizes, dtype: str, tp: int, packs: bool) -> int:
