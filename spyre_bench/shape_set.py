@@ -222,7 +222,8 @@ class ShapeSet:
     @property
     def without_steps(self) -> ShapeSet:
         """As an engine compiles them that knows no bounded dimensions."""
-        prefill, decode = (tuple(s.without_steps for s in of) for of in (self.prefill, self.decode))
+        prefill = tuple(shape.without_steps for shape in self.prefill)
+        decode = tuple(shape.without_steps for shape in self.decode)
         return ShapeSet(prefill, decode, self.blocks)
 
     def __iter__(self) -> Iterator[PrefillShape | DecodeShape]:

@@ -17,7 +17,8 @@ TOKENIZER_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 def config_only_directory(name: str, fields: Mapping[str, Any]) -> Path:
     """Writes a Hugging Face directory of a `config.json` with these fields and SmolLM2's tokenizer
-    into the cache directory, once; returns it. Texts have as many tokens as SmolLM2 makes of them."""
+    into the cache directory, once; returns it. Texts have as many tokens as SmolLM2 makes of
+    them."""
     source = embedded_directory()
     embedded = json.loads((source / "config.json").read_text())
     ends = {field: embedded[field] for field in TOKENIZER_FIELDS if field in embedded}

@@ -119,7 +119,8 @@ class MeasuredShapes:
         if outside and not extrapolate:
             raise ValueError(
                 f"{shape.name} is outside of the cost table, which spans {self.span}: measure it "
-                f"with `spyre-bench measure --{kind}-shape {shape.without_steps}`, or extrapolate (--extrapolate)"
+                f"with `spyre-bench measure --{kind}-shape {shape.without_steps}`, or "
+                f"extrapolate (--extrapolate)"
             )
         return values | {"extrapolated": outside}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
 
 logger = init_logger("vllm.spyre_bench.platform")  # vLLM prints only loggers below its own name
+# ... and those of the engine, which knows no vLLM, stand below it from here on.
+logging.getLogger("spyre_bench").parent = logging.getLogger("vllm")
 
 
 SIZES = ("max_num_seqs", "max_num_batched_tokens", "num_gpu_blocks_override")
@@ -359,7 +362,7 @@ def _take_no_part(vllm_config: VllmConfig) -> None:
 
 
 def _without_steps(config: SpyreConfig, shapes: ShapeSet) -> SpyreConfig:
-    """With the shapes that the engine computes: a step would count slots that no pass leaves out."""
+    """With the shapes that the engine computes: no pass leaves out what is beyond a step."""
     whole = shapes.without_steps
     if whole == shapes:
         return config

@@ -283,7 +283,7 @@ def test_vllms_second_runner_is_refused_where_somebody_asks_for_it(configure, mo
     from vllm import envs
 
     monkeypatch.setitem(vars(envs), "VLLM_USE_V2_MODEL_RUNNER", True)  # vLLM keeps what it has read
-    with pytest.raises(ValueError, match="VLLM_USE_V2_MODEL_RUNNER=1.: unset it, the backend has"):
+    with pytest.raises(ValueError, match=r"VLLM_USE_V2_MODEL_RUNNER=1.: unset it, the backend has"):
         configure()
 
 
