@@ -4,9 +4,11 @@ written and read as the same rows, and read into tidy frames."""
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import math
+import os
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from datetime import UTC, datetime
@@ -154,15 +156,18 @@ KIND_OF = {Warmup: WARMUP, ShapeWarmup: SHAPE_WARMUP, StepRules: STEP_RULES}
 
 class PassLog:
     """Rows to a file, each flushed, so that a reader sees every finished pass; to nowhere without
-    a path. What an engine before this one logged there is kept as `<name>.1`."""
+    a path. What an engine before this one logged there is kept as `<name>.1`. Raises ValueError
+    where another one still writes there."""
 
     def __init__(self, path: Path | None):
         self._file: TextIO | None = None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = _locked(path)
             if path.is_file() and path.stat().st_size:
-                path.replace(path.with_name(f"{path.name}.1"))
-            self._file = path.open("w", encoding="utf-8")
+                with self._file:  # still locked while it gets its other name
+                    path.replace(path.with_name(f"{path.name}.1"))
+                    self._file = _locked(path)
 
     def write(self, row: Line) -> None:
         """A log that takes no more, on a full disk, ends; the engine goes on."""
@@ -182,9 +187,32 @@ class PassLog:
 
     def close(self) -> None:
         if self._file is not None:
+            with contextlib.suppress(OSError):  # a process that we forked may hold the file too
+                fcntl.flock(self._file, fcntl.LOCK_UN)
             with contextlib.suppress(OSError):  # of what a full disk did not take
                 self._file.close()
             self._file = None
+
+
+def _locked(path: Path) -> TextIO:
+    """The file that has this name, to be written by nobody else. The system lifts the lock of a
+    process that was killed; where it knows none, on some network's disks, nobody is refused."""
+    while True:
+        file = path.open("a", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise ValueError(
+                f"pass_log {path} is written by another engine that runs: name another file, one "
+                f"for each server, or stop that one (in a notebook: `del` its LLM)"
+            ) from None
+        except OSError:
+            return file
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()  # its last writer's: it got its other name when we had just opened it
 
 
 def read_passes(path: Path, *, waits: bool = False) -> pd.DataFrame:

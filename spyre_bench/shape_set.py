@@ -70,6 +70,11 @@ class DecodeShape:
         return _padded(rows, self.rows_step), _padded(context_length, self.context_step)
 
     @property
+    def without_steps(self) -> DecodeShape:
+        """As an engine compiles it that knows no bounded dimensions, of which ours is one."""
+        return DecodeShape(self.rows, self.context_length)
+
+    @property
     def blocks(self) -> int:
         """Entries of a row's block table."""
         return self.context_length // BLOCK_TOKENS
@@ -115,6 +120,11 @@ class PrefillShape:
     def padded(self, chunk_length: int, context_length: int) -> tuple[int, int]:
         """Chunk and context that a pass of so many tokens over such a context runs."""
         return _padded(chunk_length, self.chunk_step), _padded(context_length, self.context_step)
+
+    @property
+    def without_steps(self) -> PrefillShape:
+        """As an engine compiles it that knows no bounded dimensions, of which ours is one."""
+        return PrefillShape(self.chunk_length, self.context_length)
 
     @property
     def blocks(self) -> int:
@@ -208,6 +218,13 @@ class ShapeSet:
         prefill, decode = (" ".join(map(str, of)) for of in (self.prefill, self.decode))
         sizes = {"prefill_shapes": prefill, "decode_shapes": decode, "blocks": self.blocks}
         return {"batching": "continuous", **sizes}
+
+    @property
+    def without_steps(self) -> ShapeSet:
+        """As an engine compiles them that knows no bounded dimensions."""
+        prefill = tuple(shape.without_steps for shape in self.prefill)
+        decode = tuple(shape.without_steps for shape in self.decode)
+        return ShapeSet(prefill, decode, self.blocks)
 
     def __iter__(self) -> Iterator[PrefillShape | DecodeShape]:
         yield from self.prefill

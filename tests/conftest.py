@@ -1,5 +1,6 @@
 """Shared by all tests. Engine and plugin tests are left out where only the core is installed."""
 
+import logging
 import os
 import signal
 from pathlib import Path
@@ -68,6 +69,12 @@ def pytest_collection_modifyitems(config, items):
         again = [one for one in items if one.nodeid not in done or one.get_closest_marker("both")]
         config.hook.pytest_deselected(items=[one for one in items if one not in set(again)])
         items[:] = again
+
+
+@pytest.fixture(autouse=True)
+def our_words_are_caught(monkeypatch):
+    """By `caplog`: our platform, once loaded, hands them to vLLM."""
+    monkeypatch.setattr(logging.getLogger("spyre_bench"), "parent", logging.getLogger())
 
 
 @pytest.fixture(scope="session")

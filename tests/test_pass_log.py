@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,21 @@ def test_a_restart_keeps_what_the_engine_before_it_logged(tmp_path):
         PassLog(path).close()
     assert path.read_text() == ""
     assert len(read_warmup(tmp_path / "passes.jsonl.1")) == 1
+
+
+def test_a_log_that_another_engine_still_writes_is_refused_and_left_alone(tmp_path):
+    path = tmp_path / "passes.jsonl"
+    PassLog(path).close()
+    log = PassLog(path)
+    log.write(a_warmup())
+    with pytest.raises(ValueError, match=r"passes.jsonl is written by another .*one for each serv"):
+        PassLog(path)
+    log.write(a_warmup())
+    assert len(read_warmup(path)) == 2
+    forked = os.dup(log._file.fileno())  # as a process holds it that was forked meanwhile
+    log.close()
+    PassLog(path).close()
+    os.close(forked)
 
 
 def test_a_line_that_a_killed_server_left_half_written_is_left_out_with_a_note(log, caplog):

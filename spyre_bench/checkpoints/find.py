@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import shutil
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 EMBEDDED = "smollm2"
@@ -148,6 +150,26 @@ def embedded_directory() -> Path:
             f"{embedded.UNPACKED_BYTES / 1e6:.0f} MB there; make room, or name another place by "
             "SPYRE_BENCH_CACHE"
         ) from error
+    return target
+
+
+def made_once(target: Path, make: Callable[[Path], object]) -> Path:
+    """`target`, which `make(directory)` fills the first time: one process does, others wait for it.
+    What is half-written never bears the final name."""
+    if target.exists():
+        return target
+    from filelock import FileLock
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        FileLock(target.with_name(f"{target.name}.lock")),
+        tempfile.TemporaryDirectory(dir=target.parent) as scratch,
+    ):
+        if not target.exists():
+            half_written = Path(scratch) / "model"
+            half_written.mkdir()
+            make(half_written)
+            half_written.replace(target)
     return target
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from pathlib import Path
 
-from spyre_bench.checkpoints.find import cache_directory
+from spyre_bench.checkpoints.find import cache_directory, made_once
 
 KEPT = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"),
@@ -42,11 +40,7 @@ def stand_in(source: Path, heads: int, kv_heads: int, target: Path | None = None
     made_of = str(source.resolve()) + json.dumps(values, sort_keys=True)
     of = hashlib.sha256(made_of.encode()).hexdigest()[:8]
     cached = cache_directory() / f"{source.name}-{of}-{heads}-{kv_heads}-heads"
-    if not cached.exists():
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cached.parent) as scratch:
-            os.replace(_write(values, source, Path(scratch) / "model"), cached)
-    return cached
+    return made_once(cached, lambda directory: _write(values, source, directory))
 
 
 def _write(values: dict, source: Path, target: Path) -> Path:

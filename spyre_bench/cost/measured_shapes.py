@@ -113,13 +113,14 @@ class MeasuredShapes:
         if table is None:
             raise ValueError(
                 f"the cost table has no {kind} shape: measure some with "
-                f"`spyre-bench measure --{kind}-shape {shape}`"
+                f"`spyre-bench measure --{kind}-shape {shape.without_steps}`"
             )
         values, outside = table.at(_sizes(shape))
         if outside and not extrapolate:
             raise ValueError(
                 f"{shape.name} is outside of the cost table, which spans {self.span}: measure it "
-                f"with `spyre-bench measure --{kind}-shape {shape}`, or extrapolate (--extrapolate)"
+                f"with `spyre-bench measure --{kind}-shape {shape.without_steps}`, or "
+                f"extrapolate (--extrapolate)"
             )
         return values | {"extrapolated": outside}
 

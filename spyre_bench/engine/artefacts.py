@@ -76,7 +76,7 @@ class UnusableArtefact(Exception):
 
 
 class DiscardedArtefact(Exception):
-    """A warmup failed by the code of an artefact, which is gone now."""
+    """A warmup failed by the code of an artefact, which the next one must not unpack."""
 
 
 @dataclass(frozen=True)
@@ -151,12 +151,13 @@ class Artefact:
 
 
 @contextlib.contextmanager
-def code_cache(config) -> Iterator[CodeCache]:
-    """Inductor's cache during a warmup: from the artefact where there is one, into it after.
+def code_cache(config, anew: bool = False) -> Iterator[CodeCache]:
+    """Inductor's cache during a warmup: from the artefact where there is one and it is not made
+    `anew`, into it after.
 
     A directory that cannot be written is a warning before anything compiles. Raises ValueError
-    under `require_precompiled` where the artefact is missing, unusable or lacked something, and
-    OSError where the temporary directory is full.
+    under `require_precompiled` where the artefact is missing, unusable, failed or lacked something,
+    and OSError where the temporary directory is full.
     """
     if config.artefact_directory is None or config.compile_backend != "inductor":
         yield CodeCache(None)
@@ -164,7 +165,7 @@ def code_cache(config) -> Iterator[CodeCache]:
     shared = SharedDirectory(config.artefact_directory, config.artefact_trust)
     artefact = Artefact(shared, identity(config))
     with _temporary_directory() as directory, contextlib.ExitStack() as stack:
-        found = _unpack(artefact, directory, config.require_precompiled)
+        found = not anew and _unpack(artefact, directory, config.require_precompiled)
         new = None if found else _new_file(artefact, len(config.compiled), stack)
         cache = CodeCache(directory)
         before = cache.work()
@@ -177,7 +178,12 @@ def code_cache(config) -> Iterator[CodeCache]:
                 if found and not lacks_space(error):
                     if not _is_the_codes_fault(error, directory):
                         error.add_note(f"The code that ran is of artefact {artefact.path}.")
-                    elif not config.require_precompiled:
+                    elif config.require_precompiled:
+                        raise ValueError(
+                            f"require_precompiled: the code of artefact {artefact.path} fails "
+                            f"({_reason(error)}). Start once without it to make another"
+                        ) from error
+                    else:
                         _discard(artefact, error)
                 raise
         work = cache.work() - before
@@ -237,14 +243,21 @@ def _is_the_codes_fault(error: Exception, directory: Path) -> bool:
 
 def _discard(artefact: Artefact, error: Exception) -> None:
     """Removes an artefact whose code has just failed, as the checksums cannot tell what was packed
-    broken."""
-    with contextlib.suppress(OSError):
-        artefact.path.unlink()
-        # the first line of a compiler's error only says which compiler
-        reason = " ".join(str(error).splitlines()[:2]) or type(error).__name__
-        sentence = f"warmup failed with the code of artefact {artefact.path} ({reason}): removed"
-        log.warning("%s", sentence)
-        raise DiscardedArtefact(f"{sentence}, start again") from error
+    broken. One that stays is not unpacked again by this start."""
+    done, remedy = "removed", "start again"
+    try:
+        artefact.path.unlink(missing_ok=True)  # another server may have been faster
+    except OSError as failure:
+        done = f"not removed ({failure.strerror or failure})"
+        remedy = "remove it and start again"
+    sentence = f"warmup failed with the code of artefact {artefact.path} ({_reason(error)}): {done}"
+    log.warning("%s", sentence)
+    raise DiscardedArtefact(f"{sentence}, {remedy}") from error
+
+
+def _reason(error: Exception) -> str:
+    # the first line of a compiler's error only says which compiler
+    return " ".join(str(error).splitlines()[:2]) or type(error).__name__
 
 
 def _new_file(artefact: Artefact, buckets: int, stack: contextlib.ExitStack) -> NewFile | None:

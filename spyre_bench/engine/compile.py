@@ -109,7 +109,7 @@ class SavedPass:
         try:
             whole: AOTCompiledFunction = compiled.aot_compile((args, {}))
             if self._file is not None:
-                self._file.write_bytes(AOTCompiledFunction.serialize(whole).serialized_data)
+                self._keep(AOTCompiledFunction.serialize(whole).serialized_data, self._file)
             return whole
         except BackendCompilerFailed:
             raise
@@ -118,6 +118,19 @@ class SavedPass:
                 "%s cannot be saved whole, so that every start traces it: %s", self._name, error
             )
             return compile_pass(self._function, self._name, "inductor")
+
+    def _keep(self, whole: bytes, file: Path) -> None:
+        """It runs all the same where it cannot be written, and half a file is none."""
+        try:
+            file.write_bytes(whole)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
+            log.warning(
+                "%s is not kept, so that the next start traces it: %s. Make room in %s, or name "
+                "another place by TMPDIR",
+                *(self._name, error.strerror or error, file.parent.parent),
+            )
 
     def _load(self, args: tuple) -> AOTCompiledFunction | None:
         """None where there is none, or one that was traced from other source code or for another

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from spyre_bench.checkpoints.weight_files import WeightFiles
+from spyre_bench.engine.container import room_bytes
 from spyre_bench.engine.weights import COMPUTED, HEAD
 from spyre_bench.model_sizes import ITEM_BYTES, ModelSizes
 from spyre_bench.shape_set import BLOCK_TOKENS, ShapeSet
@@ -36,12 +37,21 @@ def sizes_of(config: PretrainedConfig, files: WeightFiles) -> ModelSizes:
 
 
 def pass_bytes(sizes: ModelSizes, bucket: Bucket, dtype: str, tp: int = 1) -> int:
-    """KV cache, logits, mask and the activations of one layer's prefill, in bytes a rank."""
-    item = ITEM_BYTES[dtype]
-    kv = bucket.batch_size * bucket.context_length * sizes.kv_bytes_per_token(tp, item)
-    rows, prompt = bucket.batch_size, bucket.prompt_length
+    """What an engine of this bucket alone holds beside its weights, in bytes a rank."""
+    return cache_bytes(sizes, bucket, dtype, tp) + work_bytes(sizes, bucket, dtype, tp)
+
+
+def cache_bytes(sizes: ModelSizes, bucket: Bucket, dtype: str, tp: int = 1) -> int:
+    """The KV cache, which stays."""
+    slots = bucket.batch_size * bucket.context_length
+    return slots * sizes.kv_bytes_per_token(tp, ITEM_BYTES[dtype])
+
+
+def work_bytes(sizes: ModelSizes, bucket: Bucket, dtype: str, tp: int = 1) -> int:
+    """Logits, mask and the activations of one layer's prefill, which go with the pass."""
+    item, rows, prompt = ITEM_BYTES[dtype], bucket.batch_size, bucket.prompt_length
     scores = sizes.score_bytes(rows, prompt, prompt, tp, item)
-    return kv + sizes.prefill_bytes(bucket, tp, item, LOGIT_BYTES) + scores
+    return sizes.prefill_bytes(bucket, tp, item, LOGIT_BYTES) + scores
 
 
 def check_memory(
@@ -55,26 +65,35 @@ def check_memory(
     """Bytes that each of `tp` ranks needs, at most `limit`, which is a rank's (None: its share of
     what the machine has free now).
 
-    One bucket runs at a time and they share one cache, so the largest decides. An engine that
-    `packs` its weights holds a tied head twice: as the embedding, and packed. Raises ValueError
-    with the bytes needed, the bytes there, and the largest batch that would fit.
+    One bucket runs at a time and they share one cache, so the largest cache stays beside the
+    largest pass, whichever buckets these are of. An engine that `packs` its weights holds a tied
+    head twice: as the embedding, and packed. Raises ValueError with the bytes needed, the bytes
+    there, and the largest batch that would fit.
     """
     there = memory_there(limit, tp)
-    worst = max(buckets, key=lambda bucket: pass_bytes(sizes, bucket, dtype, tp))
     weights = _held_weights(sizes, dtype, tp, packs)
-    needed = weights + pass_bytes(sizes, worst, dtype, tp)
+    cache, holds = max((cache_bytes(sizes, one, dtype, tp), one) for one in buckets)
+    work, computes = max((work_bytes(sizes, one, dtype, tp), one) for one in buckets)
+    needed = weights + cache + work
     if needed <= there:
         return needed
-    left = there - weights
+    each = f" on each of {tp} ranks" if tp > 1 else ""
+    worst = max(buckets, key=lambda bucket: pass_bytes(sizes, bucket, dtype, tp))
+    alone, left = pass_bytes(sizes, worst, dtype, tp), there - weights
+    if alone <= left:
+        raise ValueError(
+            f"the KV cache of bucket {holds} stays while bucket {computes} computes, which needs "
+            f"{needed:,} bytes in {dtype}{each} ({weights:,} of them weights), and there are "
+            f"{there:,}: make one of them smaller, or leave it out"
+        )
     a_row = pass_bytes(sizes, Bucket(1, worst.prompt_length, worst.new_tokens), dtype, tp)
     remedy = (
         f"the largest batch_size that fits with these lengths is {left // a_row}"
         if left >= a_row
         else "not even batch_size 1 fits: use shorter lengths or a smaller model"
     )
-    each = f" on each of {tp} ranks" if tp > 1 else ""
     raise ValueError(
-        f"bucket {worst} needs {needed:,} bytes in {dtype}{each} "
+        f"bucket {worst} needs {weights + alone:,} bytes in {dtype}{each} "
         f"({weights:,} of them weights) and there are {there:,}: {remedy}"
     )
 
@@ -145,8 +164,11 @@ def check_pool(
 
 
 def memory_there(limit: int | None, tp: int) -> int:
-    """Bytes of one of `tp` ranks: its limit, else its share of what the machine has free now."""
-    return psutil.virtual_memory().available // tp if limit is None else limit
+    """Bytes of one of `tp` ranks: its limit, else its share of what the machine, and the container
+    that we are in, have free now."""
+    if limit is not None:
+        return limit
+    return min(psutil.virtual_memory().available, room_bytes()) // tp
 
 
 def _held_weights(sizes: ModelSizes, dtype: str, tp: int, packs: bool) -> int:

@@ -42,13 +42,15 @@ def warm_up(model, *, progress=True):
     except DiscardedArtefact:
         if model.config.rank.tp > 1:  # the other ranks are somewhere in this rank's passes
             raise
-    return _warm_up(model, progress)
+    return _warm_up(model, progress, anew=True)
 
 
-def _warm_up(model: SpyreCausalLM | PagedCausalLM, progress: bool) -> list[Warmup | ShapeWarmup]:
+def _warm_up(
+    model: SpyreCausalLM | PagedCausalLM, progress: bool, anew: bool = False
+) -> list[Warmup | ShapeWarmup]:
     static = isinstance(model, SpyreCausalLM)
     rows: list[Warmup | ShapeWarmup] = []
-    with code_cache(model.config) as cache:
+    with code_cache(model.config, anew) as cache:
         for shape in with_bar(largest_first(model.config.compiled), progress):
             before = cache.work()
             warm = _warm_bucket if static else _warm_shape

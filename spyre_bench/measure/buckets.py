@@ -16,7 +16,7 @@ from spyre_bench.cost.table import (
     read_shape_rows,
     write_cost_table,
 )
-from spyre_bench.engine.parallel import share_of_cores
+from spyre_bench.engine.parallel import Rank, share_of_cores
 from spyre_bench.files import in_use
 from spyre_bench.measure.starts import measure_starts
 from spyre_bench.shapes import Bucket, BucketSet
@@ -152,6 +152,7 @@ def keep_table(
 def _asked(setting: dict) -> dict[str, str]:
     """What a row says of itself if it was measured as this call would, and where."""
     setting = DEFAULTS | setting
+    Rank(0, setting["tp"])  # refuses a number that cannot be
     return {name: str(value) for name, value in setting.items()} | {
         "threads": str(setting["threads"] or share_of_cores(setting["tp"])),
         "host": platform.node(),

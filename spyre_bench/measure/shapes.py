@@ -73,11 +73,11 @@ def measure_shapes(
 def measure_shape_table(
     out: Path, shapes: Iterable[Shape], on_row: Callable[[ShapeRow], None] | None = None, **setting
 ) -> list[ShapeRow]:
-    """Measures the shapes that `out` does not hold yet, all of them in one engine; see
-    `measure_table`."""
+    """Measures the shapes that `out` does not hold yet, all of them in one engine and without
+    their steps; see `measure_table`."""
     return keep_table(
         out,
-        list(shapes),
+        list(dict.fromkeys(shape.without_steps for shape in shapes)),
         lambda missing: measure_shapes(shapes=missing, **setting) if missing else [],
         on_row,
         setting,

@@ -73,7 +73,6 @@ def measure_starts(
     `threads` are those of a process, None for its share of the cores.
     ValueError for a setting that the engine refuses.
     """
-    Rank(0, tp)  # refuses a number that cannot be before any process starts
     setting = {
         "model_code": model_code,
         "compile_backend": compile_backend,
@@ -104,6 +103,7 @@ def starts_of(
 ) -> list[dict]:
     """What the first rank answers of each start, one row for each thing that it compiled, which
     `compiled` says as the child reads it; `passes` to time by start, cold first."""
+    Rank(0, tp)  # refuses a number that cannot be before any process starts
     with tempfile.TemporaryDirectory(prefix="spyre-bench-starts-") as scratch:
         if layers is not None:
             from spyre_bench.checkpoints.first_layers import shallow_copy

@@ -36,6 +36,8 @@ class ContinuousModelRunner(SpyreModelRunner):
         self._forget(scheduled.finished_req_ids)
         self._leave(self._decoding, scheduled.preempted)
         for request in scheduled.scheduled_new_reqs:
+            if request.req_id in self._requests:
+                continue  # it goes on where it was preempted: what it drew and said stays
             state = new_state(request, self.engine.vocab_size)
             state.block_ids = ([],)  # tables come with every pass
             self._requests[request.req_id] = state

@@ -15,7 +15,7 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from spyre_bench.engine.parallel import Rank
 from spyre_bench.plugin.config import SpyreConfig, note_warmup
 from spyre_bench.plugin.rank_failures import RankProcess, diagnose, open_last_words
-from spyre_bench.plugin.shims import make_shutdown_quiet
+from spyre_bench.plugin.shims import leave_triton_to_the_host, make_shutdown_quiet
 from spyre_bench.plugin.unsupported import refuse_call
 
 logger = init_logger("vllm.spyre_bench.executor")
@@ -32,6 +32,7 @@ class StaticShapes:
 
     def _init_executor(self) -> None:
         make_shutdown_quiet()
+        leave_triton_to_the_host()  # an engine process of its own has judged no options
         super()._init_executor()
 
     def compile_or_warm_up_model(self) -> None:

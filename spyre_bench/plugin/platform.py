@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -25,9 +26,14 @@ from spyre_bench.plugin.config import SpyreConfig
 from spyre_bench.plugin.counters import rejected
 from spyre_bench.plugin.options import refuse_options, without_effect
 from spyre_bench.plugin.requests import refuse_request, require_prompt_type
-from spyre_bench.plugin.shims import explain_long_prompts, let_ctrl_c_through, watch_options
+from spyre_bench.plugin.shims import (
+    explain_long_prompts,
+    leave_triton_to_the_host,
+    let_ctrl_c_through,
+    watch_options,
+)
 from spyre_bench.plugin.simulated import as_simulated
-from spyre_bench.plugin.start_method import prefer_fork
+from spyre_bench.plugin.start_method import let_forks_compute, prefer_fork
 from spyre_bench.plugin.told import require_told
 from spyre_bench.plugin.unsupported import refuse_config, refuse_quantization
 from spyre_bench.plugin.vllm_sizes import may_run, sizes_of, warn_of_untried
@@ -43,6 +49,8 @@ if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
 
 logger = init_logger("vllm.spyre_bench.platform")  # vLLM prints only loggers below its own name
+# ... and those of the engine, which knows no vLLM, stand below it from here on.
+logging.getLogger("spyre_bench").parent = logging.getLogger("vllm")
 
 
 SIZES = ("max_num_seqs", "max_num_batched_tokens", "num_gpu_blocks_override")
@@ -92,7 +100,8 @@ class SpyrePlatform(Platform):
     @classmethod
     def pre_register_and_update(cls, parser=None) -> None:
         """Tells vLLM our environment names, which it would warn of as unknown, and asks for a look
-        at options."""
+        at options. Before it judges any, there is no Triton."""
+        leave_triton_to_the_host()
         for name in environment.NAMES:
             envs.environment_variables.setdefault(name, lambda: None)
         watch_options(cls._judge_options)
@@ -130,6 +139,7 @@ class SpyrePlatform(Platform):
         one_process = parallel.world_size == 1 or config.device is not None
         name = "SpyreExecutor" if one_process else "MultiprocessingSpyreExecutor"
         parallel.distributed_executor_backend = f"spyre_bench.plugin.executor.{name}"
+        let_forks_compute()
         # forked ranks left a process behind when one was killed; the card's runtime is not tried
         if one_process and config.compile_backend != "sendnn":
             prefer_fork()
@@ -156,6 +166,8 @@ class SpyrePlatform(Platform):
             rows, chunk, blocks = (cls._options.get(name) for name in SIZES)
             blocks_are_named = (config.blocks or blocks) is not None
             config = config.with_shapes(model.max_model_len, rows, chunk, blocks)
+        if config.shapes is not None and config.device is None:
+            config = _without_steps(config, config.shapes)
         config.require_context(model.max_model_len)
         sizes = _sizes(config, vllm_config)
         sizes.require_tp(vllm_config.parallel_config.tensor_parallel_size)
@@ -347,6 +359,16 @@ def _take_no_part(vllm_config: VllmConfig) -> None:
     scheduler.watermark = 0.0
     vllm_config.cache_config.prefix_match_unit = None
     vllm_config.cache_config.prefix_cache_retention_interval = 0
+
+
+def _without_steps(config: SpyreConfig, shapes: ShapeSet) -> SpyreConfig:
+    """With the shapes that the engine computes: no pass leaves out what is beyond a step."""
+    whole = shapes.without_steps
+    if whole == shapes:
+        return config
+    logger.info("Shapes run whole, since this engine compiles no steps: %s, not %s.", whole, shapes)
+    texts = {name: whole.setting[name] for name in ("prefill_shapes", "decode_shapes")}
+    return replace(config, **texts)
 
 
 def _sizes(config: SpyreConfig, vllm_config: VllmConfig) -> ModelSizes:

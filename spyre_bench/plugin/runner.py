@@ -19,6 +19,7 @@ from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
 from spyre_bench.pass_log import Pass, PassLog
 from spyre_bench.plugin.clock import noted_clock
+from spyre_bench.plugin.shims import leave_triton_to_the_host
 from spyre_bench.shapes import Bucket
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class SpyreModelRunner:
     """Of several ranks the first samples; to the others the scheduler tells its tokens."""
 
     def __init__(self, vllm_config: VllmConfig, model: SpyreCausalLM, pass_log: PassLog):
+        leave_triton_to_the_host()  # the sampler's, in a rank's process too
         self.samples = model.config.rank.rank == 0
         self.causal_lm = model  # not `model`: vLLM takes that for a torch module of its own
         self.pass_log = pass_log

@@ -1,6 +1,6 @@
 """What no hook of vLLM 0.32 reaches, in place: two faults at start and end, a look at requests
 before their max_tokens is lowered and at options before defaults are filled in, the words for a
-prompt that is too long, and a function of its model code that compiles itself.
+prompt that is too long, a function of its model code that compiles itself, and a host's Triton.
 
 Each test of `tests/plugin/test_shims.py` fails once vLLM does without, and names what can go.
 """
@@ -31,6 +31,18 @@ def make_shutdown_quiet() -> None:
 
 def _nothing_to_empty() -> None:
     """No accelerator: no cache of one."""
+
+
+def leave_triton_to_the_host() -> None:
+    """vLLM asks whether the host has Triton, not whether its device can use it, and with
+    CUDA_VISIBLE_DEVICES="" it does not look closer: its sampler then runs a GPU's kernel on our
+    logits, and its scheduler sends a request that comes back to a runner that is not ours. From
+    here on there is none, in the modules that are loaded and those to come."""
+    import vllm.triton_utils.importing  # noqa: F401
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("vllm.") and hasattr(module, "HAS_TRITON"):
+            module.HAS_TRITON = False
 
 
 def leave_compiling_to_the_engine() -> None:

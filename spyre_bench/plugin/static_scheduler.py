@@ -101,7 +101,7 @@ class SpyreScheduler(BaseScheduler):
         finished = super().finish_requests(request_ids, finished_status)
         now = self.wall_clock()
         for request in waiting.intersection(finished):
-            if request in self._seen:  # otherwise no decision was without it
+            if request in self._seen and self._looked_s:  # otherwise no decision was without it
                 place, arrival_s, seen_s, max_tokens = self._seen[request]
                 tokens = (request.num_prompt_tokens, max_tokens)
                 self._left.append([place, arrival_s, seen_s, *self._looked_s, now, *tokens])

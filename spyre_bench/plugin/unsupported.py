@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vllm import envs
+
 from spyre_bench.model_sizes import LARGEST_TP
 
 if TYPE_CHECKING:
@@ -139,6 +141,11 @@ def _of_engine(vllm_config: VllmConfig) -> list[tuple[bool, str, str]]:
             vllm_config.watermark_config is not None,
             "watermarking",
             "leave out --watermark-config",
+        ),
+        (
+            bool(envs.VLLM_USE_V2_MODEL_RUNNER),
+            "vLLM's second model runner (VLLM_USE_V2_MODEL_RUNNER=1)",
+            "unset it, the backend has a runner of its own",
         ),
     ]
 

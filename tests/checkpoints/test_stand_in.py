@@ -2,9 +2,14 @@
 
 import json
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from spyre_bench.checkpoints.find import made_once
 from spyre_bench.checkpoints.stand_in import stand_in
 from spyre_bench.model_sizes import ModelSizes
 
@@ -37,6 +42,25 @@ def test_without_a_target_it_is_made_once(tiny_llama, tmp_path, monkeypatch):
     config = copy / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": 1}))
     assert stand_in(copy, 6, 3) != of_copy  # or have come to the same place
+
+
+def test_who_comes_second_waits_and_takes_what_the_first_one_made(tmp_path):
+    target, writing = tmp_path / "cache" / "model", threading.Event()
+
+    def made(name: str) -> Path:
+        def write(directory: Path) -> None:
+            writing.set()
+            time.sleep(0.3)  # the other one begins meanwhile
+            (directory / name).touch()
+
+        return made_once(target, write)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(made, "first")
+        assert writing.wait(10)
+        second = pool.submit(made, "second")
+        assert first.result() == second.result() == target
+    assert [path.name for path in target.iterdir()] == ["first"]
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(7, 7), (9, 2), (64, 8)])

@@ -116,6 +116,11 @@ def test_outside_of_what_was_measured_there_is_no_figure_unless_asked_for(shape)
     assert decode_cost(*map(int, shape.split(",")), extrapolate=True).extrapolated
 
 
+def test_the_command_for_a_shape_with_steps_measures_what_the_engine_compiles():
+    with pytest.raises(ValueError, match=r"outside .*--decode-shape 16,4096`"):
+        TABLE.of(ShapeSet.parse("256,2048", "16/2,4096/64"))
+
+
 def test_a_kind_that_was_not_measured_is_named():
     with pytest.raises(ValueError, match=r"no prefill shape: measure some with .*--prefill-shape"):
         decode_cost(8, 256, MeasuredShapes(tuple(map(shape_row, DECODE))))

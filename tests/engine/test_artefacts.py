@@ -366,13 +366,32 @@ def test_an_artefact_whose_code_fails_is_removed_unless_it_must_be_there(here, a
     from spyre_bench.engine.artefacts import DiscardedArtefact, code_cache
 
     required = replace(here, require_precompiled=True)
-    with pytest.raises((RuntimeError, NameError)), code_cache(required) as cache:
+    words = "require_precompiled: the code of artefact .*fails .*Start once without it to make"
+    with pytest.raises(ValueError, match=words), code_cache(required) as cache:
         fault(cache.directory)
     assert archive.exists()
     words = r"(too short|no_such_name.*)\): removed"
     with pytest.raises(DiscardedArtefact, match=words), code_cache(here) as cache:
         fault(cache.directory)
     assert not archive.exists()
+
+
+@pytest.mark.parametrize("failure", [PermissionError(13, "read-only"), FileNotFoundError()])
+def test_an_artefact_whose_code_fails_is_not_unpacked_again_where_it_stays(
+    here, archive, monkeypatch, failure
+):
+    from spyre_bench.engine.artefacts import DiscardedArtefact, code_cache
+
+    def unlink(path, missing_ok=False):
+        if not (missing_ok and isinstance(failure, FileNotFoundError)):
+            raise failure
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    words = "removed, start again" if failure.errno is None else "not removed .read-only., remove"
+    with pytest.raises(DiscardedArtefact, match=words), code_cache(here) as cache:
+        cannot_be_loaded(cache.directory)
+    with code_cache(here, anew=True) as cache:
+        assert not list(cache.directory.iterdir())
 
 
 def memory_runs_out_while_compiling(directory):

@@ -2,6 +2,7 @@
 
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -298,6 +299,27 @@ def test_a_saved_pass_is_not_to_blame_where_memory_runs_out(tmp_path, monkeypatc
     with pytest.raises((MemoryError, compile.CodeNotLoaded)) as found:
         compile.SavedPass(run_layer, "scaled", tmp_path)(Scaled(2), torch.ones(3))
     assert type(found.value).__name__ == raised
+
+
+def test_a_pass_for_which_the_disk_has_no_room_runs_all_the_same_and_leaves_no_half(
+    tmp_path, monkeypatch, caplog
+):
+    import errno
+
+    import torch
+
+    from spyre_bench.engine.compile import SavedPass
+
+    def write_half(file, whole):
+        with file.open("wb") as half:
+            half.write(whole[: len(whole) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", write_half)
+    answer = SavedPass(run_layer, "scaled", tmp_path)(Scaled(2), torch.ones(3))
+    assert answer.tolist() == [2.0] * 3
+    assert "scaled is not kept, so that the next start traces it: No space left" in caplog.text
+    assert not list(tmp_path.glob("*.pass"))
 
 
 def test_a_pass_that_cannot_be_saved_runs_all_the_same_and_says_so(tmp_path, caplog):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -92,12 +93,63 @@ def test_ranks_on_one_machine_share_what_it_has_free(monkeypatch):
         check_memory(SIZES, buckets, "float32", None, tp=3)
 
 
+def control_group(directory: Path, version: int, limit: str, used: int) -> None:
+    """The files of one, a tenth of whose memory is of files that were read."""
+    names, prefix = {
+        1: (("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_"),
+        2: (("memory.max", "memory.current"), ""),
+    }[version]
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, value in zip(names, (limit, used), strict=True):
+        (directory / name).write_text(f"{value}\n")
+    counts = f"anon 5\n{prefix}active_file {used // 20}\n{prefix}inactive_file {used // 20}\n"
+    (directory / "memory.stat").write_text(counts)
+
+
+@pytest.mark.parametrize(
+    ("version", "line", "top"), [(2, "0::/a/b", "."), (1, "4:cpu,memory:/a/b", "memory")]
+)
+def test_a_container_may_have_less_than_the_machine(tmp_path, monkeypatch, version, line, top):
+    from spyre_bench.engine import memory
+    from spyre_bench.engine.container import room_bytes
+
+    mine, mounted = tmp_path / "mine", tmp_path / "mounted"
+    mine.write_text(f"9:pids:/x\n{line}\n")
+    assert room_bytes(mine, mounted) > 2**60  # no limit is in sight
+    control_group(mounted / top / "a" / "b", version, "max", 100)
+    control_group(mounted / top / "a", version, "5000", 1000)
+    assert room_bytes(mine, mounted) == 5000 - 900  # one around ours has the limit
+    control_group(mounted / top / "a" / "b", version, "2000", 1000)
+    assert room_bytes(mine, mounted) == 2000 - 900
+    mine.write_text(line.replace("/a/b", "/name/outside"))
+    control_group(mounted / top, version, "3000", 1000)
+    assert room_bytes(mine, mounted) == 3000 - 900
+    monkeypatch.setattr(memory, "room_bytes", lambda: room_bytes(mine, mounted))
+    assert memory.memory_there(None, 3) == 700
+    assert memory.memory_there(10**9, 3) == 10**9
+
+
 def test_the_largest_bucket_decides_and_the_limit_itself_fits():
     from spyre_bench.engine.memory import check_memory
 
     buckets = BucketSet.parse("5,64,6 1,64,2")
     needed = bucket_bytes(Bucket(5, 64, 6))
     assert check_memory(SIZES, buckets, "float32", needed) == needed
+
+
+def test_the_largest_cache_stays_while_another_bucket_computes():
+    from spyre_bench.engine.memory import cache_bytes, check_memory, work_bytes
+
+    buckets = BucketSet.parse("8,64,448 4,448,2")  # most cache, most work
+    holds, computes = Bucket(8, 64, 448), Bucket(4, 448, 2)
+    needed = SIZES.weight_bytes("float32")
+    needed += cache_bytes(SIZES, holds, "float32") + work_bytes(SIZES, computes, "float32")
+    assert needed > max(bucket_bytes(holds), bucket_bytes(computes))
+    assert check_memory(SIZES, buckets, "float32", needed) == needed
+    with pytest.raises(
+        ValueError, match=f"cache of bucket 8,64,448 stays while bucket 4,448,2 .* {needed:,} bytes"
+    ):
+        check_memory(SIZES, buckets, "float32", needed - 1)
 
 
 def test_a_bucket_too_large_is_told_the_largest_batch_that_fits():

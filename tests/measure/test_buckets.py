@@ -115,6 +115,12 @@ def test_a_table_of_another_host_or_engine_is_refused_before_anything_is_measure
     assert measured == []
 
 
+@pytest.mark.parametrize("threads", [None, 1])
+def test_no_card_at_all_is_refused_before_the_cores_are_divided(measured, tmp_path, threads):
+    with pytest.raises(ValueError, match="tensor parallel size 0: use 1 to 8"):
+        measure_table(tmp_path / "cost.csv", BUCKETS, model="m", tp=0, threads=threads)
+
+
 @pytest.mark.parametrize(
     ("setting", "words"),
     [

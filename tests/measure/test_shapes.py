@@ -61,6 +61,25 @@ def test_what_is_missing_is_measured_in_one_engine_and_nothing_again(tmp_path, m
     assert len(engines) == 2
 
 
+def test_a_shape_with_steps_is_measured_as_the_engine_compiles_it_once(tmp_path, monkeypatch):
+    from spyre_bench.measure import shapes as measuring
+    from tests.cost.test_measured_shapes import shape_row
+    from tests.measure.test_buckets import HERE
+
+    engines = []
+
+    def fake(shapes, **said):
+        engines.append([shape.name for shape in shapes])
+        return [shape_row(shape, **HERE | said) for shape in shapes]
+
+    monkeypatch.setattr(measuring, "measure_shapes", fake)
+    wanted = [DecodeShape.parse(text) for text in ("8/2,2048/64", "8/4,2048")]
+    wanted += [PrefillShape.parse("256/64,2048/64")]
+    rows = measure_shape_table(tmp_path / "c.csv", wanted, model="m", threads=1)
+    assert engines == [["decode 8,2048", "prefill 256,2048"]]
+    assert [row.name for row in rows] == engines[0]
+
+
 def test_a_setting_that_the_engine_refuses_is_told_in_its_words(tiny_llama, tmp_path):
     with pytest.raises(ValueError, match=r"starting with prefill shapes 64,64 .* is unknown"):
         measure_shape_table(

@@ -127,6 +127,8 @@ class VirtualHost:
         self.config = arguments.create_engine_config()
         self.core = EngineCore(self.config, Executor.get_class(self.config), log_stats=True)
         self.scheduler = self.core.scheduler
+        self.runner = self.core.model_executor.driver_worker.worker.model_runner
+        self.runner.pass_log.close()  # several hosts share one, in turns
 
     def begin_again(self, pass_log: Path, **changed: Any) -> None:
         """As a new engine with some settings changed, which takes a second less."""
@@ -143,9 +145,7 @@ class VirtualHost:
             log_stats=True,
         )
         self.scheduler.spyre_config = replace(before.spyre_config, **changed)
-        runner = self.core.model_executor.driver_worker.worker.model_runner
-        runner.pass_log.close()
-        runner.pass_log = PassLog(pass_log)
+        self.runner.pass_log = PassLog(pass_log)
 
     def serve(self, load: Sequence[Asked]) -> dict[int, list[int]]:
         """Tokens of each request, by its place."""
@@ -178,6 +178,7 @@ class VirtualHost:
                 said[int(one.request_id)] += one.new_token_ids
                 if one.finish_reason is not None:
                     self.finished[int(one.request_id)] = str(one.finish_reason)
+        self.runner.pass_log.close()
         return said
 
     def close(self) -> None:

@@ -180,6 +180,43 @@ def test_every_parameter_gives_the_tokens_of_static_batching(engine, llm, name):
     assert what(continuous) == what(static)
 
 
+@pytest.fixture
+def triton(monkeypatch):
+    """As where Triton is installed and CUDA_VISIBLE_DEVICES hides the GPUs."""
+    import vllm.config.vllm
+    import vllm.v1.sample.ops.topk_topp_sampler
+    from vllm import triton_utils
+
+    for module in (triton_utils, vllm.config.vllm, vllm.v1.sample.ops.topk_topp_sampler):
+        monkeypatch.setattr(module, "HAS_TRITON", True)
+
+
+@pytest.mark.parametrize("comes_back_as_new", [False, True])
+def test_who_is_preempted_goes_on_as_in_a_large_pool_whatever_triton_the_host_has(
+    engine, triton, monkeypatch, comes_back_as_new
+):
+    from vllm import SamplingParams
+
+    long = {"max_tokens": 60, "ignore_eos": True}
+    asked = [
+        SamplingParams(**long, temperature=1.0, seed=7),
+        SamplingParams(**long, temperature=1.0, seed=8, top_p=0.5),
+        SamplingParams(**long, temperature=0, repetition_penalty=1.5),
+        SamplingParams(**long, temperature=0, presence_penalty=1.5),
+    ]
+    prompts = [prompt_of(100, seed) for seed in range(len(asked))]
+    small = engine(7, admission="preempt", decode_between=0)  # built where Triton seems to be
+    scheduler = scheduler_of(small)
+    assert not scheduler.use_v2_model_runner
+    monkeypatch.setattr(scheduler, "use_v2_model_runner", comes_back_as_new)
+    before = scheduler.counts.totals["preemptions"]
+    preempted = small.generate(prompts, asked, use_tqdm=False)
+    assert scheduler.counts.totals["preemptions"] > before
+    large = engine().generate(prompts, asked, use_tqdm=False)
+    for some, other in zip(preempted, large, strict=True):
+        assert what(some) == what(other)
+
+
 def test_an_abort_at_any_moment_gives_the_blocks_back(engine):
     llm = engine()
     core = llm.llm_engine

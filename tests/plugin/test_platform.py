@@ -44,6 +44,17 @@ def test_vllms_scheduler_and_cache_follow_the_buckets(configure):
 CONTINUOUS = {"batching": "continuous"}
 
 
+@pytest.mark.parametrize("simulated", [False, True])
+def test_shapes_have_steps_only_where_nothing_is_computed(configure, without_weights, simulated):
+    stepped = {"prefill_shapes": "128/64,256", "decode_shapes": "4/2,256/64"}
+    device = {"device": "simulated:card:smollm2-135m"} if simulated else {}
+    model = {"model": str(without_weights)} if simulated else {}
+    config = configure(spyre=CONTINUOUS | stepped | device, **model)
+    wanted = stepped if simulated else {"prefill_shapes": "128,256", "decode_shapes": "4,256"}
+    there = config.additional_config["spyre"]
+    assert {name: there[name] for name in wanted} == wanted
+
+
 @pytest.mark.parametrize("spyre", [TWO, CONTINUOUS])
 def test_options_called_without_effect_do_not_reach_vllms_scheduler(configure, spyre):
     """It would cut prompts, admit fewer than the policy chose, or refuse to start."""
@@ -266,6 +277,14 @@ def test_what_only_vllms_second_runner_can_do_is_refused_where_vllm_would_let_it
     monkeypatch.setattr(VllmConfig, "use_v2_model_runner", True)  # as where Triton is installed
     with pytest.raises(ValueError, match=words):
         configure(**arguments)
+
+
+def test_vllms_second_runner_is_refused_where_somebody_asks_for_it(configure, monkeypatch):
+    from vllm import envs
+
+    monkeypatch.setitem(vars(envs), "VLLM_USE_V2_MODEL_RUNNER", True)  # vLLM keeps what it has read
+    with pytest.raises(ValueError, match=r"VLLM_USE_V2_MODEL_RUNNER=1.: unset it, the backend has"):
+        configure()
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,12 @@ SLOW_TO_WARM = {"buckets": [[8, 512, 64]], "compile_scope": "model"}
 SCRIPT = Path(__file__).parent / "offline_script.py"
 
 
-def test_an_offline_script_says_what_hugging_face_says_and_ends_cleanly(
+def test_an_offline_script_that_has_computed_says_what_hugging_face_says_and_ends_cleanly(
     start, smollm2, expected, tmp_path
 ):
     log = tmp_path / "passes.jsonl"
     arguments = json.dumps([str(smollm2), GATHERED | {"pass_log": str(log)}, PROMPTS, 16])
-    run = start(sys.executable, str(SCRIPT), arguments)
+    run = start(sys.executable, str(SCRIPT), arguments, OMP_NUM_THREADS="2")
     assert run.process.wait(180) == 0, run.output()
     (answers,) = [json.loads(line) for line in run.output().splitlines() if line.startswith("[[")]
     assert answers == expected

@@ -68,3 +68,19 @@ def test_loading_the_entry_point_imports_nothing_heavy():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+SAYS = """
+import logging
+from vllm.config.logging import LoggingConfig
+from vllm.logger import configure_logging
+from vllm.platforms import current_platform
+current_platform.device_name
+configure_logging(LoggingConfig(log_level="INFO"))
+logging.getLogger("spyre_bench.engine.carried").info("config.json has fields that nobody reads")
+"""
+
+
+def test_what_the_engine_says_is_shown_where_vllms_own_words_are():
+    done = subprocess.run([sys.executable, "-c", SAYS], capture_output=True, text=True)
+    assert "config.json has fields that nobody reads" in done.stdout + done.stderr, done.stderr

@@ -175,6 +175,18 @@ def test_whoever_comes_to_a_paused_engine_waits_for_it_to_go_on(host, state):
     assert host.run() == [("a", SMALL)]
 
 
+def test_who_leaves_an_engine_that_was_paused_before_its_first_decision_left_none(host):
+    from vllm.v1.request import RequestStatus
+
+    pause(host, "PAUSED_NEW")
+    host.add("a")
+    host.step()
+    host.scheduler.finish_requests("a", RequestStatus.FINISHED_ABORTED)
+    pause(host, "UNPAUSED")
+    host.add("b")
+    assert host.scheduler.schedule().left == []
+
+
 def test_an_aborted_member_leaves_the_batch_running(host):
     for name in "ab":
         host.add(name)
