@@ -194,7 +194,7 @@ def _notebook(
     better = _ways(base, new)
     for item in dict.fromkeys([*before, *after]):
         rows.append(_item(name, item, before, after, new, better, tolerances))
-    return _untied(rows, new)
+    return _untied(rows, new, before, after)
 
 
 def _ways(base: Record, new: Record) -> Mapping[str, str | None] | None:
@@ -247,9 +247,9 @@ def _fractional(value: Any) -> bool:
     return isinstance(value, float)
 
 
-def _change(kind: str, was: Any, now: Any, way: str | None, tolerance: float) -> float:
-    """Signed; of a column the worst, or that of its median where rows are measured one by one and
-    single ones may be off."""
+def _change(kind: str, was: Any, now: Any, way: str | None = None, tolerance: float = 0.0) -> float:
+    """Signed; of a column the worst (the largest, if no `way` is the better one), or that of its
+    median where rows are measured one by one and single ones may be off."""
     if isinstance(was, pd.Series):
         if kind in ("exact", "calculated"):
             return _worst(_rows(kind, was, now), way, tolerance)
@@ -264,8 +264,9 @@ def _worst(changes: np.ndarray, way: str | None, tolerance: float) -> float:
     better others are; else the largest. nan where one cannot be said."""
     if np.isnan(changes).any():
         return math.nan
-    for_the_worse = changes * {"higher": -1, "lower": 1, None: 0}[way]
-    counts = for_the_worse if (for_the_worse > tolerance).any() else np.abs(changes)
+    sizes = np.abs(changes)
+    for_the_worse = {"higher": -changes, "lower": changes}.get(way or "", sizes)
+    counts = for_the_worse if (for_the_worse > tolerance).any() else sizes
     return float(changes[counts.argmax()]) if len(changes) else 0.0
 
 
@@ -334,14 +335,17 @@ def _tolerance(name: str, item: str, kind: str, tolerances: Mapping[str, float])
     return tolerances[kind]
 
 
-def _untied(rows: list[dict[str, Any]], record: Record) -> list[dict[str, Any]]:
+def _untied(
+    rows: list[dict[str, Any]], record: Record, before: Mapping[str, Any], after: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """Takes back what follows from a solver's choosing otherwise and as well."""
     by_item = {row["item"]: row for row in rows}
     for tie in record.traits.ties:
         choice, objective = by_item.get(tie.choice), by_item.get(tie.objective)
         if not choice or not objective or choice["state"] == "same":
             continue
-        if not abs(objective["change"]) <= tie.gap:
+        kind, was, now = objective["kind"], before.get(tie.objective), after.get(tie.objective)
+        if not kind or not abs(_change(kind, was, now)) <= tie.gap:  # a gain is no tie either
             continue
         for row in rows:
             if row["fails"] and matches(row["item"], (tie.choice, tie.objective, *tie.settles)):

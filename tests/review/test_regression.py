@@ -200,6 +200,11 @@ def test_a_row_that_is_worse_within_the_tolerance_leaves_a_column_better():
     assert state_of([1.0, 1.0], [0.9, 1.0 + 1e-9], "tables/t/wait_s")[0] == "better"
 
 
+@pytest.mark.parametrize(("column", "state"), [("share", "changed"), ("wait_s", "worse")])
+def test_a_row_that_was_nothing_has_changed_without_end(column, state):
+    assert state_of([0.0, 1.0], [1.0, 1.0], f"tables/t/{column}") == (state, True)
+
+
 def test_of_a_measured_table_the_median_counts_since_single_rows_may_be_off():
     assert state_of([1.0, 1.0, 1.0], [1.0, 1.0, 9.0], "tables/t/pass_s", MEASURES)[0] == "same"
     assert state_of([1.0, 1.0, 1.0], [1.0, 9.0, 9.0], "tables/t/pass_s", MEASURES)[0] == "worse"
@@ -293,6 +298,18 @@ def test_another_choice_as_good_within_the_solvers_gap_is_a_tie(choice, least_s,
     found = compare(a_run(SOLVED, results=was), a_run(SOLVED, results=now))
     assert set(found["state"]) - {"same"} == states
     assert found["fails"].any() == (states != {"tied"})
+
+
+def test_an_objective_with_a_row_beyond_the_gap_is_no_tie_even_where_that_row_gained():
+    tie = Tie("tables/k/buckets", "tables/k/least_s", 1e-3, ("tables/k*",))
+    runs = [
+        a_run(
+            Traits(measures=False, ties=(tie,)),
+            tables={"k": pd.DataFrame({"buckets": [choice, "b"], "least_s": least_s})},
+        )
+        for choice, least_s in (("a", [1.0, 1.0]), ("c", [0.9, 1.0005]))
+    ]
+    assert set(compare(*runs)["state"]) - {"same"} == {"changed", "worse"}
 
 
 def test_a_tie_does_not_excuse_what_it_does_not_settle():
