@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,13 @@ class Kept:
 
 
 def last_kept(stem: str, runs: Path) -> Kept | None:
-    """Of a notebook, the run that started last of those that have finished; None where there is
-    none."""
-    folders = {(it / stem).resolve() for it in (run_folder(runs), *runs.glob("*"))}
-    kept = (Kept(folder, read_results(folder)) for folder in sorted(folders))
-    finished = (it for it in kept if it.results.get("finished"))
+    """Of a notebook, the run that started last of those that have finished, but for records that
+    cannot be read; None where there is none."""
+    finished = []
+    for folder in sorted({(it / stem).resolve() for it in (run_folder(runs), *runs.glob("*"))}):
+        with suppress(ValueError):
+            kept = Kept(folder, read_results(folder))
+            finished += [kept] if kept.results.get("finished") else []
     return max(finished, key=lambda it: it.results["started_at"], default=None)
 
 

@@ -118,6 +118,13 @@ def test_the_last_run_is_the_one_that_started_last_whatever_its_folder_is_called
     assert kept.folder == tmp_path / "after_all" / "mine"
 
 
+def test_a_record_that_cannot_be_read_hides_no_other(tmp_path):
+    good = keep(tmp_path, "20260102-100000")
+    for name in ("20260101-100000", "20260103-100000"):
+        (keep(tmp_path, name) / "results.json").write_text("{")
+    assert pages.last_kept("mine", tmp_path).folder == good
+
+
 @pytest.mark.parametrize(
     ("answer", "short"),
     [
