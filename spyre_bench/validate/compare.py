@@ -53,7 +53,9 @@ def read_result(path: Path) -> dict[str, Any]:
             f"it has no request_throughput"
         )
     try:
-        numbers = {key: _number(key, result[key]) for key in NUMBERS | STATISTICS if key in result}
+        known = [key for key in NUMBERS | STATISTICS if key in result]
+        known += [key for key in TOTALS if result.get(key) is not None]
+        numbers = {key: _number(key, result[key]) for key in known}
         return result | numbers | _arrays(result)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

@@ -140,6 +140,8 @@ def test_what_is_left_out_is_said_and_why():
     [
         ({"duration": None}, "duration null is not a number"),
         ({"duration": [1]}, r"duration \[1\] is not a number"),
+        ({"completed": "59"}, "completed '59' is not a number"),
+        ({"total_output_tokens": [9]}, r"total_output_tokens \[9\] is not a number"),
         ({"ttfts": [1.0, 2.0]}, "unequal length: input_lens has 3, output_lens has 3, ttfts has 2"),
         ({"ttfts": [1.0, None, 2.0]}, r"ttfts of request 1 .* is null, not a number of 0 or more"),
         ({"ttfts": [1.0, -1, 2.0]}, r"ttfts of request 1 .* is -1, not"),
