@@ -95,5 +95,22 @@ def deciding(leads: pd.DataFrame) -> list[str]:
     return [f"{name} ({range_})" for name, range_ in zip(rows["name"], rows["range"], strict=True)]
 
 
+def said(moved: pd.DataFrame, leads: pd.DataFrame) -> str:
+    """What would have to be measured to choose between the deployments of `sensitivity`, of what
+    `tornado` gives, in a sentence."""
+    if moved["deployment"].nunique() < 2:
+        return "No other division can be: there is nothing to decide."
+    if names := ", ".join(deciding(leads)):
+        return f"Moved by itself, {names} would change the choice: that has to be measured."
+    return "Moved by itself, no parameter would change the choice."
+
+
+def unless(moved: pd.DataFrame, leads: pd.DataFrame) -> str:
+    """What would change the answer."""
+    if moved["deployment"].nunique() < 2:
+        return "other cards or another number of them: then there is a choice."
+    return f"a measured value of {' or '.join(deciding(leads)) or 'several parameters at once'}."
+
+
 def _lead(rps: pd.Series, winner: str) -> float:
     return float(rps[winner] - rps.drop(winner).max())

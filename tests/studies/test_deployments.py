@@ -34,7 +34,7 @@ from spyre_bench.studies.deployments import (
     replays,
     typical_bucket,
 )
-from spyre_bench.studies.sensitivity import UNTIMED, deciding, sensitivity, tornado
+from spyre_bench.studies.sensitivity import UNTIMED, deciding, said, sensitivity, tornado, unless
 from spyre_bench.studies.under_load import at_rate
 from spyre_bench.workload.source import load_workload
 from spyre_bench.workload.workload import Workload
@@ -387,6 +387,19 @@ def test_of_one_deployment_nothing_leads_and_nothing_decides():
     assert found.empty
     assert set(found) == set(tornado(MOVED))
     assert deciding(found) == []
+
+
+def test_what_has_to_be_measured_is_said_unless_there_is_nothing_to_decide():
+    alone = MOVED[MOVED["deployment"] == "2 × TP 1"]
+    assert said(alone, tornado(alone)) == "No other division can be: there is nothing to decide."
+    assert unless(alone, tornado(alone)).startswith("other cards or another number of them")
+    both = said(MOVED, tornado(MOVED)), unless(MOVED, tornado(MOVED))
+    assert both == (
+        "Moved by itself, in words (1 to 3 µs) would change the choice: that has to be measured.",
+        "a measured value of in words (1 to 3 µs).",
+    )
+    tied = MOVED.assign(capacity_rps_a_card=8.0)
+    assert said(tied, tornado(tied)) == "Moved by itself, no parameter would change the choice."
 
 
 def test_a_tornado_of_two_numbers_of_cards_is_refused():
