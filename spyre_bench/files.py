@@ -166,7 +166,7 @@ def content(value: Any) -> str | None:
     """The digest of the file that `value` names, such as a trace or a cost table; of a folder, such
     as a model's, that of its files' names, sizes and times; None where it names none."""
     try:
-        path = Path(value)
+        path = Path(os.path.expanduser(value))  # as a model's folder is read
         if path.is_file():
             return hashlib.sha256(path.read_bytes()).hexdigest()
         return digest(_listing(path)) if value and path.is_dir() else None

@@ -125,6 +125,13 @@ def test_a_folder_is_other_content_where_a_file_of_it_has_changed(tmp_path):
     assert content(tmp_path) not in (before, None)
 
 
+def test_a_name_from_home_is_known_as_a_model_is_found_by_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").touch()
+    assert content("~/model") == content(tmp_path / "model")
+
+
 @pytest.mark.parametrize("name", [3, None, "", "nowhere", "a\x00b", "x" * 10_000, "/dev/null"])
 def test_what_names_no_file_has_no_content(name):
     assert content(name) is None
