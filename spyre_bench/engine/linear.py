@@ -9,9 +9,10 @@ import torch
 from fms.modules.head import LinearClassificationHead
 from torch import Tensor, nn
 
-MAX_PACKED_ROWS = 8
-"""oneDNN lays weights out for a number of rows. More rows are compute-bound in any layout, and more
-than these gained nothing (docs/LOG.md)."""
+PACKED_ROWS = 2, 8
+"""oneDNN lays weights out for a number of rows. More rows than the last are compute-bound in any
+layout and gained nothing; the layout for one row is slower for that very row, and for its prefill,
+where memory is fast (docs/LOG.md)."""
 
 _product = torch.ops.mkldnn._linear_pointwise.default
 
@@ -43,7 +44,8 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 def pack(weight: Tensor, rows: int) -> Tensor:
     """A weight [N, K] in oneDNN's layout for about so many rows."""
-    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), min(rows, MAX_PACKED_ROWS))
+    least, most = PACKED_ROWS
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), min(max(rows, least), most))
 
 
 def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
