@@ -7,6 +7,7 @@ Each test of `tests/plugin/test_shims.py` fails once vLLM does without, and name
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,8 +39,7 @@ def leave_triton_to_the_host() -> None:
     CUDA_VISIBLE_DEVICES="" it does not look closer: its sampler then runs a GPU's kernel on our
     logits, and its scheduler sends a request that comes back to a runner that is not ours. From
     here on there is none, in the modules that are loaded and those to come."""
-    import vllm.triton_utils.importing  # noqa: F401
-
+    importlib.import_module("vllm.triton_utils")  # those to come read it from there
     for name, module in list(sys.modules.items()):
         if name.startswith("vllm.") and hasattr(module, "HAS_TRITON"):
             module.HAS_TRITON = False
